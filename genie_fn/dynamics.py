@@ -1,0 +1,217 @@
+"""The dynamics model: a space-time transformer that fills in the masked tokens of the next frame, given the action.
+
+Genie (arXiv 2402.15391), section 2.1.3, after MaskGIT (Chang et al. 2022, arXiv 2202.04200). Training hides tokens and
+predicts them; sampling starts from a hidden frame and reveals the surest tokens in a few steps. Since temporal
+attention is causal, the past's keys and values are computed once and cached.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genie_fn import layers, random
+from genie_fn.errors import UserError
+from genie_fn.layers import Cache, STConfig
+from genie_fn.tree import ParamSpec, Tree
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """`codes` ids per token, `tokens` per frame, `actions` to choose from."""
+
+    codes: int = 1024
+    tokens: int = 64
+    actions: int = 6
+    action_mode: str = "add"
+    """`add` an embedding of the action to every token of its frame, or `prepend` it as a token of its own."""
+    stack: STConfig = field(default_factory=STConfig)
+    mask_low: float = 0.5
+    """The share of hidden tokens is uniform on [mask_low, 1] for each clip."""
+
+    def __post_init__(self):
+        if self.action_mode not in ("add", "prepend"):
+            raise UserError(f"the action mode is add or prepend, not {self.action_mode!r}: change --cfg.model.action-mode")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How a frame is sampled."""
+
+    steps: int = 8
+    temperature: float = 1.0
+    order: str = "confidence"
+    """Which tokens a step reveals: those of highest `confidence`, or `random` ones."""
+    noise: float = 1.0
+    """Gumbel noise on the log-confidence at the first step, annealed to zero at the last."""
+
+    def __post_init__(self):
+        if self.steps < 1 or self.temperature < 0 or self.order not in ("confidence", "random"):
+            raise UserError(
+                "sampling needs at least 1 step, a temperature of at least 0 and the order confidence or random: "
+                f"got {self.steps}, {self.temperature} and {self.order!r}"
+            )
+
+
+def spec(cfg: DynamicsConfig) -> Tree:
+    """The parameters, as a tree of `ParamSpec`. Row `codes` of the token table is the mask, row `actions` "no action"."""
+    dim, extra = cfg.stack.dim, cfg.action_mode == "prepend"
+    return {
+        "token": ParamSpec((cfg.codes + 1, dim), std=0.5, decay=False),
+        "action": ParamSpec((cfg.actions + 1, dim), std=0.5, decay=False),
+        "place": ParamSpec((cfg.tokens + extra, dim), std=0.5, decay=False),
+        "stack": layers.st_spec(cfg.stack),
+        "head": layers.linear_spec(dim, cfg.codes, bias=True),
+    }
+
+
+def logits_next(
+    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache | None, cfg: DynamicsConfig
+) -> tuple[Tensor, Cache | None]:
+    """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache.
+
+    `ids_BTN` may hold the mask id V. `actions_BT[t]` is the action that led into frame t, `cfg.actions` where none did.
+    """
+    x = F.embedding(ids_BTN, params["token"])
+    action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
+    x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
+    x, cache = layers.st_transformer(params["stack"], x + params["place"], cfg.stack, cache)
+    return layers.linear(params["head"], x[:, :, -cfg.tokens :]).float(), cache
+
+
+def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """Actions between T+1 frames (B, T) → the action that led into each frame (B, T+1); nothing led into the first."""
+    return F.pad(actions_BT, (1, 0), value=cfg.actions)
+
+
+def sample_mask(key: Tensor, batch: int, frames: int, cfg: DynamicsConfig) -> Tensor:
+    """Which tokens training hides, bool (B, T, N): a rate per clip, uniform on [mask_low, 1]; never in the first frame."""
+    rate_key, mask_key = random.split(key).unbind(0)
+    rate_B = random.uniform(rate_key, (batch,), cfg.mask_low, 1.0)
+    mask_BTN = random.bernoulli(mask_key, rate_B[:, None, None], (batch, frames, cfg.tokens))
+    return mask_BTN & (torch.arange(frames, device=key.device) > 0)[:, None]
+
+
+def loss(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, mask_BTN: Tensor, cfg: DynamicsConfig):
+    """Cross-entropy, in nats per token, of the hidden tokens given the others and the actions between frames (B, T-1).
+
+    Returns the scalar loss and (metrics, ()).
+    """
+    hidden = torch.where(mask_BTN, cfg.codes, ids_BTN)
+    logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
+    weight = mask_BTN.float() / mask_BTN.sum().clamp(min=1)
+    nats = F.cross_entropy(logits.flatten(0, 2), ids_BTN.flatten(), reduction="none").reshape(mask_BTN.shape)
+    right = (logits.argmax(-1) == ids_BTN).float()
+    cross_entropy = (nats * weight).sum()
+    return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": (right * weight).sum()}, ())
+
+
+def revealed(step: Tensor, steps: int, tokens: int) -> Tensor:
+    """How many of a frame's tokens are known after step k = 0..steps-1: N - floor(N cos(π/2 · (k+1)/steps))."""
+    hidden = torch.floor(tokens * torch.cos(math.pi / 2 * (step + 1) / steps))
+    return tokens - hidden.clamp(min=0).to(torch.int64)
+
+
+def reveal(
+    logits_BNV: Tensor, ids_BN: Tensor, step: Tensor, temperature: Tensor, key: Tensor, cfg: SampleConfig
+) -> tuple[Tensor, Tensor]:
+    """One MaskGIT step k = 0..steps-1: sample every hidden token, keep the surest, as many as the schedule allows.
+
+    Hidden tokens are those whose id is V; known ones never change. A sample's confidence is its own probability, not
+    sharpened by the temperature, with Gumbel noise that fades over the steps.
+    Returns the new ids and the probability of each sampled or known token, (B, N) both.
+    """
+    batch, tokens, codes = logits_BNV.shape
+    pick_key, noise_key = random.split(key).unbind(0)
+    hidden_BN = ids_BN == codes
+    cdf_BNV = (logits_BNV / temperature.clamp(min=1e-4)).softmax(-1).cumsum(-1)
+    threshold_BN1 = random.uniform(pick_key, (batch, tokens, 1)) * cdf_BNV[..., -1:]
+    sample_BN = (cdf_BNV <= threshold_BN1).sum(-1).clamp(max=codes - 1)
+    ids_BN = torch.where(hidden_BN, sample_BN, ids_BN)
+    log_p_BN = logits_BNV.log_softmax(-1).gather(-1, ids_BN[..., None])[..., 0]
+    noise_BN = random.gumbel(noise_key, (batch, tokens))
+    fade = cfg.noise * (1 - (step + 1) / cfg.steps)
+    score_BN = noise_BN if cfg.order == "random" else log_p_BN + fade * noise_BN
+    surest_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank_BN = surest_BN.argsort(dim=-1)
+    keep_BN = ~hidden_BN | (rank_BN < revealed(step, cfg.steps, tokens))
+    return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
+
+
+def unmask(
+    params: Tree,
+    ids_BN: Tensor,
+    action_B: Tensor,
+    cache: Cache,
+    step: Tensor,
+    temperature: Tensor,
+    key: Tensor,
+    cfg: DynamicsConfig,
+    sample: SampleConfig,
+) -> tuple[Tensor, Tensor]:
+    """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them."""
+    logits_B1NV, _ = logits_next(params, ids_BN[:, None], action_B[:, None], cache, cfg)
+    return reveal(logits_B1NV[:, 0], ids_BN, step, temperature, key, sample)
+
+
+def remember(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig) -> Cache:
+    """The cache extended by known frames; `actions_BT[t]` led into frame t."""
+    return logits_next(params, ids_BTN, actions_BT, cache, cfg)[1]
+
+
+class Programs(NamedTuple):
+    """The functions that sampling calls again and again, so that a caller can pass compiled ones."""
+
+    unmask: Callable = unmask
+    remember: Callable = remember
+
+
+def empty_cache(cfg: DynamicsConfig, batch: int, device=None) -> Cache:
+    """The cache before any frame."""
+    return layers.empty_cache(cfg.stack, batch, cfg.tokens + (cfg.action_mode == "prepend"), device)
+
+
+def next_frame(
+    params: Tree,
+    action_B: Tensor,
+    cache: Cache,
+    key: Tensor,
+    cfg: DynamicsConfig,
+    sample: SampleConfig,
+    programs: Programs = Programs(),
+) -> tuple[Tensor, Tensor, Cache]:
+    """Sample the frame that `action_B` leads to. Returns its ids, their probabilities (B, N), and the extended cache."""
+    device = action_B.device
+    ids_BN = torch.full((len(action_B), cfg.tokens), cfg.codes, device=device)
+    temperature = torch.tensor(sample.temperature, device=device)
+    for k in range(sample.steps):
+        step = torch.tensor(k, device=device)
+        ids_BN, p_BN = programs.unmask(
+            params, ids_BN, action_B, cache, step, temperature, random.fold_in(key, step), cfg, sample
+        )
+    return ids_BN, p_BN, programs.remember(params, ids_BN[:, None], action_B[:, None], cache, cfg)
+
+
+def generate(
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    key: Tensor,
+    cfg: DynamicsConfig,
+    sample: SampleConfig,
+    programs: Programs = Programs(),
+) -> Tensor:
+    """Continue T prompt frames of ids by F frames, given the T - 1 + F actions between them all: (B, T + F, N)."""
+    frames = ids_BTN.shape[1]
+    entering_BT = entering(actions_BT, cfg)
+    cache = empty_cache(cfg, len(ids_BTN), ids_BTN.device)
+    cache = programs.remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
+    video = [ids_BTN]
+    for t in range(frames, entering_BT.shape[1]):
+        new_BN, _, cache = next_frame(params, entering_BT[:, t], cache, random.fold_in(key, t), cfg, sample, programs)
+        video.append(new_BN[:, None])
+    return torch.cat(video, 1)

@@ -1,0 +1,95 @@
+"""Optimisers as free functions on pytrees: AdamW, clipping, schedules, moving averages of the weights.
+
+Every hyperparameter that changes during a run is a 0-D tensor, so that nothing recompiles.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genie_fn import tree
+from genie_fn.errors import UserError
+from genie_fn.tree import Tree
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov & Hutter 2019) with clipping, a learning-rate schedule and an average of the weights."""
+
+    lr: float = 3e-4
+    schedule: str = "constant"
+    """`constant`, `cosine`, or `wsd` (warm up, stay, decay linearly)."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    final: float = 0.1
+    """The last learning rate as a share of the peak (cosine, wsd)."""
+    decay: float = 0.2
+    """The share of the steps over which wsd decays."""
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    """The largest global gradient norm."""
+    ema: float = 0.0
+    """Decay of the average of the weights that later stages use; 0 keeps none."""
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine", "wsd"):
+            raise UserError(
+                f"the schedule is constant, cosine or wsd, not {self.schedule!r}: change --cfg.optim.schedule"
+            )
+
+
+def learning_rate(step: Tensor, steps: int, cfg: OptimConfig) -> Tensor:
+    """The learning rate of step 0..steps-1, a 0-D float32 tensor."""
+    warm = ((step + 1) / max(cfg.warmup, 1)).clamp(max=1.0)
+    if cfg.schedule == "constant":
+        return cfg.lr * warm
+    start = steps * (1 - cfg.decay) if cfg.schedule == "wsd" else cfg.warmup
+    progress = ((step - start) / max(steps - start, 1)).clamp(0.0, 1.0)
+    left = 1 - progress if cfg.schedule == "wsd" else 0.5 * (1 + torch.cos(math.pi * progress))
+    return cfg.lr * warm * (cfg.final + (1 - cfg.final) * left)
+
+
+def global_norm(grads: Tree) -> Tensor:
+    """The 2-norm of all leaves together."""
+    return torch.stack([g.float().square().sum() for g in tree.leaves(grads)]).sum().sqrt()
+
+
+def clip(grads: Tree, limit: float) -> tuple[Tree, Tensor]:
+    """Scale the gradients so that their global norm is at most `limit`; also returns the norm before."""
+    norm = global_norm(grads)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    return tree.map(lambda g: g * scale, grads), norm
+
+
+def adamw_init(params: Tree) -> Tree:
+    """The moments, zeros in the shape of the parameters."""
+    return {"m": tree.map(torch.zeros_like, params), "v": tree.map(torch.zeros_like, params)}
+
+
+def adamw(
+    grads: Tree, state: Tree, params: Tree, step: Tensor, lr: Tensor, decay: Tree, cfg: OptimConfig
+) -> tuple[Tree, Tree]:
+    """One AdamW step, counted from 0. `decay` is a tree of bools: the leaves that weight decay applies to.
+
+    Returns the new parameters and the new moments.
+    """
+    m = tree.map(lambda m, g: torch.lerp(m, g, 1 - cfg.b1), state["m"], grads)
+    v = tree.map(lambda v, g: cfg.b2 * v + (1 - cfg.b2) * g * g, state["v"], grads)
+    m_scale, v_scale = 1 / (1 - cfg.b1 ** (step + 1)), 1 / (1 - cfg.b2 ** (step + 1))
+
+    def move(p: Tensor, m: Tensor, v: Tensor, decayed: bool) -> Tensor:
+        p = p * (1 - lr * cfg.weight_decay) if decayed else p
+        return p - lr * (m * m_scale) / ((v * v_scale).sqrt() + cfg.eps)
+
+    return tree.map(move, params, m, v, decay), {"m": m, "v": v}
+
+
+def ema(average: Tree, params: Tree, step: Tensor, decay: float) -> Tree:
+    """The moving average of the weights; early on its horizon grows with the step, so that it never lags the start."""
+    rate = 1 - torch.clamp((1 + step) / (10 + step), max=decay)
+    return tree.map(lambda a, p: torch.lerp(a, p, rate), average, params)

@@ -1,0 +1,175 @@
+"""Quantisers: lookup-free (LFQ) and vector (VQ). Vectors become codes and integer ids, with the losses that train both.
+
+LFQ: Yu et al. 2023 (arXiv 2310.05737), section 3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genie_fn import random
+from genie_fn.errors import UserError
+from genie_fn.tree import ParamSpec, Tree
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """A codebook of `codes` entries: `lfq` (one bit per channel) or `vq` (learned vectors)."""
+
+    kind: str = "lfq"
+    codes: int = 1024
+    latent_dim: int = 32
+    """Width of VQ's vectors; LFQ's is log2(codes)."""
+    commit: float = 0.25
+    entropy: float = 0.1
+    diversity: float = 1.0
+    """Weight of the codebook's entropy against the per-sample entropy (LFQ)."""
+    temperature: float = 1.0
+    """Of the soft assignment whose entropies LFQ optimises."""
+    reset_below: float = 0.1
+    """VQ codes used less than this share of uniform use are moved onto inputs."""
+
+    def __post_init__(self):
+        if self.kind not in ("lfq", "vq"):
+            raise UserError(f"the quantizer is lfq or vq, not {self.kind!r}: pass one of these as --cfg.model.quantizer.kind")
+        if self.kind == "lfq" and self.codes.bit_count() != 1:
+            raise UserError(f"lfq needs a power of two of codes, not {self.codes}: take {1 << self.codes.bit_length()}")
+
+    @property
+    def dim(self) -> int:
+        """Channels of a latent vector, K."""
+        return self.codes.bit_length() - 1 if self.kind == "lfq" else self.latent_dim
+
+
+class Quantized(NamedTuple):
+    """What `quantize` returns for z (..., K)."""
+
+    codes: Tensor
+    """(..., K); their gradient goes straight through to z."""
+    ids: Tensor
+    """(...), int64."""
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    z: Tensor
+    """The input, detached."""
+    counts_V: Tensor
+    """How often each code was chosen."""
+
+
+def spec(cfg: QuantizerConfig) -> Tree:
+    """LFQ has no parameters; VQ has its codebook (V, K)."""
+    return {} if cfg.kind == "lfq" else {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False)}
+
+
+def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Quantized:
+    """z (..., K) → codes, ids and losses, all in float32."""
+    return lfq(z, cfg) if cfg.kind == "lfq" else vq(params["codebook"], z, cfg)
+
+
+def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
+    """The codes (..., K) of ids (...): the inverse of quantisation."""
+    return lfq_codes(ids, cfg.dim) if cfg.kind == "lfq" else params["codebook"][ids]
+
+
+def _bit_values(dim: int, device) -> Tensor:
+    return 2 ** torch.arange(dim, device=device)
+
+
+def lfq_codes(ids: Tensor, dim: int) -> Tensor:
+    """ids (...) → codes (..., K) of ±1, bit k of the id being the sign of channel k."""
+    bits = (ids[..., None] // _bit_values(dim, ids.device)) % 2
+    return bits.to(torch.float32) * 2 - 1
+
+
+def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
+    """Signs of z (sign(0) = -1), ids Σ 2^k [z_k > 0], and the loss
+
+        commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean).
+    """
+    z = z.float()
+    positive = z > 0
+    codes = positive.to(z.dtype) * 2 - 1
+    ids = (positive * _bit_values(cfg.dim, z.device)).sum(-1)
+    sample, average = lfq_entropies(z.flatten(0, -2), cfg.temperature)
+    commit = (z - codes).square().mean()
+    loss = cfg.commit * commit + cfg.entropy * (sample - cfg.diversity * average)
+    metrics = {"commit": commit, "sample_entropy": sample, "code_entropy": average}
+    return _quantized(z, codes, ids, loss, metrics, cfg)
+
+
+def _quantized(z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig) -> Quantized:
+    counts_V = code_counts(ids, cfg.codes)
+    return Quantized(z + (codes - z).detach(), ids, loss, metrics | use(counts_V), z.detach(), counts_V)
+
+
+def lfq_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Exact entropies, in nats, of the soft assignment softmax_c(2 z·c / τ) over all 2^K codes c in {-1, 1}^K.
+
+    Returns the mean per-sample entropy and the entropy of the average assignment. The softmax is a product of K
+    Bernoullis with logits s_k = 4 z_k / τ, so the first is a sum of K binary entropies; and with the bits cut into two
+    halves, whose code probabilities are A and B, the average over M samples of all 2^K codes is the matrix product
+    BᵀA / M: memory M · 2^(K/2), not M · 2^K.
+    """
+    s_MK = 4.0 / temperature * z_MK
+    sample = (F.softplus(s_MK) - s_MK * s_MK.sigmoid()).sum(-1).mean()
+    half = z_MK.shape[1] // 2
+    a, b = _code_probabilities(s_MK[:, :half]), _code_probabilities(s_MK[:, half:])
+    return sample, torch.special.entr(b.T @ a / len(z_MK)).sum()
+
+
+def _code_probabilities(s_MK: Tensor) -> Tensor:
+    """Probabilities (M, 2^K) of all codes of K independent bits with logits s: log p(c) = Σ_k bit_k s_k + log σ(-s_k)."""
+    bits = lfq_codes(torch.arange(2 ** s_MK.shape[1], device=s_MK.device), s_MK.shape[1]) * 0.5 + 0.5
+    return (s_MK @ bits.T + F.logsigmoid(-s_MK).sum(-1, keepdim=True)).exp()
+
+
+def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
+    """The nearest codebook vector; the codebook is pulled to its inputs, and the inputs (by `commit`) to their codes."""
+    z = z.float()
+    flat_MK = z.flatten(0, -2)
+    distance_MV = codebook_VK.square().sum(-1) - 2 * flat_MK @ codebook_VK.T
+    ids = distance_MV.argmin(-1).reshape(z.shape[:-1])
+    codes = F.one_hot(ids, cfg.codes).to(z.dtype) @ codebook_VK  # a product, since a gather's gradient sums in any order
+    commit = (z - codes.detach()).square().mean()
+    loss = cfg.commit * commit + (codes - z.detach()).square().mean()
+    return _quantized(z, codes, ids, loss, {"commit": commit}, cfg)
+
+
+def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
+    """The running statistics that a training state keeps for a quantiser: VQ's share of use per code, uniform at first."""
+    return {} if cfg.kind == "lfq" else {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
+
+
+def update_codebook(params: Tree, stats: Tree, q: Quantized, key: Tensor, cfg: QuantizerConfig) -> tuple[Tree, Tree]:
+    """After a step: follow the use of VQ's codes (a moving average) and restart the dead ones. LFQ needs neither."""
+    if cfg.kind == "lfq":
+        return params, stats
+    use_V = torch.lerp(stats["use"], q.counts_V / q.counts_V.sum(), 0.02)
+    codebook, use_V = reset_dead_codes(params["codebook"], use_V, q.z, key, cfg)
+    return params | {"codebook": codebook}, {"use": use_V}
+
+
+def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, z: Tensor, key: Tensor, cfg: QuantizerConfig):
+    """Move the codes whose share of use is under `reset_below` / V onto random inputs z (..., K) of this batch.
+
+    Returns the new codebook and use: a moved code starts again at uniform use, so that it has time to be chosen.
+    """
+    flat_MK = z.float().flatten(0, -2)
+    dead_V = use_V < cfg.reset_below / cfg.codes
+    picks_VK = flat_MK[random.randint(key, (cfg.codes,), 0, len(flat_MK))]
+    return torch.where(dead_V[:, None], picks_VK, codebook_VK), torch.where(dead_V, 1.0 / cfg.codes, use_V)
+
+
+def code_counts(ids: Tensor, codes: int) -> Tensor:
+    """How often each code occurs in ids (...): float32 (V,)."""
+    ones = torch.ones(ids.numel(), device=ids.device)
+    return torch.zeros(codes, device=ids.device).scatter_add(0, ids.flatten(), ones)
+
+
+def use(counts_V: Tensor) -> dict[str, Tensor]:
+    """`codes_used`, the number of codes that occur, and `perplexity`, exp of the entropy of their use."""
+    share_V = counts_V / counts_V.sum().clamp(min=1)
+    return {"codes_used": (counts_V > 0).sum(), "perplexity": torch.special.entr(share_V).sum().exp()}

@@ -1,0 +1,258 @@
+"""What the training stages share: the state, one pure step, its compilation, and the loop around it.
+
+A run is a pure function of (config, step): the randomness of step s is `fold_in(run_key, s)`, and so is its batch. A
+checkpoint therefore holds no random state, and a killed run resumes bit for bit.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from genie_fn import checkpoint, optim, random, tree
+from genie_fn.errors import UserError
+from genie_fn.optim import OptimConfig
+from genie_fn.tree import Tree
+
+console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every stage's configuration holds. A preset fills it in; flags override the preset."""
+
+    preset: str = "demo"
+    data: str = "data/coinrun"
+    out: str = "runs/demo/stage"
+    steps: int = 1000
+    batch_size: int = 16
+    num_frames: int = 8
+    seed: int = 0
+    resume: bool = False
+    """Continue the run in `out` from its newest checkpoint."""
+    save_every: int = 200
+    sample_every: int = 200
+    compile: str = "step"
+    """`step`: the whole training step is one graph; `split`: loss and optimizer are two; `off`: eager."""
+    device: str = "auto"
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "num_frames", "save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise UserError(f"--cfg.{flag} is {getattr(self, name)}, but must be at least 1")
+        if self.compile not in ("off", "step", "split"):
+            raise UserError(f"--cfg.compile is off, step or split, not {self.compile!r}")
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes; `ema` and `stats` are empty where a stage keeps none."""
+
+    step: Tensor
+    params: Tree
+    opt: Tree
+    ema: Tree
+    stats: Tree
+
+
+def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree) -> TrainState:
+    """The state before the first step."""
+    params = tree.init(spec, key)
+    average = tree.map(torch.clone, params) if cfg.ema else {}
+    step = torch.zeros((), dtype=torch.int64, device=key.device)
+    return TrainState(step, params, optim.adamw_init(params), average, stats)
+
+
+def make_step(loss_fn: Callable, spec: Tree, cfg: RunConfig, update: Callable | None = None) -> Callable:
+    """`step(state, batch, run_key) -> (state, metrics)`: loss, gradients, clipping, AdamW, moving average.
+
+    `loss_fn(params, batch, key) -> (loss, (metrics, aux))`; `update(params, stats, aux, key) -> (params, stats)` runs
+    after the optimizer. Compiled, the step is called like the pure one but overwrites the state that it is given.
+    """
+    decay = tree.map(lambda s: s.decay, spec)
+
+    def backward(state: TrainState, batch: Any, key: Tensor, loss_fn: Callable = loss_fn):
+        return tree.value_and_grad(loss_fn)(state.params, batch, random.fold_in(key, state.step))
+
+    def apply(state: TrainState, grads: Tree, aux: Tree, key: Tensor) -> tuple[TrainState, dict]:
+        grads, norm = optim.clip(grads, cfg.optim.clip)
+        lr = optim.learning_rate(state.step, cfg.steps, cfg.optim)
+        params, opt = optim.adamw(grads, state.opt, state.params, state.step, lr, decay, cfg.optim)
+        stats = state.stats
+        if update is not None:
+            params, stats = update(params, stats, aux, random.fold_in(random.fold_in(key, state.step), 1))
+        average = optim.ema(state.ema, params, state.step, cfg.optim.ema) if cfg.optim.ema else {}
+        return TrainState(state.step + 1, params, opt, average, stats), {"lr": lr, "grad_norm": norm}
+
+    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
+        (loss, (metrics, aux)), grads = backward(state, batch, key)
+        state, more = apply(state, grads, aux, key)
+        return state, {"loss": loss} | metrics | more
+
+    if cfg.compile == "off":
+        return step
+    if cfg.compile == "step":
+        return in_place(step)
+    fast_loss, fast_apply = torch.compile(loss_fn, fullgraph=True, dynamic=False), in_place(apply)
+
+    def split_step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
+        (loss, (metrics, aux)), grads = backward(state, batch, key, fast_loss)
+        state, more = fast_apply(state, grads, aux, key)
+        return state, {"loss": loss} | metrics | more
+
+    return split_step
+
+
+def in_place(step: Callable) -> Callable:
+    """Compile `step(state, ...) -> (state, metrics)` so that the new state is written over the old one's tensors.
+
+    Donation, as JAX calls it: without it a step needs the memory of a second state, and CUDA graphs move.
+    """
+
+    def overwrite(state: TrainState, *args) -> dict:
+        new, metrics = step(state, *args)
+        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass.
+        torch._foreach_copy_(tree.leaves(state), tree.leaves(new))
+        return metrics
+
+    compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)
+
+    def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
+        metrics = compiled(state, *args)
+        return state, metrics
+
+    return donating
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; anything else is torch's own name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except RuntimeError as error:
+        raise UserError(f"--cfg.device {name} cannot be used here: try auto or cpu") from error
+    return torch.device(name)
+
+
+def pick_compile(mode: str, device: torch.device) -> str:
+    """The compile mode that this machine can carry out: without a C++ compiler everything runs uncompiled."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
+    if mode != "off" and device.type == "cpu" and compiler is None:
+        console.print("no C++ compiler found: running uncompiled, several times slower; install g++ to change that")
+        return "off"
+    return mode
+
+
+def start(spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.device) -> TrainState:
+    """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits."""
+    key = random.key(cfg.seed, device)
+    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats))
+    found = checkpoint.latest(cfg.out)
+    if found is not None and not cfg.resume:
+        raise UserError(
+            f"{cfg.out} already holds a run, saved at step {found}: "
+            "pass --cfg.resume to continue it, or another folder with --cfg.out"
+        )
+    if found is None:
+        return state
+    loaded = checkpoint.load(cfg.out, stage=stage, device=device).state
+    restored = TrainState(**loaded)
+    checkpoint.check(restored._asdict(), state._asdict(), f"the checkpoint in {cfg.out}")
+    return restored
+
+
+def fit(
+    step: Callable,
+    state: TrainState,
+    batches: Iterable,
+    cfg: RunConfig,
+    sample: Callable[[Tree, Path], None],
+) -> TrainState:
+    """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
+
+    `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and SIGTERM
+    finish the step, save and leave; the run then goes on with --cfg.resume.
+    """
+    out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    log, batches, done, wait = _open_log(out / "metrics.jsonl", first), iter(batches), first, 0.0
+    began = time.perf_counter()
+    with checkpoint.manager(out) as saver, Stop() as stop, log, _progress() as bar:
+        task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
+        while done < cfg.steps and not stop:
+            asked = time.perf_counter()
+            batch = next(batches)
+            wait += time.perf_counter() - asked
+            state, metrics = step(state, batch, key)
+            done += 1
+            if done % 10 == 0 or done == cfg.steps:
+                row = {name: float(value) for name, value in metrics.items()}
+                seconds = time.perf_counter() - began
+                print(json.dumps({"step": done, "seconds": seconds, "data_wait": wait} | row), file=log, flush=True)
+                bar.update(task, metrics=_headline(row))
+            bar.update(task, completed=done)
+            if done % cfg.sample_every == 0 or done == cfg.steps:
+                sample(state.ema or state.params, out / "samples" / f"{done:07d}.png")
+            if (done % cfg.save_every == 0 or done == cfg.steps or stop) and done > first:
+                checkpoint.save(saver, done, state, cfg)
+    if stop:
+        console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
+        raise KeyboardInterrupt
+    return state
+
+
+def _headline(row: dict[str, float]) -> str:
+    shown = [name for name in ("loss", "psnr", "accuracy", "perplexity") if name in row]
+    return "  ".join(f"{name} {row[name]:.3f}" for name in shown)
+
+
+def _progress() -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[metrics]}"), console=console)
+
+
+def _open_log(path: Path, step: int):
+    """The metrics file, opened for appending, without the rows of steps that are about to be trained again."""
+    rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
+    path.write_text("".join(line + "\n" for line in rows))
+    return path.open("a")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # a line that a kill cut short
+
+
+class Stop:
+    """True once Ctrl-C or SIGTERM has arrived, so that a loop can end between two steps; a second one interrupts at once."""
+
+    def __enter__(self) -> "Stop":
+        self._asked = False
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def __bool__(self) -> bool:
+        return self._asked
