@@ -136,20 +136,25 @@ def st_transformer(
     visible_TS = _visible(x_BTND.shape[1], cfg.window, cache, x_BTND.device)
     x, keys, values = x_BTND.to(DTYPES[cfg.dtype]), [], []
     for i, block in enumerate(tree.unstack(params["blocks"])):
-        q, k, v = _qkv(block["space"], x, cfg.heads)
-        mixed = attention.attend_space(q, k, v, impl=cfg.space_impl)
-        x = x + linear(block["space"]["out"], mixed.flatten(-2))
-        q, k, v = _qkv(block["time"], x, cfg.heads)
-        q, k = rotary(q, position_T), rotary(k, position_T)
-        if cache is not None:
-            k, v = torch.cat((cache.k_LBSNGE[i], k), 1), torch.cat((cache.v_LBSNGE[i], v), 1)
-        mixed = attention.attend_time(q, k, v, visible_TS, impl=cfg.time_impl)
-        x = x + linear(block["time"]["out"], mixed.flatten(-2))
-        x = x + mlp(block["mlp"], rms_norm(block["mlp_norm"], x))
+        past = None if cache is None else (cache.k_LBSNGE[i], cache.v_LBSNGE[i])
+        x, k, v = _block(block, x, position_T, visible_TS, past, cfg)
         keys.append(k)
         values.append(v)
     x = rms_norm(params["norm"], x)
     return x, None if cache is None else _extend(cache, keys, values)
+
+
+@torch.compiler.nested_compile_region  # blocks of one shape are compiled once, so compile time does not grow with depth
+def _block(params: Tree, x_BTND: Tensor, position_T: Tensor, visible_TS: Tensor, past, cfg: STConfig):
+    """Space attention, time attention over the past's keys and values and the new, MLP. Returns x, keys and values."""
+    q, k, v = _qkv(params["space"], x_BTND, cfg.heads)
+    x = x_BTND + linear(params["space"]["out"], attention.attend_space(q, k, v, impl=cfg.space_impl).flatten(-2))
+    q, k, v = _qkv(params["time"], x, cfg.heads)
+    q, k = rotary(q, position_T), rotary(k, position_T)
+    if past is not None:
+        k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
+    x = x + linear(params["time"]["out"], attention.attend_time(q, k, v, visible_TS, impl=cfg.time_impl).flatten(-2))
+    return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
 
 
 def _visible(frames: int, window: int, cache: Cache | None, device) -> Tensor:

@@ -78,18 +78,19 @@ def adamw(
 
     Returns the new parameters and the new moments.
     """
-    m = tree.map(lambda m, g: torch.lerp(m, g, 1 - cfg.b1), state["m"], grads)
-    v = tree.map(lambda v, g: cfg.b2 * v + (1 - cfg.b2) * g * g, state["v"], grads)
-    m_scale, v_scale = 1 / (1 - cfg.b1 ** (step + 1)), 1 / (1 - cfg.b2 ** (step + 1))
+    corrections = lr / (1 - cfg.b1 ** (step + 1)), (1 - cfg.b2 ** (step + 1)).rsqrt(), 1 - lr * cfg.weight_decay
+    # Stacking them makes the compiler compute these scalars once, not again in the kernel of every leaf.
+    rate, v_scale, keep = torch.stack(corrections).unbind()
+    m = tree.map(lambda m, g: m + (1 - cfg.b1) * (g - m), state["m"], grads)
+    v = tree.map(lambda v, g: v + (1 - cfg.b2) * (g * g - v), state["v"], grads)
 
     def move(p: Tensor, m: Tensor, v: Tensor, decayed: bool) -> Tensor:
-        p = p * (1 - lr * cfg.weight_decay) if decayed else p
-        return p - lr * (m * m_scale) / ((v * v_scale).sqrt() + cfg.eps)
+        return (p * keep if decayed else p) - rate * m / (v.sqrt() * v_scale + cfg.eps)
 
     return tree.map(move, params, m, v, decay), {"m": m, "v": v}
 
 
 def ema(average: Tree, params: Tree, step: Tensor, decay: float) -> Tree:
     """The moving average of the weights; early on its horizon grows with the step, so that it never lags the start."""
-    rate = 1 - torch.clamp((1 + step) / (10 + step), max=decay)
-    return tree.map(lambda a, p: torch.lerp(a, p, rate), average, params)
+    rate = 1 - torch.stack([(1 + step) / (10 + step)]).clamp(max=decay)
+    return tree.map(lambda a, p: a + rate * (p - a), average, params)
