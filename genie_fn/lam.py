@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from tyro.conf import Suppress
 
 from genie_fn import layers, metrics, quantize
 from genie_fn.errors import UserError
@@ -22,8 +23,9 @@ from genie_fn.tree import Tree
 class LamConfig:
     """`quantizer.codes` is the number of latent actions, A."""
 
-    height: int = 64
-    width: int = 64
+    height: Suppress[int] = 64
+    width: Suppress[int] = 64
+    """The data's; not flags."""
     patch: int = 16
     encoder: STConfig = field(default_factory=STConfig)
     decoder: STConfig = field(default_factory=STConfig)

@@ -7,6 +7,7 @@ do its decoded pixels, which is what lets a world decode frame by frame from a c
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from tyro.conf import Suppress
 
 from genie_fn import layers, metrics, quantize
 from genie_fn.errors import UserError
@@ -19,8 +20,9 @@ from genie_fn.tree import Tree
 class TokenizerConfig:
     """Frames of height × width RGB pixels become (height / patch) · (width / patch) ids."""
 
-    height: int = 64
-    width: int = 64
+    height: Suppress[int] = 64
+    width: Suppress[int] = 64
+    """The data's; not flags."""
     patch: int = 8
     encoder: STConfig = field(default_factory=STConfig)
     decoder: STConfig = field(default_factory=STConfig)

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from genie_fn import checkpoint, optim, random, tree
+from genie_fn import checkpoint, data, optim, random, tree, video
 from genie_fn.errors import UserError
 from genie_fn.optim import OptimConfig
 from genie_fn.tree import Tree
@@ -171,6 +171,31 @@ def start(spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.dev
     restored = TrainState(**loaded)
     checkpoint.check(restored._asdict(), state._asdict(), f"the checkpoint in {cfg.out}")
     return restored
+
+
+def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
+    """Say what is about to be trained, and where."""
+    size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
+    console.print(f"{stage} ({cfg.preset}): {size}, on {device}, compile {cfg.compile}, in {cfg.out}")
+
+
+def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.device) -> Iterator[data.Batch]:
+    """The training batches from `start_step` on, as tensors on `device`; frames stay uint8."""
+    pinned = device.type == "cuda"
+    for batch in data.batches(store, "train", cfg.num_frames, cfg.batch_size, cfg.seed, start_step):
+        tensors = (torch.from_numpy(array) for array in batch)
+        yield data.Batch(*((x.pin_memory() if pinned else x).to(device, non_blocking=pinned) for x in tensors))
+
+
+def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
+    """The same few validation clips at every call, for pictures during training."""
+    clips = data.read_clips(store, data.eval_clips(store, "val", cfg.num_frames, count), cfg.num_frames)
+    return data.Batch(*(torch.from_numpy(array).to(device) for array in clips))
+
+
+def draw(path: Path, *rows: Tensor) -> None:
+    """Rows of frames, (T, H, W, 3) uint8 each, one above the other, as a PNG at three times the size."""
+    video.write_png(path, video.enlarge(video.grid(torch.stack(rows).cpu().numpy()), 3))
 
 
 def fit(

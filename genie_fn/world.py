@@ -1,0 +1,141 @@
+"""A trained world: prompt frames in, then one action after another, one frame after another.
+
+A session is a pytree, `State`: the caches of the dynamics and of the decoder. `step` is a pure function of it, so a
+session can be kept, branched and replayed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genie_fn import checkpoint, dynamics, lam, layers, quantize, random, tokenizer
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.errors import UserError
+from genie_fn.lam import LamConfig
+from genie_fn.layers import Cache
+from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.tree import Tree
+
+
+class Stage(NamedTuple):
+    """One trained model: its configuration and its parameters."""
+
+    cfg: TokenizerConfig | LamConfig | DynamicsConfig
+    params: Tree
+
+
+class World(NamedTuple):
+    """The three models; `lam` is None where the dynamics was trained on true actions."""
+
+    tokenizer: Stage
+    dynamics: Stage
+    lam: Stage | None
+
+
+class State(NamedTuple):
+    """A session of B players."""
+
+    dynamics: Cache
+    decoder: Cache
+
+
+class Frame(NamedTuple):
+    """What a step shows: pixels (B, H, W, 3) uint8, ids (B, N), and the probability of each id (B, N)."""
+
+    pixels: Tensor
+    ids: Tensor
+    probability: Tensor
+
+
+class Programs(NamedTuple):
+    """The functions called for every frame, so that a caller can pass compiled ones."""
+
+    unmask: Callable = dynamics.unmask
+    remember: Callable = dynamics.remember
+    decode: Callable = tokenizer.decode_next
+
+
+def compiled() -> Programs:
+    """`Programs` compiled for one batch size."""
+    return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in Programs()))
+
+
+def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") -> tuple[Stage, dict]:
+    """A trained stage (`tokenizer`, `lam` or `dynamics`) from its run's folder, and the whole stored configuration."""
+    module, config = {
+        "tokenizer": (tokenizer, TokenizerConfig),
+        "lam": (lam, LamConfig),
+        "dynamics": (dynamics, DynamicsConfig),
+    }[stage]
+    loaded = checkpoint.load(run, stage=stage, device=device)
+    if not isinstance(loaded.config.get("model"), dict):
+        raise UserError(f"{run} does not hold a {stage}: pass the folder of a run of train_{stage}.py")
+    cfg = checkpoint.from_dict(config, loaded.config["model"])
+    return Stage(cfg, checkpoint.check(checkpoint.weights(loaded), module.spec(cfg), f"the {stage} in {run}")), loaded.config
+
+
+def load(run: str | Path, device: torch.device | str = "cpu") -> World:
+    """The world of a dynamics run, with the tokenizer and the latent actions that it was trained on."""
+    stage, config = load_stage(run, "dynamics", device)
+    actions = load_stage(config["lam"], "lam", device)[0] if config["actions"] == "latent" else None
+    return World(load_stage(config["tokenizer"], "tokenizer", device)[0], stage, actions)
+
+
+def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
+    """The latent actions between the frames of a uint8 video, (B, T-1)."""
+    if world.lam is None:
+        raise UserError("this world was trained on true actions and has no latent ones: pass the actions themselves")
+    return lam.infer_actions(world.lam.params, video_BTHWC, world.lam.cfg)
+
+
+def reset(
+    world: World, prompt_BTHWC: Tensor, actions_BT: Tensor | None = None, programs: Programs = Programs()
+) -> tuple[State, Tensor]:
+    """Start B sessions from T prompt frames (uint8) and the T-1 actions between them (none for a single frame).
+
+    Returns the state and the prompt as the tokenizer sees it, uint8.
+    """
+    coder, model = world.tokenizer, world.dynamics
+    batch, device = len(prompt_BTHWC), prompt_BTHWC.device
+    codes, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg)
+    if actions_BT is None:
+        actions_BT = torch.zeros((batch, 0), dtype=torch.int64, device=device)
+    entering = dynamics.entering(actions_BT, model.cfg)
+    cache = programs.remember(model.params, ids, entering, dynamics.empty_cache(model.cfg, batch, device), model.cfg)
+    empty = layers.empty_cache(coder.cfg.decoder, batch, coder.cfg.tokens, device)
+    video, decoder = programs.decode(coder.params, codes, empty, coder.cfg)
+    return State(cache, decoder), layers.to_uint8(video)
+
+
+def step(
+    world: World, state: State, action_B: Tensor, key: Tensor, sample: SampleConfig, programs: Programs = Programs()
+) -> tuple[State, Frame]:
+    """The next frame of every session, given its action. Pure: the same state, action and key give the same frame."""
+    coder, model = world.tokenizer, world.dynamics
+    ids, probability, cache = dynamics.next_frame(
+        model.params, action_B, state.dynamics, key, model.cfg, sample, dynamics.Programs(*programs[:2])
+    )
+    codes = quantize.lookup(coder.params["quantizer"], ids[:, None], coder.cfg.quantizer)
+    video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
+    return State(cache, decoder), Frame(layers.to_uint8(video[:, 0]), ids, probability)
+
+
+def rollout(
+    world: World,
+    prompt_BTHWC: Tensor,
+    actions_BT: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
+    programs: Programs = Programs(),
+) -> Tensor:
+    """Continue T prompt frames given all T-1+F actions: the F dreamed frames, uint8 (B, F, H, W, 3)."""
+    given = prompt_BTHWC.shape[1] - 1
+    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :given], programs)
+    frames = []
+    for t in range(given, actions_BT.shape[1]):
+        state, frame = step(world, state, actions_BT[:, t], random.fold_in(key, t), sample, programs)
+        frames.append(frame.pixels)
+    return torch.stack(frames, 1)
