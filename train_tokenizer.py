@@ -64,10 +64,6 @@ def main(cfg: Config) -> None:
     def loss(params, batch, key):
         return tokenizer.loss(params, batch.frames, model)
 
-    def update(params, stats, q, key):
-        codebook, stats = quantize.update_codebook(params["quantizer"], stats, q, key, quantizer)
-        return params | {"quantizer": codebook}, stats
-
     frames = train.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
@@ -75,7 +71,8 @@ def main(cfg: Config) -> None:
         train.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model)[:, -1])
 
     batches = train.batches(store, cfg, int(state.step), device)
-    train.fit(train.make_step(loss, spec, cfg, update), state, batches, cfg, sample)
+    step = train.make_step(loss, spec, cfg, quantize.codebook_update(quantizer))
+    train.fit(step, state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

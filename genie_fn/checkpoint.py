@@ -78,7 +78,8 @@ def load(run: str | Path, *, stage: str, device: torch.device | str = "cpu") -> 
             f"the checkpoint {_folder(run) / str(step)} cannot be read ({type(error).__name__}): "
             "delete that folder to fall back to an older one, or train again"
         ) from error
-    state = tree.map(lambda x: torch.from_numpy(np.array(x)).to(device), read.state)
+    # A clone lies as torch aligns memory, on which the rounding of some CPU kernels depends.
+    state = tree.map(lambda x: torch.from_numpy(np.array(x)).clone().to(device), read.state)
     return Loaded(step, read.config, state)
 
 
@@ -88,13 +89,16 @@ def weights(loaded: Loaded) -> Tree:
 
 
 def check(params: Tree, spec: Tree, what: str) -> Tree:
-    """`params`, if its paths and shapes are those of `spec`; otherwise a sentence naming the first difference."""
+    """`params` in the order of `spec`, if it has the same paths and shapes; otherwise a sentence naming a difference.
+
+    The order matters: files hold leaves by name, and a sum over leaves in another order is rounded differently.
+    """
     ours, theirs = tree.paths(spec), tree.paths(params)
     for path in sorted(ours.keys() | theirs.keys()):
         wanted, found = (tuple(x[path].shape) if path in x else None for x in (ours, theirs))
         if wanted != found:
             raise UserError(f"{what} does not fit its configuration: {path} is {found}, not {wanted}; train it again")
-    return params
+    return tree.map(lambda _, x: x, spec, params)
 
 
 def from_dict(cls: type, values: dict) -> Any:

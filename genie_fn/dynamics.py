@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tyro.conf import Suppress
 
 from genie_fn import layers, random
 from genie_fn.errors import UserError
@@ -24,9 +25,10 @@ from genie_fn.tree import ParamSpec, Tree
 class DynamicsConfig:
     """`codes` ids per token, `tokens` per frame, `actions` to choose from."""
 
-    codes: int = 1024
-    tokens: int = 64
-    actions: int = 6
+    codes: Suppress[int] = 1024
+    tokens: Suppress[int] = 64
+    actions: Suppress[int] = 6
+    """These three are the earlier stages'; not flags."""
     action_mode: str = "add"
     """`add` an embedding of the action to every token of its frame, or `prepend` it as a token of its own."""
     stack: STConfig = field(default_factory=STConfig)

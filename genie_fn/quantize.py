@@ -3,6 +3,7 @@
 LFQ: Yu et al. 2023 (arXiv 2310.05737), section 3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,13 +144,20 @@ def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
     return {} if cfg.kind == "lfq" else {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
 
 
-def update_codebook(params: Tree, stats: Tree, q: Quantized, key: Tensor, cfg: QuantizerConfig) -> tuple[Tree, Tree]:
-    """After a step: follow the use of VQ's codes (a moving average) and restart the dead ones. LFQ needs neither."""
-    if cfg.kind == "lfq":
-        return params, stats
-    use_V = torch.lerp(stats["use"], q.counts_V / q.counts_V.sum(), 0.02)
-    codebook, use_V = reset_dead_codes(params["codebook"], use_V, q.z, key, cfg)
-    return params | {"codebook": codebook}, {"use": use_V}
+def codebook_update(cfg: QuantizerConfig) -> Callable:
+    """What a training step does to a model's codebook, `update(params, stats, q, key) -> (params, stats)`.
+
+    It follows the use of VQ's codes (a moving average) and restarts the dead ones. LFQ needs neither.
+    """
+
+    def update(params: Tree, stats: Tree, q: Quantized, key: Tensor) -> tuple[Tree, Tree]:
+        if cfg.kind == "lfq":
+            return params, stats
+        use_V = stats["use"] + 0.02 * (q.counts_V / q.counts_V.sum() - stats["use"])
+        codebook, use_V = reset_dead_codes(params["quantizer"]["codebook"], use_V, q.z, key, cfg)
+        return params | {"quantizer": {"codebook": codebook}}, {"use": use_V}
+
+    return update
 
 
 def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, z: Tensor, key: Tensor, cfg: QuantizerConfig):

@@ -168,9 +168,7 @@ def start(spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.dev
     if found is None:
         return state
     loaded = checkpoint.load(cfg.out, stage=stage, device=device).state
-    restored = TrainState(**loaded)
-    checkpoint.check(restored._asdict(), state._asdict(), f"the checkpoint in {cfg.out}")
-    return restored
+    return TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
 
 
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:

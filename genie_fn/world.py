@@ -77,6 +77,15 @@ def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") 
     return Stage(cfg, checkpoint.check(checkpoint.weights(loaded), module.spec(cfg), f"the {stage} in {run}")), loaded.config
 
 
+def check_resolution(stage: Stage | None, height: int, width: int, run: str | Path) -> None:
+    """Raise UserError if a trained stage expects frames of another size."""
+    if stage is not None and (stage.cfg.height, stage.cfg.width) != (height, width):
+        raise UserError(
+            f"the model in {run} was trained on {stage.cfg.height}x{stage.cfg.width} frames, but these are "
+            f"{height}x{width}: train it on this data, or pass data of its size"
+        )
+
+
 def load(run: str | Path, device: torch.device | str = "cpu") -> World:
     """The world of a dynamics run, with the tokenizer and the latent actions that it was trained on."""
     stage, config = load_stage(run, "dynamics", device)

@@ -1,0 +1,46 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help install demo test test-all lint format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
+
+# The stamp comes last, so an installation that was cut short is taken up again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
+		{ echo 'genie_fn needs Python 3.11 or 3.12, which "$(PYTHON)" is not: name one with make PYTHON=...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## create or update .venv
+
+demo: $(READY) ## collect data, train the three stages, evaluate; run it again to go on after an interruption
+	$(BIN)/python generate_dataset.py --cfg.num-levels 200
+	$(BIN)/python train_tokenizer.py --cfg.preset demo --cfg.resume
+	$(BIN)/python train_lam.py --cfg.preset demo --cfg.resume
+	$(BIN)/python train_dynamics.py --cfg.preset demo --cfg.resume
+	$(BIN)/python evaluate.py
+
+test: lint ## lint and run the tests
+	$(BIN)/python -m pytest
+
+test-all: lint ## the same, with the tests marked slow
+	$(BIN)/python -m pytest -m ''
+
+lint: $(READY) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## measure speed
+	$(BIN)/python benchmark.py
+
+clean: ## remove .venv, caches and build outputs; data and runs stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './data/*' -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""Shared fixtures: tiny models, which one core runs fastest without threads."""
+
+import pytest
+import torch
+
+from genie_fn import dynamics, lam, random, tokenizer, tree
+from genie_fn.dynamics import DynamicsConfig
+from genie_fn.lam import LamConfig
+from genie_fn.layers import STConfig
+from genie_fn.quantize import QuantizerConfig
+from genie_fn.tokenizer import TokenizerConfig
+
+torch.set_num_threads(1)
+
+STACK = STConfig(layers=2, dim=32, heads=2, mlp=2, window=4)
+TOKENIZER = TokenizerConfig(32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=16))
+LAM = LamConfig(
+    32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=5, latent_dim=8)
+)
+
+
+@pytest.fixture(scope="session")
+def stack_cfg():
+    return STACK
+
+
+@pytest.fixture(scope="session")
+def tokenizer_cfg():
+    return TOKENIZER
+
+
+@pytest.fixture(scope="session")
+def tokenizer_params():
+    return tree.init(tokenizer.spec(TOKENIZER), random.key(1))
+
+
+@pytest.fixture(scope="session")
+def lam_cfg():
+    return LAM
+
+
+@pytest.fixture(scope="session")
+def lam_params():
+    return tree.init(lam.spec(LAM), random.key(2))
+
+
+@pytest.fixture(scope="session", params=["add", "prepend"])
+def dynamics_cfg(request):
+    return DynamicsConfig(codes=11, tokens=6, actions=3, action_mode=request.param, stack=STACK)
+
+
+@pytest.fixture(scope="session")
+def dynamics_params(dynamics_cfg):
+    return tree.init(dynamics.spec(dynamics_cfg), random.key(3))
+
+
+@pytest.fixture
+def clip():
+    """uint8 noise, more frames (7) than the window holds: (2, 7, 32, 32, 3)."""
+    return random.randint(random.key(4), (2, 7, 32, 32, 3), 0, 256).to(torch.uint8)

@@ -1,0 +1,301 @@
+"""The dynamics model: causality, masks, the loss, each MaskGIT step, and generation against an uncached reference."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from genie_fn import dynamics, random, tree
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.errors import UserError
+
+B, T = 2, 7  # more frames than the window (4) holds
+
+
+def tokens(cfg, batch=B, frames=T, seed=0):
+    return random.randint(random.key(seed), (batch, frames, cfg.tokens), 0, cfg.codes)
+
+
+def actions(cfg, batch=B, count=T - 1, seed=1):
+    return random.randint(random.key(seed), (batch, count), 0, cfg.actions)
+
+
+# Causality and actions
+
+
+@pytest.mark.parametrize("t", [0, 3, 5])
+def test_logits_do_not_see_later_frames_or_actions(dynamics_params, dynamics_cfg, t):
+    cfg, ids, entering = dynamics_cfg, tokens(dynamics_cfg), dynamics.entering(actions(dynamics_cfg), dynamics_cfg)
+    other_ids = torch.cat((ids[:, : t + 1], (ids[:, t + 1 :] + 1) % cfg.codes), 1)
+    other_actions = torch.cat((entering[:, : t + 1], (entering[:, t + 1 :] + 1) % cfg.actions), 1)
+    a, _ = dynamics.logits_next(dynamics_params, ids, entering, None, cfg)
+    for b in (
+        dynamics.logits_next(dynamics_params, other_ids, entering, None, cfg)[0],
+        dynamics.logits_next(dynamics_params, ids, other_actions, None, cfg)[0],
+    ):
+        assert torch.equal(a[:, : t + 1], b[:, : t + 1])
+        assert not torch.allclose(a[:, t + 1], b[:, t + 1], atol=1e-3), "the perturbation reached nothing"
+
+
+def test_the_action_changes_the_logits_of_the_hidden_frame(dynamics_params, dynamics_cfg):
+    cfg = dynamics_cfg
+    ids = torch.cat((tokens(cfg, 1, 2), torch.full((1, 1, cfg.tokens), cfg.codes)), 1)
+    logits = [
+        dynamics.logits_next(dynamics_params, ids, torch.tensor([[cfg.actions, 0, a]]), None, cfg)[0][:, -1]
+        for a in range(cfg.actions)
+    ]
+    assert logits[0].shape == (1, cfg.tokens, cfg.codes)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert (logits[a] - logits[b]).abs().amax(-1).min() > 1e-3, "an action does not reach every token"
+
+
+def test_entering_shifts_actions_to_the_frames_they_lead_into():
+    cfg = DynamicsConfig(actions=3)
+    assert dynamics.entering(torch.tensor([[0, 2]]), cfg).tolist() == [[3, 0, 2]]
+    assert dynamics.entering(torch.zeros(1, 0, dtype=torch.int64), cfg).tolist() == [[3]]
+
+
+# Masks and the loss
+
+
+def test_masks_have_a_rate_of_their_own_and_spare_the_first_frame():
+    cfg = DynamicsConfig(codes=11, tokens=100)
+    mask = dynamics.sample_mask(random.key(0), 200, 11, cfg)
+    assert mask.shape == (200, 11, 100) and mask.dtype == torch.bool
+    assert not mask[:, 0].any(), "the first frame is hidden"
+    rates = mask[:, 1:].float().mean((1, 2))
+    assert rates.min() > 0.45 and rates.max() > 0.97
+    assert rates.mean().item() == pytest.approx(0.75, abs=0.03)
+    assert rates.std().item() == pytest.approx(0.5 / math.sqrt(12), abs=0.03), "clips share one rate"
+    frame_rates = mask[:, 1:].float().mean(2)
+    assert (frame_rates - rates[:, None]).abs().max() < 0.25, "the rate changes within a clip"
+    assert torch.equal(mask, dynamics.sample_mask(random.key(0), 200, 11, cfg))
+    assert not torch.equal(mask, dynamics.sample_mask(random.key(1), 200, 11, cfg))
+    assert dynamics.sample_mask(random.key(0), 2, 3, replace(cfg, mask_low=1.0))[:, 1:].all()
+
+
+def test_the_loss_is_cross_entropy_at_hidden_tokens_only(dynamics_cfg, monkeypatch):
+    """With known logits: targets are the unmasked ids, hidden inputs are the mask id V, visible tokens do not count."""
+    cfg, ids, mask = dynamics_cfg, tokens(dynamics_cfg), dynamics.sample_mask(random.key(5), B, T, dynamics_cfg)
+    logits = random.normal(random.key(6), (B, T, cfg.tokens, cfg.codes)).requires_grad_()
+    given = []
+
+    def fake(params, hidden, entering, cache, cfg):
+        given.append((hidden, entering, cache))
+        return logits, None
+
+    monkeypatch.setattr(dynamics, "logits_next", fake)
+    loss, (metrics, _) = dynamics.loss({}, ids, actions(cfg), mask, cfg)
+    [(hidden, entering, cache)] = given
+    assert torch.equal(hidden, torch.where(mask, torch.tensor(cfg.codes), ids)) and cache is None
+    assert torch.equal(entering, dynamics.entering(actions(cfg), cfg))
+    torch.testing.assert_close(loss, F.cross_entropy(logits[mask], ids[mask]))
+    torch.testing.assert_close(metrics["accuracy"], (logits.argmax(-1) == ids)[mask].float().mean())
+    gradient = torch.autograd.grad(loss, logits)[0].abs().amax(-1)
+    assert (gradient[~mask] == 0).all() and (gradient[mask] > 0).all()
+
+
+def test_the_loss_does_not_change_its_targets(dynamics_params, dynamics_cfg):
+    """Targets taken after masking would all be the mask id; ids changed in place would spoil the caller's batch."""
+    ids, mask = tokens(dynamics_cfg), dynamics.sample_mask(random.key(5), B, T, dynamics_cfg)
+    before = ids.clone()
+    first, _ = dynamics.loss(dynamics_params, ids, actions(dynamics_cfg), mask, dynamics_cfg)
+    assert torch.equal(ids, before)
+    other = torch.where(mask, (ids + 1) % dynamics_cfg.codes, ids)
+    second, _ = dynamics.loss(dynamics_params, other, actions(dynamics_cfg), mask, dynamics_cfg)
+    assert not torch.allclose(first, second), "the hidden targets do not matter"
+
+
+def test_a_batch_without_hidden_tokens_has_loss_zero(dynamics_params, dynamics_cfg):
+    ids = tokens(dynamics_cfg, frames=1)
+    (loss, _), grads = tree.value_and_grad(dynamics.loss)(
+        dynamics_params, ids, actions(dynamics_cfg, count=0), torch.zeros(ids.shape, dtype=torch.bool), dynamics_cfg
+    )
+    assert loss == 0 and all(g.isfinite().all() for g in tree.leaves(grads))
+
+
+def test_every_parameter_is_trained(dynamics_params, dynamics_cfg):
+    mask = dynamics.sample_mask(random.key(5), B, T, dynamics_cfg)
+    _, grads = tree.value_and_grad(dynamics.loss)(
+        dynamics_params, tokens(dynamics_cfg), actions(dynamics_cfg), mask, dynamics_cfg
+    )
+    for path, gradient in tree.paths(grads).items():
+        assert gradient.isfinite().all() and gradient.abs().max() > 0, path
+    assert grads["token"][dynamics_cfg.codes].abs().max() > 0, "the mask has no embedding of its own"
+
+
+# One MaskGIT step
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 25])
+@pytest.mark.parametrize("count", [1, 6, 64, 256])
+def test_the_schedule_is_a_cumulative_cosine_that_ends_at_every_token(steps, count):
+    known = [dynamics.revealed(torch.tensor(k), steps, count).item() for k in range(steps)]
+    assert known[-1] == count
+    assert known == sorted(known) and known[0] >= 1
+    for k, n in enumerate(known):
+        assert n == pytest.approx(count - math.floor(count * math.cos(math.pi / 2 * (k + 1) / steps)), abs=1)
+    if steps == 8 and count == 64:
+        assert known[3] == 64 - math.floor(64 * math.cos(math.pi / 4)) == 19
+
+
+N, V = 12, 7
+
+
+def logits_of(batch=3, seed=0):
+    return random.normal(random.key(seed), (batch, N, V)) * 2
+
+
+def hidden_frame(batch=3):
+    return torch.full((batch, N), V)
+
+
+def reveal(logits, ids, k, sample, temperature=None, seed=0):
+    temperature = torch.tensor(sample.temperature if temperature is None else temperature)
+    return dynamics.reveal(logits, ids, torch.tensor(k), temperature, random.key(seed), sample)
+
+
+@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize("steps", [1, 5, 30])
+def test_known_tokens_never_change_and_the_last_step_leaves_none_hidden(steps, order):
+    sample, ids = SampleConfig(steps=steps, order=order, noise=3.0), hidden_frame()
+    for k in range(steps):
+        new, _ = reveal(logits_of(seed=k), ids, k, sample, seed=k)
+        known = ids != V
+        assert torch.equal(new[known], ids[known]), "a known token changed"
+        assert ((new != V).sum(-1) == dynamics.revealed(torch.tensor(k), steps, N)).all()
+        ids = new
+    assert (ids < V).all() and (ids >= 0).all()
+
+
+def test_more_known_tokens_than_the_schedule_asks_for_stay():
+    ids = hidden_frame()
+    ids[:, :9] = 3
+    new, p = reveal(logits_of(), ids, 0, SampleConfig(steps=8))
+    assert torch.equal(new, ids)
+    torch.testing.assert_close(p[:, :9], logits_of().softmax(-1)[:, :9, 3])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-6])
+def test_temperature_zero_is_argmax(temperature):
+    ids, _ = reveal(logits_of(50), hidden_frame(50), 0, SampleConfig(steps=1), temperature)
+    assert torch.equal(ids, logits_of(50).argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_samples_follow_the_tempered_softmax(temperature):
+    logits = logits_of(1)[:, :1].expand(2000, N, V)
+    ids, _ = reveal(logits, hidden_frame(2000), 0, SampleConfig(steps=1), temperature)
+    share = torch.bincount(ids.flatten(), minlength=V) / ids.numel()
+    torch.testing.assert_close(share, (logits[0, 0] / temperature).softmax(-1), rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_confidence_is_the_samples_own_probability_without_temperature(temperature):
+    logits = logits_of()
+    ids, p = reveal(logits, hidden_frame(), 0, SampleConfig(steps=1), temperature)
+    torch.testing.assert_close(p, logits.softmax(-1).gather(-1, ids[..., None])[..., 0])
+
+
+def test_without_noise_the_surest_samples_are_kept_at_any_temperature():
+    """Sure tokens are those whose own sample is likely, not those whose best code is."""
+    sample = SampleConfig(steps=3, noise=0.0)
+    for temperature in (0.3, 4.0):
+        ids, p = reveal(logits_of(40), hidden_frame(40), 0, sample, temperature)
+        kept = ids != V
+        least_kept = p.masked_fill(~kept, 2).amin(-1)
+        assert (least_kept >= p.masked_fill(kept, -1).amax(-1)).all()
+
+
+def test_noise_fades_from_high_to_none():
+    """At the first step strong noise decides which tokens stay; with one step left it has no say any more."""
+    logits, ids = logits_of(40), hidden_frame(40)
+    quiet, loud = SampleConfig(steps=4, noise=0.0), SampleConfig(steps=4, noise=1e4)
+    assert not torch.equal(reveal(logits, ids, 0, quiet)[0], reveal(logits, ids, 0, loud)[0])
+    kept = [(reveal(logits, ids, 2, replace(quiet, noise=n))[0] != V) for n in (0.0, 0.5, 50.0)]
+    agreement = [(kept[0] == k).float().mean().item() for k in kept]
+    assert agreement[0] == 1 and agreement[1] > agreement[2]
+    assert torch.equal(reveal(logits, ids, 3, quiet)[0], reveal(logits, ids, 3, loud)[0])
+
+
+def test_random_order_ignores_confidence():
+    logits = logits_of(1)[:, :1] * torch.linspace(0, 3, N)[:, None]
+    kept = torch.stack(
+        [(reveal(logits, hidden_frame(1), 0, SampleConfig(steps=2, order="random"), seed=s)[0] != V)[0] for s in range(300)]
+    )
+    shares = kept.float().mean(0)
+    assert shares.max() - shares.min() < 0.2, "some places are revealed first"
+
+
+# Generation
+
+
+def uncached_generate(params, ids, actions, key, cfg, sample):
+    """The definition: at every MaskGIT step the logits of the whole sequence, from the first frame on."""
+    entering, video = dynamics.entering(actions, cfg), ids
+    for t in range(ids.shape[1], entering.shape[1]):
+        frame, frame_key = torch.full_like(ids[:, 0], cfg.codes), random.fold_in(key, t)
+        for k in range(sample.steps):
+            sequence = torch.cat((video, frame[:, None]), 1)
+            logits, _ = dynamics.logits_next(params, sequence, entering[:, : t + 1], None, cfg)
+            temperature = torch.tensor(sample.temperature)
+            frame, _ = dynamics.reveal(
+                logits[:, -1], frame, torch.tensor(k), temperature, random.fold_in(frame_key, k), sample
+            )
+        video = torch.cat((video, frame[:, None]), 1)
+    return video
+
+
+@pytest.mark.parametrize(("prompt", "sample"), [(1, SampleConfig(3)), (6, SampleConfig(2, 0.7, "random"))])
+def test_cached_generation_equals_uncached_past_the_window(dynamics_params, dynamics_cfg, prompt, sample):
+    ids, moves = tokens(dynamics_cfg, frames=prompt), actions(dynamics_cfg, count=prompt - 1 + 7)
+    cached = dynamics.generate(dynamics_params, ids, moves, random.key(7), dynamics_cfg, sample)
+    expected = uncached_generate(dynamics_params, ids, moves, random.key(7), dynamics_cfg, sample)
+    assert cached.shape == (B, prompt + 7, dynamics_cfg.tokens)
+    assert torch.equal(cached, expected)
+
+
+def test_cached_logits_equal_uncached_past_the_window(dynamics_params, dynamics_cfg):
+    cfg, ids, entering = dynamics_cfg, tokens(dynamics_cfg), dynamics.entering(actions(dynamics_cfg), dynamics_cfg)
+    whole, _ = dynamics.logits_next(dynamics_params, ids, entering, None, cfg)
+    cache, frames = dynamics.empty_cache(cfg, B), []
+    for t in range(T):
+        logits, cache = dynamics.logits_next(dynamics_params, ids[:, t : t + 1], entering[:, t : t + 1], cache, cfg)
+        frames.append(logits)
+    torch.testing.assert_close(torch.cat(frames, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sample", [SampleConfig(1), SampleConfig(25), SampleConfig(4, temperature=0.0), SampleConfig(3, 5.0)])
+@pytest.mark.parametrize(("batch", "prompt", "new"), [(1, 1, 1), (1, 1, 3), (2, 3, 2), (2, 2, 0)])
+def test_generate_for_every_shape_and_never_the_mask(dynamics_params, dynamics_cfg, sample, batch, prompt, new):
+    ids, moves = tokens(dynamics_cfg, batch, prompt), actions(dynamics_cfg, batch, prompt - 1 + new)
+    video = dynamics.generate(dynamics_params, ids, moves, random.key(0), dynamics_cfg, sample)
+    assert video.shape == (batch, prompt + new, dynamics_cfg.tokens)
+    assert torch.equal(video[:, :prompt], ids), "the prompt changed"
+    assert (video >= 0).all() and (video < dynamics_cfg.codes).all(), "the mask id was generated"
+
+
+def test_an_action_changes_its_frame_and_no_earlier_one(dynamics_params, dynamics_cfg):
+    ids, moves, sample = tokens(dynamics_cfg, 8, 2), actions(dynamics_cfg, 8, 4), SampleConfig(2)
+    other = moves.clone()
+    other[:, 2] = (other[:, 2] + 1) % dynamics_cfg.actions
+    a, b = (dynamics.generate(dynamics_params, ids, m, random.key(0), dynamics_cfg, sample) for m in (moves, other))
+    assert torch.equal(a[:, :3], b[:, :3])
+    assert not torch.equal(a[:, 3], b[:, 3])
+
+
+def test_generation_is_a_function_of_its_key(dynamics_params, dynamics_cfg):
+    ids, moves, sample = tokens(dynamics_cfg, 4, 1), actions(dynamics_cfg, 4, 2), SampleConfig(2)
+    a, b, c = (dynamics.generate(dynamics_params, ids, moves, random.key(s), dynamics_cfg, sample) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert not torch.equal(a[0, 1:], a[1, 1:]), "the samples of a batch share their noise"
+
+
+def test_bad_configs_are_a_sentence():
+    for bad in ({"steps": 0}, {"temperature": -1.0}, {"order": "greedy"}):
+        with pytest.raises(UserError):
+            SampleConfig(**bad)
+    with pytest.raises(UserError, match="prepend"):
+        DynamicsConfig(action_mode="concat")

@@ -1,0 +1,204 @@
+"""LFQ against the softmax over all codes that it avoids, VQ against its definition."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from genie_fn import quantize, random, tree
+from genie_fn.errors import UserError
+from genie_fn.quantize import QuantizerConfig
+
+
+def all_codes(dim):
+    return quantize.lfq_codes(torch.arange(2**dim), dim)
+
+
+def materialised_entropies(z_MK, temperature):
+    """The definition: softmax over all 2^K codes of 2 z·c / τ, in float64."""
+    log_p_MV = (2 / temperature * z_MK.double() @ all_codes(z_MK.shape[1]).double().T).log_softmax(-1)
+    average_V = log_p_MV.exp().mean(0)
+    return -(log_p_MV.exp() * log_p_MV).sum(-1).mean(), torch.special.entr(average_V).sum()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("dim", [1, 6, 7, 10])
+def test_lfq_entropies_and_their_gradients_equal_the_materialised_softmax(dim, temperature):
+    z = random.normal(random.key(dim), (50, dim)) * 0.4
+    for which in (0, 1):
+        ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
+        entropy, oracle = (
+            f(x, temperature)[which] for f, x in ((quantize.lfq_entropies, ours), (materialised_entropies, theirs))
+        )
+        torch.testing.assert_close(entropy.double(), oracle, rtol=1e-4, atol=1e-5)
+        (gradient,), (expected,) = torch.autograd.grad(entropy, ours), torch.autograd.grad(oracle, theirs)
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_sure_latents_have_right_entropies_and_finite_gradients(temperature):
+    """Codes that no latent is near get probability 0 in float32; their entropy's gradient must not become NaN."""
+    for z in (random.normal(random.key(0), (40, 8)) * 8, all_codes(8)[:1].expand(40, 8) * 10.0):
+        z = z.clone().requires_grad_()
+        entropies = quantize.lfq_entropies(z, temperature)
+        for ours, oracle in zip(entropies, materialised_entropies(z, temperature), strict=True):
+            torch.testing.assert_close(ours.double(), oracle, rtol=1e-3, atol=1e-3)
+            assert torch.autograd.grad(ours, z, retain_graph=True)[0].isfinite().all()
+
+
+HUGE = """
+import resource, sys, torch
+from genie_fn import quantize
+torch.set_num_threads(2)
+z = torch.randn(49_152, 18, generator=torch.Generator().manual_seed(0)).requires_grad_()
+sample, average = quantize.lfq_entropies(z, 1.0)
+gradient, = torch.autograd.grad(sample - average, z)
+assert gradient.isfinite().all() and gradient.abs().max() > 0 and 0 < sample < average < 18 * 0.6932
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def test_a_quarter_million_codes_fit_in_memory():
+    """49,152 tokens × 2^18 codes would be 48 GiB if they were ever materialised."""
+    run = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 4 * 2**30
+
+
+def test_sign_of_zero_is_minus_one():
+    q = quantize.lfq(torch.tensor([[0.0, -0.0, 1e-30, -1e-30]]), QuantizerConfig(codes=16))
+    assert q.codes.tolist() == [[-1, -1, 1, -1]] and q.ids.tolist() == [4]
+
+
+@pytest.mark.parametrize("codes", [2, 64, 2**18])
+def test_ids_and_codes_round_trip(codes):
+    cfg = QuantizerConfig(codes=codes)
+    ids = torch.arange(codes)[:: max(codes // 1024, 1)]
+    looked_up = quantize.lookup({}, ids, cfg)
+    assert looked_up.shape == (len(ids), cfg.dim) and (looked_up.abs() == 1).all()
+    assert looked_up.unique(dim=0).shape == looked_up.shape
+    q = quantize.lfq(looked_up[:64] * 0.3, cfg)
+    assert torch.equal(q.ids, ids[:64]) and torch.equal(q.codes, looked_up[:64])
+
+
+def test_quantised_codes_are_those_of_their_ids():
+    z = random.normal(random.key(0), (2, 3, 4, 6))
+    for cfg in (QuantizerConfig(codes=64), QuantizerConfig(kind="vq", codes=10, latent_dim=6)):
+        params = tree.init(quantize.spec(cfg), random.key(1))
+        q = quantize.quantize(params, z, cfg)
+        assert q.ids.shape == z.shape[:-1] and q.ids.dtype == torch.int64 and not q.z.requires_grad
+        torch.testing.assert_close(q.codes, quantize.lookup(params, q.ids, cfg), rtol=1e-5, atol=1e-5)
+
+
+def test_the_diversity_term_rewards_use_of_all_codes():
+    """The sign that public implementations get wrong: equally sure latents cost less spread out than collapsed."""
+    cfg = QuantizerConfig(codes=64)
+    spread, collapsed = all_codes(6) * 0.7, all_codes(6)[:1].expand(64, 6) * 0.7
+    a, b = quantize.lfq(spread, cfg), quantize.lfq(collapsed, cfg)
+    torch.testing.assert_close(a.metrics["sample_entropy"], b.metrics["sample_entropy"])
+    torch.testing.assert_close(a.metrics["commit"], b.metrics["commit"])
+    assert a.metrics["code_entropy"] > b.metrics["code_entropy"]
+    assert a.loss < b.loss
+
+
+def test_the_sample_term_rewards_sure_latents():
+    sure, unsure = (quantize.lfq_entropies(all_codes(4) * scale, 1.0)[0] for scale in (2.0, 0.1))
+    assert sure < unsure
+
+
+def test_lfq_loss_is_its_formula():
+    cfg = QuantizerConfig(codes=16, commit=0.5, entropy=0.2, diversity=1.5, temperature=0.7)
+    z = random.normal(random.key(0), (9, 4))
+    sample, average = materialised_entropies(z, 0.7)
+    commit = (z - torch.where(z > 0, 1.0, -1.0)).square().mean()
+    expected = 0.5 * commit + 0.2 * (sample - 1.5 * average)
+    torch.testing.assert_close(quantize.lfq(z, cfg).loss, expected.float())
+
+
+@pytest.mark.parametrize("kind", ["lfq", "vq"])
+def test_the_gradient_of_codes_goes_straight_through(kind):
+    cfg = QuantizerConfig(kind=kind, codes=16, latent_dim=4)
+    params = tree.init(quantize.spec(cfg), random.key(1))
+    z = random.normal(random.key(0), (5, 4)).requires_grad_()
+    weights = random.normal(random.key(2), (5, 4))
+    gradient = torch.autograd.grad((quantize.quantize(params, z, cfg).codes * weights).sum(), z)[0]
+    assert torch.equal(gradient, weights)
+
+
+VQ = QuantizerConfig(kind="vq", codes=5, latent_dim=3, commit=0.25)
+
+
+def test_vq_takes_the_nearest_code():
+    codebook, z = random.normal(random.key(0), (5, 3)), random.normal(random.key(1), (40, 3))
+    q = quantize.vq(codebook, z, VQ)
+    assert torch.equal(q.ids, torch.cdist(z, codebook).argmin(-1))
+    torch.testing.assert_close(q.codes, codebook[q.ids])
+
+
+def test_vq_pulls_the_codebook_to_its_inputs_and_the_inputs_to_their_codes():
+    codebook = random.normal(random.key(0), (5, 3)).requires_grad_()
+    z = random.normal(random.key(1), (8, 3)).requires_grad_()
+    q = quantize.vq(codebook, z, VQ)
+    to_book, to_z = torch.autograd.grad(q.loss, (codebook, z))
+    difference = (codebook[q.ids] - z).detach() * 2 / z.numel()
+    torch.testing.assert_close(to_book, torch.zeros(5, 3).index_add(0, q.ids, difference))
+    torch.testing.assert_close(to_z, -0.25 * difference)
+
+
+def test_dead_codes_restart_on_inputs_and_used_ones_stay():
+    codebook, z = random.normal(random.key(0), (5, 3)), random.normal(random.key(1), (2, 4, 3)) + 50
+    use = torch.tensor([0.5, 0.019, 0.021, 0.459, 0.001])  # the limit is 0.1 / 5
+    new, new_use = quantize.reset_dead_codes(codebook, use, z, random.key(2), VQ)
+    used, dead = [0, 2, 3], [1, 4]
+    assert torch.equal(new[used], codebook[used]) and torch.equal(new_use[used], use[used])
+    assert (new[dead][:, None] == z.flatten(0, 1)).all(-1).any(-1).all(), "a dead code was not moved onto an input"
+    assert torch.equal(new_use[dead], torch.full((2,), 0.2)), "a moved code has no time to be chosen"
+
+
+def test_a_code_nobody_chooses_comes_back_to_life():
+    """End to end: a codebook with far away entries is in full use after enough updates."""
+    book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
+    params, stats = {"quantizer": {"codebook": book}, "other": torch.ones(2)}, quantize.initial_use(VQ)
+    z, update = random.normal(random.key(0), (64, 3)), quantize.codebook_update(VQ)
+    assert quantize.quantize(params["quantizer"], z, VQ).metrics["codes_used"] == 1
+    for s in range(200):
+        q = quantize.quantize(params["quantizer"], z, VQ)
+        params, stats = update(params, stats, q, random.fold_in(random.key(1), s))
+    assert quantize.quantize(params["quantizer"], z, VQ).metrics["codes_used"] == 5
+    assert torch.equal(params["quantizer"]["codebook"][0], torch.zeros(3)), "the used code was moved"
+    assert torch.equal(params["other"], torch.ones(2))
+
+
+def test_lfq_keeps_no_statistics():
+    cfg = QuantizerConfig(codes=4)
+    q = quantize.quantize({}, torch.ones(3, 2), cfg)
+    assert quantize.spec(cfg) == quantize.initial_use(cfg) == {}
+    assert quantize.codebook_update(cfg)({}, {}, q, random.key(0)) == ({}, {})
+
+
+def test_use_counts_codes_not_tokens():
+    counts = quantize.code_counts(torch.tensor([[0, 0, 3], [3, 0, 0]]), 5)
+    assert counts.tolist() == [4, 0, 0, 2, 0]
+    used = quantize.use(counts)
+    assert used["codes_used"].item() == 2
+    assert used["perplexity"].item() == pytest.approx(3 / 2 ** (2 / 3))
+    even = quantize.use(torch.full((8,), 7.0))
+    assert even["perplexity"].item() == pytest.approx(8)
+    assert quantize.use(torch.zeros(8))["perplexity"].isfinite()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"kind": "fsq"}, {"codes": 6}, {"codes": 0}, {"codes": 1}, {"codes": -4}, {"kind": "vq", "codes": 0},
+     {"temperature": 0.0}],
+)  # fmt: skip
+def test_bad_configs_are_a_sentence(bad):
+    """Unless refused, a codebook of one code trains to NaN, and a temperature of 0 ends in a traceback."""
+    with pytest.raises(UserError):
+        QuantizerConfig(**bad)
+
+
+def test_an_odd_number_of_codes_is_fine_for_vq():
+    assert QuantizerConfig(kind="vq", codes=6).dim == 32 and QuantizerConfig(codes=2**18).dim == 18

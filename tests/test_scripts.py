@@ -1,0 +1,252 @@
+"""The scripts as their users run them: a tiny world trained, killed and resumed, evaluated, played, and misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import play
+import train_dynamics
+import train_lam
+import train_tokenizer
+from genie_fn import checkpoint, data, errors, random, tree, world
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.errors import UserError
+from genie_fn.lam import LamConfig
+from genie_fn.layers import STConfig
+from genie_fn.optim import OptimConfig
+from genie_fn.quantize import QuantizerConfig
+from genie_fn.tokenizer import TokenizerConfig
+
+ROOT = Path(__file__).parent.parent
+STACK = STConfig(layers=1, dim=16, heads=2, window=4)
+SCRIPTS = {"tokenizer": train_tokenizer, "lam": train_lam, "dynamics": train_dynamics}
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a small synthetic dataset: a square that moves by the action, on a background of its level."""
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    store = data.create(home / "data", {"made": "here"}, 64, 64, 3, ("LEFT", "NOOP", "RIGHT"))
+    for level in range(10):
+        frames = np.empty((60, 64, 64, 3), np.uint8)
+        actions, x = rng.integers(0, 3, 60), 24
+        background, colour = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
+        for t in range(60):
+            frames[t] = background
+            frames[t, 24:40, x : x + 16] = colour
+            x = int(np.clip(x + 8 * (actions[t] - 1), 0, 48))
+        starts = np.zeros(60, bool)
+        store = data.append_segments(store, [data.Recording(level, frames, actions, np.zeros(60), starts)])
+    return home
+
+
+def config(home: Path, stage: str, out: str, **options):
+    model = {
+        "tokenizer": TokenizerConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=64)),
+        "lam": LamConfig(patch=16, encoder=STACK, decoder=STACK),
+        "dynamics": DynamicsConfig(stack=STACK),
+    }[stage]
+    if stage == "dynamics":
+        options |= {"tokenizer": str(home / "tokenizer"), "lam": str(home / "lam")}
+    return SCRIPTS[stage].Config(
+        data=str(home / "data"),
+        out=str(home / out),
+        steps=STEPS,
+        batch_size=2,
+        num_frames=4,
+        save_every=5,
+        sample_every=50,
+        compile="off",
+        optim=OptimConfig(lr=3e-3, warmup=5, ema=0.9, schedule="cosine"),
+        model=model,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(home) -> Path:
+    for stage, script in SCRIPTS.items():
+        script.main(config(home, stage, stage))
+    return home
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from tests import test_scripts
+torch.set_num_threads(int(sys.argv[4]))  # sums are rounded differently with another number of threads
+home, stage, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+test_scripts.SCRIPTS[stage].main(test_scripts.config(home, stage, out))
+"""
+
+
+@pytest.mark.parametrize("stage", list(SCRIPTS))
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(trained, stage):
+    out = f"killed_{stage}"
+    command = [sys.executable, "-c", KILLED, str(trained), stage, out, str(torch.get_num_threads())]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (checkpoint.latest(trained / out) or 0) < 20:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 20 <= checkpoint.latest(trained / out) < STEPS
+    SCRIPTS[stage].main(config(trained, stage, out, resume=True))
+    resumed, whole = (checkpoint.load(trained / name, stage=stage) for name in (out, stage))
+    assert resumed.step == whole.step == STEPS
+    left, right = tree.paths(resumed.state), tree.paths(whole.state)
+    assert left.keys() == right.keys()
+    differing = {path: (left[path] - right[path]).abs().max() for path in left if not torch.equal(left[path], right[path])}
+    assert not differing
+    steps = [json.loads(line)["step"] for line in (trained / out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+def test_training_learns(trained):
+    """The square world is easy: each stage must do far better than it began."""
+    for stage, score in (("tokenizer", "mse"), ("lam", "weighted_mse"), ("dynamics", "cross_entropy")):
+        rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1][score] < 0.8 * rows[0][score], stage
+        assert (trained / stage / "samples" / f"{STEPS:07d}.png").exists()
+
+
+def test_earlier_stages_are_frozen_and_stay_out_of_the_optimizer(trained):
+    state = checkpoint.load(trained / "dynamics", stage="dynamics").state
+    names = {path.split("/")[0] for path in tree.paths(state["params"])}
+    assert names == {"token", "action", "place", "stack", "head"}
+    assert tree.paths(state["opt"]["m"]).keys() == tree.paths(state["params"]).keys()
+
+
+def test_true_actions(trained):
+    train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="true", steps=3))
+    dream = world.load(trained / "true")
+    assert dream.lam is None and dream.dynamics.cfg.actions == 3
+    with pytest.raises(UserError, match="true actions"):
+        world.infer_actions(dream, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
+
+
+def test_evaluate_writes_numbers_and_pictures(trained, capsys):
+    evaluate.main(evaluate.Config(run=str(trained / "dynamics"), data=str(trained / "data"), clips=4, frames=5))
+    out = trained / "dynamics" / "evaluation"
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["reconstruction"]["codes_used"] <= 64
+    for curve in result["psnr"].values():
+        assert {"own", "shuffled", "random", "copy_last", "teacher_forced", "delta_random"} <= curve.keys()
+        assert all(len(values) == 5 for values in curve.values())
+    assert Image.open(out / "dream.gif").n_frames == 6 and (out / "strip.png").exists()
+    assert "dream.gif" in capsys.readouterr().out
+
+
+def test_play_writes_the_same_video_again(trained, tmp_path):
+    image = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)).save(image)
+    cfg = play.Config(run=str(trained / "dynamics"), image=str(image), actions="0,5,1")
+    for name in ("a.png", "b.png"):
+        play.main(replace(cfg, output=str(tmp_path / name), scale=1))
+    a, b = (np.array(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert a.shape == (64, 4 * 64 + 3, 3) and np.array_equal(a, b)
+    play.main(replace(cfg, image="", data=str(trained / "data"), output=str(tmp_path / "held_out.mp4")))
+    assert (tmp_path / "held_out.mp4").stat().st_size > 0
+
+
+def test_world_session_is_a_pure_pytree(trained):
+    """Branching: the same state stepped twice gives the same frame, and another action may give another."""
+    dream = world.load(trained / "dynamics")
+    prompt = torch.from_numpy(data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames)
+    state, seen = world.reset(dream, prompt, torch.tensor([[0, 1]]))
+    assert seen.shape == prompt.shape and seen.dtype == torch.uint8
+    before = [leaf.clone() for leaf in tree.leaves(state)]
+    results = [
+        world.step(dream, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3)) for action in (2, 2, 4)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(before, tree.leaves(state), strict=True))
+    assert torch.equal(results[0][1].pixels, results[1][1].pixels)
+    assert not torch.equal(results[0][1].probability, results[2][1].probability)
+    assert results[0][0].dynamics.seen == 4
+
+
+BAD = {
+    "no dataset": (["train_tokenizer.py", "--cfg.data", "nowhere"], "generate_dataset.py"),
+    "no tokenizer": (["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "nowhere"], "train_tokenizer.py"),
+    "no world": (["evaluate.py", "--cfg.run", "nowhere"], "train_dynamics.py"),
+    "unknown preset": (["train_lam.py", "--cfg.preset", "cionrun"], "coinrun"),
+    "negative batch": (["train_tokenizer.py", "--cfg.batch-size", "-4"], "batch-size"),
+    "patch": (["train_tokenizer.py", "--cfg.model.patch", "7"], "patch"),
+    "used folder": (["train_tokenizer.py", "--cfg.data", "DATA", "--cfg.out", "HOME/tokenizer"], "--cfg.resume"),
+    "not a lam": (
+        ["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "HOME/tokenizer", "--cfg.lam", "HOME/dynamics"],
+        "differ",
+    ),
+    "not an image": (["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", "README.md"], "not an image"),
+    "no such action": (["play.py", "--cfg.run", "HOME/dynamics", "--cfg.actions", "1,9"], "0 to 5"),
+    "odd output": (["play.py", "--cfg.output", "out.txt"], ".mp4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(trained, case, capsys, monkeypatch):
+    (script, *flags), expected = BAD[case]
+    flags = [flag.replace("DATA", str(trained / "data")).replace("HOME", str(trained)) for flag in flags]
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.chdir(ROOT)
+    module = {"train_tokenizer.py": train_tokenizer, "train_lam.py": train_lam, "train_dynamics.py": train_dynamics}
+    module |= {"evaluate.py": evaluate, "play.py": play}
+    with pytest.raises(SystemExit) as exit_info:
+        errors.run(module[script].main, getattr(module[script], "PRESETS", None))
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert expected in said.replace("\n", " ") and "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 3
+
+
+def test_a_tokenizer_of_another_resolution_is_refused(trained, tmp_path):
+    store = data.create(tmp_path / "data", {}, 32, 32, 3)
+    frames = np.zeros((20, 32, 32, 3), np.uint8)
+    for level in (0, 8):
+        data.append_segments(store, [data.Recording(level, frames, np.zeros(20), np.zeros(20), np.zeros(20, bool))])
+        store = data.open_store(tmp_path / "data")
+    with pytest.raises(UserError, match="64x64.*32x32"):
+        train_dynamics.main(replace(config(trained, "dynamics", "other"), data=str(tmp_path / "data")))
+
+
+def test_a_broken_checkpoint_says_so(trained, tmp_path):
+    run = tmp_path / "run"
+    train_tokenizer.main(replace(config(trained, "tokenizer", "unused"), out=str(run), steps=1))
+    for file in (run / "checkpoints" / "1").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, 10)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(run, stage="tokenizer")
+
+
+def test_ctrl_c_saves_and_resume_continues(trained):
+    """SIGINT between two steps ends the run with a checkpoint of the step it had reached."""
+    out = trained / "interrupted"
+    cfg = replace(config(trained, "tokenizer", "interrupted"), save_every=10_000)
+    seen = []
+
+    def interrupt(params, path):
+        seen.append(path)
+        signal.raise_signal(signal.SIGINT)
+
+    original, train_tokenizer.train.draw = train_tokenizer.train.draw, lambda path, *rows: interrupt(rows, path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer.main(cfg)
+    finally:
+        train_tokenizer.train.draw = original
+    assert checkpoint.latest(out) == 50
+    train_tokenizer.main(replace(cfg, resume=True))
+    assert checkpoint.latest(out) == STEPS

@@ -1,0 +1,229 @@
+"""The training step compiled and eager, its purity, and checkpoints: what is saved, resumed, refused."""
+
+import json
+import os
+import signal
+from dataclasses import asdict, dataclass, field, replace
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from genie_fn import checkpoint, quantize, random, tokenizer, train, tree
+from genie_fn.checkpoint import from_dict
+from genie_fn.dynamics import DynamicsConfig
+from genie_fn.errors import UserError
+from genie_fn.lam import LamConfig
+from genie_fn.layers import STConfig
+from genie_fn.optim import OptimConfig
+from genie_fn.quantize import QuantizerConfig
+from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.train import RunConfig, TrainState
+
+SMALL = STConfig(layers=1, dim=32, heads=2, mlp=2, window=3)
+MODEL = TokenizerConfig(32, 32, 16, SMALL, SMALL, QuantizerConfig(kind="vq", codes=8, latent_dim=4))
+OPTIM = OptimConfig(lr=3e-3, schedule="cosine", warmup=2, ema=0.9, weight_decay=0.1)
+CFG = RunConfig(steps=6, compile="off", optim=OPTIM, save_every=2, sample_every=100)
+KEY = random.key(5)
+
+
+def loss(params, batch, key):
+    noise = random.normal(key, ()) * 1e-3  # so that the step's key matters
+    value, aux = tokenizer.loss(params, batch, MODEL)
+    return value * (1 + noise), aux
+
+
+def make(cfg=CFG):
+    """A step that uses everything a step can have: clipping, weight decay, averages, a codebook with dead codes."""
+    return train.make_step(loss, tokenizer.spec(MODEL), cfg, quantize.codebook_update(MODEL.quantizer))
+
+
+def fresh(seed=0):
+    return train.init_state(tokenizer.spec(MODEL), random.key(seed), OPTIM, quantize.initial_use(MODEL.quantizer))
+
+
+def batch_of(step):
+    return random.randint(random.fold_in(random.key(8), step), (2, 3, 32, 32, 3), 0, 256).to(torch.uint8)
+
+
+def run(step, state, first=0, last=3):
+    metrics = []
+    for s in range(first, last):
+        state, row = step(state, batch_of(s), KEY)
+        metrics.append({name: float(value) for name, value in row.items()})
+    return state, metrics
+
+
+def assert_same(a, b):
+    a, b = tree.paths(a), tree.paths(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        assert a[path].dtype == b[path].dtype and torch.equal(a[path], b[path]), path
+
+
+@pytest.mark.parametrize("mode", ["step", "split"])
+def test_compiled_equals_eager_and_compiles_once(mode):
+    """A second compilation would be a value of the state or the batch burnt into the graph."""
+    expected, rows = run(make(), fresh())
+    step, before = make(replace(CFG, compile=mode)), counters["stats"]["unique_graphs"]
+    state, compiled_rows = run(step, fresh())
+    for row, compiled_row in zip(rows, compiled_rows, strict=True):
+        assert compiled_row == pytest.approx(row, rel=1e-3, abs=1e-5)
+    # The very first moments are of the size of the gradients' rounding, and AdamW divides by them.
+    torch.testing.assert_close(tree.paths(state), tree.paths(expected), rtol=1e-3, atol=1e-4)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        state, _ = run(step, state, 3, 8)
+    assert counters["stats"]["unique_graphs"] - before == {"step": 1, "split": 2}[mode]
+    assert state.step.item() == 8
+
+
+def test_the_pure_step_leaves_its_state_alone():
+    state = fresh()
+    before = tree.map(torch.clone, state)
+    new, _ = make()(state, batch_of(0), KEY)
+    assert_same(state, before)
+    changed = {path for path, x in tree.paths(new).items() if not torch.equal(x, tree.paths(before)[path])}
+    for path in tree.paths(state.params):
+        assert {f"params/{path}", f"ema/{path}", f"opt/m/{path}", f"opt/v/{path}"} <= changed, path
+    assert {"step", "stats/use"} <= changed
+
+
+def test_a_step_is_a_function_of_state_batch_and_key():
+    (a, rows_a), (b, rows_b) = run(make(), fresh()), run(make(), fresh())
+    assert_same(a, b)
+    assert rows_a == rows_b
+    _, (row, *_) = run(lambda state, batch, _: make()(state, batch, random.key(6)), fresh())
+    assert row["loss"] != rows_a[0]["loss"], "the key does not reach the loss"
+
+
+def test_without_averages_or_statistics_their_trees_are_empty():
+    state = train.init_state(tokenizer.spec(MODEL), KEY, replace(OPTIM, ema=0.0), {})
+    assert state.ema == {} and state.stats == {}
+
+
+def test_training_lowers_the_loss():
+    step, state, losses = make(replace(CFG, steps=60, optim=replace(OPTIM, schedule="constant"))), fresh(), []
+    for _ in range(60):
+        state, metrics = step(state, batch_of(0)[:, :1] // 4, KEY)
+        losses.append(metrics["mse"].item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return run(make(), fresh())[0]
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+def test_saved_and_loaded_is_bit_identical(tmp_path, trained):
+    cfg = Config(model=MODEL, optim=OPTIM)
+    with checkpoint.manager(tmp_path) as saver:
+        checkpoint.save(saver, 3, trained, cfg)
+    assert checkpoint.latest(tmp_path) == 3
+    loaded = checkpoint.load(tmp_path, stage="tokenizer")
+    restored = TrainState(**loaded.state)
+    assert_same(restored, trained)
+    assert_same(checkpoint.weights(loaded), trained.ema)
+    assert loaded.step == 3 and from_dict(Config, loaded.config) == cfg
+
+
+def test_empty_trees_survive_and_weights_fall_back_to_the_parameters(tmp_path, trained):
+    state = trained._replace(ema={}, stats={})
+    with checkpoint.manager(tmp_path) as saver:
+        checkpoint.save(saver, 0, state, CFG)
+    loaded = checkpoint.load(tmp_path, stage="tokenizer")
+    assert loaded.state["ema"] == loaded.state["stats"] == {}
+    assert_same(checkpoint.weights(loaded), trained.params)
+
+
+def test_a_save_is_not_corrupted_by_the_steps_after_it(tmp_path, trained):
+    """Saving is asynchronous, and a compiled step overwrites its state in place."""
+    state = tree.map(torch.clone, trained)
+    with checkpoint.manager(tmp_path) as saver:
+        checkpoint.save(saver, 1, state, CFG)
+        for leaf in tree.leaves(state):
+            leaf.zero_()
+    assert_same(TrainState(**checkpoint.load(tmp_path, stage="tokenizer").state), trained)
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    spec, stats = tokenizer.spec(MODEL), quantize.initial_use(MODEL.quantizer)
+
+    def batches(first, stop_at=None):
+        for s in range(first, CFG.steps):
+            if s == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch_of(s)
+
+    def go(out, stop_at=None, resume=False):
+        cfg = replace(CFG, out=str(tmp_path / out), resume=resume)
+        state = train.start(spec, stats, cfg, "tokenizer", torch.device("cpu"))
+        return train.fit(make(), state, batches(int(state.step), stop_at), cfg, lambda weights, path: None)
+
+    whole = go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("stopped", stop_at=2)
+    assert checkpoint.latest(tmp_path / "stopped") == 3
+    with pytest.raises(UserError, match="resume"):
+        go("stopped")
+    assert_same(go("stopped", resume=True), whole)
+    rows = [[json.loads(line) for line in open(tmp_path / out / "metrics.jsonl")] for out in ("whole", "stopped")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    assert rows[0][-1]["loss"] == rows[1][-1]["loss"]
+
+
+def test_a_missing_or_broken_checkpoint_is_a_sentence(tmp_path, trained):
+    with pytest.raises(UserError, match="train_lam"):
+        checkpoint.load(tmp_path / "nowhere", stage="lam")
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path, stage="lam")
+
+
+def test_check_names_the_first_difference(trained):
+    spec = tokenizer.spec(MODEL)
+    assert checkpoint.check(trained.params, spec, "it") is trained.params
+    wider = tokenizer.spec(replace(MODEL, encoder=replace(SMALL, dim=64)))
+    with pytest.raises(UserError, match="encoder/.* is .*, not "):
+        checkpoint.check(trained.params, wider, "it")
+    for params, wanted in (({}, spec), (trained.params | {"extra": torch.ones(2)}, spec)):
+        with pytest.raises(UserError, match="it does not fit"):
+            checkpoint.check(params, wanted, "it")
+
+
+CONFIGS = [
+    Config(model=MODEL, optim=OPTIM, seed=3),
+    OptimConfig(schedule="wsd"),
+    LamConfig(32, 64, 16, motion=0.3, quantizer=QuantizerConfig(codes=4)),
+    DynamicsConfig(codes=5, action_mode="prepend", stack=SMALL),
+]
+
+
+@pytest.mark.parametrize("cfg", CONFIGS, ids=lambda cfg: type(cfg).__name__)
+def test_a_config_survives_json(cfg):
+    back = from_dict(type(cfg), json.loads(json.dumps(asdict(cfg))))
+    assert back == cfg and hash(back) == hash(cfg)
+
+
+def test_a_stored_config_with_other_fields_is_a_sentence():
+    stored = asdict(Config())
+    del stored["model"]["patch"]
+    with pytest.raises(UserError, match="patch"):
+        from_dict(Config, stored)
+    with pytest.raises(UserError, match="colour"):
+        from_dict(Config, asdict(Config()) | {"colour": 1})
+
+
+def test_bad_run_configs_are_a_sentence():
+    for bad in ({"steps": 0}, {"batch_size": -1}, {"compile": "yes"}, {"save_every": 0}):
+        with pytest.raises(UserError):
+            RunConfig(**bad)
+    with pytest.raises(UserError, match="device"):
+        train.pick_device("toaster")

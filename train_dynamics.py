@@ -1,0 +1,114 @@
+"""Stage 3: train the dynamics model, which predicts the next frame's tokens from the past and an action.
+
+Needs a trained tokenizer, and for latent actions a trained latent action model; both stay frozen.
+
+    python train_dynamics.py                               # the demo preset, on the demo's earlier stages
+    python train_dynamics.py --cfg.actions true            # condition on the recorded actions instead
+    python train_dynamics.py --cfg.preset coinrun          # the paper's Appendix F.3
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from genie_fn import data, dynamics, lam, random, tokenizer, train, world
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.errors import UserError, run
+from genie_fn.layers import STConfig
+from genie_fn.optim import OptimConfig
+from genie_fn.train import RunConfig
+from genie_fn.world import Stage, World
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    tokenizer: str = "runs/demo/tokenizer"
+    """The folder of the tokenizer's run."""
+    lam: str = "runs/demo/lam"
+    """The folder of the latent action model's run."""
+    actions: str = "latent"
+    """`latent`, inferred by the latent action model, or `true`, as recorded."""
+    model: DynamicsConfig = field(default_factory=DynamicsConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """How the pictures during training are sampled."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.actions not in ("latent", "true"):
+            raise UserError(f"--cfg.actions is latent or true, not {self.actions!r}")
+
+
+def _config(preset: str, **options) -> Config:
+    folder = f"runs/{preset}"
+    return Config(
+        preset, out=f"{folder}/dynamics", tokenizer=f"{folder}/tokenizer", lam=f"{folder}/lam", **options
+    )
+
+
+def demo() -> Config:
+    """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores."""
+    model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
+    optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
+    return _config("demo", steps=800, batch_size=16, num_frames=8, optim=optim, model=model)
+
+
+def small() -> Config:
+    """20M parameters on 256 tokens, bf16: a few hours on one GPU."""
+    model = DynamicsConfig(stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"))
+    optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
+    return _config("small", steps=30_000, batch_size=36, num_frames=16, optim=optim, model=model)
+
+
+def coinrun() -> Config:
+    """The paper's Appendix F.3: 12 layers of width 512, 200k steps, 25 sampling steps; needs a large GPU."""
+    model = DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16"))
+    optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
+    sample = SampleConfig(steps=25)
+    return _config("coinrun", steps=200_000, batch_size=36, num_frames=16, optim=optim, model=model, sample=sample)
+
+
+PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
+
+
+def main(cfg: Config) -> None:
+    device = train.pick_device(cfg.device)
+    store = data.open_store(cfg.data)
+    coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device)
+    namer = world.load_stage(cfg.lam, "lam", device)[0] if cfg.actions == "latent" else None
+    for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
+        world.check_resolution(stage, store.height, store.width, run_folder)
+    choices = namer.cfg.actions if namer else store.num_actions
+    model = replace(cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices)
+    cfg = replace(cfg, model=model, compile=train.pick_compile(cfg.compile, device))
+    spec = dynamics.spec(model)
+    train.announce("dynamics", spec, cfg, device)
+    state = train.start(spec, {}, cfg, "dynamics", device)
+
+    def encode(batch: data.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames → ids and actions, by the frozen models."""
+        _, ids = tokenizer.tokenize(coder.params, batch.frames, coder.cfg)
+        return ids, lam.infer_actions(namer.params, batch.frames, namer.cfg) if namer else batch.actions
+
+    def loss(params, batch, key):
+        ids, actions = batch
+        return dynamics.loss(params, ids, actions, dynamics.sample_mask(key, *ids.shape[:2], model), model)
+
+    clips = train.held_out(store, cfg, 4, device)
+    _, named = encode(clips)
+
+    def sample(params, path: Path) -> None:
+        """Real clips above dreams from their first frames."""
+        dream = World(coder, Stage(model, params), namer)
+        key = random.key(cfg.seed, device)
+        frames = world.rollout(dream, clips.frames[:, :1], named, key, cfg.sample)
+        pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
+        train.draw(path, *(row for pair in pairs for row in pair))
+
+    encode = torch.compile(encode, dynamic=False) if cfg.compile != "off" else encode
+    batches = (encode(batch) for batch in train.batches(store, cfg, int(state.step), device))
+    train.fit(train.make_step(loss, spec, cfg), state, batches, cfg, sample)
+
+
+if __name__ == "__main__":
+    run(main, PRESETS)

@@ -1,0 +1,80 @@
+"""Stage 2: train the latent action model, which names what happened between two frames, without labels.
+
+    python train_lam.py                            # the demo preset: minutes on two CPU cores
+    python train_lam.py --cfg.preset coinrun       # the paper's Appendix F.3
+    python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from genie_fn import data, lam, layers, quantize, train
+from genie_fn.errors import run
+from genie_fn.lam import LamConfig
+from genie_fn.layers import STConfig
+from genie_fn.optim import OptimConfig
+from genie_fn.train import RunConfig
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    model: LamConfig = field(default_factory=LamConfig)
+
+
+def demo() -> Config:
+    """1.2M parameters, 6 actions: minutes on two CPU cores."""
+    stack = STConfig(layers=2, dim=128, heads=4)
+    optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
+    model = LamConfig(patch=8, encoder=stack, decoder=stack)
+    return Config("demo", out="runs/demo/lam", steps=400, batch_size=16, num_frames=5, optim=optim, model=model)
+
+
+def small() -> Config:
+    """18M parameters, bf16: under an hour on one GPU."""
+    stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
+    optim = OptimConfig(lr=3e-4, schedule="wsd", warmup=500, ema=0.999)
+    model = LamConfig(patch=8, encoder=stack, decoder=stack)
+    return Config("small", out="runs/small/lam", steps=10_000, batch_size=36, num_frames=16, optim=optim, model=model)
+
+
+def coinrun() -> Config:
+    """The paper's Appendix F.3: 8 + 8 layers of width 512, 6 codes of width 32, 200k steps; needs a large GPU."""
+    stack = STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")
+    optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
+    model = LamConfig(patch=16, encoder=stack, decoder=stack)
+    return Config(
+        "coinrun", out="runs/coinrun/lam", steps=200_000, batch_size=36, num_frames=16, optim=optim, model=model
+    )
+
+
+PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
+
+
+def main(cfg: Config) -> None:
+    device = train.pick_device(cfg.device)
+    store = data.open_store(cfg.data)
+    model = replace(cfg.model, height=store.height, width=store.width)
+    cfg = replace(cfg, model=model, compile=train.pick_compile(cfg.compile, device))
+    spec, quantizer = lam.spec(model), model.quantizer
+    train.announce("latent actions", spec, cfg, device)
+    state = train.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
+
+    def loss(params, batch, key):
+        return lam.loss(params, batch.frames, model)
+
+    frames = train.held_out(store, cfg, 8, device).frames
+
+    def sample(params, path: Path) -> None:
+        """Rows: a frame, the next one, and the next one predicted from the first and its latent action."""
+        codes = quantize.lookup(params["quantizer"], lam.infer_actions(params, frames, model), quantizer)
+        past = layers.to_float(frames[:, :-1])
+        rows = [frames[:, -2], frames[:, -1], layers.to_uint8(lam.decode(params, past, codes, model)[:, -1])]
+        train.draw(path, *rows)
+
+    batches = train.batches(store, cfg, int(state.step), device)
+    step = train.make_step(loss, spec, cfg, quantize.codebook_update(quantizer))
+    train.fit(step, state, batches, cfg, sample)
+
+
+if __name__ == "__main__":
+    run(main, PRESETS)
