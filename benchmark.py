@@ -93,11 +93,11 @@ def data_suite(cfg: Config, device: torch.device) -> list[dict]:
         return sum(1 for _ in zip(range(cfg.batches), clips, strict=False))
 
     with tempfile.TemporaryDirectory() as folder:
-        workers = {f"{n} workers": partial(collect, n, folder) for n in sorted({1, os.cpu_count() or 1})}
+        workers = {f"workers={n}": partial(collect, n, folder) for n in sorted({1, os.cpu_count() or 1})}
         rows = compare("collect", workers, cfg.repeats, cfg.levels * data.BLOCK)
         store = data.open_store(cfg.data or collect(1, folder), cache_bytes=0)
         for t in (4, 16):
-            threads = {f"{n} threads": partial(read, t, n, store) for n in (1, 2)}
+            threads = {f"threads={n}": partial(read, t, n, store) for n in (1, 2)}
             rows += compare(f"read {t}-frame clips", threads, cfg.repeats, cfg.batches * 16 * t)
     return rows
 
@@ -160,7 +160,7 @@ def lfq_suite(cfg: Config, device: torch.device, bits=(10, 14, 18), most: int = 
         sample, average = entropies(z_MK, 1.0)
         return sample - average, (sample, average)
 
-    rows, both = [], {"softmax over codes": materialised_entropies, "factorised": quantize.lfq_entropies}
+    rows, both = [], {"softmax": materialised_entropies, "factorised": quantize.lfq_entropies}
     for width in bits:
         z_MK, peaks, results = random.normal(random.key(width, device), (tokens, width)), {}, []
         ways = {name: partial(tree.value_and_grad(loss), z_MK, way) for name, way in [*both.items()][width > most :]}
@@ -188,11 +188,11 @@ def main(cfg: Config) -> None:
     for name in SUITES if cfg.suite == "all" else [cfg.suite]:
         rows, path = SUITES[name](cfg, device), out / f"{name}-{device.type}.json"
         path.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n")
-        table = Table("case", "variant", "speed", "", title=f"{name}: {where['device']}")
+        unit = next((key for key in ("frames/s", "peak bytes") if key in rows[0]), "")
+        table = Table("case", "variant", "speed", unit, title=f"{name}: {where['device']}")
         for row in rows:
-            speed = "{median:.2f} ({min:.2f}..{max:.2f}) x ".format(**row["ratio"]) + row["baseline"]
-            info = (f"{row[unit]:,} {unit}" for unit in ("frames/s", "peak bytes") if unit in row)
-            table.add_row(row["case"], row["variant"], "" if row["variant"] == row["baseline"] else speed, *info)
+            speed = "baseline" if row["variant"] == row["baseline"] else "{median:.2f} ({min:.2f}..{max:.2f})"
+            table.add_row(row["case"], row["variant"], speed.format(**row["ratio"]), f"{row[unit]:,}" if unit else "")
         Console().print(table, f"absolute times: {path}")
 
 

@@ -3,8 +3,8 @@
     python evaluate.py                                  # the demo's world
     python evaluate.py --cfg.run runs/small/dynamics --cfg.clips 256
 
-Next to every PSNR stand what copying the last real frame scores and what wrong actions score: where little moves, a high
-PSNR alone says nothing. "moving" is the half of the clips in which the picture changes most.
+Next to every PSNR stand what copying the last real frame scores and what wrong actions score: where little moves, a
+high PSNR alone says nothing. "moving" is the half of the clips in which the picture changes most.
 """
 
 import json

@@ -49,7 +49,7 @@ def parse_actions(text: str, choices: int) -> list[int]:
     """`"3,3,1"` → [3, 3, 1]; UserError unless they are integers from 0 to choices - 1."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() and int(word) < choices for word in words):
-        raise UserError(f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1} with commas between, as 3,3,1")
+        raise UserError(f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1} with commas, as in 3,3,1")
     return [int(word) for word in words]
 
 

@@ -41,16 +41,14 @@ class Config(RunConfig):
 
 def _config(preset: str, **options) -> Config:
     folder = f"runs/{preset}"
-    return Config(
-        preset, out=f"{folder}/dynamics", tokenizer=f"{folder}/tokenizer", lam=f"{folder}/lam", **options
-    )
+    return Config(preset, out=f"{folder}/dynamics", tokenizer=f"{folder}/tokenizer", lam=f"{folder}/lam", **options)
 
 
 def demo() -> Config:
     """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores."""
     model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    return _config("demo", steps=800, batch_size=16, num_frames=8, optim=optim, model=model)
+    return _config("demo", steps=350, batch_size=16, num_frames=8, optim=optim, model=model)
 
 
 def small() -> Config:

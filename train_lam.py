@@ -1,8 +1,8 @@
 """Stage 2: train the latent action model, which names what happened between two frames, without labels.
 
-    python train_lam.py                            # the demo preset: minutes on two CPU cores
-    python train_lam.py --cfg.preset coinrun       # the paper's Appendix F.3
-    python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
+python train_lam.py                            # the demo preset: minutes on two CPU cores
+python train_lam.py --cfg.preset coinrun       # the paper's Appendix F.3
+python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ def demo() -> Config:
     stack = STConfig(layers=2, dim=128, heads=4)
     optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     model = LamConfig(patch=8, encoder=stack, decoder=stack)
-    return Config("demo", out="runs/demo/lam", steps=400, batch_size=16, num_frames=5, optim=optim, model=model)
+    return Config("demo", out="runs/demo/lam", steps=250, batch_size=16, num_frames=5, optim=optim, model=model)
 
 
 def small() -> Config:

@@ -1,8 +1,8 @@
 """Stage 1: train the video tokenizer, which turns frames into a few discrete tokens and back.
 
-    python train_tokenizer.py                              # the demo preset: minutes on two CPU cores
-    python train_tokenizer.py --cfg.preset coinrun         # the paper's Appendix F, on a GPU
-    python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
+python train_tokenizer.py                              # the demo preset: minutes on two CPU cores
+python train_tokenizer.py --cfg.preset coinrun         # the paper's Appendix F, on a GPU
+python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ def demo() -> Config:
     stack = STConfig(layers=2, dim=128, heads=4)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     model = TokenizerConfig(patch=8, encoder=stack, decoder=stack)
-    return Config("demo", out="runs/demo/tokenizer", steps=1000, batch_size=16, num_frames=4, optim=optim, model=model)
+    return Config("demo", out="runs/demo/tokenizer", steps=800, batch_size=16, num_frames=4, optim=optim, model=model)
 
 
 def small() -> Config:
@@ -35,7 +35,9 @@ def small() -> Config:
     stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
     model = TokenizerConfig(patch=4, encoder=stack, decoder=stack)
-    return Config("small", out="runs/small/tokenizer", steps=20_000, batch_size=48, num_frames=16, optim=optim, model=model)
+    return Config(
+        "small", out="runs/small/tokenizer", steps=20_000, batch_size=48, num_frames=16, optim=optim, model=model
+    )
 
 
 def coinrun() -> Config:

@@ -1,6 +1,6 @@
 """Checkpoints of (state, config) with orbax: written asynchronously and atomically, the newest few kept.
 
-The config lies beside the state, so that a later stage loads an earlier one's configuration and never declares it again.
+The config lies beside the state: a later stage loads an earlier one's configuration and never declares it again.
 """
 
 import dataclasses
@@ -68,7 +68,8 @@ def load(run: str | Path, *, stage: str, device: torch.device | str = "cpu") -> 
 
     step = latest(run)
     if step is None:
-        raise UserError(f"there is no {stage} checkpoint in {run}: make one with `python train_{stage}.py --cfg.out {run}`")
+        how = f"make one with `python train_{stage}.py --cfg.out {run}`"
+        raise UserError(f"there is no {stage} checkpoint in {run}: {how}")
     args = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
     try:
         with manager(run, keep=None) as saver:

@@ -37,7 +37,7 @@ class DynamicsConfig:
 
     def __post_init__(self):
         if self.action_mode not in ("add", "prepend"):
-            raise UserError(f"the action mode is add or prepend, not {self.action_mode!r}: change --cfg.model.action-mode")
+            raise UserError(f"--cfg.model.action-mode is add or prepend, not {self.action_mode!r}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SampleConfig:
 
 
 def spec(cfg: DynamicsConfig) -> Tree:
-    """The parameters, as a tree of `ParamSpec`. Row `codes` of the token table is the mask, row `actions` "no action"."""
+    """The parameters: row `codes` of the token table is the mask, row `actions` of the action table "no action"."""
     dim, extra = cfg.stack.dim, cfg.action_mode == "prepend"
     return {
         "token": ParamSpec((cfg.codes + 1, dim), std=0.5, decay=False),
@@ -91,7 +91,7 @@ def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
 
 
 def sample_mask(key: Tensor, batch: int, frames: int, cfg: DynamicsConfig) -> Tensor:
-    """Which tokens training hides, bool (B, T, N): a rate per clip, uniform on [mask_low, 1]; never in the first frame."""
+    """Which tokens training hides, (B, T, N): at a rate per clip, uniform on [mask_low, 1]; none in the first frame."""
     rate_key, mask_key = random.split(key).unbind(0)
     rate_B = random.uniform(rate_key, (batch,), cfg.mask_low, 1.0)
     mask_BTN = random.bernoulli(mask_key, rate_B[:, None, None], (batch, frames, cfg.tokens))
@@ -172,6 +172,9 @@ class Programs(NamedTuple):
     remember: Callable = remember
 
 
+EAGER = Programs()
+
+
 def empty_cache(cfg: DynamicsConfig, batch: int, device=None) -> Cache:
     """The cache before any frame."""
     return layers.empty_cache(cfg.stack, batch, cfg.tokens + (cfg.action_mode == "prepend"), device)
@@ -184,9 +187,9 @@ def next_frame(
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
-    programs: Programs = Programs(),
+    programs: Programs = EAGER,
 ) -> tuple[Tensor, Tensor, Cache]:
-    """Sample the frame that `action_B` leads to. Returns its ids, their probabilities (B, N), and the extended cache."""
+    """Sample the frame that `action_B` leads to: its ids, their probabilities (B, N), and the extended cache."""
     device = action_B.device
     ids_BN = torch.full((len(action_B), cfg.tokens), cfg.codes, device=device)
     temperature = torch.tensor(sample.temperature, device=device)
@@ -205,7 +208,7 @@ def generate(
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
-    programs: Programs = Programs(),
+    programs: Programs = EAGER,
 ) -> Tensor:
     """Continue T prompt frames of ids by F frames, given the T - 1 + F actions between them all: (B, T + F, N)."""
     frames = ids_BTN.shape[1]

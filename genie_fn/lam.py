@@ -40,7 +40,7 @@ class LamConfig:
                 "choose a --cfg.model.patch that divides both sides"
             )
         if not 0 <= self.motion <= 1:
-            raise UserError(f"the motion weight is a share between 0 and 1, not {self.motion}: change --cfg.model.motion")
+            raise UserError(f"--cfg.model.motion is a share between 0 and 1, not {self.motion}")
 
     @property
     def actions(self) -> int:

@@ -81,7 +81,7 @@ def mlp(params: Tree, x: Tensor) -> Tensor:
 
 
 def rotary(x_BTNGE: Tensor, position_T: Tensor) -> Tensor:
-    """Rotate pairs of channels by the frame's position (RoPE, Su et al. 2021): scores then depend on t - s alone.
+    """Rotate pairs of channels by the frame's position (RoPE, Su et al. 2021): scores depend on t - s alone.
 
     Angles are taken in float64, so that a session of a million frames still turns by exact steps.
     """
@@ -144,7 +144,6 @@ def st_transformer(
     return x, None if cache is None else _extend(cache, keys, values)
 
 
-@torch.compiler.nested_compile_region  # blocks of one shape are compiled once, so compile time does not grow with depth
 def _block(params: Tree, x_BTND: Tensor, position_T: Tensor, visible_TS: Tensor, past, cfg: STConfig):
     """Space attention, time attention over the past's keys and values and the new, MLP. Returns x, keys and values."""
     q, k, v = _qkv(params["space"], x_BTND, cfg.heads)
@@ -194,7 +193,7 @@ def grid_spec(cfg: STConfig, inputs: int, outputs: int, tokens: int) -> Tree:
 def grid_transformer(
     params: Tree, x_BTNI: Tensor, cfg: STConfig, cache: Cache | None = None, *, condition: Tensor | float = 0.0
 ) -> tuple[Tensor, Cache | None]:
-    """(B, T, N, inputs) → (B, T, N, outputs), float32. `condition`, broadcast to (B, T, N, D), is added to the input."""
+    """(B, T, N, inputs) → (B, T, N, outputs), float32. `condition` (… N, D) is added to the input."""
     x = linear(params["embed"], x_BTNI) + params["place"] + condition
     x, cache = st_transformer(params["stack"], x, cfg, cache)
     return linear(params["head"], x).float(), cache

@@ -24,8 +24,8 @@ class QuantizerConfig:
     codes: int = 1024
     latent_dim: int = 32
     """Width of VQ's vectors; LFQ's is log2(codes)."""
-    commit: float = 0.25
-    entropy: float = 0.1
+    commit: float = 0.1
+    entropy: float = 0.02
     diversity: float = 1.0
     """Weight of the codebook's entropy against the per-sample entropy (LFQ)."""
     temperature: float = 1.0
@@ -35,7 +35,7 @@ class QuantizerConfig:
 
     def __post_init__(self):
         if self.kind not in ("lfq", "vq"):
-            raise UserError(f"the quantizer is lfq or vq, not {self.kind!r}: pass one of these as --cfg.model.quantizer.kind")
+            raise UserError(f"--cfg.model.quantizer.kind is lfq or vq, not {self.kind!r}")
         if self.kind == "lfq" and self.codes.bit_count() != 1:
             raise UserError(f"lfq needs a power of two of codes, not {self.codes}: take {1 << self.codes.bit_length()}")
 
@@ -88,7 +88,7 @@ def lfq_codes(ids: Tensor, dim: int) -> Tensor:
 def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
     """Signs of z (sign(0) = -1), ids Σ 2^k [z_k > 0], and the loss
 
-        commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean).
+    commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean).
     """
     z = z.float()
     positive = z > 0
@@ -122,25 +122,26 @@ def lfq_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def _code_probabilities(s_MK: Tensor) -> Tensor:
-    """Probabilities (M, 2^K) of all codes of K independent bits with logits s: log p(c) = Σ_k bit_k s_k + log σ(-s_k)."""
+    """Probabilities (M, 2^K) of the codes of K independent bits of logits s: log p = Σ_k bit_k s_k + log σ(-s_k)."""
     bits = lfq_codes(torch.arange(2 ** s_MK.shape[1], device=s_MK.device), s_MK.shape[1]) * 0.5 + 0.5
     return (s_MK @ bits.T + F.logsigmoid(-s_MK).sum(-1, keepdim=True)).exp()
 
 
 def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
-    """The nearest codebook vector; the codebook is pulled to its inputs, and the inputs (by `commit`) to their codes."""
+    """The nearest codebook vector; the codebook is pulled to its inputs, the inputs (by `commit`) to their codes."""
     z = z.float()
     flat_MK = z.flatten(0, -2)
     distance_MV = codebook_VK.square().sum(-1) - 2 * flat_MK @ codebook_VK.T
     ids = distance_MV.argmin(-1).reshape(z.shape[:-1])
-    codes = F.one_hot(ids, cfg.codes).to(z.dtype) @ codebook_VK  # a product, since a gather's gradient sums in any order
+    # A product, not a gather: a gather's gradient adds up in any order, and runs would not repeat.
+    codes = F.one_hot(ids, cfg.codes).to(z.dtype) @ codebook_VK
     commit = (z - codes.detach()).square().mean()
     loss = cfg.commit * commit + (codes - z.detach()).square().mean()
     return _quantized(z, codes, ids, loss, {"commit": commit}, cfg)
 
 
 def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
-    """The running statistics that a training state keeps for a quantiser: VQ's share of use per code, uniform at first."""
+    """What a training state keeps for a quantiser: VQ's moving share of use per code, uniform at first."""
     return {} if cfg.kind == "lfq" else {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
 
 

@@ -47,7 +47,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """A key (2,) derived from `key` and a 32-bit integer; `data` may be a 0-D tensor, so a step counter compiles once."""
+    """A key (2,) from `key` and a 32-bit integer; `data` may be a 0-D tensor, so a step counter compiles once."""
     data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
     return torch.stack(_encrypt(key, data & _WORD), dim=-1)
 

@@ -89,4 +89,3 @@ def loss(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tenso
     q = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer)
     mse = (decode(params, q.codes, cfg) - video).square().mean()
     return mse + q.loss, ({"mse": mse, "psnr": metrics.psnr(mse)} | q.metrics, q)
-

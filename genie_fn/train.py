@@ -205,8 +205,8 @@ def fit(
 ) -> TrainState:
     """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
 
-    `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and SIGTERM
-    finish the step, save and leave; the run then goes on with --cfg.resume.
+    `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and
+    SIGTERM finish the step, save and leave; the run then goes on with --cfg.resume.
     """
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
     (out / "samples").mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,7 @@ def _step_of(line: str) -> float:
 
 
 class Stop:
-    """True once Ctrl-C or SIGTERM has arrived, so that a loop can end between two steps; a second one interrupts at once."""
+    """True once Ctrl-C or SIGTERM has arrived, so a loop can end between two steps; a second one interrupts at once."""
 
     def __enter__(self) -> "Stop":
         self._asked = False

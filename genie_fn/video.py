@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import av
+import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
@@ -49,8 +50,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, lossless: bo
 
 def write_gif(path: str | Path, frames: np.ndarray, fps: int = FPS) -> None:
     """Write a gif that loops. Colours are reduced to 256 per frame."""
-    images = [Image.fromarray(frame) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    imageio.imwrite(path, frames, extension=".gif", duration=round(1000 / fps), loop=0)
 
 
 def write_png(path: str | Path, frame: np.ndarray) -> None:

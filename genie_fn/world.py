@@ -58,9 +58,12 @@ class Programs(NamedTuple):
     decode: Callable = tokenizer.decode_next
 
 
+EAGER = Programs()
+
+
 def compiled() -> Programs:
     """`Programs` compiled for one batch size."""
-    return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in Programs()))
+    return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER))
 
 
 def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") -> tuple[Stage, dict]:
@@ -74,7 +77,8 @@ def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") 
     if not isinstance(loaded.config.get("model"), dict):
         raise UserError(f"{run} does not hold a {stage}: pass the folder of a run of train_{stage}.py")
     cfg = checkpoint.from_dict(config, loaded.config["model"])
-    return Stage(cfg, checkpoint.check(checkpoint.weights(loaded), module.spec(cfg), f"the {stage} in {run}")), loaded.config
+    params = checkpoint.check(checkpoint.weights(loaded), module.spec(cfg), f"the {stage} in {run}")
+    return Stage(cfg, params), loaded.config
 
 
 def check_resolution(stage: Stage | None, height: int, width: int, run: str | Path) -> None:
@@ -101,7 +105,7 @@ def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
 
 
 def reset(
-    world: World, prompt_BTHWC: Tensor, actions_BT: Tensor | None = None, programs: Programs = Programs()
+    world: World, prompt_BTHWC: Tensor, actions_BT: Tensor | None = None, programs: Programs = EAGER
 ) -> tuple[State, Tensor]:
     """Start B sessions from T prompt frames (uint8) and the T-1 actions between them (none for a single frame).
 
@@ -120,7 +124,7 @@ def reset(
 
 
 def step(
-    world: World, state: State, action_B: Tensor, key: Tensor, sample: SampleConfig, programs: Programs = Programs()
+    world: World, state: State, action_B: Tensor, key: Tensor, sample: SampleConfig, programs: Programs = EAGER
 ) -> tuple[State, Frame]:
     """The next frame of every session, given its action. Pure: the same state, action and key give the same frame."""
     coder, model = world.tokenizer, world.dynamics
@@ -138,7 +142,7 @@ def rollout(
     actions_BT: Tensor,
     key: Tensor,
     sample: SampleConfig,
-    programs: Programs = Programs(),
+    programs: Programs = EAGER,
 ) -> Tensor:
     """Continue T prompt frames given all T-1+F actions: the F dreamed frames, uint8 (B, F, H, W, 3)."""
     given = prompt_BTHWC.shape[1] - 1

@@ -14,9 +14,7 @@ torch.set_num_threads(1)
 
 STACK = STConfig(layers=2, dim=32, heads=2, mlp=2, window=4)
 TOKENIZER = TokenizerConfig(32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=16))
-LAM = LamConfig(
-    32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=5, latent_dim=8)
-)
+LAM = LamConfig(32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=5, latent_dim=8))
 
 
 @pytest.fixture(scope="session")

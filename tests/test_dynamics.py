@@ -223,7 +223,10 @@ def test_noise_fades_from_high_to_none():
 def test_random_order_ignores_confidence():
     logits = logits_of(1)[:, :1] * torch.linspace(0, 3, N)[:, None]
     kept = torch.stack(
-        [(reveal(logits, hidden_frame(1), 0, SampleConfig(steps=2, order="random"), seed=s)[0] != V)[0] for s in range(300)]
+        [
+            (reveal(logits, hidden_frame(1), 0, SampleConfig(steps=2, order="random"), seed=s)[0] != V)[0]
+            for s in range(300)
+        ]
     )
     shares = kept.float().mean(0)
     assert shares.max() - shares.min() < 0.2, "some places are revealed first"
@@ -267,7 +270,9 @@ def test_cached_logits_equal_uncached_past_the_window(dynamics_params, dynamics_
     torch.testing.assert_close(torch.cat(frames, 1), whole, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("sample", [SampleConfig(1), SampleConfig(25), SampleConfig(4, temperature=0.0), SampleConfig(3, 5.0)])
+@pytest.mark.parametrize(
+    "sample", [SampleConfig(1), SampleConfig(25), SampleConfig(4, temperature=0.0), SampleConfig(3, 5.0)]
+)
 @pytest.mark.parametrize(("batch", "prompt", "new"), [(1, 1, 1), (1, 1, 3), (2, 3, 2), (2, 2, 0)])
 def test_generate_for_every_shape_and_never_the_mask(dynamics_params, dynamics_cfg, sample, batch, prompt, new):
     ids, moves = tokens(dynamics_cfg, batch, prompt), actions(dynamics_cfg, batch, prompt - 1 + new)

@@ -34,7 +34,9 @@ def test_pixels_do_not_see_later_codes(tokenizer_params, tokenizer_cfg):
 
 def test_reconstruction_does_not_see_later_frames(tokenizer_params, tokenizer_cfg, clip, other):
     def reconstruct(video):
-        return tokenizer.decode(tokenizer_params, tokenizer.tokenize(tokenizer_params, video, tokenizer_cfg)[0], tokenizer_cfg)
+        return tokenizer.decode(
+            tokenizer_params, tokenizer.tokenize(tokenizer_params, video, tokenizer_cfg)[0], tokenizer_cfg
+        )
 
     assert torch.equal(reconstruct(clip)[:, :3], reconstruct(other)[:, :3])
 

@@ -36,7 +36,9 @@ def attend_time(
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) -> Tensor:
     """Attention over the second last axis of (..., length, E)."""
     if impl == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        # Four axes, as it documents: with five, torch 2.13 compiles it on the CPU to wrong numbers without a word.
+        flat = (x.flatten(0, -4) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*flat, attn_mask=visible).unflatten(0, q.shape[:-3])
     scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
