@@ -64,7 +64,7 @@ def test_without_motion_weight_the_loss_is_the_papers(lam_params, lam_cfg, clip)
 
 
 def test_motion_weight_counts_what_moves(lam_params, lam_cfg, clip):
-    """Half the picture stands still: with all weight on motion its error does not count, and the mean weight stays 1."""
+    """Half the picture stands still: with all weight on motion its error does not count; the mean weight stays 1."""
     still = clip.clone()
     still[:, :, :, :16] = still[:, :1, :, :16]
     cfg = replace(lam_cfg, motion=1.0)

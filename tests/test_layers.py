@@ -119,6 +119,15 @@ def test_space_attention_implementations_agree():
     torch.testing.assert_close(attention.attend_space(q, k, v, impl="sdpa"), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_space_attention_is_attention():
+    """Compiled on a CPU, torch 2.13 gives sdpa of transposed 5-D tensors another shape, silently mixing frames."""
+    f = torch.compile(lambda q, k, v: attention.attend_space(q, k, v, impl="sdpa"), fullgraph=True, dynamic=False)
+    for n in (N, 4):  # with N = T the wrong shape would fit
+        q, k, v = (random.normal(random.key(i), (B, 4, n, 2, 8)) for i in range(3))
+        expected = attention.attend_space(q, k, v, impl="reference")
+        torch.testing.assert_close(f(q, k, v), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
 def test_the_whole_stack_agrees_for_every_implementation(params, x, stack_cfg, impl):
     expected, _ = layers.st_transformer(params, x, stack_cfg)

@@ -22,24 +22,24 @@ from genie_fn.train import RunConfig, TrainState
 
 SMALL = STConfig(layers=1, dim=32, heads=2, mlp=2, window=3)
 MODEL = TokenizerConfig(32, 32, 16, SMALL, SMALL, QuantizerConfig(kind="vq", codes=8, latent_dim=4))
-OPTIM = OptimConfig(lr=3e-3, schedule="cosine", warmup=2, ema=0.9, weight_decay=0.1)
+# A large eps, so that gradients of the size of rounding errors do not become whole steps.
+OPTIM = OptimConfig(lr=3e-3, schedule="cosine", warmup=2, ema=0.9, weight_decay=0.1, eps=1e-3)
 CFG = RunConfig(steps=6, compile="off", optim=OPTIM, save_every=2, sample_every=100)
 KEY = random.key(5)
 
 
-def loss(params, batch, key):
-    noise = random.normal(key, ()) * 1e-3  # so that the step's key matters
-    value, aux = tokenizer.loss(params, batch, MODEL)
-    return value * (1 + noise), aux
+def make(cfg=CFG, model=MODEL, noise=0.0):
+    """A step that uses all that a step can have: clipping, weight decay, averages, a codebook with dead codes."""
+
+    def loss(params, batch, key):
+        value, aux = tokenizer.loss(params, batch, model)
+        return value * (1 + noise * random.normal(key)) if noise else value, aux
+
+    return train.make_step(loss, tokenizer.spec(model), cfg, quantize.codebook_update(model.quantizer))
 
 
-def make(cfg=CFG):
-    """A step that uses everything a step can have: clipping, weight decay, averages, a codebook with dead codes."""
-    return train.make_step(loss, tokenizer.spec(MODEL), cfg, quantize.codebook_update(MODEL.quantizer))
-
-
-def fresh(seed=0):
-    return train.init_state(tokenizer.spec(MODEL), random.key(seed), OPTIM, quantize.initial_use(MODEL.quantizer))
+def fresh(model=MODEL):
+    return train.init_state(tokenizer.spec(model), random.key(0), OPTIM, quantize.initial_use(model.quantizer))
 
 
 def batch_of(step):
@@ -61,18 +61,24 @@ def assert_same(a, b):
         assert a[path].dtype == b[path].dtype and torch.equal(a[path], b[path]), path
 
 
-@pytest.mark.parametrize("mode", ["step", "split"])
-def test_compiled_equals_eager_and_compiles_once(mode):
-    """A second compilation would be a value of the state or the batch burnt into the graph."""
-    expected, rows = run(make(), fresh())
-    step, before = make(replace(CFG, compile=mode)), counters["stats"]["unique_graphs"]
-    state, compiled_rows = run(step, fresh())
-    for row, compiled_row in zip(rows, compiled_rows, strict=True):
-        assert compiled_row == pytest.approx(row, rel=1e-3, abs=1e-5)
-    # The very first moments are of the size of the gradients' rounding, and AdamW divides by them.
-    torch.testing.assert_close(tree.paths(state), tree.paths(expected), rtol=1e-3, atol=1e-4)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        state, _ = run(step, state, 3, 8)
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("step", "lfq"), pytest.param("step", "vq", marks=pytest.mark.slow), pytest.param("split", "vq", marks=pytest.mark.slow)],
+)
+def test_compiled_equals_eager_and_compiles_once(mode, kind):
+    """Compilers drop, reorder and overwrite; and a second compilation would be a value burnt into the graph."""
+    model = replace(MODEL, quantizer=QuantizerConfig(kind=kind, codes=8, latent_dim=4))
+    eager, compiled = make(model=model), make(replace(CFG, compile=mode), model)
+    before = counters["stats"]["unique_graphs"]
+    expected, state = fresh(model), fresh(model)
+    for s in range(8):
+        with torch._dynamo.config.patch(error_on_recompile=s > 0):
+            state, row = compiled(state, batch_of(s), KEY)
+        if s < 3:
+            expected, expected_row = eager(expected, batch_of(s), KEY)
+            for name, value in expected_row.items():
+                torch.testing.assert_close(row[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(tree.paths(state), tree.paths(expected), rtol=1e-3, atol=2e-5)
     assert counters["stats"]["unique_graphs"] - before == {"step": 1, "split": 2}[mode]
     assert state.step.item() == 8
 
@@ -89,10 +95,11 @@ def test_the_pure_step_leaves_its_state_alone():
 
 
 def test_a_step_is_a_function_of_state_batch_and_key():
-    (a, rows_a), (b, rows_b) = run(make(), fresh()), run(make(), fresh())
+    step = make(noise=1e-3)
+    (a, rows_a), (b, rows_b) = run(step, fresh()), run(step, fresh())
     assert_same(a, b)
     assert rows_a == rows_b
-    _, (row, *_) = run(lambda state, batch, _: make()(state, batch, random.key(6)), fresh())
+    _, (row, *_) = run(lambda state, batch, _: step(state, batch, random.key(6)), fresh())
     assert row["loss"] != rows_a[0]["loss"], "the key does not reach the loss"
 
 
@@ -173,7 +180,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
     assert checkpoint.latest(tmp_path / "stopped") == 3
     with pytest.raises(UserError, match="resume"):
         go("stopped")
-    assert_same(go("stopped", resume=True), whole)
+    assert_same(go("stopped", resume=True), whole)  # the order of leaves counts: the gradient norm sums over them
     rows = [[json.loads(line) for line in open(tmp_path / out / "metrics.jsonl")] for out in ("whole", "stopped")]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     assert rows[0][-1]["loss"] == rows[1][-1]["loss"]
