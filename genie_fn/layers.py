@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genie_fn import tree
+from genie_fn.errors import UserError
 from genie_fn.kernels import attention
 from genie_fn.tree import ParamSpec, Tree
 
@@ -37,6 +38,20 @@ class STConfig:
     """Compute dtype, float32 or bfloat16; parameters stay float32."""
     space_impl: str = "sdpa"
     time_impl: str = "fused"
+
+    def __post_init__(self):
+        if min(self.layers, self.dim, self.heads, self.window) < 1 or self.dim % (2 * self.heads):
+            raise UserError(
+                f"a transformer of width {self.dim} cannot have {self.heads} heads in {self.layers} layers: "
+                "take a width that is an even multiple of the heads, and at least one layer"
+            )
+        if self.space_impl not in ("sdpa", "reference") or self.time_impl not in attention.IMPLS:
+            raise UserError(
+                f"attention over space is sdpa or reference, over time {', '.join(attention.IMPLS)}: "
+                f"got {self.space_impl!r} and {self.time_impl!r}"
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(f"the compute dtype is {' or '.join(DTYPES)}, not {self.dtype!r}")
 
 
 class Cache(NamedTuple):

@@ -92,5 +92,5 @@ def adamw(
 
 def ema(average: Tree, params: Tree, step: Tensor, decay: float) -> Tree:
     """The moving average of the weights; early on its horizon grows with the step, so that it never lags the start."""
-    rate = 1 - torch.stack([(1 + step) / (10 + step)]).clamp(max=decay)
+    rate = 1 - torch.stack([(1 + step) / (10 + step)]).clamp(max=decay)[0]
     return tree.map(lambda a, p: a + rate * (p - a), average, params)

@@ -36,6 +36,11 @@ class QuantizerConfig:
     def __post_init__(self):
         if self.kind not in ("lfq", "vq"):
             raise UserError(f"--cfg.model.quantizer.kind is lfq or vq, not {self.kind!r}")
+        if self.codes < 2 or self.temperature <= 0:
+            raise UserError(
+                "a quantizer needs at least 2 codes and a temperature above 0: "
+                f"change --cfg.model.quantizer.codes {self.codes} or .temperature {self.temperature}"
+            )
         if self.kind == "lfq" and self.codes.bit_count() != 1:
             raise UserError(f"lfq needs a power of two of codes, not {self.codes}: take {1 << self.codes.bit_length()}")
 
@@ -118,7 +123,8 @@ def lfq_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     sample = (F.softplus(s_MK) - s_MK * s_MK.sigmoid()).sum(-1).mean()
     half = z_MK.shape[1] // 2
     a, b = _code_probabilities(s_MK[:, :half]), _code_probabilities(s_MK[:, half:])
-    return sample, torch.special.entr(b.T @ a / len(z_MK)).sum()
+    average = (b.T @ a / len(z_MK)).clamp(min=torch.finfo(torch.float32).tiny)  # the slope of p log p at 0 is infinite
+    return sample, torch.special.entr(average).sum()
 
 
 def _code_probabilities(s_MK: Tensor) -> Tensor:

@@ -120,17 +120,18 @@ def in_place(step: Callable) -> Callable:
     Donation, as JAX calls it: without it a step needs the memory of a second state, and CUDA graphs move.
     """
 
-    def overwrite(state: TrainState, *args) -> dict:
+    def overwrite(state: TrainState, *args) -> tuple[Tensor, dict]:
         new, metrics = step(state, *args)
-        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass.
-        torch._foreach_copy_(tree.leaves(state), tree.leaves(new))
-        return metrics
+        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The step counter
+        # stays out of it: the compiler wrote it before the moving average had read it.
+        torch._foreach_copy_(tree.leaves(state._replace(step=())), tree.leaves(new._replace(step=())))
+        return new.step, metrics
 
     compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)
 
     def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
-        metrics = compiled(state, *args)
-        return state, metrics
+        count, metrics = compiled(state, *args)
+        return state._replace(step=count), metrics
 
     return donating
 

@@ -63,7 +63,11 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("step", "lfq"), pytest.param("step", "vq", marks=pytest.mark.slow), pytest.param("split", "vq", marks=pytest.mark.slow)],
+    [
+        ("step", "lfq"),
+        pytest.param("step", "vq", marks=pytest.mark.slow),
+        pytest.param("split", "vq", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_equals_eager_and_compiles_once(mode, kind):
     """Compilers drop, reorder and overwrite; and a second compilation would be a value burnt into the graph."""
@@ -77,7 +81,9 @@ def test_compiled_equals_eager_and_compiles_once(mode, kind):
         if s < 3:
             expected, expected_row = eager(expected, batch_of(s), KEY)
             for name, value in expected_row.items():
-                torch.testing.assert_close(row[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+                torch.testing.assert_close(
+                    row[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+                )
             torch.testing.assert_close(tree.paths(state), tree.paths(expected), rtol=1e-3, atol=2e-5)
     assert counters["stats"]["unique_graphs"] - before == {"step": 1, "split": 2}[mode]
     assert state.step.item() == 8
@@ -196,7 +202,10 @@ def test_a_missing_or_broken_checkpoint_is_a_sentence(tmp_path, trained):
 
 def test_check_names_the_first_difference(trained):
     spec = tokenizer.spec(MODEL)
-    assert checkpoint.check(trained.params, spec, "it") is trained.params
+    shuffled = dict(reversed(trained.params.items()))
+    checked = checkpoint.check(shuffled, spec, "it")
+    assert_same(checked, trained.params)
+    assert list(tree.paths(checked)) == list(tree.paths(spec)), "sums over leaves would round in another order"
     wider = tokenizer.spec(replace(MODEL, encoder=replace(SMALL, dim=64)))
     with pytest.raises(UserError, match="encoder/.* is .*, not "):
         checkpoint.check(trained.params, wider, "it")
