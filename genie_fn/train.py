@@ -212,7 +212,7 @@ def fit(
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
     (out / "samples").mkdir(parents=True, exist_ok=True)
     log, batches, done, wait = _open_log(out / "metrics.jsonl", first), iter(batches), first, 0.0
-    began = time.perf_counter()
+    began, saved = time.perf_counter(), first
     with checkpoint.manager(out) as saver, Stop() as stop, log, _progress() as bar:
         task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
         while done < cfg.steps and not stop:
@@ -229,8 +229,11 @@ def fit(
             bar.update(task, completed=done)
             if done % cfg.sample_every == 0 or done == cfg.steps:
                 sample(state.ema or state.params, out / "samples" / f"{done:07d}.png")
-            if (done % cfg.save_every == 0 or done == cfg.steps or stop) and done > first:
+            if done % cfg.save_every == 0 or done == cfg.steps:
                 checkpoint.save(saver, done, state, cfg)
+                saved = done
+        if done > saved:
+            checkpoint.save(saver, done, state, cfg)
     if stop:
         console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
         raise KeyboardInterrupt
