@@ -55,7 +55,8 @@ def spec(cfg: LamConfig) -> Tree:
         "encoder": layers.grid_spec(cfg.encoder, 2 * pixels, latent, tokens),
         "quantizer": quantize.spec(cfg.quantizer),
         "action": layers.linear_spec(latent, cfg.decoder.dim),
-        "decoder": layers.grid_spec(cfg.decoder, 2 * pixels, pixels, tokens),
+        # A small last layer: the prediction, a change to the last frame, begins near no change.
+        "decoder": layers.grid_spec(cfg.decoder, 2 * pixels, pixels, tokens, scale=0.1),
     }
 
 

@@ -195,13 +195,13 @@ def empty_cache(cfg: STConfig, batch: int, tokens: int, device=None) -> Cache:
     return Cache(zeros, zeros.clone(), torch.zeros((), dtype=torch.int64, device=device))
 
 
-def grid_spec(cfg: STConfig, inputs: int, outputs: int, tokens: int) -> Tree:
-    """A space-time transformer with its ends: input projection, learned places, stack, output projection."""
+def grid_spec(cfg: STConfig, inputs: int, outputs: int, tokens: int, *, scale: float = 1.0) -> Tree:
+    """A space-time transformer with its ends: input projection, learned places, stack, output projection (`scale`)."""
     return {
         "embed": linear_spec(inputs, cfg.dim, bias=True),
         "place": ParamSpec((tokens, cfg.dim), decay=False),
         "stack": st_spec(cfg),
-        "head": linear_spec(cfg.dim, outputs, bias=True),
+        "head": linear_spec(cfg.dim, outputs, bias=True, scale=scale),
     }
 
 
