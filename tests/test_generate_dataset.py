@@ -125,7 +125,13 @@ def uninterrupted(tmp_path_factory):
 def test_a_killed_run_resumes_to_the_same_bytes(uninterrupted, tmp_path, sign):
     root, workers = tmp_path / "killed", 2 if sign == signal.SIGINT else 1
     flags = ("--cfg.num-levels", 20, "--cfg.policy", "random", "--cfg.workers", workers, "--cfg.root", root)
-    process = subprocess.Popen(command(*flags), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command(*flags),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     manifest, deadline = root / data.MANIFEST, time.monotonic() + 60
     while time.monotonic() < deadline and not (manifest.exists() and '"level":1,' in manifest.read_text()):
         time.sleep(0.005)
