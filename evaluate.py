@@ -170,7 +170,8 @@ def main(cfg: Config) -> None:
     video.write_video(out / "dream.gif", torch.cat(tuple(pairs), 2).cpu().numpy(), fps=5, scale=2)
     console = Console()
     console.print(summary(result))
-    console.print(f"real above dreamed: {out / 'dream.gif'}, {out / 'strip.png'}; all numbers: {out / 'metrics.json'}")
+    files = f"real above dreamed: {out / 'dream.gif'}, {out / 'strip.png'}; all numbers: {out / 'metrics.json'}"
+    console.print(files, soft_wrap=True)  # a path broken over two lines cannot be copied
 
 
 if __name__ == "__main__":
