@@ -144,7 +144,8 @@ def test_evaluate_writes_numbers_and_pictures(trained, capsys):
     for curve in result["psnr"].values():
         assert {"own", "shuffled", "random", "copy_last", "teacher_forced", "delta_random"} <= curve.keys()
         assert all(len(values) == 5 for values in curve.values())
-    assert Image.open(out / "dream.gif").n_frames == 6 and (out / "strip.png").exists()
+    assert 1 < Image.open(out / "dream.gif").n_frames <= 6  # a gif holds equal neighbours once
+    assert (out / "strip.png").exists()
     assert "dream.gif" in capsys.readouterr().out
 
 
