@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from genie_fn import tree
 from genie_fn.errors import UserError
@@ -117,8 +116,3 @@ def _value(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def to_device(params: Tree, device: torch.device | str) -> Tree:
-    """The same tree on another device."""
-    return tree.map(lambda x: x.to(device) if isinstance(x, Tensor) else x, params)

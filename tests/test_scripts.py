@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import evaluate
 import play
@@ -144,7 +144,8 @@ def test_evaluate_writes_numbers_and_pictures(trained, capsys):
     for curve in result["psnr"].values():
         assert {"own", "shuffled", "random", "copy_last", "teacher_forced", "delta_random"} <= curve.keys()
         assert all(len(values) == 5 for values in curve.values())
-    assert 1 < Image.open(out / "dream.gif").n_frames <= 6  # a gif holds equal neighbours once
+    durations = [frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "dream.gif"))]
+    assert sum(durations) == 6 * 200  # six frames: a gif holds equal neighbours once, for longer
     assert (out / "strip.png").exists()
     assert "dream.gif" in capsys.readouterr().out
 
