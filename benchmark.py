@@ -106,7 +106,7 @@ def uncached_unmask(params, ids_BN, action_B, past, step, temperature, key, cfg,
     """`dynamics.unmask` with the past's ids and actions in the place of its cache: all logits are computed anew."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg)
-    return dynamics.reveal(logits[:, -1], ids_BN, step, temperature, key, sample)
+    return dynamics.reveal(logits[:, -1], ids_BN, step, temperature, key, sample, cfg.sizes)
 
 
 @torch.no_grad()

@@ -42,34 +42,30 @@ class Config:
             raise UserError(f"evaluation needs 2 clips and 4 frames or more, not {self.clips} and {self.frames}")
 
 
-def reconstruction(dream: World, frames_BTHWC: Tensor) -> dict:
+def reconstruction(dream: World, frames_BTHWC: Tensor, ids_BTN: Tensor) -> dict:
     """How well the tokenizer alone keeps the frames, and how many of its codes it uses."""
-    coder = dream.tokenizer
-    _, ids = tokenizer.tokenize(coder.params, frames_BTHWC, coder.cfg)
-    again = tokenizer.detokenize(coder.params, ids, coder.cfg)
-    codes = coder.cfg.quantizer.codes
+    coder, codes = dream.tokenizer, dream.tokenizer.cfg.quantizer.codes
+    again = tokenizer.detokenize(coder.params, ids_BTN, coder.cfg)
     return {
         "psnr": metrics.frame_psnr(frames_BTHWC, again).mean().item(),
         "ssim": metrics.frame_ssim(frames_BTHWC, again).mean().item(),
         "codes": codes,
-        "codes_used": len(ids.unique()),
-        "unigram_entropy": metrics.entropy(ids, codes),
+        "codes_used": len(ids_BTN.unique()),
+        "unigram_entropy": metrics.entropy(ids_BTN, codes),
     }
 
 
-def prediction(dream: World, frames_BTHWC: Tensor, actions_BT: Tensor, key: Tensor) -> dict:
+def prediction(dream: World, ids_BTN: Tensor, actions_BT: Tensor, key: Tensor) -> dict:
     """The dynamics' cross-entropy in nats per hidden token, under the masks of training."""
-    model, coder = dream.dynamics, dream.tokenizer
-    _, ids = tokenizer.tokenize(coder.params, frames_BTHWC, coder.cfg)
-    mask = dynamics.sample_mask(key, *ids.shape[:2], model.cfg)
-    _, (scores, _) = dynamics.loss(model.params, ids, actions_BT, mask, model.cfg)
+    model = dream.dynamics
+    mask = dynamics.sample_mask(key, *ids_BTN.shape[:2], model.cfg)
+    _, (scores, _) = dynamics.loss(model.params, ids_BTN, actions_BT, mask, model.cfg)
     return {name: value.item() for name, value in scores.items()}
 
 
-def teacher_forced(dream: World, frames_BTHWC: Tensor, actions_BT: Tensor, key: Tensor, sample: SampleConfig) -> Tensor:
-    """Every next frame dreamed from the real frames before it, (B, T-1, H, W, 3)."""
+def teacher_forced(dream: World, ids: Tensor, actions_BT: Tensor, key: Tensor, sample: SampleConfig) -> Tensor:
+    """Every next frame dreamed from the real frames before it, ids (B, T, N), to pixels (B, T-1, H, W, 3)."""
     model, coder = dream.dynamics, dream.tokenizer
-    _, ids = tokenizer.tokenize(coder.params, frames_BTHWC, coder.cfg)
     entering = dynamics.entering(actions_BT, model.cfg)
     cache = dynamics.empty_cache(model.cfg, len(ids), ids.device)
     frames = []
@@ -94,9 +90,11 @@ def action_report(actions_BT: Tensor, true_BT: Tensor, num_actions: int) -> dict
     }
 
 
-def measure(dream: World, clips: data.Batch, cfg: Config) -> tuple[dict, Tensor]:
-    """All numbers as one nested dict, and the rollout with the clip's own actions, (B, F, H, W, 3)."""
+def measure(dream: World, clips: data.Batch, cfg: Config) -> tuple[dict, Tensor, Tensor]:
+    """All numbers as one nested dict, the rollout with the clip's own actions (B, F, H, W, 3), and each clip's
+    copy-last PSNR (B,), which is low where much moves."""
     frames, true = clips
+    _, ids = tokenizer.tokenize(dream.tokenizer.params, frames, dream.tokenizer.cfg)
     latent = dream.lam is not None
     actions = world.infer_actions(dream, frames) if latent else true
     choices, keys = dream.dynamics.cfg.actions, random.split(random.key(cfg.seed, frames.device), 4)
@@ -107,7 +105,7 @@ def measure(dream: World, clips: data.Batch, cfg: Config) -> tuple[dict, Tensor]
         "own": world.rollout(dream, prompt, actions, keys[1], cfg.sample),
         "shuffled": world.rollout(dream, prompt, shuffled, keys[1], cfg.sample),
         "random": world.rollout(dream, prompt, chance, keys[1], cfg.sample),
-        "teacher_forced": teacher_forced(dream, frames, actions, keys[1], cfg.sample),
+        "teacher_forced": teacher_forced(dream, ids, actions, keys[1], cfg.sample),
         "copy_last": prompt.expand_as(future),
     }
     psnr = {name: metrics.frame_psnr(future, made) for name, made in dreams.items()}
@@ -119,13 +117,13 @@ def measure(dream: World, clips: data.Batch, cfg: Config) -> tuple[dict, Tensor]
         return {name: [round(x, 4) for x in value.tolist()] for name, value in (table | delta).items()}
 
     result = {
-        "reconstruction": reconstruction(dream, frames),
-        "dynamics": prediction(dream, frames, actions, keys[2]),
+        "reconstruction": reconstruction(dream, frames, ids),
+        "dynamics": prediction(dream, ids, actions, keys[2]),
         "actions": {"kind": "latent" if latent else "true"} | action_report(actions, true, choices),
         "psnr": {"all": curves(torch.ones_like(moving)), "moving": curves(moving)},
         "ssim": {name: metrics.frame_ssim(future, made).mean().item() for name, made in dreams.items()},
     }
-    return result, dreams["own"]
+    return result, dreams["own"], psnr["copy_last"].mean(1)
 
 
 def summary(result: dict) -> Table:
@@ -156,13 +154,13 @@ def main(cfg: Config) -> None:
     offsets = data.eval_clips(store, cfg.split, cfg.frames + 1, cfg.clips, cfg.seed)
     clips = data.Batch(*(torch.from_numpy(x).to(device) for x in data.read_clips(store, offsets, cfg.frames + 1)))
     with torch.no_grad(), Console(stderr=True).status("dreaming"):
-        result, dreamed = measure(dream, clips, cfg)
+        result, dreamed, stillness = measure(dream, clips, cfg)
     out = Path(cfg.out or Path(cfg.run) / "evaluation")
     out.mkdir(parents=True, exist_ok=True)
     record = {"config": asdict(cfg), "data_hash": store.data_hash, "torch": torch.__version__} | result
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    moved = metrics.frame_psnr(clips.frames[:, 1:], clips.frames[:, :1].expand_as(dreamed)).mean(1).argsort()
-    shown = moved[len(moved) // 8 :: max(1, len(moved) // 8)][:6]  # from lively to still
+    order = stillness.argsort()
+    shown = order[len(order) // 8 :: max(1, len(order) // 8)][:6]  # from lively to still
     real, made = clips.frames[shown], torch.cat((clips.frames[:, :1], dreamed), 1)[shown]
     rows = torch.stack((real, made), 1).flatten(0, 1)
     video.write_png(out / "strip.png", video.enlarge(video.grid(rows.cpu().numpy()), 2))

@@ -70,15 +70,14 @@ PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 
 
 def main(cfg: Config) -> None:
-    device = train.pick_device(cfg.device)
-    store = data.open_store(cfg.data)
+    cfg, store, device = train.prepare(cfg)
     coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device)
     namer = world.load_stage(cfg.lam, "lam", device)[0] if cfg.actions == "latent" else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
         world.check_resolution(stage, store.height, store.width, run_folder)
     choices = namer.cfg.actions if namer else store.num_actions
     model = replace(cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices)
-    cfg = replace(cfg, model=model, compile=train.pick_compile(cfg.compile, device))
+    cfg = replace(cfg, model=model)
     spec = dynamics.spec(model)
     train.announce("dynamics", spec, cfg, device)
     state = train.start(spec, {}, cfg, "dynamics", device)
@@ -88,7 +87,7 @@ def main(cfg: Config) -> None:
         _, ids = tokenizer.tokenize(coder.params, batch.frames, coder.cfg)
         return ids, lam.infer_actions(namer.params, batch.frames, namer.cfg) if namer else batch.actions
 
-    def loss(params, batch, key):
+    def loss(params, batch, key, step):
         ids, actions = batch
         return dynamics.loss(params, ids, actions, dynamics.sample_mask(key, *ids.shape[:2], model), model)
 

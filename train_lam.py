@@ -8,7 +8,7 @@ python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from genie_fn import data, lam, layers, quantize, train
+from genie_fn import lam, layers, quantize, train
 from genie_fn.errors import run
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
@@ -51,15 +51,14 @@ PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 
 
 def main(cfg: Config) -> None:
-    device = train.pick_device(cfg.device)
-    store = data.open_store(cfg.data)
+    cfg, store, device = train.prepare(cfg)
     model = replace(cfg.model, height=store.height, width=store.width)
-    cfg = replace(cfg, model=model, compile=train.pick_compile(cfg.compile, device))
+    cfg = replace(cfg, model=model)
     spec, quantizer = lam.spec(model), model.quantizer
     train.announce("latent actions", spec, cfg, device)
     state = train.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
 
-    def loss(params, batch, key):
+    def loss(params, batch, key, step):
         return lam.loss(params, batch.frames, model)
 
     frames = train.held_out(store, cfg, 8, device).frames

@@ -2,24 +2,30 @@
 
 python train_tokenizer.py                              # the demo preset: minutes on two CPU cores
 python train_tokenizer.py --cfg.preset coinrun         # the paper's Appendix F, on a GPU
+python train_tokenizer.py --cfg.preset magvit2-demo    # causal convolutions, 2^18 codes, a discriminator
 python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from genie_fn import data, quantize, tokenizer, train
+from genie_fn import adversarial, blueprint, layers, metrics, quantize, tokenizer, train
+from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.errors import run
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.tokenizer import Blueprints, TokenizerConfig
 from genie_fn.train import RunConfig
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """Losses beside squared error."""
+    critic: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, b1=0.5, weight_decay=0.0))
+    """The discriminator's optimizer."""
 
 
 def demo() -> Config:
@@ -51,29 +57,94 @@ def coinrun() -> Config:
     )
 
 
-PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
+def _magvit2(preset: str, encoder: tuple, decoder: tuple, dtype: str = "float32", **options) -> Config:
+    """MAGVIT-2 with the seed's quantiser: 18 bits, commitment 0.25, entropy 0.1, diversity 1."""
+    quantizer = QuantizerConfig(codes=2**18, commit=0.25, entropy=0.1, diversity=1.0)
+    model = TokenizerConfig(arch="magvit2", blueprints=Blueprints(encoder, decoder, dtype), quantizer=quantizer)
+    return Config(preset, out=f"runs/{preset}/tokenizer", model=model, **options)
+
+
+def magvit2_demo() -> Config:
+    """MAGVIT-2 at a tenth of its width, a grid per frame, so that a dynamics model can follow: minutes on two cores."""
+    encoder = tokenizer.magvit2_encoder(18, 16, (1, 1, 1, 2), times=(1, 1, 1))
+    decoder = tokenizer.magvit2_decoder(18, 16, (1, 1, 1, 1, 1), times=(1, 1, 1))
+    optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
+    losses = AdversarialConfig(gan=0.1, start=150, frames=2, discriminator=DiscriminatorConfig(dim=16))
+    sizes = {"steps": 300, "batch_size": 4, "num_frames": 4}
+    return _magvit2("magvit2-demo", encoder, decoder, optim=optim, adversarial=losses, **sizes)
+
+
+_MAGVIT2_OPTIM = OptimConfig(lr=1e-4, schedule="cosine", warmup=2_000, ema=0.999)
+_MAGVIT2_LOSSES = AdversarialConfig(gan=0.1, perceptual=1.0, start=20_000)
+
+
+def magvit2_coinrun() -> Config:
+    """The seed's tokenizer: 370M parameters, four frames per grid of 8 x 8 ids of 18 bits; needs a large GPU."""
+    encoder, decoder = tokenizer.MAGVIT2_ENC_DESC, tokenizer.MAGVIT2_DEC_DESC
+    sizes = {"steps": 200_000, "batch_size": 8, "num_frames": 16}
+    options = {"optim": _MAGVIT2_OPTIM, "adversarial": _MAGVIT2_LOSSES}
+    return _magvit2("magvit2-coinrun", encoder, decoder, "bfloat16", **options, **sizes)
+
+
+def magvit2_framewise() -> Config:
+    """The same with a grid of ids for every frame, as a dynamics model needs; needs a large GPU."""
+    encoder, decoder = (f(times=(1, 1, 1)) for f in (tokenizer.magvit2_encoder, tokenizer.magvit2_decoder))
+    sizes = {"steps": 200_000, "batch_size": 8, "num_frames": 8}
+    options = {"optim": _MAGVIT2_OPTIM, "adversarial": _MAGVIT2_LOSSES}
+    return _magvit2("magvit2-framewise", encoder, decoder, "bfloat16", **options, **sizes)
+
+
+PRESETS = {
+    "demo": demo,
+    "small": small,
+    "coinrun": coinrun,
+    "magvit2-demo": magvit2_demo,
+    "magvit2-coinrun": magvit2_coinrun,
+    "magvit2-framewise": magvit2_framewise,
+}
+
+
+def objective(cfg: Config, vgg: dict):
+    """The loss of a step: squared error and the quantiser's, with the adversarial and perceptual terms if asked for."""
+    model, extra = cfg.model, cfg.adversarial
+    net = adversarial.discriminator(extra.discriminator)
+
+    def loss(params, batch, key, step):
+        if not extra.gan and not vgg:
+            return tokenizer.loss(params, batch.frames, model)
+        video = layers.to_float(batch.frames)
+        made, q = tokenizer.reconstruct(params, video, model)
+        mse = (made - video).square().mean()
+        real, fake = adversarial.pick_frames(key, min(extra.frames, video.shape[1]), video, made)
+        last, critic = tokenizer.last_weight(params, model), params.get("discriminator")
+        more, terms = adversarial.losses(critic, net, vgg, real, fake, mse, last, step, extra)
+        return mse + q.loss + more, ({"mse": mse, "psnr": metrics.psnr(mse)} | q.metrics | terms, q)
+
+    return loss
 
 
 def main(cfg: Config) -> None:
-    device = train.pick_device(cfg.device)
-    store = data.open_store(cfg.data)
+    cfg, store, device = train.prepare(cfg)
     model = replace(cfg.model, height=store.height, width=store.width)
-    cfg = replace(cfg, model=model, compile=train.pick_compile(cfg.compile, device))
-    spec, quantizer = tokenizer.spec(model), model.quantizer
+    cfg = replace(cfg, model=model)
+    spec, quantizer, apart = tokenizer.spec(model), model.quantizer, {}
+    if cfg.adversarial.gan:
+        spec |= {"discriminator": blueprint.spec(adversarial.discriminator(cfg.adversarial.discriminator))}
+        apart = {"discriminator": cfg.critic}
+    vgg = adversarial.load_vgg(cfg.adversarial, device)
     train.announce("tokenizer", spec, cfg, device)
-    state = train.start(spec, quantize.initial_use(quantizer), cfg, "tokenizer", device)
-
-    def loss(params, batch, key):
-        return tokenizer.loss(params, batch.frames, model)
-
+    if model.arch == "magvit2":
+        clip = (cfg.num_frames, model.height, model.width)
+        train.console.print(blueprint.table(model.blueprints.encoder, clip, "encoder"))
+    state = train.start(spec, quantize.initial_use(quantizer), cfg, "tokenizer", device, apart)
     frames = train.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
         _, ids = tokenizer.tokenize(params, frames, model)
-        train.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model)[:, -1])
+        train.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1])
 
     batches = train.batches(store, cfg, int(state.step), device)
-    step = train.make_step(loss, spec, cfg, quantize.codebook_update(quantizer))
+    step = train.make_step(objective(cfg, vgg), spec, cfg, quantize.codebook_update(quantizer), apart)
     train.fit(step, state, batches, cfg, sample)
 
 

@@ -34,10 +34,25 @@ class DynamicsConfig:
     stack: STConfig = field(default_factory=STConfig)
     mask_low: float = 0.5
     """The share of hidden tokens is uniform on [mask_low, 1] for each clip."""
+    factors: int = 0
+    """Into how many parts an id's bits are cut, each with an embedding and a softmax of its own; 0: two from 2^14 codes
+    on, otherwise one."""
 
     def __post_init__(self):
         if self.action_mode not in ("add", "prepend"):
             raise UserError(f"--cfg.model.action-mode is add or prepend, not {self.action_mode!r}")
+        if self.factors < 0 or self.factors > 1 and (self.codes.bit_count() > 1 or self.codes < 2**self.factors):
+            raise UserError(
+                f"{self.codes} codes cannot be cut into {self.factors} factors, which takes a power of two of at least "
+                "a bit each: change --cfg.model.factors"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The vocabulary of each factor, that of the lowest bits first; their product is `codes`."""
+        parts = self.factors or (2 if self.codes >= 2**14 and self.codes.bit_count() == 1 else 1)
+        bits = self.codes.bit_length() - 1
+        return tuple(2 ** ((bits + i) // parts) for i in range(parts)) if parts > 1 else (self.codes,)
 
 
 @dataclass(frozen=True)
@@ -59,15 +74,25 @@ class SampleConfig:
             )
 
 
+def digits(ids: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """An id's factors, the lowest first: Σ digit_i · Π_{j<i} size_j. Those of the mask id V are its factors' sizes."""
+    hidden, found, rest = ids == math.prod(sizes), [], ids
+    for size in sizes:
+        found.append(torch.where(hidden, size, rest % size))
+        rest = rest // size
+    return found
+
+
 def spec(cfg: DynamicsConfig) -> Tree:
-    """The parameters: row `codes` of the token table is the mask, row `actions` of the action table "no action"."""
+    """The parameters. A factor's rows of the token table end with its mask's; row `actions` of the action table is "no
+    action"."""
     dim, extra = cfg.stack.dim, cfg.action_mode == "prepend"
     return {
-        "token": ParamSpec((cfg.codes + 1, dim), std=0.5, decay=False),
+        "token": ParamSpec((sum(cfg.sizes) + len(cfg.sizes), dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False),
         "action": ParamSpec((cfg.actions + 1, dim), std=0.5, decay=False),
         "place": ParamSpec((cfg.tokens + extra, dim), std=0.5, decay=False),
         "stack": layers.st_spec(cfg.stack),
-        "head": layers.linear_spec(dim, cfg.codes, bias=True),
+        "head": layers.linear_spec(dim, sum(cfg.sizes), bias=True),
     }
 
 
@@ -76,9 +101,11 @@ def logits_next(
 ) -> tuple[Tensor, Cache | None]:
     """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache.
 
+    A factorised vocabulary's logits lie side by side: V is the sum of `sizes` there, not their product.
     `ids_BTN` may hold the mask id V. `actions_BT[t]` is the action that led into frame t, `cfg.actions` where none did.
     """
-    x = F.embedding(ids_BTN, params["token"])
+    tables = params["token"].split([size + 1 for size in cfg.sizes])
+    x = sum(F.embedding(digit, table) for digit, table in zip(digits(ids_BTN, cfg.sizes), tables, strict=True))
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
     x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
     x, cache = layers.st_transformer(params["stack"], x + params["place"], cfg.stack, cache)
@@ -106,8 +133,10 @@ def loss(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, mask_BTN: Tensor, cf
     hidden = torch.where(mask_BTN, cfg.codes, ids_BTN)
     logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
     weight = mask_BTN.float() / mask_BTN.sum().clamp(min=1)
-    nats = F.cross_entropy(logits.flatten(0, 2), ids_BTN.flatten(), reduction="none").reshape(mask_BTN.shape)
-    right = (logits.argmax(-1) == ids_BTN).float()
+    nats, right = 0.0, True
+    for part, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
+        nats = nats + F.cross_entropy(part.flatten(0, 2), target.flatten(), reduction="none").reshape(mask_BTN.shape)
+        right = right & (part.argmax(-1) == target)
     cross_entropy = (nats * weight).sum()
     return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": (right * weight).sum()}, ())
 
@@ -119,22 +148,33 @@ def revealed(step: Tensor, steps: int, tokens: int) -> Tensor:
 
 
 def reveal(
-    logits_BNV: Tensor, ids_BN: Tensor, step: Tensor, temperature: Tensor, key: Tensor, cfg: SampleConfig
+    logits_BNV: Tensor,
+    ids_BN: Tensor,
+    step: Tensor,
+    temperature: Tensor,
+    key: Tensor,
+    cfg: SampleConfig,
+    sizes: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """One MaskGIT step k = 0..steps-1: sample every hidden token, keep the surest, as many as the schedule allows.
 
-    Hidden tokens are those whose id is V; known ones never change. A sample's confidence is its own probability, not
-    sharpened by the temperature, with Gumbel noise that fades over the steps.
-    Returns the new ids and the probability of each sampled or known token, (B, N) both.
+    Hidden tokens are those whose id is the mask; known ones never change. A sample's confidence is its own probability
+    (over a vocabulary of factors `sizes`, the product of theirs), not sharpened by the temperature, with Gumbel noise
+    that fades over the steps. Returns the new ids and the probability of each sampled or known token, (B, N) both.
     """
-    batch, tokens, codes = logits_BNV.shape
+    sizes = sizes or (logits_BNV.shape[-1],)
+    (batch, tokens), codes = ids_BN.shape, math.prod(sizes)
     pick_key, noise_key = random.split(key).unbind(0)
     hidden_BN = ids_BN == codes
-    cdf_BNV = (logits_BNV / temperature.clamp(min=1e-4)).softmax(-1).cumsum(-1)
-    threshold_BN1 = random.uniform(pick_key, (batch, tokens, 1)) * cdf_BNV[..., -1:]
-    sample_BN = (cdf_BNV <= threshold_BN1).sum(-1).clamp(max=codes - 1)
+    threshold_BNS = random.uniform(pick_key, (batch, tokens, len(sizes)))
+    parts = list(logits_BNV.split(sizes, -1))
+    picks = [_pick(part / temperature.clamp(min=1e-4), threshold_BNS[..., i]) for i, part in enumerate(parts)]
+    sample_BN = sum(pick * math.prod(sizes[:i]) for i, pick in enumerate(picks))
     ids_BN = torch.where(hidden_BN, sample_BN, ids_BN)
-    log_p_BN = logits_BNV.log_softmax(-1).gather(-1, ids_BN[..., None])[..., 0]
+    log_p_BN = sum(
+        part.log_softmax(-1).gather(-1, digit[..., None])[..., 0]
+        for part, digit in zip(parts, digits(ids_BN, sizes), strict=True)
+    )
     noise_BN = random.gumbel(noise_key, (batch, tokens))
     fade = cfg.noise * (1 - (step + 1) / cfg.steps)
     score_BN = noise_BN if cfg.order == "random" else log_p_BN + fade * noise_BN
@@ -142,6 +182,12 @@ def reveal(
     rank_BN = surest_BN.argsort(dim=-1)
     keep_BN = ~hidden_BN | (rank_BN < revealed(step, cfg.steps, tokens))
     return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
+
+
+def _pick(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:
+    """Where the distribution function passes a threshold, uniform on [0, 1): a sample (B, N)."""
+    cdf_BNV = logits_BNV.softmax(-1).cumsum(-1)
+    return (cdf_BNV <= threshold_BN[..., None] * cdf_BNV[..., -1:]).sum(-1).clamp(max=logits_BNV.shape[-1] - 1)
 
 
 def unmask(
@@ -157,7 +203,7 @@ def unmask(
 ) -> tuple[Tensor, Tensor]:
     """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them."""
     logits_B1NV, _ = logits_next(params, ids_BN[:, None], action_B[:, None], cache, cfg)
-    return reveal(logits_B1NV[:, 0], ids_BN, step, temperature, key, sample)
+    return reveal(logits_B1NV[:, 0], ids_BN, step, temperature, key, sample, cfg.sizes)
 
 
 def remember(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig) -> Cache:

@@ -95,31 +95,32 @@ def mlp(params: Tree, x: Tensor) -> Tensor:
     return linear(params["down"], F.gelu(linear(params["up"], x), approximate="tanh"))
 
 
-def rotary(x_BTNGE: Tensor, position_T: Tensor) -> Tensor:
-    """Rotate pairs of channels by the frame's position (RoPE, Su et al. 2021): scores depend on t - s alone.
+def rotary(x_BTNGE: Tensor, position: Tensor) -> Tensor:
+    """Rotate pairs of channels by a position (RoPE, Su et al. 2021): scores depend on the distance alone.
 
-    Angles are taken in float64, so that a session of a million frames still turns by exact steps.
+    `position` broadcasts to (B, T, N). Angles are taken in float64, so that a session of a million frames still turns
+    by exact steps.
     """
     half = x_BTNGE.shape[-1] // 2
     frequency = 100.0 ** (-torch.arange(half, device=x_BTNGE.device, dtype=torch.float64) / half)
-    angle = position_T[:, None, None, None].double() * frequency
+    angle = position[..., None, None].double() * frequency
     cos, sin = angle.cos().to(x_BTNGE.dtype), angle.sin().to(x_BTNGE.dtype)
     a, b = x_BTNGE[..., :half], x_BTNGE[..., half:]
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def _attention_spec(dim: int, heads: int, scale: float) -> Tree:
-    head = norm_spec(dim // heads)
+def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
+    """Pre-norm attention of `heads` heads over x (..., dim); `scale` is that of its output projection."""
     return {
         "norm": norm_spec(dim),
-        "qkv": linear_spec(dim, 3 * dim),
-        "q_norm": head,
-        "k_norm": head,
-        "out": linear_spec(dim, dim, scale=scale),
+        "qkv": linear_spec(dim, 3 * heads * head_dim),
+        "q_norm": norm_spec(head_dim),
+        "k_norm": norm_spec(head_dim),
+        "out": linear_spec(heads * head_dim, dim, scale=scale),
     }
 
 
-def _qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys (both RMS-normalised per head: QK-norm, Dehghani et al. 2023) and values, (B, T, N, G, E) each."""
     qkv = linear(params["qkv"], rms_norm(params["norm"], x_BTND))
     q, k, v = rearrange(qkv, "b t n (three g e) -> three b t n g e", three=3, g=heads).unbind(0)
@@ -130,8 +131,8 @@ def st_spec(cfg: STConfig) -> Tree:
     """A stack of `layers` blocks with a leading layer axis, and the final norm."""
     scale = (3 * cfg.layers) ** -0.5  # three residual branches per block: keeps the sum's variance independent of depth
     block = {
-        "space": _attention_spec(cfg.dim, cfg.heads, scale),
-        "time": _attention_spec(cfg.dim, cfg.heads, scale),
+        "space": attention_spec(cfg.dim, cfg.heads, cfg.dim // cfg.heads, scale),
+        "time": attention_spec(cfg.dim, cfg.heads, cfg.dim // cfg.heads, scale),
         "mlp_norm": norm_spec(cfg.dim),
         "mlp": mlp_spec(cfg.dim, cfg.mlp * cfg.dim) | {"down": linear_spec(cfg.mlp * cfg.dim, cfg.dim, scale=scale)},
     }
@@ -147,24 +148,24 @@ def st_transformer(
     at the cost of the new frames alone, because the past's keys and values cannot depend on the future.
     Returns the output (B, T, N, D) and the cache extended by these T frames (None if none was given).
     """
-    position_T = torch.arange(x_BTND.shape[1], device=x_BTND.device) + (0 if cache is None else cache.seen)
+    position_T1 = torch.arange(x_BTND.shape[1], device=x_BTND.device)[:, None] + (0 if cache is None else cache.seen)
     visible_TS = _visible(x_BTND.shape[1], cfg.window, cache, x_BTND.device)
     x, keys, values = x_BTND.to(DTYPES[cfg.dtype]), [], []
     for i, block in enumerate(tree.unstack(params["blocks"])):
         past = None if cache is None else (cache.k_LBSNGE[i], cache.v_LBSNGE[i])
-        x, k, v = _block(block, x, position_T, visible_TS, past, cfg)
+        x, k, v = _block(block, x, position_T1, visible_TS, past, cfg)
         keys.append(k)
         values.append(v)
     x = rms_norm(params["norm"], x)
     return x, None if cache is None else _extend(cache, keys, values)
 
 
-def _block(params: Tree, x_BTND: Tensor, position_T: Tensor, visible_TS: Tensor, past, cfg: STConfig):
+def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig):
     """Space attention, time attention over the past's keys and values and the new, MLP. Returns x, keys and values."""
-    q, k, v = _qkv(params["space"], x_BTND, cfg.heads)
+    q, k, v = qkv(params["space"], x_BTND, cfg.heads)
     x = x_BTND + linear(params["space"]["out"], attention.attend_space(q, k, v, impl=cfg.space_impl).flatten(-2))
-    q, k, v = _qkv(params["time"], x, cfg.heads)
-    q, k = rotary(q, position_T), rotary(k, position_T)
+    q, k, v = qkv(params["time"], x, cfg.heads)
+    q, k = rotary(q, position_T1), rotary(k, position_T1)
     if past is not None:
         k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
     x = x + linear(params["time"]["out"], attention.attend_time(q, k, v, visible_TS, impl=cfg.time_impl).flatten(-2))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genie_fn import random
+from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.tree import ParamSpec, Tree
 
@@ -24,12 +24,20 @@ class QuantizerConfig:
     codes: int = 1024
     latent_dim: int = 32
     """Width of VQ's vectors; LFQ's is log2(codes)."""
+    books: int = 1
+    """LFQ: the bits are cut into so many codebooks, each with entropies of its own; an id names one code of each."""
+    input_dim: int = 0
+    """Width of what is quantised, if not the quantiser's own: linear maps lead to it and back."""
+    bias: bool = True
+    """Of those maps."""
     commit: float = 0.1
     entropy: float = 0.02
     diversity: float = 1.0
     """Weight of the codebook's entropy against the per-sample entropy (LFQ)."""
     temperature: float = 1.0
     """Of the soft assignment whose entropies LFQ optimises."""
+    frac_sample: float = 1.0
+    """The share of the latents, evenly spread, that LFQ's entropies are computed on."""
     reset_below: float = 0.1
     """VQ codes used less than this share of uniform use are moved onto inputs."""
 
@@ -43,41 +51,60 @@ class QuantizerConfig:
             )
         if self.kind == "lfq" and self.codes.bit_count() != 1:
             raise UserError(f"lfq needs a power of two of codes, not {self.codes}: take {1 << self.codes.bit_length()}")
+        if self.books < 1 or self.books > 1 and (self.kind == "vq" or self.dim % self.books):
+            raise UserError(
+                f"{self.books} codebooks need lfq and equal shares of its {self.dim} bits: "
+                "change --cfg.model.quantizer.books"
+            )
+        if not 0 < self.frac_sample <= 1:
+            raise UserError(f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}")
 
     @property
     def dim(self) -> int:
-        """Channels of a latent vector, K."""
+        """Channels of a code, K."""
         return self.codes.bit_length() - 1 if self.kind == "lfq" else self.latent_dim
+
+    @property
+    def width(self) -> int:
+        """Channels of what is quantised, and of what comes out."""
+        return self.input_dim or self.dim
 
 
 class Quantized(NamedTuple):
-    """What `quantize` returns for z (..., K)."""
+    """What `quantize` returns for z (..., width)."""
 
     codes: Tensor
-    """(..., K); their gradient goes straight through to z."""
+    """(..., width), ready for a decoder; their gradient goes straight through to z."""
     ids: Tensor
     """(...), int64."""
     loss: Tensor
     metrics: dict[str, Tensor]
     z: Tensor
-    """The input, detached."""
+    """What was rounded, (..., K), detached."""
     counts_V: Tensor
     """How often each code was chosen."""
 
 
 def spec(cfg: QuantizerConfig) -> Tree:
-    """LFQ has no parameters; VQ has its codebook (V, K)."""
-    return {} if cfg.kind == "lfq" else {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False)}
+    """VQ has its codebook (V, K), LFQ has none; both have their maps where the widths differ."""
+    book = {} if cfg.kind == "lfq" else {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False)}
+    if not cfg.input_dim:
+        return book
+    pair = {"in": (cfg.input_dim, cfg.dim), "out": (cfg.dim, cfg.input_dim)}
+    return book | {name: layers.linear_spec(*sizes, bias=cfg.bias) for name, sizes in pair.items()}
 
 
 def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Quantized:
-    """z (..., K) → codes, ids and losses, all in float32."""
-    return lfq(z, cfg) if cfg.kind == "lfq" else vq(params["codebook"], z, cfg)
+    """z (..., width) → codes, ids and losses, all in float32."""
+    z = layers.linear(params["in"], z.float()) if cfg.input_dim else z
+    q = lfq(z, cfg) if cfg.kind == "lfq" else vq(params["codebook"], z, cfg)
+    return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
 
 
 def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
-    """The codes (..., K) of ids (...): the inverse of quantisation."""
-    return lfq_codes(ids, cfg.dim) if cfg.kind == "lfq" else params["codebook"][ids]
+    """The codes (..., width) of ids (...): the inverse of quantisation."""
+    codes = lfq_codes(ids, cfg.dim) if cfg.kind == "lfq" else params["codebook"][ids]
+    return layers.linear(params["out"], codes) if cfg.input_dim else codes
 
 
 def _bit_values(dim: int, device) -> Tensor:
@@ -93,17 +120,29 @@ def lfq_codes(ids: Tensor, dim: int) -> Tensor:
 def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
     """Signs of z (sign(0) = -1), ids Σ 2^k [z_k > 0], and the loss
 
-    commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean).
+    commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean),
+
+    the entropies averaged over the codebooks.
     """
     z = z.float()
     positive = z > 0
     codes = positive.to(z.dtype) * 2 - 1
     ids = (positive * _bit_values(cfg.dim, z.device)).sum(-1)
-    sample, average = lfq_entropies(z.flatten(0, -2), cfg.temperature)
+    books = evenly_spread(z.flatten(0, -2), cfg.frac_sample).chunk(cfg.books, -1)
+    pairs = [lfq_entropies(book_MK, cfg.temperature) for book_MK in books]
+    sample, average = (torch.stack(x).mean() for x in zip(*pairs, strict=True))
     commit = (z - codes).square().mean()
     loss = cfg.commit * commit + cfg.entropy * (sample - cfg.diversity * average)
     metrics = {"commit": commit, "sample_entropy": sample, "code_entropy": average}
     return _quantized(z, codes, ids, loss, metrics, cfg)
+
+
+def evenly_spread(z_MK: Tensor, share: float) -> Tensor:
+    """A share of the rows, spread over all clips, frames and places: steps of the golden ratio, modulo M."""
+    rows, count = len(z_MK), max(1, round(share * len(z_MK)))
+    if count == rows:
+        return z_MK
+    return z_MK[(torch.arange(count, device=z_MK.device, dtype=torch.float64) * 0.6180339887498949 % 1 * rows).long()]
 
 
 def _quantized(z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig) -> Quantized:
@@ -162,7 +201,7 @@ def codebook_update(cfg: QuantizerConfig) -> Callable:
             return params, stats
         use_V = stats["use"] + 0.02 * (q.counts_V / q.counts_V.sum() - stats["use"])
         codebook, use_V = reset_dead_codes(params["quantizer"]["codebook"], use_V, q.z, key, cfg)
-        return params | {"quantizer": {"codebook": codebook}}, {"use": use_V}
+        return params | {"quantizer": params["quantizer"] | {"codebook": codebook}}, {"use": use_V}
 
     return update
 

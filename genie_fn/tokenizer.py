@@ -1,24 +1,112 @@
-"""The video tokenizer: a causal space-time autoencoder with a discrete bottleneck, one grid of N ids per frame.
+"""The video tokenizer: a causal autoencoder with a discrete bottleneck, a grid of N ids per coded frame.
 
-ST-ViViT: Genie (arXiv 2402.15391), section 2.1.2 and Appendix F.2. Frame t's ids depend on frames <= t alone, and so
-do its decoded pixels, which is what lets a world decode frame by frame from a cache.
+Two architectures behind one interface. `st_vivit`: Genie (arXiv 2402.15391), section 2.1.2 and Appendix F.2, a
+space-time transformer on patches. `magvit2`: Yu et al. 2023 (arXiv 2310.05737), a causal 3D convolutional network from
+blueprints, which may also compress time. In both, what is coded and decoded at frame t depends on nothing later, which
+lets a world decode frame by frame from a cache.
 """
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import layers, metrics, quantize
+from genie_fn import blueprint, layers, metrics, quantize, tree
+from genie_fn.conv import Pass
 from genie_fn.errors import UserError
-from genie_fn.layers import Cache, STConfig
+from genie_fn.layers import STConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
 
+def _residual(inputs: int, repeats: int = 1, outputs: int = 0) -> tuple[str, dict]:
+    return "video-residual", {"in_channels": inputs, "out_channels": outputs or inputs, "n_rep": repeats}
+
+
+def _down(channels: int, time: int, space: int = 2) -> tuple[str, dict]:
+    return "spacetime_downsample", {"in_channels": channels, "time_factor": time, "space_factor": space}
+
+
+def _up(channels: int, time: int, space: int = 2) -> tuple[str, dict]:
+    return "depth2spacetime_upsample", {"in_channels": channels, "time_factor": time, "space_factor": space}
+
+
+def _adaptive(channels: int, condition: int) -> tuple[str, dict]:
+    return "adaptive_group_norm", {"num_channels": channels, "dim_cond": condition}
+
+
+def magvit2_encoder(
+    bits: int = 18, dim: int = 128, repeats: tuple[int, ...] = (4, 3, 4, 7), times: tuple[int, ...] = (1, 2, 2)
+) -> tuple:
+    """The blueprint of MAGVIT-2's encoder: residual stages of width 1, 2, 2, 4 · dim, down-samplings in between.
+
+    `times` are the factors that these divide the frame rate by; all ones codes every frame.
+    """
+    a, b, c, d = repeats
+    return (
+        ("causal-conv3d", {"in_channels": 3, "out_channels": dim}),
+        _residual(dim, a),
+        _down(dim, times[0]),
+        _residual(dim, 1, 2 * dim),
+        _residual(2 * dim, b),
+        _down(2 * dim, times[1]),
+        _residual(2 * dim, c),
+        _down(2 * dim, times[2]),
+        _residual(2 * dim, 1, 4 * dim),
+        _residual(4 * dim, d),
+        ("group_norm", {"num_channels": 4 * dim}),
+        "silu",
+        ("causal-conv3d", {"in_channels": 4 * dim, "out_channels": bits, "kernel_size": 1}),
+    )
+
+
+def magvit2_decoder(
+    bits: int = 18, dim: int = 128, repeats: tuple[int, ...] = (4, 4, 3, 4, 3), times: tuple[int, ...] = (2, 2, 1)
+) -> tuple:
+    """The blueprint of MAGVIT-2's decoder, with adaptive group norms on the codes."""
+    a, b, c, d, e = repeats
+    return (
+        ("causal-conv3d", {"in_channels": bits, "out_channels": 4 * dim}),
+        _residual(4 * dim, a),
+        _adaptive(4 * dim, bits),
+        _residual(4 * dim, b),
+        _up(4 * dim, times[0]),
+        _adaptive(4 * dim, bits),
+        _residual(4 * dim, 1, 2 * dim),
+        _residual(2 * dim, c),
+        _up(2 * dim, times[1]),
+        _adaptive(2 * dim, bits),
+        _residual(2 * dim, d),
+        _up(2 * dim, times[2]),
+        _adaptive(2 * dim, bits),
+        _residual(2 * dim, 1, dim),
+        _residual(dim, e),
+        ("group_norm", {"num_channels": dim}),
+        "silu",
+        ("causal-conv3d", {"in_channels": dim, "out_channels": 3}),
+    )
+
+
+MAGVIT2_ENC_DESC, MAGVIT2_DEC_DESC = magvit2_encoder(), magvit2_decoder()
+
+
+@dataclass(frozen=True)
+class Blueprints:
+    """The two networks of an architecture built from blueprints, and the dtype that they compute in."""
+
+    encoder: tuple = ()
+    decoder: tuple = ()
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for side in ("encoder", "decoder"):
+            object.__setattr__(self, side, blueprint.parse(getattr(self, side)))
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Frames of height × width RGB pixels become (height / patch) · (width / patch) ids."""
+    """Frames of height × width RGB pixels become a grid of ids."""
 
     height: Suppress[int] = 64
     width: Suppress[int] = 64
@@ -27,57 +115,129 @@ class TokenizerConfig:
     encoder: STConfig = field(default_factory=STConfig)
     decoder: STConfig = field(default_factory=STConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    arch: Suppress[str] = "st_vivit"
+    """`st_vivit`, of `patch`, `encoder` and `decoder`, or `magvit2`, of `blueprints`."""
+    blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
 
     def __post_init__(self):
-        if self.height % self.patch or self.width % self.patch:
+        if self.arch == "magvit2":
+            self._check_blueprints()
+        elif self.arch != "st_vivit":
+            raise UserError(f"a tokenizer's architecture is st_vivit or magvit2, not {self.arch!r}")
+        if self.height % self.scale or self.width % self.scale:
             raise UserError(
-                f"{self.height}x{self.width} frames cannot be cut into {self.patch}x{self.patch} patches: "
-                "choose a --cfg.model.patch that divides both sides"
+                f"{self.height}x{self.width} frames cannot be cut into {self.scale}x{self.scale} patches: "
+                "choose a --cfg.model.patch (or a blueprint) that divides both sides"
+            )
+
+    def _check_blueprints(self) -> None:
+        both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
+        (pixels, latent), (codes, made) = (blueprint.channels(b) for b in both)
+        if (pixels, latent, codes, made) != (3, width, width, 3):
+            raise UserError(
+                f"a tokenizer's blueprints lead from 3 channels to the quantizer's {width} and back, "
+                f"not from {pixels} to {latent} and from {codes} to {made}: change their first and last layers"
+            )
+        down, up = (blueprint.factors(b) for b in both)
+        if down != up:
+            raise UserError(
+                f"the encoder divides (time, space) by {down} but the decoder multiplies them by {up}: make them equal"
             )
 
     @property
+    def scale(self) -> int:
+        """Pixels per side of a token."""
+        return self.patch if self.arch == "st_vivit" else blueprint.factors(self.blueprints.encoder)[1]
+
+    @property
+    def time_factor(self) -> int:
+        """Frames per grid of ids: 1 where every frame has a grid of its own."""
+        return 1 if self.arch == "st_vivit" else blueprint.factors(self.blueprints.encoder)[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of ids per coded frame."""
+        return self.height // self.scale, self.width // self.scale
+
+    @property
     def tokens(self) -> int:
-        """Ids per frame, N."""
-        return (self.height // self.patch) * (self.width // self.patch)
+        """Ids per coded frame, N."""
+        return self.grid[0] * self.grid[1]
 
 
 def spec(cfg: TokenizerConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
-    pixels, latent = 3 * cfg.patch**2, cfg.quantizer.dim
-    return {
-        "encoder": layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens),
-        "quantizer": quantize.spec(cfg.quantizer),
-        "decoder": layers.grid_spec(cfg.decoder, latent, pixels, cfg.tokens),
-    }
+    if cfg.arch == "magvit2":
+        encoder, decoder = (blueprint.spec(b) for b in (cfg.blueprints.encoder, cfg.blueprints.decoder))
+    else:
+        pixels, latent = 3 * cfg.patch**2, cfg.quantizer.width
+        encoder = layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens)
+        decoder = layers.grid_spec(cfg.decoder, latent, pixels, cfg.tokens)
+    return {"encoder": encoder, "quantizer": quantize.spec(cfg.quantizer), "decoder": decoder}
 
 
 def encode(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> Tensor:
-    """Video in [-1, 1] → latents (B, T, N, K), before quantisation."""
+    """Video in [-1, 1] → latents (B, T', N, K), before quantisation; T' = T / time_factor, or 1 + (T-1) / it."""
+    if cfg.arch == "magvit2":
+        at = Pass(blueprint.starts_alone(video_BTHWC.shape[1], cfg.time_factor))
+        video = video_BTHWC.to(layers.DTYPES[cfg.blueprints.dtype])
+        return blueprint.apply(params["encoder"], video, cfg.blueprints.encoder, at).float().flatten(2, 3)
     return layers.grid_transformer(params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder)[0]
 
 
-def decode(params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig) -> Tensor:
-    """Codes → video (B, T, H, W, 3) in about [-1, 1]."""
-    return decode_next(params, codes_BTNK, None, cfg)[0]
+def decode(params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig, frames: int | None = None) -> Tensor:
+    """Codes → video (B, T, H, W, 3) in about [-1, 1]; `frames` is T, by default T' · time_factor."""
+    alone = frames is not None and blueprint.starts_alone(frames, cfg.time_factor)
+    return _decode(params, codes_BTNK, None, cfg, alone)[0]
 
 
 def decode_next(
-    params: Tree, codes_BTNK: Tensor, cache: Cache | None, cfg: TokenizerConfig
-) -> tuple[Tensor, Cache | None]:
-    """`decode` of the frames that follow those in the cache; also returns the extended cache."""
+    params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig
+) -> tuple[Tensor, Tree | None]:
+    """`decode` of the frames that follow those in the cache; also returns the extended cache. For a time_factor of 1."""
+    return _decode(params, codes_BTNK, cache, cfg, False)
+
+
+def _decode(params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig, alone: bool):
+    if cfg.arch == "magvit2":
+        codes_BTHWK = codes_BTNK.unflatten(2, cfg.grid)
+        at = Pass(alone, codes_BTHWK, cache)
+        x = codes_BTHWK.to(layers.DTYPES[cfg.blueprints.dtype])
+        return blueprint.apply(params["decoder"], x, cfg.blueprints.decoder, at).float(), tuple(at.kept)
     pixels, cache = layers.grid_transformer(params["decoder"], codes_BTNK, cfg.decoder, cache)
     return layers.unpatchify(pixels, cfg.patch, cfg.height), cache
 
 
+def empty_cache(cfg: TokenizerConfig, batch: int, device=None) -> Tree:
+    """The decoder's cache before any frame, for `batch` sessions."""
+    if cfg.arch == "st_vivit":
+        return layers.empty_cache(cfg.decoder, batch, cfg.tokens, device)
+    params = tree.map(lambda s: torch.empty(s.shape, device="meta"), {"decoder": spec(cfg)["decoder"]})
+    codes = torch.empty((batch, 1, cfg.tokens, cfg.quantizer.width), device="meta")
+    return tree.map(lambda x: torch.zeros_like(x, device=device or "cpu"), decode_next(params, codes, None, cfg)[1])
+
+
 def tokenize(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, Tensor]:
-    """uint8 video → codes (B, T, N, K) and ids (B, T, N)."""
+    """uint8 video → codes (B, T', N, K) and ids (B, T', N)."""
     q = quantize.quantize(params["quantizer"], encode(params, layers.to_float(video_BTHWC), cfg), cfg.quantizer)
     return q.codes, q.ids
 
 
-def detokenize(params: Tree, ids_BTN: Tensor, cfg: TokenizerConfig) -> Tensor:
-    """ids → uint8 video."""
-    return layers.to_uint8(decode(params, quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer), cfg))
+def detokenize(params: Tree, ids_BTN: Tensor, cfg: TokenizerConfig, frames: int | None = None) -> Tensor:
+    """ids → uint8 video of `frames` frames, by default T' · time_factor."""
+    return layers.to_uint8(decode(params, quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer), cfg, frames))
+
+
+def reconstruct(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, Quantized]:
+    """Video in [-1, 1] → its reconstruction and the quantised latents."""
+    q = quantize.quantize(params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer)
+    return decode(params, q.codes, cfg, video_BTHWC.shape[1]), q
+
+
+def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
+    """The weight of the decoder's last layer, against whose gradients losses are balanced."""
+    decoder = params["decoder"]
+    return decoder["head"]["w"] if cfg.arch == "st_vivit" else decoder[max(decoder)]["w"]
 
 
 def loss(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, tuple[dict, Quantized]]:
@@ -86,6 +246,6 @@ def loss(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tenso
     Returns the scalar loss and (metrics, quantised latents).
     """
     video = layers.to_float(video_BTHWC)
-    q = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer)
-    mse = (decode(params, q.codes, cfg) - video).square().mean()
+    made, q = reconstruct(params, video, cfg)
+    mse = (made - video).square().mean()
     return mse + q.loss, ({"mse": mse, "psnr": metrics.psnr(mse)} | q.metrics, q)

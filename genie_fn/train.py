@@ -9,8 +9,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,34 +66,60 @@ class TrainState(NamedTuple):
     stats: Tree
 
 
-def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree) -> TrainState:
-    """The state before the first step."""
+def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree, apart: Collection[str] = ()) -> TrainState:
+    """The state before the first step; the networks named in `apart` get no moving average."""
     params = tree.init(spec, key)
-    average = tree.map(torch.clone, params) if cfg.ema else {}
+    average = tree.map(torch.clone, _without(params, apart)) if cfg.ema else {}
     step = torch.zeros((), dtype=torch.int64, device=key.device)
     return TrainState(step, params, optim.adamw_init(params), average, stats)
 
 
-def make_step(loss_fn: Callable, spec: Tree, cfg: RunConfig, update: Callable | None = None) -> Callable:
+def _without(params: Tree, names: Collection[str]) -> Tree:
+    return {name: value for name, value in params.items() if name not in names}
+
+
+def make_step(
+    loss_fn: Callable,
+    spec: Tree,
+    cfg: RunConfig,
+    update: Callable | None = None,
+    apart: Mapping[str, OptimConfig] | None = None,
+) -> Callable:
     """`step(state, batch, run_key) -> (state, metrics)`: loss, gradients, clipping, AdamW, moving average.
 
-    `loss_fn(params, batch, key) -> (loss, (metrics, aux))`; `update(params, stats, aux, key) -> (params, stats)` runs
-    after the optimizer. Compiled, the step is called like the pure one but overwrites the state that it is given.
+    `loss_fn(params, batch, key, step) -> (loss, (metrics, aux))`; `update(params, stats, aux, key) -> (params, stats)`
+    runs after the optimizer. `apart` names top-level networks that have an optimizer and a gradient clip of their own.
+    Compiled, the step is called like the pure one but overwrites the state that it is given.
     """
-    decay = tree.map(lambda s: s.decay, spec)
+    decay, apart = tree.map(lambda s: s.decay, spec), apart or {}
+    groups = [("", cfg.optim, tuple(_without(spec, apart)))] + [(f"_{n}", c, (n,)) for n, c in apart.items()]
 
     def backward(state: TrainState, batch: Any, key: Tensor, loss_fn: Callable = loss_fn):
-        return tree.value_and_grad(loss_fn)(state.params, batch, random.fold_in(key, state.step))
+        return tree.value_and_grad(loss_fn)(state.params, batch, random.fold_in(key, state.step), state.step)
+
+    def optimize(state: TrainState, grads: Tree) -> tuple[Tree, Tree, dict]:
+        """Every group by its own optimizer; the trees come back in the order in which they were."""
+        params, opt, metrics = dict(state.params), {name: dict(moment) for name, moment in state.opt.items()}, {}
+        for suffix, optimizer, names in groups:
+            own, *rest, gradient, mask = (
+                {name: whole[name] for name in names} for whole in (state.params, *state.opt.values(), grads, decay)
+            )
+            gradient, norm = optim.clip(gradient, optimizer.clip)
+            lr = optim.learning_rate(state.step, cfg.steps, optimizer)
+            moments = dict(zip(state.opt, rest, strict=True))
+            own, moments = optim.adamw(gradient, moments, own, state.step, lr, mask, optimizer)
+            params |= own
+            opt = {name: opt[name] | moments[name] for name in opt}
+            metrics |= {f"lr{suffix}": lr, f"grad_norm{suffix}": norm}
+        return params, opt, metrics
 
     def apply(state: TrainState, grads: Tree, aux: Tree, key: Tensor) -> tuple[TrainState, dict]:
-        grads, norm = optim.clip(grads, cfg.optim.clip)
-        lr = optim.learning_rate(state.step, cfg.steps, cfg.optim)
-        params, opt = optim.adamw(grads, state.opt, state.params, state.step, lr, decay, cfg.optim)
+        params, opt, metrics = optimize(state, grads)
         stats = state.stats
         if update is not None:
             params, stats = update(params, stats, aux, random.fold_in(random.fold_in(key, state.step), 1))
-        average = optim.ema(state.ema, params, state.step, cfg.optim.ema) if cfg.optim.ema else {}
-        return TrainState(state.step + 1, params, opt, average, stats), {"lr": lr, "grad_norm": norm}
+        average = optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema) if cfg.optim.ema else {}
+        return TrainState(state.step + 1, params, opt, average, stats), metrics
 
     def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
         (loss, (metrics, aux)), grads = backward(state, batch, key)
@@ -156,10 +182,18 @@ def pick_compile(mode: str, device: torch.device) -> str:
     return mode
 
 
-def start(spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.device) -> TrainState:
+def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
+    """What every stage begins with: the device, the dataset, and a config whose compile mode this machine can do."""
+    device = pick_device(cfg.device)
+    return replace(cfg, compile=pick_compile(cfg.compile, device)), data.open_store(cfg.data), device
+
+
+def start(
+    spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.device, apart: Collection[str] = ()
+) -> TrainState:
     """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits."""
     key = random.key(cfg.seed, device)
-    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats))
+    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats), apart)
     found = checkpoint.latest(cfg.out)
     if found is not None and not cfg.resume:
         raise UserError(

@@ -96,11 +96,11 @@ def count(spec: Tree) -> int:
     return sum(torch.Size(leaf.shape).numel() for leaf in leaves(spec))
 
 
-def value_and_grad(loss_fn: Callable) -> Callable:
+def value_and_grad(loss_fn: Callable, *, differentiable: bool = False) -> Callable:
     """`jax.value_and_grad(loss_fn, has_aux=True)`: `f(params, *args) -> ((loss, aux), grads)`, pure at its interface.
 
     `loss_fn(params, *args)` returns a scalar loss and a tree of auxiliary tensors. Leaves that the loss does not use
-    get zeros. Built on torch.autograd.grad over fresh detached leaves because the compiled torch.func.grad drops custom
+    get zeros. `differentiable` gradients can be differentiated again, by whatever else the loss depends on. Built on torch.autograd.grad over fresh detached leaves because the compiled torch.func.grad drops custom
     backwards without a word; tests/test_tree.py keeps a canary for that.
     """
 
@@ -109,7 +109,7 @@ def value_and_grad(loss_fn: Callable) -> Callable:
         flat = [x.detach().requires_grad_() for x in flat]
         with torch.enable_grad():
             loss, aux = loss_fn(pytree.tree_unflatten(flat, treedef), *args, **kwargs)
-        grads = torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(loss, flat, create_graph=differentiable, materialize_grads=True)
         return (loss.detach(), map(torch.Tensor.detach, aux)), pytree.tree_unflatten(list(grads), treedef)
 
     return wrapped

@@ -39,7 +39,7 @@ class State(NamedTuple):
     """A session of B players."""
 
     dynamics: Cache
-    decoder: Cache
+    decoder: Tree
 
 
 class Frame(NamedTuple):
@@ -77,7 +77,9 @@ def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") 
     if not isinstance(loaded.config.get("model"), dict):
         raise UserError(f"{run} does not hold a {stage}: pass the folder of a run of train_{stage}.py")
     cfg = checkpoint.from_dict(config, loaded.config["model"])
-    params = checkpoint.check(checkpoint.weights(loaded), module.spec(cfg), f"the {stage} in {run}")
+    spec, weights = module.spec(cfg), checkpoint.weights(loaded)
+    own = {name: weights[name] for name in spec.keys() & weights.keys()}  # a run may train other networks along
+    params = checkpoint.check(own, spec, f"the {stage} in {run}")
     return Stage(cfg, params), loaded.config
 
 
@@ -118,7 +120,7 @@ def reset(
         actions_BT = torch.zeros((batch, 0), dtype=torch.int64, device=device)
     entering = dynamics.entering(actions_BT, model.cfg)
     cache = programs.remember(model.params, ids, entering, dynamics.empty_cache(model.cfg, batch, device), model.cfg)
-    empty = layers.empty_cache(coder.cfg.decoder, batch, coder.cfg.tokens, device)
+    empty = tokenizer.empty_cache(coder.cfg, batch, device)
     video, decoder = programs.decode(coder.params, codes, empty, coder.cfg)
     return State(cache, decoder), layers.to_uint8(video)
 

@@ -147,8 +147,8 @@ def test_rotary_scores_depend_on_the_distance_alone(offset):
     q, k, _ = qkv(4, 6)
 
     def scores(offset):
-        a = layers.rotary(q, torch.arange(4) + offset)
-        b = layers.rotary(k, torch.arange(6) + offset)
+        a = layers.rotary(q, torch.arange(4)[:, None] + offset)
+        b = layers.rotary(k, torch.arange(6)[:, None] + offset)
         return torch.einsum("btnge,bsnge->btsng", a, b)
 
     torch.testing.assert_close(scores(offset), scores(0), rtol=1e-4, atol=1e-5)

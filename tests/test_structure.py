@@ -16,12 +16,15 @@ RANKS = {
     0: {"random", "errors"},
     1: {"tree", "metrics", "video"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding"},
-    3: {"layers", "quantize"},
-    4: {"tokenizer", "lam", "dynamics", "adversarial"},
-    5: {"world", "train"},
+    3: {"layers"},
+    4: {"quantize", "conv"},
+    5: {"registry"},
+    6: {"blueprint"},
+    7: {"tokenizer", "lam", "dynamics", "adversarial"},
+    8: {"world", "train"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
-MODELS = {"kernels", "layers", "quantize", "tokenizer", "lam", "dynamics", "adversarial", "world"}
+MODELS = {"kernels", "layers", "quantize", "conv", "registry", "blueprint", "tokenizer", "lam", "dynamics", "adversarial", "world"}
 TRAINING = {"optim", "data", "sharding", "train"}
 
 

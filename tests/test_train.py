@@ -31,7 +31,7 @@ KEY = random.key(5)
 def make(cfg=CFG, model=MODEL, noise=0.0):
     """A step that uses all that a step can have: clipping, weight decay, averages, a codebook with dead codes."""
 
-    def loss(params, batch, key):
+    def loss(params, batch, key, step):
         value, aux = tokenizer.loss(params, batch, model)
         return value * (1 + noise * random.normal(key)) if noise else value, aux
 

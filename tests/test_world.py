@@ -1,0 +1,101 @@
+"""The assembled world: sessions are pure, branch, and do not see each other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genie_fn import dynamics, random, tokenizer, tree, world
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.errors import UserError
+from genie_fn.world import Stage, World
+
+SAMPLE = SampleConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def dream(stack_cfg, tokenizer_cfg, tokenizer_params, lam_cfg, lam_params):
+    cfg = DynamicsConfig(tokenizer_cfg.quantizer.codes, tokenizer_cfg.tokens, lam_cfg.actions, stack=stack_cfg)
+    params = tree.init(dynamics.spec(cfg), random.key(5))
+    return World(Stage(tokenizer_cfg, tokenizer_params), Stage(cfg, params), Stage(lam_cfg, lam_params))
+
+
+@pytest.fixture
+def session(dream, clip):
+    return world.reset(dream, clip[:, :1])[0]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+
+
+def test_the_prompt_comes_back_as_the_tokenizer_sees_it(dream, clip):
+    actions = world.infer_actions(dream, clip[:, :3])
+    assert actions.shape == (2, 2)
+    _, seen = world.reset(dream, clip[:, :3], actions)
+    _, ids = tokenizer.tokenize(dream.tokenizer.params, clip[:, :3], dream.tokenizer.cfg)
+    assert torch.equal(seen, tokenizer.detokenize(dream.tokenizer.params, ids, dream.tokenizer.cfg))
+
+
+def test_a_step_is_pure_so_sessions_branch_and_replay(dream, session):
+    kept = tree.map(torch.clone, session)
+    left, right = torch.tensor([0, 0]), torch.tensor([1, 1])
+    _, first = world.step(dream, session, left, random.key(0), SAMPLE)
+    assert equal(session, kept)
+    _, other = world.step(dream, session, right, random.key(0), SAMPLE)
+    _, again = world.step(dream, session, left, random.key(0), SAMPLE)
+    assert equal(first, again)
+    assert not torch.equal(first.probability, other.probability)
+    _, chance = world.step(dream, session, left, random.key(1), SAMPLE)
+    assert not torch.equal(first.ids, chance.ids)
+
+
+def test_a_rollout_is_its_steps(dream, clip, session):
+    actions = torch.tensor([[0, 3, 4, 1, 2], [1, 2, 0, 0, 4]])
+    frames = world.rollout(dream, clip[:, :1], actions, random.key(7), SAMPLE)
+    assert frames.shape == (2, 5, 32, 32, 3) and frames.dtype == torch.uint8
+    for t in range(5):  # more frames than the window of 4 holds
+        session, frame = world.step(dream, session, actions[:, t], random.fold_in(random.key(7), t), SAMPLE)
+        assert torch.equal(frame.pixels, frames[:, t])
+
+
+def test_a_frame_shows_what_its_ids_decode_to(dream, clip):
+    actions = torch.zeros((2, 3), dtype=torch.int64)
+    state, _ = world.reset(dream, clip[:, :1])
+    _, ids = tokenizer.tokenize(dream.tokenizer.params, clip[:, :1], dream.tokenizer.cfg)
+    for t in range(3):
+        state, frame = world.step(dream, state, actions[:, t], random.fold_in(random.key(0), t), SAMPLE)
+        assert ((frame.probability > 0) & (frame.probability <= 1)).all()
+        ids = torch.cat((ids, frame.ids[:, None]), 1)
+    decoded = tokenizer.detokenize(dream.tokenizer.params, ids, dream.tokenizer.cfg)[:, -1]
+    assert (decoded.int() - frame.pixels.int()).abs().max() <= 1  # the cached decoder rounds as it may
+
+
+def test_a_prompt_of_several_frames_needs_the_actions_between_them(dream, clip):
+    """The memory of an action between prompt frames reaches the frames after."""
+    key, next_action = random.key(0), torch.tensor([[1], [1]])
+    prompts = [torch.cat((torch.full((2, 2), a), next_action), 1) for a in (0, 3)]
+    a, b = (world.reset(dream, clip[:, :3], actions[:, :2])[0] for actions in prompts)
+    one, two = (world.step(dream, s, next_action[:, 0], key, SAMPLE)[1] for s in (a, b))
+    assert not torch.equal(one.probability, two.probability)
+
+
+def test_true_actions_have_no_latent_names(dream, clip):
+    with pytest.raises(UserError, match="pass the actions themselves"):
+        world.infer_actions(dream._replace(lam=None), clip)
+
+
+def test_frames_of_another_size_are_refused(dream):
+    with pytest.raises(UserError, match="32x32 frames, but these are 64x64"):
+        world.check_resolution(dream.tokenizer, 64, 64, "here")
+    world.check_resolution(dream.tokenizer, 32, 32, "here")
+    world.check_resolution(None, 64, 64, "here")
+
+
+@pytest.mark.slow
+def test_compiled_programs_give_the_same_session(dream, clip):
+    actions = torch.tensor([[0, 3, 4], [1, 2, 0]])
+    sample = replace(SAMPLE, temperature=0.0)
+    eager = world.rollout(dream, clip[:, :1], actions, random.key(7), sample)
+    fast = world.rollout(dream, clip[:, :1], actions, random.key(7), sample, world.compiled())
+    assert (eager.int() - fast.int()).abs().max() <= 1
