@@ -32,8 +32,9 @@ def demo() -> Config:
     """1.1M parameters, 64 tokens per frame: minutes on two CPU cores."""
     stack = STConfig(layers=2, dim=128, heads=4)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    model = TokenizerConfig(patch=8, encoder=stack, decoder=stack)
-    return Config("demo", out="runs/demo/tokenizer", steps=800, batch_size=16, num_frames=4, optim=optim, model=model)
+    quantizer = QuantizerConfig(kind="vq", codes=1024, latent_dim=16, commit=0.25)
+    model = TokenizerConfig(patch=8, encoder=stack, decoder=stack, quantizer=quantizer)
+    return Config("demo", out="runs/demo/tokenizer", steps=1500, batch_size=16, num_frames=4, optim=optim, model=model)
 
 
 def small() -> Config:

@@ -79,7 +79,8 @@ def discriminator(cfg: DiscriminatorConfig) -> Blueprint:
         if not cfg.blur and down > 1:
             layers.append(("space_downsample", {"in_channels": outputs, "factor": down}))
     if cfg.attention:
-        layers.append(("space_attn", {"n_embd": widths[-1], "n_head": cfg.heads, "d_head": cfg.head_dim}))
+        sizes = {"n_embd": widths[-1], "n_head": cfg.heads, "d_head": cfg.head_dim}
+        layers.append(("space_attn", sizes | {"impl": "reference"}))  # the gradient penalty derives it twice
     layers += [("group_norm", {"num_channels": widths[-1], "num_groups": cfg.groups}), "leaky_relu"]
     layers.append(("causal-conv3d", {"in_channels": widths[-1], "out_channels": 1, "kernel_size": (1, 3)}))
     return blueprint.parse(layers)

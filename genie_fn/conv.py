@@ -174,7 +174,7 @@ def attention_spec(dim: int, heads: int, head_dim: int, condition: int = 0) -> T
     return spec | ({"condition": linear_spec(condition, 2 * heads * head_dim)} if condition else {})
 
 
-def space_attention(params: Tree, x_BTHWC: Tensor, heads: int) -> Tensor:
+def space_attention(params: Tree, x_BTHWC: Tensor, heads: int, impl: str) -> Tensor:
     """x plus attention among the places of each frame; positions are rotary, half of each head's channels per axis."""
     height, width = x_BTHWC.shape[2:4]
     q, k, v = layers.qkv(params, x_BTHWC.flatten(2, 3), heads)
@@ -185,7 +185,7 @@ def space_attention(params: Tree, x_BTHWC: Tensor, heads: int) -> Tensor:
         a, b = x.chunk(2, -1)
         return torch.cat((layers.rotary(a, row), layers.rotary(b, column)), -1)
 
-    y = attention.attend_space(turn(q), turn(k), v)
+    y = attention.attend_space(turn(q), turn(k), v, impl=impl)
     return x_BTHWC + linear(params["out"], y.flatten(-2)).unflatten(2, (height, width))
 
 

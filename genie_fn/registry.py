@@ -342,10 +342,14 @@ class Attention(Layer):
     n_embd: int
     n_head: int = 4
     d_head: int = 16
+    impl: str = "sdpa"
+    """How attention in space is computed, sdpa or reference; only the second has a second derivative."""
     transpose: bool = False
     """Whether channels come first, in the seed; here they always come last."""
 
     def __post_init__(self):
+        if self.impl not in ("sdpa", "reference"):
+            raise ValueError(f"its impl {self.impl!r} is neither sdpa nor reference")
         if self.d_head % 4:
             raise ValueError(f"its d_head {self.d_head} is not a multiple of 4, as rotary positions in a frame need")
 
@@ -362,7 +366,7 @@ class SpaceAttention(Attention):
     """Attention among the places of each frame."""
 
     def apply(self, params, x, at):
-        return conv.space_attention(params, x, self.n_head)
+        return conv.space_attention(params, x, self.n_head, self.impl)
 
 
 @dataclass(frozen=True)
@@ -414,7 +418,7 @@ class SpaceTimeAttention(TimeAttention):
         }
 
     def apply(self, params, x, at):
-        x = conv.space_attention(params["space"], x, self.n_head)
+        x = conv.space_attention(params["space"], x, self.n_head, self.impl)
         x = super().apply(params["time"], x, at)
         return x + layers.mlp(params["mlp"], layers.rms_norm(params["norm"], x))
 
