@@ -1,8 +1,10 @@
 """Stage 3: train the dynamics model, which predicts the next frame's tokens from the past and an action.
 
-Needs a trained tokenizer, and for latent actions a trained latent action model; both stay frozen.
+Needs a trained tokenizer, and for latent actions a trained latent action model; both stay frozen. With
+--cfg.train-lam the latent action model is trained along instead, in the same step, as the paper does.
 
     python train_dynamics.py                               # the demo preset, on the demo's earlier stages
+    python train_dynamics.py --cfg.train-lam               # and train the latent actions along
     python train_dynamics.py --cfg.actions true            # condition on the recorded actions instead
     python train_dynamics.py --cfg.preset coinrun          # the paper's Appendix F.3
 """
@@ -12,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import data, dynamics, lam, random, tokenizer, train, world
+from genie_fn import data, dynamics, lam, quantize, random, tokenizer, train, world
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
+from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.train import RunConfig
@@ -29,6 +32,10 @@ class Config(RunConfig):
     """The folder of the latent action model's run."""
     actions: str = "latent"
     """`latent`, inferred by the latent action model, or `true`, as recorded."""
+    train_lam: bool = False
+    """Train the latent action model along, from its start; --cfg.lam is then not read."""
+    lam_model: LamConfig = field(default_factory=LamConfig)
+    """That model."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How the pictures during training are sampled."""
@@ -37,6 +44,8 @@ class Config(RunConfig):
         super().__post_init__()
         if self.actions not in ("latent", "true"):
             raise UserError(f"--cfg.actions is latent or true, not {self.actions!r}")
+        if self.train_lam and self.actions == "true":
+            raise UserError("--cfg.train-lam trains latent actions, but --cfg.actions is true: leave one of them out")
 
 
 def _config(preset: str, **options) -> Config:
@@ -47,64 +56,95 @@ def _config(preset: str, **options) -> Config:
 def demo() -> Config:
     """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores."""
     model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
+    stack = STConfig(layers=2, dim=128, heads=4)
+    lam_model = LamConfig(patch=8, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    return _config("demo", steps=350, batch_size=16, num_frames=8, optim=optim, model=model)
+    sizes = {"steps": 350, "batch_size": 16, "num_frames": 8}
+    return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)
 
 
 def small() -> Config:
     """20M parameters on 256 tokens, bf16: a few hours on one GPU."""
     model = DynamicsConfig(stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"))
+    stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
+    lam_model = LamConfig(patch=8, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    return _config("small", steps=30_000, batch_size=36, num_frames=16, optim=optim, model=model)
+    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16}
+    return _config("small", optim=optim, model=model, lam_model=lam_model, **sizes)
 
 
 def coinrun() -> Config:
     """The paper's Appendix F.3: 12 layers of width 512, 200k steps, 25 sampling steps; needs a large GPU."""
     model = DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16"))
+    stack = STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")
+    lam_model = LamConfig(patch=16, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
-    sample = SampleConfig(steps=25)
-    return _config("coinrun", steps=200_000, batch_size=36, num_frames=16, optim=optim, model=model, sample=sample)
+    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16, "sample": SampleConfig(steps=25)}
+    return _config("coinrun", optim=optim, model=model, lam_model=lam_model, **sizes)
 
 
 PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 
 
+def objective(cfg: Config, along: LamConfig | None):
+    """The loss of a step on (ids, actions), or, if a latent action model is trained `along`, on (ids, frames)."""
+
+    def loss(params, batch, key, step):
+        ids, given = batch
+        mask = dynamics.sample_mask(key, *ids.shape[:2], cfg.model)
+        if along is None:
+            return dynamics.loss(params, ids, given, mask, cfg.model)
+        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along)
+        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model)  # ids carry no gradient to the LAM
+        return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
+
+    return loss
+
+
 def main(cfg: Config) -> None:
     cfg, store, device = train.prepare(cfg)
     coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device)
-    namer = world.load_stage(cfg.lam, "lam", device)[0] if cfg.actions == "latent" else None
+    world.check_framewise(coder, cfg.tokenizer)
+    along = replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
+    frozen = cfg.actions == "latent" and not along
+    namer = world.load_stage(cfg.lam, "lam", device)[0] if frozen else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
         world.check_resolution(stage, store.height, store.width, run_folder)
-    choices = namer.cfg.actions if namer else store.num_actions
+    choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
     model = replace(cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices)
-    cfg = replace(cfg, model=model)
-    spec = dynamics.spec(model)
+    cfg = replace(cfg, model=model, lam_model=along or cfg.lam_model)
+    spec, stats, update = dynamics.spec(model), {}, None
+    if along:
+        spec, stats = spec | {"lam": lam.spec(along)}, quantize.initial_use(along.quantizer)
+        update_codes = quantize.codebook_update(along.quantizer)
+
+        def update(params, stats, q, key):
+            codes, stats = update_codes(params["lam"], stats, q, key)
+            return params | {"lam": codes}, stats
+
     train.announce("dynamics", spec, cfg, device)
-    state = train.start(spec, {}, cfg, "dynamics", device)
+    state = train.start(spec, stats, cfg, "dynamics", device)
 
     def encode(batch: data.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frames → ids and actions, by the frozen models."""
+        """Frames → ids and actions, by the frozen models; frames for actions where these are trained along."""
         _, ids = tokenizer.tokenize(coder.params, batch.frames, coder.cfg)
-        return ids, lam.infer_actions(namer.params, batch.frames, namer.cfg) if namer else batch.actions
-
-    def loss(params, batch, key, step):
-        ids, actions = batch
-        return dynamics.loss(params, ids, actions, dynamics.sample_mask(key, *ids.shape[:2], model), model)
+        actions = lam.infer_actions(namer.params, batch.frames, namer.cfg) if namer else batch.actions
+        return ids, batch.frames if along else actions
 
     clips = train.held_out(store, cfg, 4, device)
-    _, named = encode(clips)
 
     def sample(params, path: Path) -> None:
         """Real clips above dreams from their first frames."""
-        dream = World(coder, Stage(model, params), namer)
+        dream = World(coder, Stage(model, params), Stage(along, params["lam"]) if along else namer)
+        actions = world.infer_actions(dream, clips.frames) if dream.lam else clips.actions
         key = random.key(cfg.seed, device)
-        frames = world.rollout(dream, clips.frames[:, :1], named, key, cfg.sample)
+        frames = world.rollout(dream, clips.frames[:, :1], actions, key, cfg.sample)
         pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
         train.draw(path, *(row for pair in pairs for row in pair))
 
     encode = torch.compile(encode, dynamic=False) if cfg.compile != "off" else encode
     batches = (encode(batch) for batch in train.batches(store, cfg, int(state.step), device))
-    train.fit(train.make_step(loss, spec, cfg), state, batches, cfg, sample)
+    train.fit(train.make_step(objective(cfg, along), spec, cfg, update), state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

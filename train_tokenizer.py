@@ -11,11 +11,12 @@ from pathlib import Path
 
 from genie_fn import adversarial, blueprint, layers, metrics, quantize, tokenizer, train
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.blueprint import Blueprints
 from genie_fn.errors import run
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.tokenizer import Blueprints, TokenizerConfig
+from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.train import RunConfig
 
 

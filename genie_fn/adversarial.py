@@ -50,7 +50,7 @@ class AdversarialConfig:
     gan: float = 0.0
     perceptual: float = 0.0
     vgg: str = ""
-    """torchvision's vgg16 weights (vgg16-397923af.pth from download.pytorch.org/models); without, no perceptual term."""
+    """torchvision's vgg16-397923af.pth, from download.pytorch.org/models; without it the perceptual term is off."""
     features: Suppress[tuple[str, ...]] = ("features.6", "features.13", "features.18", "features.25")
     """The layers of VGG16 that are compared, by torchvision's names."""
     frames: int = 4
@@ -160,7 +160,7 @@ def gradient_penalty(params: Tree, real_MHWC: Tensor, net: Blueprint) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: Tensor) -> Tensor:
-    """|∂ reconstruction / ∂ last| / |∂ generator / ∂ last|, VQGAN's equation 7, at most 10⁴; `last`, the last weight."""
+    """|∂ reconstruction / ∂ last| / |∂ generator / ∂ last|, at most 10⁴ (VQGAN, equation 7; `last` is a weight)."""
     a, b = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, generator))
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
 
@@ -178,8 +178,8 @@ def losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All terms on frames in [-1, 1], as one scalar to add to the tokenizer's loss, and their values.
 
-    `params` and `net` are the discriminator's, `vgg` those of `load_vgg` or empty; `reconstruction` is the tokenizer's squared
-    error and `last` the weight of its last layer, for the adaptive weight.
+    `params` and `net` are the discriminator's, `vgg` those of `load_vgg` or empty; `reconstruction` is the tokenizer's
+    squared error and `last` the weight of its last layer, for the adaptive weight.
     """
     total, metrics = reconstruction.new_zeros(()), {}
     if cfg.perceptual and vgg:

@@ -8,14 +8,14 @@ The names and their options are in genie_fn/registry.py; `n_rep`, which all take
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import tree
+from genie_fn import layers, tree
 from genie_fn.conv import Pass
 from genie_fn.errors import UserError
 from genie_fn.registry import ALIASES, REGISTRY, Layer
@@ -115,6 +115,11 @@ def factors(blueprint: Blueprint) -> tuple[int, int]:
     return tuple(round(max(f, 1 / f)) for f in (time, space))
 
 
+def condition(blueprint: Blueprint) -> int:
+    """The width of the external condition that the network needs, 0 if none."""
+    return max(layer.condition for layer, _ in _layers(blueprint))
+
+
 def channels(blueprint: Blueprint) -> tuple[int, int]:
     """The channels that the network takes and gives."""
     sized = [layer for layer, _ in _layers(blueprint) if layer.inputs is not None]
@@ -147,3 +152,18 @@ def table(blueprint: Blueprint, shape: tuple[int, int, int], title: str) -> Tabl
         total += tree.count(params)
     made.add_row("all", "", f"{total:,}", style="bold")
     return made
+
+
+@dataclass(frozen=True)
+class Blueprints:
+    """The two networks of an architecture built from blueprints, and the dtype that they compute in."""
+
+    encoder: tuple = ()
+    decoder: tuple = ()
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for side in ("encoder", "decoder"):
+            object.__setattr__(self, side, parse(getattr(self, side)))
+        if self.dtype not in layers.DTYPES:
+            raise UserError(f"the compute dtype is {' or '.join(layers.DTYPES)}, not {self.dtype!r}")

@@ -2,9 +2,9 @@
 
 MAGVIT-2 (Yu et al. 2023, arXiv 2310.05737), section 3.2, after TATS and MAGVIT: no layer lets frame t see a later one.
 
-Layers that divide the frame rate by s follow one of two rules, chosen per video by its length. A video of 1 + s·k frames
-has its first frame coded alone, so that a single image is a video: coarse frame j sees frames <= s·j. A video of s·k
-frames is cut into k groups of s: coarse frame j sees frames < s·(j + 1).
+Layers that divide the frame rate by s follow one of two rules, chosen per video by its length. A video of 1 + s·k
+frames has its first frame coded alone, so that a single image is a video: coarse frame j sees frames <= s·j. A video of
+s·k frames is cut into k groups of s: coarse frame j sees frames < s·(j + 1).
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Pass:
         return initial if self._past is None else next(self._past)
 
     def prepend_past(self, x: Tensor, frames: int, *, zeros: bool = True) -> Tensor:
-        """x (B, T, …) with the `frames` frames before it in front: in the first pass zeros, or without `zeros` nothing."""
+        """x (B, T, …) after the `frames` frames before it: in the first pass zeros, or without `zeros` nothing."""
         if frames == 0:
             return x
         first, batch, *rest = self._past is None, x.shape[0], *x.shape[2:]

@@ -4,6 +4,9 @@ Genie (arXiv 2402.15391), section 2.1.1: the encoder sees frames 1..t+1 and name
 1..t and action t, and predicts frame t+1, so that the few bits of the action must carry what changed. Two departures,
 both against collapse: the models also read the difference to the frame before, in which motion is easy to see, and
 errors count more where the picture truly changes.
+
+`arch="blueprint"` builds both sides from blueprints over a grid of patches instead: the encoder may reduce the grid,
+the decoder starts from a grid reduced as far and brings it back, its layers conditioned on the action's code.
 """
 
 from dataclasses import dataclass, field
@@ -12,11 +15,32 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import layers, metrics, quantize
+from genie_fn import blueprint, layers, metrics, quantize
+from genie_fn.blueprint import Blueprints
+from genie_fn.conv import Pass
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
+
+
+def latent_act_encoder(dim: int = 256, heads: int = 4, head_dim: int = 16, repeats: int = 2) -> tuple:
+    """The blueprint of the seed's encoder: space-time attention, before and after halving the grid."""
+    block = ("space-time_attn", {"n_rep": repeats, "n_embd": dim, "n_head": heads, "d_head": head_dim})
+    return block, ("spacetime_downsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}), block
+
+
+def latent_act_decoder(
+    dim: int = 256, heads: int = 4, head_dim: int = 16, repeats: int = 2, condition: int = 8
+) -> tuple:
+    """Its mirror image: attention conditioned on the action's code, before and after doubling the grid."""
+    external = {"has_ext": True, "time_attn_kw": {"key_dim": condition}}
+    sizes = {"n_rep": repeats, "n_embd": dim, "n_head": heads, "d_head": head_dim}
+    block = ("space-time_attn", sizes | external)
+    return block, ("spacetime_upsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}), block
+
+
+LATENT_ACT_ENC, LATENT_ACT_DEC = latent_act_encoder(), latent_act_decoder()
 
 
 @dataclass(frozen=True)
@@ -32,8 +56,15 @@ class LamConfig:
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(kind="vq", codes=6))
     motion: float = 0.9
     """Share of the error's weight that follows |x_{t+1} - x_t|; the rest is uniform (0 is the paper's loss)."""
+    arch: Suppress[str] = "st_vivit"
+    """`st_vivit`, of `encoder` and `decoder`, or `blueprint`, of `blueprints`."""
+    blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
 
     def __post_init__(self):
+        if self.arch == "blueprint":
+            self._check_blueprints()
+        elif self.arch != "st_vivit":
+            raise UserError(f"a latent action model's architecture is st_vivit or blueprint, not {self.arch!r}")
         if self.height % self.patch or self.width % self.patch:
             raise UserError(
                 f"{self.height}x{self.width} frames cannot be cut into {self.patch}x{self.patch} patches: "
@@ -41,6 +72,30 @@ class LamConfig:
             )
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion is a share between 0 and 1, not {self.motion}")
+
+    def _check_blueprints(self) -> None:
+        down, up = (blueprint.factors(b) for b in (self.blueprints.encoder, self.blueprints.decoder))
+        if down != up or down[0] != 1:
+            raise UserError(
+                f"the encoder divides (time, space) by {down} and the decoder multiplies them by {up}: "
+                "make them equal, and 1 in time"
+            )
+        if blueprint.condition(self.blueprints.decoder) != self.quantizer.width:
+            raise UserError(
+                f"the decoder's layers need a condition of the width of an action's code, {self.quantizer.width}: "
+                "give one of them has_ext, and that width as key_dim or dim_cond"
+            )
+        side = self.patch * down[1]
+        if self.height % side or self.width % side:
+            raise UserError(
+                f"{self.height}x{self.width} frames cannot be cut into {side}x{side} patches, those of the reduced "
+                "grid: choose another --cfg.model.patch"
+            )
+
+    @property
+    def coarse_patch(self) -> int:
+        """Pixels per side of a place of the reduced grid."""
+        return self.patch * blueprint.factors(self.blueprints.encoder)[1]
 
     @property
     def actions(self) -> int:
@@ -50,7 +105,11 @@ class LamConfig:
 
 def spec(cfg: LamConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
-    pixels, latent, tokens = 3 * cfg.patch**2, cfg.quantizer.dim, (cfg.height // cfg.patch) * (cfg.width // cfg.patch)
+    pixels, latent, tokens = 3 * cfg.patch**2, cfg.quantizer.width, (cfg.height // cfg.patch) * (cfg.width // cfg.patch)
+    if cfg.arch == "blueprint":
+        encoder = _net_spec(cfg.blueprints.encoder, 2 * pixels, latent)
+        decoder = _net_spec(cfg.blueprints.decoder, 6 * cfg.coarse_patch**2, pixels, scale=0.1)
+        return {"encoder": encoder, "quantizer": quantize.spec(cfg.quantizer), "decoder": decoder}
     return {
         "encoder": layers.grid_spec(cfg.encoder, 2 * pixels, latent, tokens),
         "quantizer": quantize.spec(cfg.quantizer),
@@ -60,15 +119,31 @@ def spec(cfg: LamConfig) -> Tree:
     }
 
 
-def _patches(video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
+def _net_spec(net: tuple, inputs: int, outputs: int, *, scale: float = 1.0) -> Tree:
+    first, last = blueprint.channels(net)
+    head = layers.linear_spec(last, outputs, bias=True, scale=scale)
+    return {"embed": layers.linear_spec(inputs, first, bias=True), "net": blueprint.spec(net), "head": head}
+
+
+def _run_net(params: Tree, x_BTNI: Tensor, net: tuple, at: Pass, width: int, dtype: str) -> Tensor:
+    """Patches in rows of `width` through a blueprint with a linear layer at each end: (B, T, N', outputs), float32."""
+    x = layers.linear(params["embed"], x_BTNI).to(layers.DTYPES[dtype]).unflatten(2, (-1, width))
+    return layers.linear(params["head"], blueprint.apply(params["net"], x, net, at)).float().flatten(2, 3)
+
+
+def _patches(video_BTHWC: Tensor, patch: int) -> Tensor:
     """Patches of every frame and of its difference to the frame before (zero for the first)."""
     difference = torch.diff(video_BTHWC, dim=1, prepend=video_BTHWC[:, :1])
-    return layers.patchify(torch.cat((video_BTHWC, difference), dim=-1), cfg.patch)
+    return layers.patchify(torch.cat((video_BTHWC, difference), dim=-1), patch)
 
 
 def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
     """Video in [-1, 1] → one latent per transition, (B, T-1, K), before quantisation: the mean over the grid."""
-    z_BTNK, _ = layers.grid_transformer(params["encoder"], _patches(video_BTHWC, cfg), cfg.encoder)
+    patches, nets = _patches(video_BTHWC, cfg.patch), cfg.blueprints
+    if cfg.arch == "blueprint":
+        z_BTNK = _run_net(params["encoder"], patches, nets.encoder, Pass(False), cfg.width // cfg.patch, nets.dtype)
+    else:
+        z_BTNK, _ = layers.grid_transformer(params["encoder"], patches, cfg.encoder)
     return z_BTNK[:, 1:].mean(2)
 
 
@@ -80,8 +155,14 @@ def infer_actions(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
 
 def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig) -> Tensor:
     """Predict the frame after each frame of a video in [-1, 1], given the action's code there: (B, T, H, W, 3)."""
-    action = layers.linear(params["action"], codes_BTK)[:, :, None]
-    change, _ = layers.grid_transformer(params["decoder"], _patches(video_BTHWC, cfg), cfg.decoder, condition=action)
+    if cfg.arch == "blueprint":
+        side, nets = cfg.coarse_patch, cfg.blueprints
+        patches, at = _patches(video_BTHWC, side), Pass(False, codes_BTK)
+        change = _run_net(params["decoder"], patches, nets.decoder, at, cfg.width // side, nets.dtype)
+    else:
+        action = layers.linear(params["action"], codes_BTK)[:, :, None]
+        patches = _patches(video_BTHWC, cfg.patch)
+        change, _ = layers.grid_transformer(params["decoder"], patches, cfg.decoder, condition=action)
     return video_BTHWC + layers.unpatchify(change, cfg.patch, cfg.height)
 
 

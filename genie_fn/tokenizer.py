@@ -13,6 +13,7 @@ from torch import Tensor
 from tyro.conf import Suppress
 
 from genie_fn import blueprint, layers, metrics, quantize, tree
+from genie_fn.blueprint import Blueprints
 from genie_fn.conv import Pass
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
@@ -89,19 +90,6 @@ def magvit2_decoder(
 
 
 MAGVIT2_ENC_DESC, MAGVIT2_DEC_DESC = magvit2_encoder(), magvit2_decoder()
-
-
-@dataclass(frozen=True)
-class Blueprints:
-    """The two networks of an architecture built from blueprints, and the dtype that they compute in."""
-
-    encoder: tuple = ()
-    decoder: tuple = ()
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        for side in ("encoder", "decoder"):
-            object.__setattr__(self, side, blueprint.parse(getattr(self, side)))
 
 
 @dataclass(frozen=True)
@@ -194,7 +182,7 @@ def decode(params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig, frames: int |
 def decode_next(
     params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig
 ) -> tuple[Tensor, Tree | None]:
-    """`decode` of the frames that follow those in the cache; also returns the extended cache. For a time_factor of 1."""
+    """`decode` of the frames after those in the cache, at a time_factor of 1; also returns the extended cache."""
     return _decode(params, codes_BTNK, cache, cfg, False)
 
 

@@ -100,8 +100,9 @@ def value_and_grad(loss_fn: Callable, *, differentiable: bool = False) -> Callab
     """`jax.value_and_grad(loss_fn, has_aux=True)`: `f(params, *args) -> ((loss, aux), grads)`, pure at its interface.
 
     `loss_fn(params, *args)` returns a scalar loss and a tree of auxiliary tensors. Leaves that the loss does not use
-    get zeros. `differentiable` gradients can be differentiated again, by whatever else the loss depends on. Built on torch.autograd.grad over fresh detached leaves because the compiled torch.func.grad drops custom
-    backwards without a word; tests/test_tree.py keeps a canary for that.
+    get zeros. `differentiable` gradients can be derived again, by whatever else the loss depends on. Built on
+    torch.autograd.grad over fresh detached leaves because the compiled torch.func.grad drops custom backwards without a
+    word; tests/test_tree.py keeps a canary for that.
     """
 
     def wrapped(params: Tree, *args, **kwargs):

@@ -66,21 +66,22 @@ def compiled() -> Programs:
     return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER))
 
 
+MODULES = {"tokenizer": (tokenizer, TokenizerConfig), "lam": (lam, LamConfig), "dynamics": (dynamics, DynamicsConfig)}
+
+
 def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") -> tuple[Stage, dict]:
     """A trained stage (`tokenizer`, `lam` or `dynamics`) from its run's folder, and the whole stored configuration."""
-    module, config = {
-        "tokenizer": (tokenizer, TokenizerConfig),
-        "lam": (lam, LamConfig),
-        "dynamics": (dynamics, DynamicsConfig),
-    }[stage]
     loaded = checkpoint.load(run, stage=stage, device=device)
-    if not isinstance(loaded.config.get("model"), dict):
+    model, weights = loaded.config.get("model"), checkpoint.weights(loaded)
+    if not isinstance(model, dict):
         raise UserError(f"{run} does not hold a {stage}: pass the folder of a run of train_{stage}.py")
-    cfg = checkpoint.from_dict(config, loaded.config["model"])
-    spec, weights = module.spec(cfg), checkpoint.weights(loaded)
+    if stage == "lam" and loaded.config.get("train_lam"):  # a dynamics run that trained its latent actions along
+        model, weights = loaded.config["lam_model"], weights["lam"]
+    module, config = MODULES[stage]
+    cfg = checkpoint.from_dict(config, model)
+    spec = module.spec(cfg)
     own = {name: weights[name] for name in spec.keys() & weights.keys()}  # a run may train other networks along
-    params = checkpoint.check(own, spec, f"the {stage} in {run}")
-    return Stage(cfg, params), loaded.config
+    return Stage(cfg, checkpoint.check(own, spec, f"the {stage} in {run}")), loaded.config
 
 
 def check_resolution(stage: Stage | None, height: int, width: int, run: str | Path) -> None:
@@ -92,10 +93,20 @@ def check_resolution(stage: Stage | None, height: int, width: int, run: str | Pa
         )
 
 
+def check_framewise(stage: Stage, run: str | Path) -> None:
+    """Raise UserError if a tokenizer codes several frames at once: an action per frame needs a grid per frame."""
+    if stage.cfg.time_factor != 1:
+        raise UserError(
+            f"the tokenizer in {run} codes {stage.cfg.time_factor} frames at once, but every action needs a frame of "
+            "its own: train one that does not compress time, such as --cfg.preset magvit2-framewise"
+        )
+
+
 def load(run: str | Path, device: torch.device | str = "cpu") -> World:
     """The world of a dynamics run, with the tokenizer and the latent actions that it was trained on."""
     stage, config = load_stage(run, "dynamics", device)
-    actions = load_stage(config["lam"], "lam", device)[0] if config["actions"] == "latent" else None
+    along = run if config["train_lam"] else config["lam"]
+    actions = load_stage(along, "lam", device)[0] if config["actions"] == "latent" else None
     return World(load_stage(config["tokenizer"], "tokenizer", device)[0], stage, actions)
 
 

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 import train_tokenizer
 from genie_fn import adversarial, blueprint, data, random, tokenizer, train, tree
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.tokenizer import Blueprints, TokenizerConfig
+from genie_fn.tokenizer import TokenizerConfig
 
 NET = DiscriminatorConfig(dim=8, mults=(1, 2), down=(1, 2), groups=4, heads=2, head_dim=8)
 BLUEPRINT = adversarial.discriminator(NET)
@@ -77,7 +78,11 @@ def run(cfg, steps=1, vgg=None):
 
 
 def changed(a, b):
-    return {name for name in a if any((x != y).any() for x, y in zip(tree.leaves(a[name]), tree.leaves(b[name]), strict=True))}
+    return {
+        name
+        for name in a
+        if any((x != y).any() for x, y in zip(tree.leaves(a[name]), tree.leaves(b[name]), strict=True))
+    }
 
 
 def test_the_discriminator_gives_a_map_of_logits(critic):
@@ -107,7 +112,9 @@ def separate_gradients(params, vgg, step):
     (slope,) = torch.autograd.grad(logits.mean((1, 2)).sum(), real, create_graph=True)
     critic = F.relu(1 - logits).mean() + slope.flatten(1).square().sum(1).mean() * extra.penalty
     critic = critic + F.relu(1 + adversarial.discriminate(leaves["discriminator"], fake.detach(), BLUEPRINT)).mean()
-    return dict(zip(tree.paths(own), ours, strict=True)), torch.autograd.grad(critic, tree.leaves(leaves["discriminator"]))
+    return dict(zip(tree.paths(own), ours, strict=True)), torch.autograd.grad(
+        critic, tree.leaves(leaves["discriminator"])
+    )
 
 
 def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
@@ -136,7 +143,11 @@ def test_before_its_start_the_discriminator_does_nothing():
     assert changed(first.params, state.params) == {"encoder", "decoder"}
     alone = replace(CFG, adversarial=replace(LOSSES, start=5))
     assert changed(state.params, run(alone, steps=2)[1].params) == set()
-    assert changed(run(late, steps=3)[1].params, run(alone, steps=3)[1].params) == {"encoder", "decoder", "discriminator"}
+    assert changed(run(late, steps=3)[1].params, run(alone, steps=3)[1].params) == {
+        "encoder",
+        "decoder",
+        "discriminator",
+    }
 
 
 def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):

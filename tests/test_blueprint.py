@@ -167,7 +167,9 @@ def test_repeated_layers_have_parameters_of_their_own():
     y = x
     for i in range(3):
         single, _ = build(("residual", {"in_channels": 8}))
-        y = blueprint.apply({"00_video-residual": tree.map(lambda p, i=i: p[i : i + 1], stacked)}, y, single, Pass(False))
+        y = blueprint.apply(
+            {"00_video-residual": tree.map(lambda p, i=i: p[i : i + 1], stacked)}, y, single, Pass(False)
+        )
     torch.testing.assert_close(blueprint.apply(params, x, made, Pass(False)), y)
 
 

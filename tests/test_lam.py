@@ -6,7 +6,22 @@ import pytest
 import torch
 
 from genie_fn import lam, layers, quantize, random, tree
+from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
+
+
+@pytest.fixture(scope="module", params=["st_vivit", "blueprint"])
+def lam_cfg(request, lam_cfg):
+    """Both architectures."""
+    if request.param == "st_vivit":
+        return lam_cfg
+    nets = Blueprints(lam.latent_act_encoder(16, 2, 8, 1), lam.latent_act_decoder(16, 2, 8, 1, condition=8))
+    return replace(lam_cfg, patch=8, arch="blueprint", blueprints=nets)
+
+
+@pytest.fixture(scope="module")
+def lam_params(lam_cfg):
+    return tree.init(lam.spec(lam_cfg), random.key(2))
 
 
 @pytest.fixture
@@ -98,7 +113,8 @@ def test_different_actions_predict_different_frames(lam_params, lam_cfg, video):
 
 @pytest.mark.parametrize("kind", ["lfq", "vq"])
 def test_every_parameter_is_trained(lam_cfg, clip, kind):
-    cfg = replace(lam_cfg, quantizer=quantize.QuantizerConfig(kind=kind, codes=4, latent_dim=8))
+    codes = 256 if kind == "lfq" else 4  # a width of 8 both times
+    cfg = replace(lam_cfg, quantizer=quantize.QuantizerConfig(kind=kind, codes=codes, latent_dim=8))
     params = tree.init(lam.spec(cfg), random.key(0))
     _, grads = tree.value_and_grad(lam.loss)(params, clip, cfg)
     for path, gradient in tree.paths(grads).items():

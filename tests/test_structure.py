@@ -24,7 +24,19 @@ RANKS = {
     8: {"world", "train"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
-MODELS = {"kernels", "layers", "quantize", "conv", "registry", "blueprint", "tokenizer", "lam", "dynamics", "adversarial", "world"}
+MODELS = {
+    "kernels",
+    "layers",
+    "quantize",
+    "conv",
+    "registry",
+    "blueprint",
+    "tokenizer",
+    "lam",
+    "dynamics",
+    "adversarial",
+    "world",
+}
 TRAINING = {"optim", "data", "sharding", "train"}
 
 
