@@ -9,6 +9,7 @@ The names and their options are in genie_fn/registry.py; `n_rep`, which all take
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -106,13 +107,13 @@ def apply(params: Tree, x_BTHWC: Tensor, blueprint: Blueprint, at: Pass) -> Tens
     return x
 
 
-def factors(blueprint: Blueprint) -> tuple[int, int]:
-    """By how much the network divides (frames, pixels per side), or, if it grows them, multiplies."""
-    time = space = 1.0
+def growth(blueprint: Blueprint) -> tuple[Fraction, Fraction]:
+    """By how much the network multiplies (frames, pixels per side); below 1 where it divides."""
+    time = space = Fraction(1)
     for layer, repeats in _layers(blueprint):
-        time *= (layer.grows[0] / layer.shrinks[0]) ** repeats
-        space *= (layer.grows[1] / layer.shrinks[1]) ** repeats
-    return tuple(round(max(f, 1 / f)) for f in (time, space))
+        time *= Fraction(layer.grows[0], layer.shrinks[0]) ** repeats
+        space *= Fraction(layer.grows[1], layer.shrinks[1]) ** repeats
+    return time, space
 
 
 def condition(blueprint: Blueprint) -> int:
@@ -141,7 +142,8 @@ def starts_alone(frames: int, time_factor: int) -> bool:
 def table(blueprint: Blueprint, shape: tuple[int, int, int], title: str) -> Table:
     """Each layer with its output shape on a video (T, H, W), and its parameters."""
     made, total = Table("layer", "output (T, H, W, C)", "parameters", title=title), 0
-    alone = starts_alone(shape[0], factors(blueprint)[0])
+    time = growth(blueprint)[0]
+    alone = time < 1 and starts_alone(shape[0], int(1 / time))
     x = torch.empty((1, *shape, channels(blueprint)[0]), device="meta")
     for entry, (layer, repeats) in zip(blueprint, _layers(blueprint), strict=True):
         params = spec((entry,))

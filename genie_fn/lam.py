@@ -5,8 +5,8 @@ Genie (arXiv 2402.15391), section 2.1.1: the encoder sees frames 1..t+1 and name
 both against collapse: the models also read the difference to the frame before, in which motion is easy to see, and
 errors count more where the picture truly changes.
 
-`arch="blueprint"` builds both sides from blueprints over a grid of patches instead: the encoder may reduce the grid,
-the decoder starts from a grid reduced as far and brings it back, its layers conditioned on the action's code.
+`arch="blueprint"` builds both sides from blueprints over a grid of patches instead: the encoder may reduce the grid;
+the decoder may start from a coarser one and refine it, its layers conditioned on the action's code.
 """
 
 from dataclasses import dataclass, field
@@ -74,28 +74,28 @@ class LamConfig:
             raise UserError(f"--cfg.model.motion is a share between 0 and 1, not {self.motion}")
 
     def _check_blueprints(self) -> None:
-        down, up = (blueprint.factors(b) for b in (self.blueprints.encoder, self.blueprints.decoder))
-        if down != up or down[0] != 1:
+        (time, _), up = (blueprint.growth(b) for b in (self.blueprints.encoder, self.blueprints.decoder))
+        if (time, up[0]) != (1, 1) or up[1].denominator != 1:
             raise UserError(
-                f"the encoder divides (time, space) by {down} and the decoder multiplies them by {up}: "
-                "make them equal, and 1 in time"
+                f"the encoder multiplies time by {time}, the decoder (time, space) by ({up[0]}, {up[1]}): "
+                "a latent action model keeps time, and its decoder does not shrink the grid that it starts from"
             )
         if blueprint.condition(self.blueprints.decoder) != self.quantizer.width:
             raise UserError(
                 f"the decoder's layers need a condition of the width of an action's code, {self.quantizer.width}: "
                 "give one of them has_ext, and that width as key_dim or dim_cond"
             )
-        side = self.patch * down[1]
+        side = self.coarse_patch
         if self.height % side or self.width % side:
             raise UserError(
-                f"{self.height}x{self.width} frames cannot be cut into {side}x{side} patches, those of the reduced "
-                "grid: choose another --cfg.model.patch"
+                f"{self.height}x{self.width} frames cannot be cut into {side}x{side} patches, those that the "
+                "decoder starts from: choose another --cfg.model.patch"
             )
 
     @property
     def coarse_patch(self) -> int:
-        """Pixels per side of a place of the reduced grid."""
-        return self.patch * blueprint.factors(self.blueprints.encoder)[1]
+        """Pixels per side of a place that a blueprint's decoder starts from."""
+        return self.patch * int(blueprint.growth(self.blueprints.decoder)[1])
 
     @property
     def actions(self) -> int:

@@ -126,21 +126,22 @@ class TokenizerConfig:
                 f"a tokenizer's blueprints lead from 3 channels to the quantizer's {width} and back, "
                 f"not from {pixels} to {latent} and from {codes} to {made}: change their first and last layers"
             )
-        down, up = (blueprint.factors(b) for b in both)
-        if down != up:
+        down, up = (blueprint.growth(b) for b in both)
+        if any(d * u != 1 or u.denominator != 1 for d, u in zip(down, up, strict=True)):
             raise UserError(
-                f"the encoder divides (time, space) by {down} but the decoder multiplies them by {up}: make them equal"
+                f"the encoder multiplies (time, space) by ({down[0]}, {down[1]}), the decoder by ({up[0]}, {up[1]}): "
+                "it has to bring back what the encoder divides"
             )
 
     @property
     def scale(self) -> int:
         """Pixels per side of a token."""
-        return self.patch if self.arch == "st_vivit" else blueprint.factors(self.blueprints.encoder)[1]
+        return self.patch if self.arch == "st_vivit" else int(blueprint.growth(self.blueprints.decoder)[1])
 
     @property
     def time_factor(self) -> int:
         """Frames per grid of ids: 1 where every frame has a grid of its own."""
-        return 1 if self.arch == "st_vivit" else blueprint.factors(self.blueprints.encoder)[0]
+        return 1 if self.arch == "st_vivit" else int(blueprint.growth(self.blueprints.decoder)[0])
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -255,4 +255,4 @@ def test_the_table_shows_shapes_and_counts():
     text = console.export_text()
     assert "video-residual × 2" in text and "1 × 2 × 2 × 8" in text
     assert f"{tree.count(params):,}" in text
-    assert blueprint.factors(made) == (4, 4)
+    assert blueprint.growth(made) == (1 / 4, 1 / 4)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from genie_fn import dynamics, random, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.layers import STConfig
 
 B, T = 2, 7  # more frames than the window (4) holds
 
@@ -304,3 +305,67 @@ def test_bad_configs_are_a_sentence():
             SampleConfig(**bad)
     with pytest.raises(UserError, match="prepend"):
         DynamicsConfig(action_mode="concat")
+
+
+# Vocabularies of factors
+
+
+FACTORS = DynamicsConfig(
+    codes=2**7, tokens=6, actions=3, factors=2, stack=STConfig(layers=1, dim=32, heads=2, window=4)
+)
+
+
+def test_a_large_vocabulary_is_cut_in_two():
+    assert DynamicsConfig(codes=2**18).sizes == (512, 512)
+    assert DynamicsConfig(codes=2**15).sizes == (2**7, 2**8)
+    assert DynamicsConfig(codes=1024).sizes == (1024,) and DynamicsConfig(codes=20_000).sizes == (20_000,)
+    assert DynamicsConfig(codes=2**18, factors=3).sizes == (64, 64, 64)
+    for codes, factors in ((1000, 2), (4, 3), (16, -1)):
+        with pytest.raises(UserError, match="power of two"):
+            DynamicsConfig(codes=codes, factors=factors)
+
+
+def test_digits_make_up_the_id_and_the_mask_has_digits_of_its_own():
+    sizes = FACTORS.sizes
+    ids = torch.arange(2**7 + 1)
+    low, high = dynamics.digits(ids, sizes)
+    assert torch.equal((low + sizes[0] * high)[:-1], ids[:-1])
+    assert (low[:-1] < sizes[0]).all() and (high[:-1] < sizes[1]).all()
+    assert (low[-1], high[-1]) == sizes
+
+
+def test_the_loss_of_factors_is_the_joint_cross_entropy():
+    """-log p(id) = -Σ log p(digit): written out over the materialised joint vocabulary."""
+    cfg, params = FACTORS, tree.init(dynamics.spec(FACTORS), random.key(0))
+    ids, mask = tokens(cfg), dynamics.sample_mask(random.key(5), B, T, cfg)
+    loss, (metrics, _) = dynamics.loss(params, ids, actions(cfg), mask, cfg)
+    hidden = torch.where(mask, cfg.codes, ids)
+    logits, _ = dynamics.logits_next(params, hidden, dynamics.entering(actions(cfg), cfg), None, cfg)
+    low, high = (x.log_softmax(-1) for x in logits.split(cfg.sizes, -1))
+    joint = (high[..., :, None] + low[..., None, :]).flatten(-2)  # id = low + size · high
+    torch.testing.assert_close(joint.exp().sum(-1), torch.ones(joint.shape[:-1]))
+    torch.testing.assert_close(loss, F.nll_loss(joint[mask], ids[mask]))
+    torch.testing.assert_close(metrics["accuracy"], (joint.argmax(-1) == ids)[mask].float().mean())
+
+
+def test_revealing_factors_follows_their_joint_distribution():
+    """Samples have the frequencies of the product, and their confidence is the product of the probabilities."""
+    cfg, sizes = SampleConfig(steps=1), (4, 8)
+    logits = random.normal(random.key(0), (12,)) * 2
+    low, high = (x.softmax(-1) for x in logits.split(sizes))
+    joint = (high[:, None] * low[None]).flatten()
+    count = 40_000
+    hidden = torch.full((1, count), 32)
+    arguments = (logits.expand(1, count, 12), hidden, torch.tensor(0), torch.tensor(1.0), random.key(1), cfg, sizes)
+    ids, p = dynamics.reveal(*arguments)
+    share = torch.bincount(ids[0], minlength=33) / count
+    assert share[32] == 0 and (share[:32] - joint).abs().max() < 0.01
+    torch.testing.assert_close(p[0], joint[ids[0]])
+
+
+def test_factors_generate_ids_of_the_whole_vocabulary():
+    cfg, params = FACTORS, tree.init(dynamics.spec(FACTORS), random.key(0))
+    sample = SampleConfig(steps=3)
+    video = dynamics.generate(params, tokens(cfg, frames=2), actions(cfg, count=6), random.key(1), cfg, sample)
+    assert video.shape == (B, 7, cfg.tokens) and torch.equal(video[:, :2], tokens(cfg, frames=2))
+    assert (video < cfg.codes).all() and (video >= cfg.sizes[0]).any()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,3 +203,47 @@ def test_bad_configs_are_a_sentence(bad):
 
 def test_an_odd_number_of_codes_is_fine_for_vq():
     assert QuantizerConfig(kind="vq", codes=6).dim == 32 and QuantizerConfig(codes=2**18).dim == 18
+
+
+def test_several_codebooks_have_entropies_of_their_own():
+    """Two books of 4 bits: an id names a code of each, and each half is scored as a quantiser of its own."""
+    z = random.normal(random.key(0), (50, 8))
+    both = quantize.lfq(z, QuantizerConfig(codes=2**8, books=2))
+    halves = [quantize.lfq(half, QuantizerConfig(codes=2**4)) for half in z.chunk(2, -1)]
+    assert torch.equal(both.ids, halves[0].ids + 16 * halves[1].ids)
+    for name in ("sample_entropy", "code_entropy", "commit"):
+        torch.testing.assert_close(both.metrics[name], sum(h.metrics[name] for h in halves) / 2)
+    torch.testing.assert_close(both.loss, sum(h.loss for h in halves) / 2)
+
+
+def test_a_share_of_the_samples_is_spread_evenly():
+    z = torch.arange(1000.0)[:, None]
+    part = quantize.evenly_spread(z, 0.1)[:, 0]
+    assert len(part) == 100 == len(part.unique())
+    assert torch.histc(part, 10, 0, 1000).min() >= 9
+    assert len((part % 8).unique()) == 8, "always the same places"
+    assert quantize.evenly_spread(z, 1.0) is z
+    cfg = QuantizerConfig(codes=16)
+    z = random.normal(random.key(0), (4096, 4))
+    full, part = (quantize.lfq(z, replace(cfg, frac_sample=f)) for f in (1.0, 0.25))
+    assert torch.equal(full.ids, part.ids) and full.loss != part.loss
+    torch.testing.assert_close(part.metrics["code_entropy"], full.metrics["code_entropy"], rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["lfq", "vq"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_maps_lead_to_the_code_width_and_back(kind, bias):
+    cfg = QuantizerConfig(kind=kind, codes=16, latent_dim=4, input_dim=10, bias=bias)
+    params = tree.init(quantize.spec(cfg), random.key(0))
+    assert ("b" in params["in"]) == bias
+    z = random.normal(random.key(1), (3, 5, 10)).requires_grad_()
+    q = quantize.quantize(params, z, cfg)
+    assert q.codes.shape == z.shape and q.z.shape == (3, 5, 4) and q.ids.max() < 16
+    torch.testing.assert_close(quantize.lookup(params, q.ids, cfg), q.codes)
+    assert torch.autograd.grad(q.codes.sum(), z)[0].abs().max() > 0, "the gradient does not reach the input"
+
+
+def test_impossible_quantisers_are_refused():
+    for options in ({"books": 3}, {"books": 0}, {"kind": "vq", "books": 2}, {"frac_sample": 0.0}):
+        with pytest.raises(UserError):
+            QuantizerConfig(codes=2**10, **options)

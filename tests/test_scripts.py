@@ -19,7 +19,9 @@ import play
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import checkpoint, data, errors, random, tree, world
+from genie_fn import checkpoint, data, errors, random, tokenizer, tree, world
+from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -176,6 +178,89 @@ def test_world_session_is_a_pure_pytree(trained):
     assert torch.equal(results[0][1].pixels, results[1][1].pixels)
     assert not torch.equal(results[0][1].probability, results[2][1].probability)
     assert results[0][0].dynamics.seen == 4
+
+
+@pytest.fixture(scope="module")
+def magvit2(home) -> Path:
+    """MAGVIT-2 with 2^18 codes and a discriminator, a grid per frame, at a width for tests."""
+    nets = Blueprints(
+        tokenizer.magvit2_encoder(18, 8, (1, 1, 1, 1), times=(1, 1, 1)),
+        tokenizer.magvit2_decoder(18, 8, (1, 1, 1, 1, 1), times=(1, 1, 1)),
+    )
+    model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
+    critic = DiscriminatorConfig(dim=8, mults=(1, 2), down=(2, 2), heads=2, head_dim=8)
+    losses = AdversarialConfig(gan=0.1, perceptual=1.0, frames=1, start=15, discriminator=critic)
+    cfg = replace(config(home, "tokenizer", "magvit2"), model=model, adversarial=losses, batch_size=4, steps=30)
+    train_tokenizer.main(replace(cfg, num_frames=2))
+    return home / "magvit2"
+
+
+def test_a_vocabulary_of_2_to_the_18_from_tokenizer_to_play(trained, magvit2, tmp_path):
+    cfg = replace(config(trained, "dynamics", "large"), tokenizer=str(magvit2), steps=20)
+    train_dynamics.main(cfg)
+    dream = world.load(trained / "large")
+    assert dream.dynamics.cfg.sizes == (512, 512)
+    play.main(
+        play.Config(
+            run=str(trained / "large"),
+            data=str(trained / "data"),
+            actions="0,5,1",
+            output=str(tmp_path / "a.png"),
+            scale=1,
+        )
+    )
+    assert np.array(Image.open(tmp_path / "a.png")).shape == (64, 4 * 64 + 3, 3)
+    rows = [json.loads(line) for line in (trained / "large" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+
+
+def test_trained_with_a_discriminator_it_learns_reports_its_codes_and_sees_no_future(trained, magvit2):
+    rows = [json.loads(line) for line in (magvit2 / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["codes_used"] > 1 and rows[-1]["perplexity"] > 1
+    assert rows[-1]["grad_norm_discriminator"] > 0 == rows[0]["grad_norm_discriminator"]
+    stage, _ = world.load_stage(magvit2, "tokenizer")
+    assert "discriminator" not in stage.params
+    store = data.open_store(trained / "data")
+    real = torch.from_numpy(data.read_clips(store, data.eval_clips(store, "train", 2, 8), 2).frames)
+    start = tree.init(tokenizer.spec(stage.cfg), random.key(0))
+    before, after = (tokenizer.loss(params, real, stage.cfg)[1][0]["mse"] for params in (start, stage.params))
+    assert after < 0.8 * before
+    video = random.randint(random.key(0), (2, 5, 64, 64, 3), 0, 256).to(torch.uint8)
+    for t in (1, 3):
+        other = torch.cat((video[:, :t], 255 - video[:, t:]), 1)
+        (codes, ids), (_, changed) = (tokenizer.tokenize(stage.params, v, stage.cfg) for v in (video, other))
+        assert torch.equal(ids[:, :t], changed[:, :t]) and not torch.equal(ids[:, t:], changed[:, t:])
+        a, b = (
+            tokenizer.decode(stage.params, c, stage.cfg) for c in (codes, torch.cat((codes[:, :t], -codes[:, t:]), 1))
+        )
+        torch.testing.assert_close(a[:, :t], b[:, :t])
+        assert not torch.allclose(a[:, t:], b[:, t:], atol=1e-3)
+
+
+def test_a_tokenizer_that_compresses_time_is_refused_by_the_dynamics(trained):
+    nets = Blueprints(tokenizer.magvit2_encoder(18, 8, (1, 1, 1, 1)), tokenizer.magvit2_decoder(18, 8, (1, 1, 1, 1, 1)))
+    model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
+    train_tokenizer.main(replace(config(trained, "tokenizer", "four"), model=model, steps=1))
+    stage, _ = world.load_stage(trained / "four", "tokenizer")
+    assert stage.cfg.time_factor == 4
+    with pytest.raises(UserError, match="codes 4 frames at once.*magvit2-framewise"):
+        train_dynamics.main(replace(config(trained, "dynamics", "none"), tokenizer=str(trained / "four")))
+
+
+def test_latent_actions_trained_along(trained):
+    """One run holds both models; the world made from it finds its latent actions there."""
+    lam_model = LamConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=4))
+    cfg = replace(config(trained, "dynamics", "along"), train_lam=True, lam_model=lam_model, lam="nowhere")
+    train_dynamics.main(replace(cfg, steps=50))
+    rows = [json.loads(line) for line in (trained / "along" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["lam_weighted_mse"] < rows[0]["lam_weighted_mse"]
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+    dream = world.load(trained / "along")
+    assert dream.lam.cfg.actions == dream.dynamics.cfg.actions == 4
+    frames = data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
+    assert world.infer_actions(dream, torch.from_numpy(frames)).shape == (1, 2)
+    with pytest.raises(UserError, match="leave one of them out"):
+        replace(cfg, actions="true")
 
 
 BAD = {
