@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from genie_fn import data, dynamics, lam, quantize, random, tokenizer, train, world
+from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
 from genie_fn.lam import LamConfig
@@ -56,8 +57,8 @@ def _config(preset: str, **options) -> Config:
 def demo() -> Config:
     """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores."""
     model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
-    stack = STConfig(layers=2, dim=128, heads=4)
-    lam_model = LamConfig(patch=8, encoder=stack, decoder=stack)
+    nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
+    lam_model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     sizes = {"steps": 350, "batch_size": 16, "num_frames": 8}
     return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)

@@ -25,10 +25,10 @@ class Config(RunConfig):
 
 
 def demo() -> Config:
-    """1.2M parameters, 6 actions: minutes on two CPU cores."""
-    stack = STConfig(layers=2, dim=128, heads=4)
-    optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    model = LamConfig(patch=8, encoder=stack, decoder=stack)
+    """0.6M parameters, convolutional, 6 actions: minutes on two CPU cores."""
+    nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
+    optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
+    model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)
     return Config("demo", out="runs/demo/lam", steps=250, batch_size=16, num_frames=5, optim=optim, model=model)
 
 

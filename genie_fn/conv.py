@@ -157,8 +157,11 @@ def _normalised(x_BTHWC: Tensor, groups: int, eps: float) -> Tensor:
 
 
 def adaptive_group_norm_spec(channels: int, condition: int) -> Tree:
-    """A linear map of the condition to a change of scale and a shift; it starts at a tenth of full size."""
-    return linear_spec(condition, 2 * channels, bias=True, scale=0.1)
+    """A linear map of the condition to a change of scale and a shift, at full size from the start.
+
+    At a tenth of it, a latent action model's decoder never took notice of its action.
+    """
+    return linear_spec(condition, 2 * channels, bias=True)
 
 
 def adaptive_group_norm(params: Tree, x_BTHWC: Tensor, at: Pass, groups: int, eps: float = 1e-6) -> Tensor:

@@ -40,6 +40,19 @@ def latent_act_decoder(
     return block, ("spacetime_upsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}), block
 
 
+def conv_encoder(dim: int = 64) -> tuple:
+    """A small convolutional encoder, which sees motion sooner than attention does: frame pairs, reduced by four."""
+    halve = ("image-residual", {"in_channels": dim, "downsample": (1, 2)})
+    return halve, ("video-residual", {"in_channels": dim}), halve, ("group_norm", {"num_channels": dim}), "silu"
+
+
+def conv_decoder(dim: int = 64, condition: int = 32, blocks: int = 3) -> tuple:
+    """Its decoder: each frame and its difference to the last, modulated by the action's code before every block."""
+    modulate = ("adaptive_group_norm", {"num_channels": dim, "dim_cond": condition})
+    block = (modulate, ("image-residual", {"in_channels": dim}))
+    return (*block * blocks, ("group_norm", {"num_channels": dim}), "silu")
+
+
 LATENT_ACT_ENC, LATENT_ACT_DEC = latent_act_encoder(), latent_act_decoder()
 
 
