@@ -136,8 +136,13 @@ def main(cfg: Config) -> None:
     vgg = adversarial.load_vgg(cfg.adversarial, device)
     train.announce("tokenizer", spec, cfg, device)
     if model.arch == "magvit2":
-        clip = (cfg.num_frames, model.height, model.width)
-        train.console.print(blueprint.table(model.blueprints.encoder, clip, "encoder"))
+        alone, nets = blueprint.starts_alone(cfg.num_frames, model.time_factor), model.blueprints
+        clip, coded = (
+            (cfg.num_frames, model.height, model.width),
+            (-(-cfg.num_frames // model.time_factor), *model.grid),
+        )
+        for net, shape, side in ((nets.encoder, clip, "encoder"), (nets.decoder, coded, "decoder")):
+            train.console.print(blueprint.table(net, shape, side, alone))
     state = train.start(spec, quantize.initial_use(quantizer), cfg, "tokenizer", device, apart)
     frames = train.held_out(store, cfg, 8, device).frames
 

@@ -139,11 +139,9 @@ def starts_alone(frames: int, time_factor: int) -> bool:
     )
 
 
-def table(blueprint: Blueprint, shape: tuple[int, int, int], title: str) -> Table:
-    """Each layer with its output shape on a video (T, H, W), and its parameters."""
+def table(blueprint: Blueprint, shape: tuple[int, int, int], title: str, alone: bool = False) -> Table:
+    """Each layer with its output shape on a video (T, H, W), and its parameters; `alone` as in genie_fn/conv.py."""
     made, total = Table("layer", "output (T, H, W, C)", "parameters", title=title), 0
-    time = growth(blueprint)[0]
-    alone = time < 1 and starts_alone(shape[0], int(1 / time))
     x = torch.empty((1, *shape, channels(blueprint)[0]), device="meta")
     for entry, (layer, repeats) in zip(blueprint, _layers(blueprint), strict=True):
         params = spec((entry,))
