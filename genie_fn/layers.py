@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from genie_fn import tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import attention
+from genie_fn.kernels.attention import rms_norm, rotary
 from genie_fn.tree import ParamSpec, Tree
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,12 +80,6 @@ def norm_spec(dim: int) -> ParamSpec:
     return ParamSpec((dim,), "ones", decay=False)
 
 
-def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / rms(x) · scale over the last axis, computed in float32 (Zhang & Sennrich 2019)."""
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * scale).to(x.dtype)
-
-
 def mlp_spec(dim: int, hidden: int) -> Tree:
     """Two linear layers, dim → hidden → dim."""
     return {"up": linear_spec(dim, hidden), "down": linear_spec(hidden, dim)}
@@ -93,20 +88,6 @@ def mlp_spec(dim: int, hidden: int) -> Tree:
 def mlp(params: Tree, x: Tensor) -> Tensor:
     """(..., dim) → (..., dim) through a GELU."""
     return linear(params["down"], F.gelu(linear(params["up"], x), approximate="tanh"))
-
-
-def rotary(x_BTNGE: Tensor, position: Tensor) -> Tensor:
-    """Rotate pairs of channels by a position (RoPE, Su et al. 2021): scores depend on the distance alone.
-
-    `position` broadcasts to (B, T, N). Angles are taken in float64, so that a session of a million frames still turns
-    by exact steps.
-    """
-    half = x_BTNGE.shape[-1] // 2
-    frequency = 100.0 ** (-torch.arange(half, device=x_BTNGE.device, dtype=torch.float64) / half)
-    angle = position[..., None, None].double() * frequency
-    cos, sin = angle.cos().to(x_BTNGE.dtype), angle.sin().to(x_BTNGE.dtype)
-    a, b = x_BTNGE[..., :half], x_BTNGE[..., half:]
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
@@ -120,10 +101,15 @@ def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
     }
 
 
-def qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys (both RMS-normalised per head: QK-norm, Dehghani et al. 2023) and values, (B, T, N, G, E) each."""
+def raw_qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of the normalised input, (B, T, N, G, E) each, views of one product."""
     qkv = linear(params["qkv"], rms_norm(params["norm"], x_BTND))
-    q, k, v = rearrange(qkv, "b t n (three g e) -> three b t n g e", three=3, g=heads).unbind(0)
+    return rearrange(qkv, "b t n (three g e) -> three b t n g e", three=3, g=heads).unbind(0)
+
+
+def qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with queries and keys RMS-normalised per head (QK-norm, Dehghani et al. 2023)."""
+    q, k, v = raw_qkv(params, x_BTND, heads)
     return rms_norm(params["q_norm"], q), rms_norm(params["k_norm"], k), v
 
 
@@ -161,14 +147,22 @@ def st_transformer(
 
 
 def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig):
-    """Space attention, time attention over the past's keys and values and the new, MLP. Returns x, keys and values."""
+    """Space attention, time attention over the past's keys and values and the new, MLP.
+
+    Returns x, and if there is a past, the keys and values of all these frames.
+    """
     q, k, v = qkv(params["space"], x_BTND, cfg.heads)
     x = x_BTND + linear(params["space"]["out"], attention.attend_space(q, k, v, impl=cfg.space_impl).flatten(-2))
-    q, k, v = qkv(params["time"], x, cfg.heads)
-    q, k = rotary(q, position_T1), rotary(k, position_T1)
-    if past is not None:
+    time = params["time"]
+    q, k, v = raw_qkv(time, x, cfg.heads)
+    scales = time["q_norm"], time["k_norm"]
+    if past is None:
+        y = attention.attend_new_frames(q, k, v, *scales, position_T1, visible_TS, impl=cfg.time_impl)
+    else:
+        q, k = (rotary(rms_norm(scale, x), position_T1) for scale, x in zip(scales, (q, k), strict=True))
         k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
-    x = x + linear(params["time"]["out"], attention.attend_time(q, k, v, visible_TS, impl=cfg.time_impl).flatten(-2))
+        y = attention.attend_time(q, k, v, visible_TS, impl=cfg.time_impl)
+    x = x + linear(time["out"], y.flatten(-2))
     return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
 
 

@@ -1,7 +1,12 @@
 """Shared fixtures: tiny models, which one core runs fastest without threads."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run as Python here
 
 from genie_fn import dynamics, lam, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig

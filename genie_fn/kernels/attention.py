@@ -4,14 +4,42 @@
 - "reference": materialised scores in float32, the definition that the others are tested against;
 - "sdpa": torch's fused scaled_dot_product_attention;
 - "fused": products and sums left to the compiler, for the time axis, where sequences are so short that a fused
-  attention kernel spends its time on padding.
+  attention kernel spends its time on padding;
+- "triton": for the time axis on a GPU, genie_fn/kernels/time_attention.py, with norm and rotary positions inside.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IMPLS = ("reference", "sdpa", "fused")
+from genie_fn.errors import UserError
+
+IMPLS = ("reference", "sdpa", "fused", "triton")
+
+
+def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / rms(x) · scale over the last axis, computed in float32 (Zhang & Sennrich 2019)."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * scale).to(x.dtype)
+
+
+def rotary(x_BTNGE: Tensor, position: Tensor) -> Tensor:
+    """Rotate pairs of channels by a position (RoPE, Su et al. 2021): scores depend on the distance alone.
+
+    `position` broadcasts to (B, T, N). Angles are taken in float64, so that a session of a million frames still turns
+    by exact steps.
+    """
+    half = x_BTNGE.shape[-1] // 2
+    cos, sin = (x.to(x_BTNGE.dtype) for x in _angles(position, half))
+    a, b = x_BTNGE[..., :half], x_BTNGE[..., half:]
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def _angles(position: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (…, 1, half) of every pair's angle at each position."""
+    frequency = 100.0 ** (-torch.arange(half, device=position.device, dtype=torch.float64) / half)
+    angle = position[..., None, None].double() * frequency
+    return angle.cos(), angle.sin()
 
 
 def attend_space(q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str = "sdpa") -> Tensor:
@@ -27,10 +55,41 @@ def attend_time(
 
     Keys may have more frames than queries: a cached past in front. Returns (B, T, N, G, E).
     """
+    if impl == "triton":
+        return _triton().attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
     if impl == "fused":
         return _attend_time_fused(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS)
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q_BTNGE, k_BSNGE, v_BSNGE))
     return _attend(q, k, v, visible_TS, impl).permute(0, 3, 1, 2, 4)
+
+
+def attend_new_frames(
+    q_BTNGE: Tensor,
+    k_BTNGE: Tensor,
+    v_BTNGE: Tensor,
+    q_scale_E: Tensor,
+    k_scale_E: Tensor,
+    position_T1: Tensor,
+    visible_TT: Tensor,
+    *,
+    impl: str = "fused",
+) -> Tensor:
+    """`attend_time` of raw queries and keys: RMS norm with the scales and rotary positions come first."""
+    if impl == "triton":
+        cos_TH, sin_TH = (x.squeeze((1, 2)).float() for x in _angles(position_T1, q_BTNGE.shape[-1] // 2))
+        mask = visible_TT.to(torch.int8)
+        return _triton().attend_time(q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH)
+    q, k = (rotary(rms_norm(s, x), position_T1) for s, x in ((q_scale_E, q_BTNGE), (k_scale_E, k_BTNGE)))
+    return attend_time(q, k, v_BTNGE, visible_TT, impl=impl)
+
+
+def _triton():
+    """The kernels' module, imported when it is asked for: a CPU build of torch comes without Triton."""
+    try:
+        from genie_fn.kernels import time_attention
+    except ImportError as error:
+        raise UserError("the impl triton needs the package triton: install it, or choose another time-impl") from error
+    return time_attention
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) -> Tensor:

@@ -1,0 +1,136 @@
+"""The Triton kernel against its reference, under Triton's interpreter where there is no GPU, and its machine code."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genie_fn import layers, random, tree
+from genie_fn.errors import UserError
+from genie_fn.kernels import attention
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# Places and frames that fill a tile, that do not, one frame, more frames than the window, odd head dims.
+SHAPES = [
+    (1, 4, 16, 2, 16),
+    (2, 5, 3, 1, 40),
+    (1, 16, 6, 1, 64),
+    (1, 7, 13, 2, 32),
+    (1, 1, 5, 1, 128),
+    (1, 33, 2, 1, 24),
+]
+
+
+def noise(seed, *shape, dtype=torch.float32):
+    return random.normal(random.key(seed, DEVICE), shape).to(dtype)
+
+
+def strided(seed, shape, dtype):
+    """Queries, keys and values as a model gives them: views of one product, not contiguous."""
+    batch, frames, places, heads, dim = shape
+    packed = noise(seed, batch, frames, places, 3, heads, dim, dtype=dtype)
+    return packed.unbind(3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_new_frames_agree_with_the_reference_forward_and_backward(shape, dtype):
+    frames, dim = shape[1], shape[-1]
+    inputs = (*strided(0, shape, dtype), noise(1, dim) + 1, noise(2, dim) + 1)
+    position = torch.arange(frames, device=DEVICE)[:, None] + 3
+    visible = layers._visible(frames, 5, None, DEVICE)
+    weight = noise(3, *shape)
+
+    def run(impl, dtype):
+        leaves = [x.to(dtype if x.dim() > 1 else torch.float32).detach().requires_grad_() for x in inputs]
+        y = attention.attend_new_frames(*leaves, position, visible, impl=impl)
+        return y, torch.autograd.grad((y.float() * weight).sum(), leaves)
+
+    exact, exact_grads = run("reference", torch.float32)
+    y, grads = run("triton", dtype)
+    assert y.dtype == dtype
+    tolerance = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for ours, theirs in zip((y, *grads), (exact, *exact_grads), strict=True):
+        assert (ours.float() - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_frames_after_a_cache_agree_with_the_reference(frames):
+    q, (k, v) = noise(0, 2, frames, 5, 2, 16), (noise(i, 2, 9, 5, 2, 16) for i in (1, 2))
+    visible = torch.ones(frames, 9, dtype=torch.bool, device=DEVICE).tril(9 - frames)
+    visible[:, :2] = False  # slots of the cache that are not filled
+    expected = attention.attend_time(q, k, v, visible, impl="reference")
+    y = attention.attend_time(q, k, v, visible, impl="triton")
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_whole_stack_compiled_with_the_kernel_is_the_stack(stack_cfg):
+    """Through custom op, compiled step and gradients, as training runs it."""
+    params = tree.map(lambda x: x.to(DEVICE), tree.init(layers.st_spec(stack_cfg), random.key(0)))
+    x = noise(1, 2, 6, 5, stack_cfg.dim)
+
+    def step(params, x, cfg):
+        def loss(params):
+            return layers.st_transformer(params, x, cfg)[0].square().mean(), ()
+
+        return tree.value_and_grad(loss)(params)
+
+    (expected, _), expected_grads = step(params, x, replace(stack_cfg, time_impl="reference"))
+    fast = torch.compile(step, fullgraph=True, dynamic=False)
+    (value, _), grads = fast(params, x, replace(stack_cfg, time_impl="triton"))
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(tree.leaves(grads), tree.leaves(expected_grads), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_without_triton_the_choice_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "genie_fn.kernels.time_attention", None)
+    monkeypatch.delattr("genie_fn.kernels.time_attention", raising=False)
+    q = noise(0, 1, 2, 3, 1, 16)
+    with pytest.raises(UserError, match="needs the package triton"):
+        attention.attend_time(q, q, q, torch.ones(2, 2, dtype=torch.bool), impl="triton")
+
+
+BUILD = """
+import sys, torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from genie_fn.kernels import time_attention as kernels
+
+tensors = {"dy", "dq", "dk", "dv", "out", "q", "k", "v"}
+floats = {"q_scale", "k_scale", "cos", "sin", "dscale"}
+for kernel in (kernels._forward, kernels._backward):
+    for fused in (True, False):
+        cut = kernels.tiling(16, 16, 64)
+        constants = {**cut, "FUSED": fused, "TYPE": kernels.TYPES[torch.bfloat16]}
+        signature = {}
+        for name in kernel.arg_names:
+            if name in constants:
+                signature[name] = "constexpr"
+            elif name in tensors:
+                signature[name] = "*bf16"
+            elif name in floats:
+                signature[name] = "*fp32"
+            else:
+                signature[name] = {"visible": "*i8", "scale": "fp32"}.get(name, "i32")
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        for capability in map(int, sys.argv[1:]):
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+            print(kernel.__name__, fused, capability, len(made.asm["cubin"]))
+"""
+
+
+def test_the_kernels_become_machine_code_for_three_generations_of_gpus():
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", BUILD, "80", "90", "100"]
+    built = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=os.path.dirname(__file__) + "/.."
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    rows = [line.split() for line in built.stdout.splitlines()]
+    assert len(rows) == 12 and all(int(size) > 1000 for *_, size in rows)
