@@ -25,11 +25,12 @@ class Config(RunConfig):
 
 
 def demo() -> Config:
-    """0.6M parameters, convolutional, 6 actions: minutes on two CPU cores."""
+    """0.6M parameters, convolutional, 6 actions: minutes on two CPU cores. So few steps are sooner done uncompiled."""
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)
-    return Config("demo", out="runs/demo/lam", steps=250, batch_size=16, num_frames=5, optim=optim, model=model)
+    sizes = {"steps": 250, "batch_size": 16, "num_frames": 5}
+    return Config("demo", out="runs/demo/lam", compile="off", optim=optim, model=model, **sizes)
 
 
 def small() -> Config:

@@ -35,7 +35,7 @@ def demo() -> Config:
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     quantizer = QuantizerConfig(kind="vq", codes=1024, latent_dim=16, commit=0.25)
     model = TokenizerConfig(patch=8, encoder=stack, decoder=stack, quantizer=quantizer)
-    return Config("demo", out="runs/demo/tokenizer", steps=1200, batch_size=16, num_frames=4, optim=optim, model=model)
+    return Config("demo", out="runs/demo/tokenizer", steps=1000, batch_size=16, num_frames=4, optim=optim, model=model)
 
 
 def small() -> Config:

@@ -246,28 +246,37 @@ def fit(
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
     (out / "samples").mkdir(parents=True, exist_ok=True)
     log, batches, done, wait = _open_log(out / "metrics.jsonl", first), iter(batches), first, 0.0
-    began, saved = time.perf_counter(), first
+    began, saved, measured = time.perf_counter(), first, None
     with checkpoint.manager(out) as saver, Stop() as stop, log, _progress() as bar:
         task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
+
+        def report() -> None:
+            if measured is not None:
+                at, seconds, waited, metrics = measured
+                row = {name: float(value) for name, value in metrics.items()}
+                print(json.dumps({"step": at, "seconds": seconds, "data_wait": waited} | row), file=log, flush=True)
+                bar.update(task, metrics=_headline(row))
+
         while done < cfg.steps and not stop:
             asked = time.perf_counter()
             batch = next(batches)
             wait += time.perf_counter() - asked
             state, metrics = step(state, batch, key)
-            done += 1
+            report()  # of a step before, so that a GPU has its next work while its numbers are read
+            done, measured = done + 1, None
             if done % 10 == 0 or done == cfg.steps:
-                row = {name: float(value) for name, value in metrics.items()}
-                seconds = time.perf_counter() - began
-                print(json.dumps({"step": done, "seconds": seconds, "data_wait": wait} | row), file=log, flush=True)
-                bar.update(task, metrics=_headline(row))
+                measured = done, time.perf_counter() - began, wait, metrics
             bar.update(task, completed=done)
             if done % cfg.sample_every == 0 or done == cfg.steps:
                 sample(state.ema or state.params, out / "samples" / f"{done:07d}.png")
             if done % cfg.save_every == 0 or done == cfg.steps:
                 checkpoint.save(saver, done, state, cfg)
                 saved = done
+        report()
         if done > saved:
             checkpoint.save(saver, done, state, cfg)
+    spent = time.perf_counter() - began
+    console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for data")
     if stop:
         console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
         raise KeyboardInterrupt
