@@ -55,12 +55,12 @@ def _config(preset: str, **options) -> Config:
 
 
 def demo() -> Config:
-    """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores."""
+    """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores, uncompiled like the others of the demo."""
     model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     lam_model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    sizes = {"steps": 350, "batch_size": 16, "num_frames": 8}
+    sizes = {"steps": 350, "batch_size": 16, "num_frames": 8, "compile": "off"}
     return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)
 
 

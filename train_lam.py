@@ -25,7 +25,7 @@ class Config(RunConfig):
 
 
 def demo() -> Config:
-    """0.6M parameters, convolutional, 6 actions: minutes on two CPU cores. So few steps are sooner done uncompiled."""
+    """0.6M parameters, convolutional, 6 actions: minutes on two CPU cores, uncompiled like the others of the demo."""
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)

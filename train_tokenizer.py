@@ -30,12 +30,13 @@ class Config(RunConfig):
 
 
 def demo() -> Config:
-    """1.1M parameters, 64 tokens per frame: minutes on two CPU cores."""
+    """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, where compiling would cost more than it saves."""
     stack = STConfig(layers=2, dim=128, heads=4)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     quantizer = QuantizerConfig(kind="vq", codes=1024, latent_dim=16, commit=0.25)
     model = TokenizerConfig(patch=8, encoder=stack, decoder=stack, quantizer=quantizer)
-    return Config("demo", out="runs/demo/tokenizer", steps=1000, batch_size=16, num_frames=4, optim=optim, model=model)
+    sizes = {"steps": 1000, "batch_size": 16, "num_frames": 4}
+    return Config("demo", out="runs/demo/tokenizer", compile="off", optim=optim, model=model, **sizes)
 
 
 def small() -> Config:
