@@ -2,6 +2,7 @@
 
     python benchmark.py                                            # every suite; results go to benchmarks/results
     python benchmark.py --cfg.suite generate --cfg.compile step    # both ways of generating a frame, compiled
+    python benchmark.py --cfg.suite step --cfg.preset small        # a training step against an nn.Module's
 
 Tables show the median and range of ratios; absolute times, which hold for one machine, go into JSON with its name.
 """
@@ -12,9 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,21 +24,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from genie_fn import data, dynamics, quantize, random, train, tree
+from benchmarks import baselines
+from genie_fn import data, dynamics, quantize, random, tokenizer, train, tree
 from genie_fn.errors import UserError, run
+from genie_fn.optim import OptimConfig
 
 
 @dataclass(frozen=True)
 class Config:
-    suite: str = "all"  # data, generate, lfq, or all of them
+    suite: str = "all"  # data, generate, lfq, step, or all of them
+    preset: str = "demo"  # the tokenizer whose training step is measured: demo, small or coinrun
     repeats: int = 7  # measurements of each variant, after a first one that does not count
     out: str = "benchmarks/results"
     data: str = ""  # dataset to read clips from; empty: one that is collected here
     levels: int = 8  # collected in one measurement
     batches: int = 64  # of 16 clips, read in one measurement
-    compile: Literal["off", "step"] = "off"  # "step" compiles both ways of generating a frame, "off" leaves both eager
+    compile: Literal["off", "step"] = "off"  # "step" compiles all that generates and trains, "off" leaves it eager
     device: str = "auto"
     model: dynamics.DynamicsConfig = field(default_factory=dynamics.DynamicsConfig)
     sample: dynamics.SampleConfig = field(default_factory=dynamics.SampleConfig)
@@ -46,6 +48,10 @@ class Config:
     def __post_init__(self):
         if self.suite not in (*SUITES, "all"):
             raise UserError(f"there is no suite {self.suite!r}: --cfg.suite is one of {', '.join(SUITES)} and all")
+        if self.preset not in tokenizer.PRESETS:
+            raise UserError(
+                f"there is no preset {self.preset!r}: --cfg.preset is one of {', '.join(tokenizer.PRESETS)}"
+            )
         if min(self.repeats, self.levels, self.batches, self.model.stack.window - 1) < 1:
             raise UserError("--cfg.repeats, levels and batches are at least 1, and --cfg.model.stack.window at least 2")
 
@@ -67,7 +73,7 @@ def compare(case: str, variants: dict[str, Callable], repeats: int, frames: int 
     for name, taken in seconds.items():
         times = {"seconds": taken[1:], "ratio": [b / s for b, s in zip(seconds[base], taken, strict=True)][1:]}
         row = {key: {"median": median(x), "min": min(x), "max": max(x), "all": x} for key, x in times.items()}
-        row |= {"frames/s": round(frames / row["seconds"]["median"])} if frames else {}
+        row |= {"first call": taken[0]} | ({"frames/s": round(frames / row["seconds"]["median"])} if frames else {})
         rows.append({"case": case, "variant": name, "baseline": base} | row)
     return rows
 
@@ -102,13 +108,6 @@ def data_suite(cfg: Config, device: torch.device) -> list[dict]:
     return rows
 
 
-def uncached_unmask(params, ids_BN, action_B, past, step, temperature, key, cfg, sample) -> tuple[Tensor, Tensor]:
-    """`dynamics.unmask` with the past's ids and actions in the place of its cache: all logits are computed anew."""
-    ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
-    logits, _ = dynamics.logits_next(params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg)
-    return dynamics.reveal(logits[:, -1], ids_BN, step, temperature, key, sample, cfg.sizes)
-
-
 @torch.no_grad()
 def generate_suite(cfg: Config, device: torch.device) -> list[dict]:
     """The frame that fills the window, batch 1, random weights. The cached way also extends its cache by the frame."""
@@ -117,7 +116,7 @@ def generate_suite(cfg: Config, device: torch.device) -> list[dict]:
     ids_BTN = random.randint(keys[1], (1, past, model.tokens), 0, model.codes)
     actions_BT, action_B1 = random.randint(keys[2], (1, past + 1), 0, model.actions).split((past, 1), 1)
     cache = dynamics.remember(params, ids_BTN, actions_BT, dynamics.empty_cache(model, 1, device), model)
-    mode, functions = train.pick_compile(cfg.compile, device), [uncached_unmask, *dynamics.Programs()]
+    mode, functions = train.pick_compile(cfg.compile, device), [baselines.uncached_unmask, *dynamics.Programs()]
     if mode == "step":
         functions = [torch.compile(f, fullgraph=True, dynamic=False) for f in functions]
 
@@ -131,28 +130,6 @@ def generate_suite(cfg: Config, device: torch.device) -> list[dict]:
     return compare(f"frame, compile {mode}", {"no cache": uncached, "cached past": cached}, cfg.repeats)
 
 
-class PeakBytes(TorchDispatchMode):
-    """The most bytes of tensors made inside that were alive after any one operation; on any device."""
-
-    def __enter__(self):
-        self.peak, self.alive = 0, weakref.WeakSet()
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.alive.update(x.untyped_storage() for x in tree.leaves(out) if isinstance(x, Tensor))
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
-        return out
-
-
-def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The definition of `quantize.lfq_entropies`: entropies of a softmax over all 2^K codes."""
-    codes_VK = quantize.lfq_codes(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
-    log_p_MV = (2 / temperature * z_MK @ codes_VK.T).log_softmax(-1)
-    p_MV = log_p_MV.exp()
-    return -(p_MV * log_p_MV).sum(-1).mean(), torch.special.entr(p_MV.mean(0)).sum()
-
-
 def lfq_suite(cfg: Config, device: torch.device, bits=(10, 14, 18), most: int = 14, tokens: int = 4096) -> list[dict]:
     """LFQ's two entropies and the gradient of their difference; the softmax for at most `most` bits."""
 
@@ -160,12 +137,12 @@ def lfq_suite(cfg: Config, device: torch.device, bits=(10, 14, 18), most: int = 
         sample, average = entropies(z_MK, 1.0)
         return sample - average, (sample, average)
 
-    rows, both = [], {"softmax": materialised_entropies, "factorised": quantize.lfq_entropies}
+    rows, both = [], {"softmax": baselines.materialised_entropies, "factorised": quantize.lfq_entropies}
     for width in bits:
         z_MK, peaks, results = random.normal(random.key(width, device), (tokens, width)), {}, []
         ways = {name: partial(tree.value_and_grad(loss), z_MK, way) for name, way in [*both.items()][width > most :]}
         for name, way in ways.items():
-            with PeakBytes() as peaks[name]:
+            with baselines.PeakBytes() as peaks[name]:
                 results.append(tree.leaves(way()))
         for a, b in zip(results[0], results[-1], strict=True):
             check_same(a, b, f"the entropies of {width} bits", tolerance=1e-3)
@@ -174,7 +151,35 @@ def lfq_suite(cfg: Config, device: torch.device, bits=(10, 14, 18), most: int = 
     return rows
 
 
-SUITES = {"data": data_suite, "generate": generate_suite, "lfq": lfq_suite}
+def step_suite(cfg: Config, device: torch.device, shape: tuple[int, int] = (16, 4)) -> list[dict]:
+    """A training step of the tokenizer (with LFQ) on clips of `shape` (B, T), from the same weights in every way."""
+    model = replace(tokenizer.PRESETS[cfg.preset], quantizer=quantize.QuantizerConfig(codes=1024))
+    optim, mode = OptimConfig(warmup=1, ema=0.99), train.pick_compile(cfg.compile, device)
+    params, spec = tree.init(tokenizer.spec(model), random.key(0, device)), tokenizer.spec(model)
+    video = random.randint(random.key(1, device), (*shape, model.height, model.width, 3), 0, 256).to(torch.uint8)
+
+    def functional(compiled: str) -> Callable:
+        run = train.RunConfig(compile=compiled, optim=optim)
+        step = train.make_step(lambda params, batch, key, step: tokenizer.loss(params, batch, model), spec, run)
+        state = [train.init_state(spec, random.key(0, device), optim, {})]
+
+        def once() -> Tensor:
+            state[0], metrics = step(state[0], video, random.key(2, device))
+            return metrics["loss"]
+
+        return once
+
+    usual = baselines.module_step(params, model, train.RunConfig(compile=mode, optim=optim), device)
+    names = ("off",) if mode == "off" else ("step", "split")
+    ways = {"nn.Module": partial(usual, video)} | {f"functional, {name}": functional(name) for name in names}
+    losses = [way() for way in ways.values()]
+    for loss in losses[1:]:
+        check_same(loss, losses[0], "the losses", tolerance=1e-3)
+    title = f"{cfg.preset} tokenizer, {shape[0]} x {shape[1]} frames, compile {mode}"
+    return compare(title, ways, cfg.repeats, shape[0] * shape[1])
+
+
+SUITES = {"data": data_suite, "generate": generate_suite, "lfq": lfq_suite, "step": step_suite}
 
 
 def main(cfg: Config) -> None:

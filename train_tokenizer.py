@@ -13,7 +13,6 @@ from genie_fn import adversarial, blueprint, layers, metrics, quantize, tokenize
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.blueprint import Blueprints
 from genie_fn.errors import run
-from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
@@ -29,35 +28,26 @@ class Config(RunConfig):
     """The discriminator's optimizer."""
 
 
+def _st_vivit(preset: str, **options) -> Config:
+    return Config(preset, out=f"runs/{preset}/tokenizer", model=tokenizer.PRESETS[preset], **options)
+
+
 def demo() -> Config:
     """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, where compiling would cost more than it saves."""
-    stack = STConfig(layers=2, dim=128, heads=4)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    quantizer = QuantizerConfig(kind="vq", codes=1024, latent_dim=16, commit=0.25)
-    model = TokenizerConfig(patch=8, encoder=stack, decoder=stack, quantizer=quantizer)
-    sizes = {"steps": 1000, "batch_size": 16, "num_frames": 4}
-    return Config("demo", out="runs/demo/tokenizer", compile="off", optim=optim, model=model, **sizes)
+    return _st_vivit("demo", steps=1000, batch_size=16, num_frames=4, compile="off", optim=optim)
 
 
 def small() -> Config:
     """17M parameters, 256 tokens per frame, bf16: an hour or so on one GPU."""
-    stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    model = TokenizerConfig(patch=4, encoder=stack, decoder=stack)
-    return Config(
-        "small", out="runs/small/tokenizer", steps=20_000, batch_size=48, num_frames=16, optim=optim, model=model
-    )
+    return _st_vivit("small", steps=20_000, batch_size=48, num_frames=16, optim=optim)
 
 
 def coinrun() -> Config:
     """The paper's Appendix F.2: 8 + 8 layers of width 512, 1024 codes of width 32, 300k steps; needs a large GPU."""
-    stack = STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")
     optim = OptimConfig(lr=3e-4, warmup=10_000, b2=0.9, weight_decay=1e-4)
-    quantizer = QuantizerConfig(kind="vq", codes=1024, latent_dim=32)
-    model = TokenizerConfig(patch=4, encoder=stack, decoder=stack, quantizer=quantizer)
-    return Config(
-        "coinrun", out="runs/coinrun/tokenizer", steps=300_000, batch_size=48, num_frames=16, optim=optim, model=model
-    )
+    return _st_vivit("coinrun", steps=300_000, batch_size=48, num_frames=16, optim=optim)
 
 
 def _magvit2(preset: str, encoder: tuple, decoder: tuple, dtype: str = "float32", **options) -> Config:

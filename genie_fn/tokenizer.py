@@ -154,6 +154,18 @@ class TokenizerConfig:
         return self.grid[0] * self.grid[1]
 
 
+def _st_vivit(patch: int, stack: STConfig, quantizer: QuantizerConfig) -> TokenizerConfig:
+    return TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=quantizer)
+
+
+PRESETS = {
+    "demo": _st_vivit(8, STConfig(2, 128, 4), QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25)),
+    "small": _st_vivit(4, STConfig(4, 384, 6, dtype="bfloat16"), QuantizerConfig()),
+    "coinrun": _st_vivit(4, STConfig(8, 512, 8, dtype="bfloat16"), QuantizerConfig("vq", 1024, latent_dim=32)),
+}
+"""Sizes, by the names of train_tokenizer.py's presets; `coinrun` is the paper's Appendix F.2."""
+
+
 def spec(cfg: TokenizerConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
     if cfg.arch == "magvit2":

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import benchmark
-from genie_fn import dynamics, quantize
+from genie_fn import dynamics, quantize, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
 from genie_fn.layers import STConfig
@@ -17,6 +18,7 @@ TINY = benchmark.Config(
     repeats=2, device="cpu", model=DynamicsConfig(32, 6, 3, stack=STACK), sample=SampleConfig(steps=3)
 )
 CPU = torch.device("cpu")
+SMALL_CODER = tokenizer.TokenizerConfig(32, 32, 16)
 
 
 def tiny_lfq(cfg=TINY, device=CPU):
@@ -43,7 +45,7 @@ def test_generate_compares_two_ways():
 @pytest.mark.parametrize("name", ["window", "actions", "reveal"])
 def test_generate_refuses_ways_that_disagree(monkeypatch, name):
     """A baseline that sees another past, other actions, or that reveals other tokens."""
-    true = benchmark.uncached_unmask
+    true = benchmark.baselines.uncached_unmask
 
     def broken(params, ids_BN, action_B, past, *rest):
         if name == "window":
@@ -53,7 +55,7 @@ def test_generate_refuses_ways_that_disagree(monkeypatch, name):
         ids_BN, p_BN = true(params, ids_BN, action_B, past, *rest)
         return (ids_BN + 1 if name == "reveal" else ids_BN) % 33, p_BN
 
-    monkeypatch.setattr(benchmark, "uncached_unmask", broken)
+    monkeypatch.setattr(benchmark.baselines, "uncached_unmask", broken)
     with pytest.raises(RuntimeError, match="the generated ids differ"):
         benchmark.generate_suite(TINY, CPU)
 
@@ -93,6 +95,36 @@ def test_lfq_refuses_ways_that_disagree(monkeypatch):
         tiny_lfq()
 
 
+def test_the_module_is_the_functional_model():
+    """Loss and gradients from the same weights, so that the ratio of their times means something."""
+    model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+    params = tree.init(tokenizer.spec(model), random.key(0))
+    video = random.randint(random.key(1), (2, 4, 32, 32, 3), 0, 256).to(torch.uint8)
+    net = benchmark.baselines.Tokenizer(model)
+    net.load(params)
+    loss, _ = net(video)
+    loss.backward()
+    (expected, _), grads = tree.value_and_grad(tokenizer.loss)(params, video, model)
+    torch.testing.assert_close(loss.detach(), expected)
+    pairs = (
+        (net.encoder.blocks[1].time.qkv.weight.grad.T, grads["encoder"]["stack"]["blocks"]["time"]["qkv"]["w"][1]),
+        (net.decoder.blocks[0].up.weight.grad.T, grads["decoder"]["stack"]["blocks"]["mlp"]["up"]["w"][0]),
+        (net.encoder.place.grad, grads["encoder"]["place"]),
+        (net.decoder.blocks[0].space.k_norm.weight.grad, grads["decoder"]["stack"]["blocks"]["space"]["k_norm"][0]),
+    )
+    for theirs, ours in pairs:
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
+    assert sum(p.numel() for p in net.parameters()) == tree.count(params)
+
+
+def test_step_compares_training_steps(monkeypatch):
+    monkeypatch.setitem(tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK))
+    rows = benchmark.step_suite(TINY, CPU, (2, 3))
+    check_rows(rows, 2)
+    assert [row["variant"] for row in rows] == ["nn.Module", "functional, off"]
+    assert all(row["first call"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_check_same(value):
     ids = torch.arange(5)
@@ -102,7 +134,7 @@ def test_check_same(value):
 
 
 def test_peak_bytes_counts_what_is_alive():
-    with benchmark.PeakBytes() as bytes_alive:
+    with benchmark.baselines.PeakBytes() as bytes_alive:
         a = torch.zeros(1000)
         b = a + 1
         del a
