@@ -1,8 +1,7 @@
 """Measure speed as ratios: every variant against a named baseline, in turns, on one machine.
 
     python benchmark.py                                            # every suite; results go to benchmarks/results
-    python benchmark.py --cfg.suite generate --cfg.compile step    # both ways of generating a frame, compiled
-    python benchmark.py --cfg.suite step --cfg.preset small        # a training step against an nn.Module's
+    python benchmark.py --cfg.suite step --cfg.compile step        # a training step against an nn.Module's, compiled
 
 Tables show the median and range of ratios; absolute times, which hold for one machine, go into JSON with its name.
 """
@@ -49,9 +48,7 @@ class Config:
         if self.suite not in (*SUITES, "all"):
             raise UserError(f"there is no suite {self.suite!r}: --cfg.suite is one of {', '.join(SUITES)} and all")
         if self.preset not in tokenizer.PRESETS:
-            raise UserError(
-                f"there is no preset {self.preset!r}: --cfg.preset is one of {', '.join(tokenizer.PRESETS)}"
-            )
+            raise UserError(f"there is no preset {self.preset!r}: choose one of {', '.join(tokenizer.PRESETS)}")
         if min(self.repeats, self.levels, self.batches, self.model.stack.window - 1) < 1:
             raise UserError("--cfg.repeats, levels and batches are at least 1, and --cfg.model.stack.window at least 2")
 
@@ -76,12 +73,6 @@ def compare(case: str, variants: dict[str, Callable], repeats: int, frames: int 
         row |= {"first call": taken[0]} | ({"frames/s": round(frames / row["seconds"]["median"])} if frames else {})
         rows.append({"case": case, "variant": name, "baseline": base} | row)
     return rows
-
-
-def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:
-    """A ratio of times counts only if both ways have the same result, up to a share of its norm."""
-    if not (a.double() - b.double()).norm() <= tolerance * b.double().norm():
-        raise RuntimeError(f"{what} differ between the variants, so their times cannot be compared")
 
 
 def data_suite(cfg: Config, device: torch.device) -> list[dict]:
@@ -126,7 +117,7 @@ def generate_suite(cfg: Config, device: torch.device) -> list[dict]:
     uncached = partial(frame, (ids_BTN, actions_BT), dynamics.Programs(functions[0], lambda *_: None))
     cached = partial(frame, cache, dynamics.Programs(*functions[1:]))
     for key in random.split(keys[3], 3):
-        check_same(uncached(key=key), cached(key=key), "the generated ids")
+        baselines.check_same(uncached(key=key), cached(key=key), "the generated ids")
     return compare(f"frame, compile {mode}", {"no cache": uncached, "cached past": cached}, cfg.repeats)
 
 
@@ -145,7 +136,7 @@ def lfq_suite(cfg: Config, device: torch.device, bits=(10, 14, 18), most: int = 
             with baselines.PeakBytes() as peaks[name]:
                 results.append(tree.leaves(way()))
         for a, b in zip(results[0], results[-1], strict=True):
-            check_same(a, b, f"the entropies of {width} bits", tolerance=1e-3)
+            baselines.check_same(a, b, f"the entropies of {width} bits", tolerance=1e-3)
         timed = compare(f"2^{width} codes, {tokens} tokens", ways, cfg.repeats)
         rows += [row | {"peak bytes": peaks[row["variant"]].peak} for row in timed]
     return rows
@@ -158,9 +149,11 @@ def step_suite(cfg: Config, device: torch.device, shape: tuple[int, int] = (16, 
     params, spec = tree.init(tokenizer.spec(model), random.key(0, device)), tokenizer.spec(model)
     video = random.randint(random.key(1, device), (*shape, model.height, model.width, 3), 0, 256).to(torch.uint8)
 
+    def loss(params, batch, key, step):
+        return tokenizer.loss(params, batch, model)
+
     def functional(compiled: str) -> Callable:
-        run = train.RunConfig(compile=compiled, optim=optim)
-        step = train.make_step(lambda params, batch, key, step: tokenizer.loss(params, batch, model), spec, run)
+        step = train.make_step(loss, spec, train.RunConfig(compile=compiled, optim=optim))
         state = [train.init_state(spec, random.key(0, device), optim, {})]
 
         def once() -> Tensor:
@@ -174,7 +167,7 @@ def step_suite(cfg: Config, device: torch.device, shape: tuple[int, int] = (16, 
     ways = {"nn.Module": partial(usual, video)} | {f"functional, {name}": functional(name) for name in names}
     losses = [way() for way in ways.values()]
     for loss in losses[1:]:
-        check_same(loss, losses[0], "the losses", tolerance=1e-3)
+        baselines.check_same(loss, losses[0], "the losses", tolerance=1e-3)
     title = f"{cfg.preset} tokenizer, {shape[0]} x {shape[1]} frames, compile {mode}"
     return compare(title, ways, cfg.repeats, shape[0] * shape[1])
 

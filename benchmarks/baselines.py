@@ -1,7 +1,7 @@
 """What benchmark.py compares with: the same models in the usual style, without what genie_fn does differently.
 
-The tokenizer as nn.Module with torch.optim, entropies by their definition, and sampling without a cache. Tests hold them
-to the same results, so that a ratio of times compares two ways of doing one thing.
+The tokenizer as nn.Module with torch.optim, entropies by their definition, and sampling without a cache. Tests hold
+them to the same results, so that a ratio of times compares two ways of doing one thing.
 """
 
 import weakref
@@ -172,3 +172,9 @@ class PeakBytes(TorchDispatchMode):
         self.alive.update(x.untyped_storage() for x in tree.leaves(out) if isinstance(x, Tensor))
         self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
         return out
+
+
+def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:
+    """A ratio of times counts only if both ways have the same result, up to a share of its norm."""
+    if not (a.double() - b.double()).norm() <= tolerance * b.double().norm():
+        raise RuntimeError(f"{what} differ between the variants, so their times cannot be compared")

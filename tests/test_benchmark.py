@@ -128,9 +128,9 @@ def test_step_compares_training_steps(monkeypatch):
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_check_same(value):
     ids = torch.arange(5)
-    benchmark.check_same(ids, ids.clone(), "ids")
+    benchmark.baselines.check_same(ids, ids.clone(), "ids")
     with pytest.raises(RuntimeError):
-        benchmark.check_same(ids, ids + value, "ids")
+        benchmark.baselines.check_same(ids, ids + value, "ids")
 
 
 def test_peak_bytes_counts_what_is_alive():
