@@ -64,7 +64,7 @@ def seed_demo() -> Config:
     sizes = {"dim": 64, "repeats": 1}
     encoder, decoder = lam.latent_act_encoder(**sizes), lam.latent_act_decoder(**sizes)
     optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    return _seed("seed-demo", encoder, decoder, 4, "float32", steps=200, batch_size=4, optim=optim)
+    return _seed("seed-demo", encoder, decoder, 4, "float32", steps=200, batch_size=4, compile="off", optim=optim)
 
 
 def seed_coinrun() -> Config:

@@ -35,7 +35,7 @@ def _st_vivit(preset: str, **options) -> Config:
 def demo() -> Config:
     """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, where compiling would cost more than it saves."""
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    return _st_vivit("demo", steps=1000, batch_size=16, num_frames=4, compile="off", optim=optim)
+    return _st_vivit("demo", steps=1200, batch_size=16, num_frames=4, compile="off", optim=optim)
 
 
 def small() -> Config:
@@ -63,7 +63,7 @@ def magvit2_demo() -> Config:
     decoder = tokenizer.magvit2_decoder(18, 16, (1, 1, 1, 1, 1), times=(1, 1, 1))
     optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     losses = AdversarialConfig(gan=0.1, start=150, frames=2, discriminator=DiscriminatorConfig(dim=16))
-    sizes = {"steps": 300, "batch_size": 4, "num_frames": 4}
+    sizes = {"steps": 300, "batch_size": 4, "num_frames": 4, "compile": "off"}
     return _magvit2("magvit2-demo", encoder, decoder, optim=optim, adversarial=losses, **sizes)
 
 
