@@ -2,7 +2,7 @@
 
 python train_lam.py                            # the demo preset: minutes on two CPU cores
 python train_lam.py --cfg.preset coinrun       # the paper's Appendix F.3
-python train_lam.py --cfg.preset seed-demo     # from blueprints, with 8 bits of actions
+python train_lam.py --cfg.preset open-genie-demo     # from blueprints, with 8 bits of actions
 python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
 """
 
@@ -51,7 +51,7 @@ def coinrun() -> Config:
     )
 
 
-def _seed(preset: str, encoder: tuple, decoder: tuple, patch: int, dtype: str, **options) -> Config:
+def _open_genie(preset: str, encoder: tuple, decoder: tuple, patch: int, dtype: str, **options) -> Config:
     quantizer = QuantizerConfig(codes=2**8, commit=0.25, entropy=0.1)
     model = LamConfig(
         patch=patch, arch="blueprint", blueprints=Blueprints(encoder, decoder, dtype), quantizer=quantizer
@@ -59,27 +59,29 @@ def _seed(preset: str, encoder: tuple, decoder: tuple, patch: int, dtype: str, *
     return Config(preset, out=f"runs/{preset}/lam", model=model, num_frames=8, **options)
 
 
-def seed_demo() -> Config:
-    """The seed's blueprints at a quarter of their width, on patches of 4 pixels: minutes on two CPU cores."""
+def open_genie_demo() -> Config:
+    """Open-Genie's blueprints at a quarter of their width, on patches of 4 pixels: minutes on two CPU cores."""
     sizes = {"dim": 64, "repeats": 1}
     encoder, decoder = lam.latent_act_encoder(**sizes), lam.latent_act_decoder(**sizes)
     optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    return _seed("seed-demo", encoder, decoder, 4, "float32", steps=200, batch_size=4, compile="off", optim=optim)
+    return _open_genie(
+        "open-genie-demo", encoder, decoder, 4, "float32", steps=200, batch_size=4, compile="off", optim=optim
+    )
 
 
-def seed_coinrun() -> Config:
-    """The seed's blueprints as they are, on patches of 2 pixels, bf16; needs a large GPU."""
+def open_genie_coinrun() -> Config:
+    """Open-Genie's blueprints as they are, on patches of 2 pixels, bf16; needs a large GPU."""
     optim = OptimConfig(lr=1e-4, schedule="cosine", warmup=2_000, ema=0.999)
     encoder, decoder = lam.LATENT_ACT_ENC, lam.LATENT_ACT_DEC
-    return _seed("seed-coinrun", encoder, decoder, 2, "bfloat16", steps=100_000, batch_size=16, optim=optim)
+    return _open_genie("open-genie-coinrun", encoder, decoder, 2, "bfloat16", steps=100_000, batch_size=16, optim=optim)
 
 
 PRESETS = {
     "demo": demo,
     "small": small,
     "coinrun": coinrun,
-    "seed-demo": seed_demo,
-    "seed-coinrun": seed_coinrun,
+    "open-genie-demo": open_genie_demo,
+    "open-genie-coinrun": open_genie_coinrun,
 }
 
 

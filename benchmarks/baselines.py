@@ -74,7 +74,7 @@ class Grid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            x = self.embed(x) + self.place
+            x = (self.embed(x) + self.place).to(self.dtype)
             for block in self.blocks:
                 x = block(x)
             return self.head(self.norm(x)).float()

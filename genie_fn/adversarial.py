@@ -42,6 +42,12 @@ class DiscriminatorConfig:
     heads: int = 4
     head_dim: int = 32
 
+    def __post_init__(self):
+        if len(self.mults) != len(self.down) or not self.mults:
+            raise UserError(
+                f"a discriminator's mults {self.mults} and down {self.down} name the same stages: make them fit"
+            )
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -56,7 +62,7 @@ class AdversarialConfig:
     frames: int = 4
     """Frames of each clip that these terms look at, drawn anew each step."""
     start: int = 0
-    """The step at which the discriminator and its term set in."""
+    """The step from which on the discriminator's judgement counts for the tokenizer; it learns from the first."""
     adaptive: bool = True
     """Scale the generator's term so that its gradient at the last layer is as large as the other terms' there."""
     penalty: float = 1.0
@@ -192,6 +198,6 @@ def losses(
         real, fake = discriminate(params, torch.cat((real_MHWC, fake_MHWC.detach())), net).chunk(2)
         hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         penalty = gradient_penalty(params, real_MHWC, net) if cfg.penalty else torch.zeros_like(on)
-        total = total + on * (cfg.gan * weight * generator + hinge + cfg.penalty * penalty)
+        total = total + on * cfg.gan * weight * generator + hinge + cfg.penalty * penalty
         metrics |= {"generator": generator, "discriminator": hinge, "penalty": penalty, "gan_weight": weight}
     return total, metrics

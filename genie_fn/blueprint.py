@@ -116,9 +116,21 @@ def growth(blueprint: Blueprint) -> tuple[Fraction, Fraction]:
     return time, space
 
 
-def condition(blueprint: Blueprint) -> int:
-    """The width of the external condition that the network needs, 0 if none."""
-    return max(layer.condition for layer, _ in _layers(blueprint))
+def time_changes(blueprint: Blueprint) -> set[str]:
+    """Whether any of its layers `divides` the frame rate, and whether any `multiplies` it.
+
+    A network that does both may let a frame see later ones of its group, even if the two cancel out.
+    """
+    layers_ = [layer for layer, _ in _layers(blueprint)]
+    divides, multiplies = (
+        any(f > 1 for f in fs) for fs in zip(*((x.shrinks[0], x.grows[0]) for x in layers_), strict=True)
+    )
+    return {name for name, does in (("divides", divides), ("multiplies", multiplies)) if does}
+
+
+def conditions(blueprint: Blueprint) -> set[int]:
+    """The widths of the external conditions that its layers need."""
+    return {layer.condition for layer, _ in _layers(blueprint)} - {0}
 
 
 def channels(blueprint: Blueprint) -> tuple[int, int]:

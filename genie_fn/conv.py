@@ -1,6 +1,7 @@
 """Layers over video (B, T, H, W, C) that are causal in time: convolution, pooling, up-sampling, norms, attention.
 
-MAGVIT-2 (Yu et al. 2023, arXiv 2310.05737), section 3.2, after TATS and MAGVIT: no layer lets frame t see a later one.
+MAGVIT-2 (Yu et al. 2023, arXiv 2310.05737), section 3.2, after TATS and MAGVIT: at one frame rate no layer lets frame t
+see a later one.
 
 Layers that divide the frame rate by s follow one of two rules, chosen per video by its length. A video of 1 + s·k
 frames has its first frame coded alone, so that a single image is a video: coarse frame j sees frames <= s·j. A video of

@@ -25,7 +25,7 @@ from genie_fn.tree import Tree
 
 
 def latent_act_encoder(dim: int = 256, heads: int = 4, head_dim: int = 16, repeats: int = 2) -> tuple:
-    """The blueprint of the seed's encoder: space-time attention, before and after halving the grid."""
+    """The blueprint of Open-Genie's encoder: space-time attention, before and after halving the grid."""
     block = ("space-time_attn", {"n_rep": repeats, "n_embd": dim, "n_head": heads, "d_head": head_dim})
     return block, ("spacetime_downsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}), block
 
@@ -87,15 +87,17 @@ class LamConfig:
             raise UserError(f"--cfg.model.motion is a share between 0 and 1, not {self.motion}")
 
     def _check_blueprints(self) -> None:
-        (time, _), up = (blueprint.growth(b) for b in (self.blueprints.encoder, self.blueprints.decoder))
-        if (time, up[0]) != (1, 1) or up[1].denominator != 1:
+        both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
+        if not all(both):
+            raise UserError("the architecture blueprint needs the blueprints of an encoder and of a decoder: give both")
+        if any(map(blueprint.time_changes, both)) or blueprint.growth(both[1])[1].denominator != 1:
             raise UserError(
-                f"the encoder multiplies time by {time}, the decoder (time, space) by ({up[0]}, {up[1]}): "
-                "a latent action model keeps time, and its decoder does not shrink the grid that it starts from"
+                "a latent action model keeps the frame rate in every layer, and its decoder does not shrink the grid "
+                "that it starts from: change its blueprints"
             )
-        if blueprint.condition(self.blueprints.decoder) != self.quantizer.width:
+        if blueprint.conditions(both[0]) or blueprint.conditions(both[1]) != {width}:
             raise UserError(
-                f"the decoder's layers need a condition of the width of an action's code, {self.quantizer.width}: "
+                f"the decoder's layers, and only they, need a condition of the width of an action's code, {width}: "
                 "give one of them has_ext, and that width as key_dim or dim_cond"
             )
         side = self.coarse_patch

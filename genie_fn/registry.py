@@ -178,12 +178,20 @@ class Depth2Space(Upsample):
     time_factor: int = 1
     kernel_size: int | tuple = (1, 3)
 
+    def __post_init__(self):
+        if self.time_factor != 1:
+            raise ValueError("it keeps time: use depth2spacetime_upsample")
+
 
 @dataclass(frozen=True)
 class Depth2Time(Upsample):
     """`Upsample` in time alone."""
 
     space_factor: int = 1
+
+    def __post_init__(self):
+        if self.space_factor != 1:
+            raise ValueError("it keeps space: use depth2spacetime_upsample")
 
 
 @dataclass(frozen=True)
@@ -257,7 +265,16 @@ class Residual(Layer):
 
 @dataclass(frozen=True)
 class ImageResidual(Residual):
-    """`Residual` within each frame."""
+    """`Residual` within each frame; a `downsample` of one number is that of space."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.shrinks[0] != 1:
+            raise ValueError(f"its downsample {self.downsample} divides time, which a layer within frames cannot")
+
+    @property
+    def shrinks(self):
+        return (1, self.downsample) if isinstance(self.downsample, int) else _triple(self.downsample)[:2]
 
     @property
     def kernel(self) -> Triple:
@@ -342,13 +359,11 @@ class Attention(Layer):
     n_embd: int
     n_head: int = 4
     d_head: int = 16
-    impl: str = "sdpa"
-    """How attention in space is computed, sdpa or reference; only the second has a second derivative."""
     transpose: bool = False
-    """Whether channels come first, in the seed; here they always come last."""
+    """Whether channels come first, in Open-Genie; here they always come last."""
 
     def __post_init__(self):
-        if self.impl not in ("sdpa", "reference"):
+        if getattr(self, "impl", "sdpa") not in ("sdpa", "reference"):
             raise ValueError(f"its impl {self.impl!r} is neither sdpa nor reference")
         if self.d_head % 4:
             raise ValueError(f"its d_head {self.d_head} is not a multiple of 4, as rotary positions in a frame need")
@@ -364,6 +379,9 @@ class Attention(Layer):
 @dataclass(frozen=True)
 class SpaceAttention(Attention):
     """Attention among the places of each frame."""
+
+    impl: str = "sdpa"
+    """How it is computed, sdpa or reference; only the second has a second derivative."""
 
     def apply(self, params, x, at):
         return conv.space_attention(params, x, self.n_head, self.impl)
@@ -399,6 +417,8 @@ class SpaceTimeAttention(TimeAttention):
     """The paper's block: attention in space, causal attention in time, a feed-forward layer (Genie, section 2)."""
 
     mlp: int = 4
+    impl: str = "sdpa"
+    """Of the attention in space, as in space_attn."""
     time_attn_kw: tuple = ()
     """Options of the attention in time: ("key_dim", width) of the external condition."""
 

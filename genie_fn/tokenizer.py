@@ -2,8 +2,8 @@
 
 Two architectures behind one interface. `st_vivit`: Genie (arXiv 2402.15391), section 2.1.2 and Appendix F.2, a
 space-time transformer on patches. `magvit2`: Yu et al. 2023 (arXiv 2310.05737), a causal 3D convolutional network from
-blueprints, which may also compress time. In both, what is coded and decoded at frame t depends on nothing later, which
-lets a world decode frame by frame from a cache.
+blueprints, which may also compress time. In both, a grid of ids and what is decoded from it depend on nothing later
+than its own frame, or group of frames where time is compressed; this lets a world decode frame by frame from a cache.
 """
 
 from dataclasses import dataclass, field
@@ -120,6 +120,18 @@ class TokenizerConfig:
 
     def _check_blueprints(self) -> None:
         both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
+        if not all(both):
+            raise UserError("the architecture magvit2 needs the blueprints of an encoder and of a decoder: give both")
+        if blueprint.conditions(both[0]) or blueprint.conditions(both[1]) - {width}:
+            raise UserError(
+                f"layers are conditioned on the codes, of width {width}, and only in the decoder: "
+                "change the has_ext layers of the blueprints"
+            )
+        if "multiplies" in blueprint.time_changes(both[0]) or "divides" in blueprint.time_changes(both[1]):
+            raise UserError(
+                "an encoder that multiplies the frame rate, or a decoder that divides it, would see later frames: "
+                "divide in the encoder and multiply in the decoder"
+            )
         (pixels, latent), (codes, made) = (blueprint.channels(b) for b in both)
         if (pixels, latent, codes, made) != (3, width, width, 3):
             raise UserError(
@@ -237,8 +249,10 @@ def reconstruct(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tupl
 
 def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
     """The weight of the decoder's last layer, against whose gradients losses are balanced."""
-    decoder = params["decoder"]
-    return decoder["head"]["w"] if cfg.arch == "st_vivit" else decoder[max(decoder)]["w"]
+    last = params["decoder"]["head"] if cfg.arch == "st_vivit" else [*params["decoder"].values()][-1]
+    if "w" not in last:
+        raise UserError("an adaptive weight needs a decoder that ends in a convolution or up-sampling: end it so")
+    return last["w"]
 
 
 def loss(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, tuple[dict, Quantized]]:

@@ -270,13 +270,15 @@ def fit(
             if done % cfg.sample_every == 0 or done == cfg.steps:
                 sample(state.ema or state.params, out / "samples" / f"{done:07d}.png")
             if done % cfg.save_every == 0 or done == cfg.steps:
+                report()  # a checkpoint's step is never missing from the metrics
+                measured = None
                 checkpoint.save(saver, done, state, cfg)
                 saved = done
         report()
         if done > saved:
             checkpoint.save(saver, done, state, cfg)
     spent = time.perf_counter() - began
-    console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for data")
+    console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
     if stop:
         console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
         raise KeyboardInterrupt

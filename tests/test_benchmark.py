@@ -122,7 +122,6 @@ def test_step_compares_training_steps(monkeypatch):
     rows = benchmark.step_suite(TINY, CPU, (2, 3))
     check_rows(rows, 2)
     assert [row["variant"] for row in rows] == ["nn.Module", "functional, off"]
-    assert all(row["first call"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])

@@ -230,6 +230,10 @@ def test_compiled_is_eager():
         ([("causal-conv3d-transpose", {"in_channels": 8, "out_channels": 8, "kernel_size": 1})], "smaller than its"),
         ([("residual", {"in_channels": 8, "act_fn": "tanh"})], "act_fn 'tanh' is none of"),
         ([("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (3, 4)})], "even"),
+        ([("image-residual", {"in_channels": 8, "downsample": (2, 2)})], "divides time"),
+        ([("depth2space_upsample", {"in_channels": 8, "time_factor": 2})], "it keeps time"),
+        ([("depth2time_upsample", {"in_channels": 8, "space_factor": 2})], "it keeps space"),
+        ([("space_attn", {"n_embd": 8, "impl": "flash"})], "neither sdpa nor reference"),
     ],
 )
 def test_mistakes_are_named_with_their_position(description, message):

@@ -131,3 +131,21 @@ def test_bad_configs_are_a_sentence(lam_cfg):
     for bad in ({"patch": 12}, {"motion": 1.5}, {"motion": -0.1}):
         with pytest.raises(UserError):
             replace(lam_cfg, **bad)
+
+
+def test_networks_that_change_the_frame_rate_or_ignore_the_action_are_refused():
+    enc, dec = lam.latent_act_encoder(16, 2, 8, 1), lam.latent_act_decoder(16, 2, 8, 1, condition=8)
+    there_and_back = (
+        ("spacetime_downsample", {"in_channels": 16, "space_factor": 1}),
+        ("depth2time_upsample", {"in_channels": 16}),
+    )
+    quantizer = quantize.QuantizerConfig(kind="vq", codes=4, latent_dim=8)
+    for encoder, decoder, message in (
+        (enc + there_and_back, dec, "keeps the frame rate"),
+        (enc, there_and_back + dec, "keeps the frame rate"),
+        (enc, enc[::2], "need a condition of the width of an action's code, 8"),
+        (enc, lam.latent_act_decoder(16, 2, 8, 1, condition=5), "need a condition"),
+        ((), (), "needs the blueprints"),
+    ):
+        with pytest.raises(UserError, match=message):
+            lam.LamConfig(32, 32, 8, quantizer=quantizer, arch="blueprint", blueprints=Blueprints(encoder, decoder))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genie_fn import layers, quantize, random, tokenizer, tree
+from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
 from genie_fn.tokenizer import TokenizerConfig
 
@@ -108,3 +109,46 @@ def test_the_error_alone_reaches_the_encoder_through_the_codes(tokenizer_cfg, cl
 def test_a_patch_that_does_not_divide_the_frame_is_a_sentence():
     with pytest.raises(UserError, match="patch"):
         TokenizerConfig(64, 60, 8)
+
+
+def nets(encoder, decoder):
+    blueprints = Blueprints(encoder, decoder)
+    return TokenizerConfig(arch="magvit2", blueprints=blueprints, quantizer=quantize.QuantizerConfig(codes=16))
+
+
+FIRST = ("causal", {"in_channels": 3, "out_channels": 4})
+LAST = ("causal", {"in_channels": 4, "out_channels": 3})
+
+
+def test_networks_that_could_see_later_frames_are_refused():
+    """Twice as slow and twice as fast again is the frame rate that it was, but frames of a pair see each other."""
+    slower = ("spacetime_downsample", {"in_channels": 4, "space_factor": 1})
+    faster = ("depth2time_upsample", {"in_channels": 4})
+    assert nets((FIRST, slower), (faster, LAST)).time_factor == 2
+    for encoder, decoder in (((FIRST, slower, faster), (LAST,)), ((FIRST,), (slower, faster, LAST))):
+        with pytest.raises(UserError, match="would see later frames"):
+            nets(encoder, decoder)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "message"),
+    [
+        ((), (), "needs the blueprints"),
+        ((FIRST, ("adaptive_group_norm", {"num_channels": 4, "num_groups": 2, "dim_cond": 4})), (LAST,), "only in the"),
+        ((FIRST,), (("adaptive_group_norm", {"num_channels": 4, "num_groups": 2}), LAST), "of width 4"),
+        ((FIRST, LAST), (LAST,), "lead from 3 channels"),
+        ((FIRST, ("space_downsample", {"in_channels": 4})), (LAST,), "bring back"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_in_one_sentence(encoder, decoder, message):
+    with pytest.raises(UserError, match=message):
+        nets(encoder, decoder)
+
+
+def test_the_last_weight_is_the_last_layers():
+    cfg = nets((FIRST,), (("causal", {"in_channels": 4, "out_channels": 4}), "silu", LAST))
+    params = tree.init(tokenizer.spec(cfg), random.key(0))
+    assert tokenizer.last_weight(params, cfg) is params["decoder"]["02_causal-conv3d"]["w"]
+    with pytest.raises(UserError, match="ends in a convolution"):
+        odd = nets((FIRST,), (LAST, "silu"))
+        tokenizer.last_weight(tree.init(tokenizer.spec(odd), random.key(0)), odd)

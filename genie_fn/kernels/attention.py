@@ -89,6 +89,8 @@ def _triton():
         from genie_fn.kernels import time_attention
     except ImportError as error:
         raise UserError("the impl triton needs the package triton: install it, or choose another time-impl") from error
+    if not torch.cuda.is_available() and not time_attention.INTERPRETED:
+        raise UserError("the impl triton runs on a GPU, and there is none here: choose another time-impl")
     return time_attention
 
 

@@ -96,7 +96,7 @@ def _forward(
     HALF: tl.constexpr, BLOCK_H: tl.constexpr, PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     FUSED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first = tl.program_id(1) // heads, tl.program_id(1) % heads, tl.program_id(0) * PLACES
+    batch, head, first = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads, tl.program_id(0) * PLACES
     t, n, exists_q, at_q = _rows(first, PLACES * frames_q, frames_q, places, qt, qn, BLOCK_Q)
     s, m, exists_k, at_k = _rows(first, PLACES * frames_k, frames_k, places, kt, kn, BLOCK_K)
     qa, qb = _load_halves(q + batch * qb_ + head * qg, at_q, qe, exists_q, HALF, BLOCK_H)
@@ -124,7 +124,7 @@ def _backward(
     HALF: tl.constexpr, BLOCK_H: tl.constexpr, PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     FUSED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first = tl.program_id(1) // heads, tl.program_id(1) % heads, tl.program_id(0) * PLACES
+    batch, head, first = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads, tl.program_id(0) * PLACES
     t, n, exists_q, at_q = _rows(first, PLACES * frames_q, frames_q, places, qt, qn, BLOCK_Q)
     s, m, exists_k, at_k = _rows(first, PLACES * frames_k, frames_k, places, kt, kn, BLOCK_K)
     raw_qa, raw_qb = _load_halves(q + batch * qb_ + head * qg, at_q, qe, exists_q, HALF, BLOCK_H)
@@ -163,7 +163,8 @@ def _backward(
 
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-if triton.knobs.runtime.interpret:
+INTERPRETED = triton.knobs.runtime.interpret
+if INTERPRETED:
     TYPES[torch.bfloat16] = tl.float32  # the interpreter multiplies bfloat16 as if it were integers
 
 
