@@ -35,7 +35,7 @@ MODEL = TokenizerConfig(
 LOSSES = AdversarialConfig(gan=1.0, frames=2, discriminator=NET, adaptive=False)
 OPTIM = OptimConfig(lr=1e-2, warmup=1, weight_decay=0.0, ema=0.9)
 CFG = train_tokenizer.Config(
-    steps=10, compile="off", optim=OPTIM, critic=replace(OPTIM, lr=3e-3), model=MODEL, adversarial=LOSSES
+    steps=10, compile="off", optim=OPTIM, critic=replace(OPTIM, lr=3e-3, ema=0.0), model=MODEL, adversarial=LOSSES
 )
 FRAMES = random.randint(random.key(9), (2, 3, 16, 16, 3), 0, 256).to(torch.uint8)
 BATCH = data.Batch(FRAMES, torch.zeros((2, 2), dtype=torch.int64))
