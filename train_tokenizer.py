@@ -31,6 +31,8 @@ class Config(RunConfig):
         super().__post_init__()
         if self.critic.ema:
             raise UserError("a discriminator has no average of its weights: leave --cfg.critic.ema at 0")
+        if self.adversarial.gan and self.compile == "split":
+            raise UserError("a loss with gradients inside cannot be compiled alone: take --cfg.compile step or off")
 
 
 def _st_vivit(preset: str, **options) -> Config:
