@@ -146,7 +146,8 @@ def step_suite(cfg: Config, device: torch.device, shape: tuple[int, int] = (16, 
     """A training step of the tokenizer (with LFQ) on clips of `shape` (B, T), from the same weights in every way."""
     model = replace(tokenizer.PRESETS[cfg.preset], quantizer=quantize.QuantizerConfig(codes=1024))
     optim, mode = OptimConfig(warmup=1, ema=0.99), train.pick_compile(cfg.compile, device)
-    params, spec = tree.init(tokenizer.spec(model), random.key(0, device)), tokenizer.spec(model)
+    spec = tokenizer.spec(model)
+    params = tree.init(spec, random.key(0, device))
     video = random.randint(random.key(1, device), (*shape, model.height, model.width, 3), 0, 256).to(torch.uint8)
 
     def loss(params, batch, key, step):
@@ -165,9 +166,9 @@ def step_suite(cfg: Config, device: torch.device, shape: tuple[int, int] = (16, 
     usual = baselines.module_step(params, model, train.RunConfig(compile=mode, optim=optim), device)
     names = ("off",) if mode == "off" else ("step", "split")
     ways = {"nn.Module": partial(usual, video)} | {f"functional, {name}": functional(name) for name in names}
-    losses = [way() for way in ways.values()]
-    for loss in losses[1:]:
-        baselines.check_same(loss, losses[0], "the losses", tolerance=1e-3)
+    expected, *others = (way() for way in ways.values())
+    for other in others:
+        baselines.check_same(other, expected, "the losses", tolerance=1e-3)
     title = f"{cfg.preset} tokenizer, {shape[0]} x {shape[1]} frames, compile {mode}"
     return compare(title, ways, cfg.repeats, shape[0] * shape[1])
 

@@ -57,10 +57,11 @@ def coinrun() -> Config:
     return _st_vivit("coinrun", steps=300_000, batch_size=48, num_frames=16, optim=optim)
 
 
-def _magvit2(preset: str, encoder: tuple, decoder: tuple, dtype: str = "float32", **options) -> Config:
-    """MAGVIT-2 with Open-Genie's quantiser: 18 bits, commitment 0.25, entropy 0.1, diversity 1."""
-    quantizer = QuantizerConfig(codes=2**18, commit=0.25, entropy=0.1, diversity=1.0)
-    model = TokenizerConfig(arch="magvit2", blueprints=Blueprints(encoder, decoder, dtype), quantizer=quantizer)
+_OPEN_GENIE = QuantizerConfig(codes=2**18, commit=0.25, entropy=0.1, diversity=1.0)
+
+
+def _magvit2(preset: str, nets: Blueprints, quantizer: QuantizerConfig = _OPEN_GENIE, **options) -> Config:
+    model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=quantizer)
     return Config(preset, out=f"runs/{preset}/tokenizer", model=model, **options)
 
 
@@ -92,8 +93,8 @@ def magvit2_demo() -> Config:
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     losses = AdversarialConfig(gan=0.1, start=450, frames=1, discriminator=DiscriminatorConfig(dim=16))
     sizes = {"steps": 600, "batch_size": 8, "num_frames": 4, "compile": "off"}
-    cfg = _magvit2("magvit2-demo", encoder, decoder, optim=optim, adversarial=losses, **sizes)
-    return replace(cfg, model=replace(cfg.model, quantizer=QuantizerConfig(codes=2**18)))
+    nets, quantizer = Blueprints(encoder, decoder), QuantizerConfig(codes=2**18)
+    return _magvit2("magvit2-demo", nets, quantizer, optim=optim, adversarial=losses, **sizes)
 
 
 _MAGVIT2_OPTIM = OptimConfig(lr=1e-4, schedule="cosine", warmup=2_000, ema=0.999)
@@ -105,7 +106,7 @@ def magvit2_coinrun() -> Config:
     encoder, decoder = tokenizer.MAGVIT2_ENC_DESC, tokenizer.MAGVIT2_DEC_DESC
     sizes = {"steps": 200_000, "batch_size": 8, "num_frames": 16}
     options = {"optim": _MAGVIT2_OPTIM, "adversarial": _MAGVIT2_LOSSES}
-    return _magvit2("magvit2-coinrun", encoder, decoder, "bfloat16", **options, **sizes)
+    return _magvit2("magvit2-coinrun", Blueprints(encoder, decoder, "bfloat16"), **options, **sizes)
 
 
 def magvit2_framewise() -> Config:
@@ -113,7 +114,7 @@ def magvit2_framewise() -> Config:
     encoder, decoder = (f(times=(1, 1, 1)) for f in (tokenizer.magvit2_encoder, tokenizer.magvit2_decoder))
     sizes = {"steps": 200_000, "batch_size": 8, "num_frames": 8}
     options = {"optim": _MAGVIT2_OPTIM, "adversarial": _MAGVIT2_LOSSES}
-    return _magvit2("magvit2-framewise", encoder, decoder, "bfloat16", **options, **sizes)
+    return _magvit2("magvit2-framewise", Blueprints(encoder, decoder, "bfloat16"), **options, **sizes)
 
 
 PRESETS = {

@@ -121,11 +121,9 @@ def time_changes(blueprint: Blueprint) -> set[str]:
 
     A network that does both may let a frame see later ones of its group, even if the two cancel out.
     """
-    layers_ = [layer for layer, _ in _layers(blueprint)]
-    divides, multiplies = (
-        any(f > 1 for f in fs) for fs in zip(*((x.shrinks[0], x.grows[0]) for x in layers_), strict=True)
-    )
-    return {name for name, does in (("divides", divides), ("multiplies", multiplies)) if does}
+    found = [layer for layer, _ in _layers(blueprint)]
+    does = {"divides": any(x.shrinks[0] > 1 for x in found), "multiplies": any(x.grows[0] > 1 for x in found)}
+    return {name for name, true in does.items() if true}
 
 
 def conditions(blueprint: Blueprint) -> set[int]:
@@ -177,5 +175,4 @@ class Blueprints:
     def __post_init__(self):
         for side in ("encoder", "decoder"):
             object.__setattr__(self, side, parse(getattr(self, side)))
-        if self.dtype not in layers.DTYPES:
-            raise UserError(f"the compute dtype is {' or '.join(layers.DTYPES)}, not {self.dtype!r}")
+        layers.check_dtype(self.dtype)

@@ -24,6 +24,12 @@ from genie_fn.tree import ParamSpec, Tree
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def check_dtype(name: str) -> None:
+    """Raise UserError if `name` is no dtype to compute in."""
+    if name not in DTYPES:
+        raise UserError(f"the compute dtype is {' or '.join(DTYPES)}, not {name!r}")
+
+
 @dataclass(frozen=True)
 class STConfig:
     """A stack of space-time blocks."""
@@ -51,8 +57,7 @@ class STConfig:
                 f"attention over space is sdpa or reference, over time {', '.join(attention.IMPLS)}: "
                 f"got {self.space_impl!r} and {self.time_impl!r}"
             )
-        if self.dtype not in DTYPES:
-            raise UserError(f"the compute dtype is {' or '.join(DTYPES)}, not {self.dtype!r}")
+        check_dtype(self.dtype)
 
 
 class Cache(NamedTuple):

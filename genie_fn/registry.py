@@ -66,31 +66,35 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class CausalConv(Layer):
-    """Convolution, causal in time."""
+class Convolution(Layer):
+    """What the layers around one convolution share."""
 
     in_channels: int
     out_channels: int
     kernel_size: int | tuple = 3
+
+    def spec(self):
+        return conv.conv_spec(self.in_channels, self.outputs, _odd(self.kernel_size))
+
+
+@dataclass(frozen=True)
+class CausalConv(Convolution):
+    """Convolution, causal in time."""
+
     stride: int | tuple = 1
 
     @property
     def shrinks(self):
         return _triple(self.stride)[:2]
 
-    def spec(self):
-        return conv.conv_spec(self.in_channels, self.out_channels, _odd(self.kernel_size))
-
     def apply(self, params, x, at):
         return conv.causal_conv(params, x, at, _triple(self.stride))
 
 
 @dataclass(frozen=True)
-class CausalConvTranspose(Layer):
+class CausalConvTranspose(Convolution):
     """Transposed convolution, causal in time: `stride` times as many frames and pixels per side."""
 
-    in_channels: int
-    out_channels: int
     kernel_size: int | tuple = 4
     stride: int | tuple = 2
 
@@ -110,21 +114,16 @@ class CausalConvTranspose(Layer):
 
 
 @dataclass(frozen=True)
-class SpaceTimeDownsample(Layer):
+class SpaceTimeDownsample(Convolution):
     """A causal convolution with strides."""
 
-    in_channels: int
     out_channels: int = 0
-    kernel_size: int | tuple = 3
     time_factor: int = 2
     space_factor: int = 2
 
     @property
     def shrinks(self):
         return self.time_factor, self.space_factor
-
-    def spec(self):
-        return conv.conv_spec(self.in_channels, self.outputs, _odd(self.kernel_size))
 
     def apply(self, params, x, at):
         return conv.causal_conv(params, x, at, _triple(self.shrinks))
@@ -150,12 +149,10 @@ class SpaceDownsample(Layer):
 
 
 @dataclass(frozen=True)
-class Upsample(Layer):
+class Upsample(Convolution):
     """A causal convolution to more channels, which then become frames, rows and columns."""
 
-    in_channels: int
     out_channels: int = 0
-    kernel_size: int | tuple = 3
     time_factor: int = 2
     space_factor: int = 2
 
@@ -331,22 +328,16 @@ class AdaptiveGroupNorm(GroupNorm):
 
 
 @dataclass(frozen=True)
-class ProjOut(Layer):
+class ProjOut(Convolution):
     """Group norm, SiLU, and a convolution to the latent width."""
 
-    in_channels: int
-    out_channels: int
-    kernel_size: int | tuple = 3
     num_groups: int = 8
 
     def __post_init__(self):
         _check_groups(self.num_groups, self.in_channels)
 
     def spec(self):
-        return {
-            "norm": conv.group_norm_spec(self.in_channels),
-            "conv": conv.conv_spec(self.in_channels, self.out_channels, _odd(self.kernel_size)),
-        }
+        return {"norm": conv.group_norm_spec(self.in_channels), "conv": super().spec()}
 
     def apply(self, params, x, at):
         return conv.causal_conv(params["conv"], F.silu(conv.group_norm(params["norm"], x, self.num_groups)), at)

@@ -101,12 +101,10 @@ def make_step(
         """Every group by its own optimizer; the trees come back in the order in which they were."""
         params, opt, metrics = dict(state.params), {name: dict(moment) for name, moment in state.opt.items()}, {}
         for suffix, optimizer, names in groups:
-            own, *rest, gradient, mask = (
-                {name: whole[name] for name in names} for whole in (state.params, *state.opt.values(), grads, decay)
-            )
+            own, gradient, mask = ({name: whole[name] for name in names} for whole in (state.params, grads, decay))
+            moments = {moment: {name: whole[name] for name in names} for moment, whole in state.opt.items()}
             gradient, norm = optim.clip(gradient, optimizer.clip)
             lr = optim.learning_rate(state.step, cfg.steps, optimizer)
-            moments = dict(zip(state.opt, rest, strict=True))
             own, moments = optim.adamw(gradient, moments, own, state.step, lr, mask, optimizer)
             params |= own
             opt = {name: opt[name] | moments[name] for name in opt}
