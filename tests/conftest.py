@@ -1,6 +1,9 @@
 """Shared fixtures: tiny models, which one core runs fastest without threads."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,3 +64,19 @@ def dynamics_params(dynamics_cfg):
 def clip():
     """uint8 noise, more frames (7) than the window holds: (2, 7, 32, 32, 3)."""
     return random.randint(random.key(4), (2, 7, 32, 32, 3), 0, 256).to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def cubin_sizes():
+    """Compile a module's kernels for sm_80, sm_90 and sm_100 without a GPU: the sizes of all that came out."""
+
+    def build(module: str) -> list[int]:
+        command = [sys.executable, "-m", "tests.cubins", module, "80", "90", "100"]
+        environment, root = os.environ | {"TRITON_INTERPRET": "0"}, Path(__file__).parent.parent
+        built = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+        assert built.returncode == 0, built.stderr[-2000:]
+        sizes = [int(line.split()[-1]) for line in built.stdout.splitlines()]
+        assert min(sizes) > 1000
+        return sizes
+
+    return build

@@ -1,0 +1,41 @@
+"""Compile the Triton kernels to machine code without a GPU: `python -m tests.cubins time_attention 80 90 100`.
+
+A process of its own, because where Triton's interpreter is on a kernel cannot be compiled. Prints the kernel's name,
+the case, the GPU's generation and the size of the code.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+def time_attention() -> Iterator[tuple]:
+    """Kernel, constants, and the types of its arguments other than i32."""
+    from genie_fn.kernels import time_attention as module
+
+    types = dict.fromkeys(("dy", "dq", "dk", "dv", "out", "q", "k", "v"), "*bf16") | {"visible": "*i8", "scale": "fp32"}
+    types |= dict.fromkeys(("q_scale", "k_scale", "cos", "sin", "dscale"), "*fp32")
+    for kernel in (module._forward, module._backward):
+        for fused in (True, False):
+            constants = module.tiling(16, 16, 64) | {"FUSED": fused, "TYPE": module.TYPES[torch.bfloat16]}
+            yield kernel, constants, types, 4
+
+
+CASES = {case.__name__: case for case in (time_attention,)}
+
+
+def main(name: str, *capabilities: str) -> None:
+    for number, (kernel, constants, types, warps) in enumerate(CASES[name]()):
+        signature = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        for capability in map(int, capabilities):
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+            print(kernel.__name__, number, capability, len(made.asm["cubin"]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
