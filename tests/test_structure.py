@@ -14,9 +14,9 @@ MODULES |= {f"kernels.{path.stem}": path for path in (PACKAGE / "kernels").glob(
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video"},
-    2: {"kernels", "optim", "data", "checkpoint", "sharding"},
-    3: {"layers"},
+    1: {"tree", "metrics", "video", "impls"},
+    2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
+    3: {"layers", "tokens"},
     4: {"quantize", "conv"},
     5: {"registry"},
     6: {"blueprint"},
@@ -37,7 +37,7 @@ MODELS = {
     "adversarial",
     "world",
 }
-TRAINING = {"optim", "data", "sharding", "train"}
+TRAINING = {"optim", "data", "tokens", "sharding", "train"}
 
 
 def parse(path):

@@ -5,7 +5,8 @@
 - "sdpa": torch's fused scaled_dot_product_attention;
 - "fused": products and sums left to the compiler, for the time axis, where sequences are so short that a fused
   attention kernel spends its time on padding;
-- "triton": for the time axis on a GPU, genie_fn/kernels/time_attention.py, with norm and rotary positions inside.
+- "triton": for the time axis on a GPU, genie_fn/kernels/time_attention.py, with norm and rotary positions inside;
+- "auto": what the scripts replace by one of these (`impls.resolve`); left as it is, sdpa in space and fused in time.
 """
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 from genie_fn.errors import UserError
 
-IMPLS = ("reference", "sdpa", "fused", "triton")
+SPACE_IMPLS = ("auto", "reference", "sdpa")
+TIME_IMPLS = (*SPACE_IMPLS, "fused", "triton")
 
 
 def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -57,7 +59,7 @@ def attend_time(
     """
     if impl == "triton":
         return _triton().attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
-    if impl == "fused":
+    if impl in ("fused", "auto"):
         return _attend_time_fused(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS)
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q_BTNGE, k_BSNGE, v_BSNGE))
     return _attend(q, k, v, visible_TS, impl).permute(0, 3, 1, 2, 4)
@@ -96,7 +98,7 @@ def _triton():
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) -> Tensor:
     """Attention over the second last axis of (..., length, E)."""
-    if impl == "sdpa":
+    if impl in ("sdpa", "auto"):
         # Four axes, as it documents: with five, torch 2.13 compiles it on the CPU to wrong numbers without a word.
         flat = (x.flatten(0, -4) for x in (q, k, v))
         return F.scaled_dot_product_attention(*flat, attn_mask=visible).unflatten(0, q.shape[:-3])
