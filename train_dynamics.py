@@ -110,37 +110,34 @@ def objective(cfg: Config, along: LamConfig | None):
     return loss
 
 
-def token_batches(cfg: Config, store: data.Store, coder: Stage, namer: Stage | None, device, start: int) -> Iterator:
-    """Batches of ids and actions by the frozen models: read from the cache, or encoded from frames as they come."""
+def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, Callable | None]:
+    """The frozen models as functions of uint8 frames: ids, and actions where these are latent."""
 
     @torch.no_grad()
-    def tokenize(frames):
+    def tokenize(frames: torch.Tensor) -> torch.Tensor:
         return tokenizer.tokenize(coder.params, frames, coder.cfg)[1]
 
     @torch.no_grad()
-    def name(frames):
+    def name(frames: torch.Tensor) -> torch.Tensor:
         return lam.infer_actions(namer.params, frames, namer.cfg)
 
     if cfg.compile != "off":
         tokenize, name = (torch.compile(f, dynamic=False) for f in (tokenize, name))
-    if not cfg.cache:
-        for frames, actions in train.batches(store, cfg, start, device):
-            # Where the latent action model is trained along, it reads the frames.
-            yield tokenize(frames), name(frames) if namer else frames if cfg.train_lam else actions
-        return
+    return tokenize, name if namer else None
 
-    def on_arrays(f: Callable) -> Callable:
-        return lambda frames: f(*train.to_device([frames], device)).cpu().numpy()
 
-    identity = f"{world.fingerprint(coder, namer)} {cfg.actions}"
+def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int) -> Iterator:
+    """Batches of ids and actions from the token cache, which is filled first."""
+
+    def on_arrays(function: Callable) -> Callable:
+        return lambda frames: function(*train.to_device([frames], device)).cpu().numpy()
+
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
-    encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if namer else None, identity, **sizes)
+    encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
     cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
     cache = tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console)
     order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start}
-    yield from tokens.batches(
-        cache, store, "train", cfg.num_frames, lambda *clip: train.to_device(clip, device), **order
-    )
+    return tokens.batches(cache, store, "train", cfg.num_frames, lambda *clip: train.to_device(clip, device), **order)
 
 
 def main(cfg: Config) -> None:
@@ -178,8 +175,19 @@ def main(cfg: Config) -> None:
         pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
         train.draw(path, *(row for pair in pairs for row in pair))
 
-    batches = token_batches(cfg, store, coder, namer, device, int(state.step))
-    train.fit(train.make_step(objective(cfg, along), spec, cfg, update), state, batches, cfg, sample)
+    step, first = train.make_step(objective(cfg, along), spec, cfg, update), int(state.step)
+    tokenize, name = encoders(cfg, coder, namer)
+
+    def step_on_frames(state, batch: data.Batch, key):
+        """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
+        given = name(batch.frames) if name else batch.frames if along else batch.actions
+        return step(state, (tokenize(batch.frames), given), key)
+
+    if cfg.cache:
+        identity = f"{world.fingerprint(coder, namer)} {cfg.actions}"
+        train.fit(step, state, cached_batches(cfg, store, identity, tokenize, name, device, first), cfg, sample)
+    else:
+        train.fit(step_on_frames, state, train.batches(store, cfg, first, device), cfg, sample)
 
 
 if __name__ == "__main__":
