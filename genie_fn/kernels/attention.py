@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genie_fn.errors import UserError
+from genie_fn.kernels import require_triton
 
 SPACE_IMPLS = ("auto", "reference", "sdpa")
 TIME_IMPLS = (*SPACE_IMPLS, "fused", "triton")
@@ -86,13 +86,9 @@ def attend_new_frames(
 
 
 def _triton():
-    """The kernels' module, imported when it is asked for: a CPU build of torch comes without Triton."""
-    try:
-        from genie_fn.kernels import time_attention
-    except ImportError as error:
-        raise UserError("the impl triton needs the package triton: install it, or choose another time-impl") from error
-    if not torch.cuda.is_available() and not time_attention.INTERPRETED:
-        raise UserError("the impl triton runs on a GPU, and there is none here: choose another time-impl")
+    require_triton()
+    from genie_fn.kernels import time_attention
+
     return time_attention
 
 
