@@ -157,9 +157,10 @@ def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor
 
     Returns x, and if there is a past, the keys and values of all these frames.
     """
-    q, k, v = qkv(params["space"], x_BTND, cfg.heads)
-    x = x_BTND + linear(params["space"]["out"], attention.attend_space(q, k, v, impl=cfg.space_impl).flatten(-2))
-    time = params["time"]
+    space, time = params["space"], params["time"]
+    q, k, v = raw_qkv(space, x_BTND, cfg.heads)
+    y = attention.attend_within(q, k, v, space["q_norm"], space["k_norm"], impl=cfg.space_impl)
+    x = x_BTND + linear(space["out"], y.flatten(-2))
     q, k, v = raw_qkv(time, x, cfg.heads)
     scales = time["q_norm"], time["k_norm"]
     if past is None:

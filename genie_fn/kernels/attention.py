@@ -5,7 +5,8 @@
 - "sdpa": torch's fused scaled_dot_product_attention;
 - "fused": products and sums left to the compiler, for the time axis, where sequences are so short that a fused
   attention kernel spends its time on padding;
-- "triton": for the time axis on a GPU, genie_fn/kernels/time_attention.py, with norm and rotary positions inside;
+- "triton": for a GPU, genie_fn/kernels/space_attention.py and time_attention.py, which read the axis where it lies, and
+  normalise (and for time turn) what they read;
 - "auto": what the scripts replace by one of these (`impls.resolve`); left as it is, sdpa in space and fused in time.
 """
 
@@ -15,8 +16,8 @@ from torch.nn import functional as F
 
 from genie_fn.kernels import require_triton
 
-SPACE_IMPLS = ("auto", "reference", "sdpa")
-TIME_IMPLS = (*SPACE_IMPLS, "fused", "triton")
+SPACE_IMPLS = ("auto", "reference", "sdpa", "triton")
+TIME_IMPLS = (*SPACE_IMPLS, "fused")
 
 
 def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -46,8 +47,25 @@ def _angles(position: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 def attend_space(q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str = "sdpa") -> Tensor:
     """Every token attends to all tokens of its own frame. Returns (B, T, N, G, E)."""
+    if impl == "triton":
+        require_triton()
+        from genie_fn.kernels import space_attention
+
+        return space_attention.attend_space(q_BTNGE, k_BTNGE, v_BTNGE, None, None)[0]
     q, k, v = (x.transpose(2, 3) for x in (q_BTNGE, k_BTNGE, v_BTNGE))
     return _attend(q, k, v, None, impl).transpose(2, 3)
+
+
+def attend_within(
+    q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, q_scale_E: Tensor, k_scale_E: Tensor, *, impl: str = "sdpa"
+) -> Tensor:
+    """`attend_space` of raw queries and keys: RMS norm with the scales comes first."""
+    if impl == "triton":
+        require_triton()
+        from genie_fn.kernels import space_attention
+
+        return space_attention.attend_space(q_BTNGE, k_BTNGE, v_BTNGE, q_scale_E, k_scale_E)[0]
+    return attend_space(rms_norm(q_scale_E, q_BTNGE), rms_norm(k_scale_E, k_BTNGE), v_BTNGE, impl=impl)
 
 
 def attend_time(
@@ -58,7 +76,10 @@ def attend_time(
     Keys may have more frames than queries: a cached past in front. Returns (B, T, N, G, E).
     """
     if impl == "triton":
-        return _triton().attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
+        require_triton()
+        from genie_fn.kernels import time_attention
+
+        return time_attention.attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
     if impl in ("fused", "auto"):
         return _attend_time_fused(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS)
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q_BTNGE, k_BSNGE, v_BSNGE))
@@ -80,16 +101,12 @@ def attend_new_frames(
     if impl == "triton":
         cos_TH, sin_TH = (x.squeeze((1, 2)).float() for x in _angles(position_T1, q_BTNGE.shape[-1] // 2))
         mask = visible_TT.to(torch.int8)
-        return _triton().attend_time(q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH)
+        require_triton()
+        from genie_fn.kernels import time_attention
+
+        return time_attention.attend_time(q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH)
     q, k = (rotary(rms_norm(s, x), position_T1) for s, x in ((q_scale_E, q_BTNGE), (k_scale_E, k_BTNGE)))
     return attend_time(q, k, v_BTNGE, visible_TT, impl=impl)
-
-
-def _triton():
-    require_triton()
-    from genie_fn.kernels import time_attention
-
-    return time_attention
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) -> Tensor:
