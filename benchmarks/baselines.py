@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genie_fn import dynamics, layers, metrics, quantize
+from genie_fn.kernels import lfq
 from genie_fn.kernels.attention import rms_norm, rotary
 from genie_fn.layers import STConfig
 from genie_fn.tokenizer import TokenizerConfig
@@ -154,8 +155,8 @@ def uncached_unmask(params, ids_BN, action_B, past, step, temperature, key, cfg,
 
 
 def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The definition of `quantize.lfq_entropies`: entropies of a softmax over all 2^K codes."""
-    codes_VK = quantize.lfq_codes(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
+    """The definition of `lfq.entropies`: entropies of a softmax over all 2^K codes."""
+    codes_VK = lfq.codes_of(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
     log_p_MV = (2 / temperature * z_MK @ codes_VK.T).log_softmax(-1)
     p_MV = log_p_MV.exp()
     return -(p_MV * log_p_MV).sum(-1).mean(), torch.special.entr(p_MV.mean(0)).sum()

@@ -43,7 +43,22 @@ def space_attention() -> Iterator[tuple]:
                 yield kernel, constants, types, module.options(constants)
 
 
-CASES = {case.__name__: case for case in (time_attention, space_attention)}
+def lfq() -> Iterator[tuple]:
+    """18 bits and all rows, as it is trained; one bit and a share of the rows, where a half has no bits."""
+    from genie_fn.kernels import lfq_triton as module
+
+    types = dict.fromkeys(("codes", "sums", "dcodes", "dsums", "out", "g"), "*fp32") | {"scale": "fp32"}
+    types |= {"z": "*bf16", "dz": "*bf16", "ids": "*i64", "times": "*i64"}
+    for bits in (18, 1):
+        rounding = module.round_tiling(bits) | {"TIMES": bits == 1} | ({} if bits == 1 else {"times": None})
+        for kernel in (module._round, module._round_backward):
+            yield kernel, rounding, types, {"num_warps": 4}
+        yield module._sum_codes, module.sum_tiling(bits), types, {"num_warps": 4}
+        for tiling in module.gradient_tilings(bits):
+            yield module._sum_codes_backward, tiling, types, {"num_warps": 4}
+
+
+CASES = {case.__name__: case for case in (time_attention, space_attention, lfq)}
 
 
 def main(name: str, *capabilities: str) -> None:
