@@ -76,7 +76,7 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
         def frame(
             past, programs: dynamics.Programs, key=keys[3], params=params, action_B=action_B1[:, 0], model=model
         ) -> Tensor:
-            return dynamics.next_frame(params, action_B, past, key, model, cfg.sample, programs)[0]
+            return dynamics.next_frame(params, action_B, past, key, model, cfg.sample, programs).ids
 
         uncached = partial(frame, (ids_BTN, actions_BT), dynamics.Programs(functions[0], lambda *_: None))
         cached = partial(frame, cache, dynamics.Programs(*functions[1:]))

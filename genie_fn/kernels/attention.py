@@ -69,12 +69,16 @@ def attend_within(
 
 
 def attend_time(
-    q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor, *, impl: str = "fused"
+    q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor, *, past=None, impl: str = "fused"
 ) -> Tensor:
     """Query frame t attends, at its own place n, to the key frames s where `visible_TS` is true.
 
-    Keys may have more frames than queries: a cached past in front. Returns (B, T, N, G, E).
+    `past` are the keys and values of a cached past, in front of the others. Returns (B, T, N, G, E).
     """
+    if past is not None and impl in ("fused", "auto"):
+        return _attend_past_and_new(q_BTNGE, *past, k_BSNGE, v_BSNGE, visible_TS)
+    if past is not None:
+        k_BSNGE, v_BSNGE = (torch.cat(x, 1) for x in zip(past, (k_BSNGE, v_BSNGE), strict=True))
     if impl == "triton":
         require_triton()
         from genie_fn.kernels import time_attention
@@ -121,9 +125,26 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) 
     return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
-def _attend_time_fused(q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor) -> Tensor:
-    scale = q_BTNGE.shape[-1] ** -0.5
-    scores_BTSNG = (q_BTNGE[:, :, None] * k_BSNGE[:, None]).sum(-1, dtype=torch.float32) * scale
-    scores_BTSNG = scores_BTSNG.masked_fill(~visible_TS[:, :, None, None], -torch.inf)
-    weights_BTSNG = scores_BTSNG.softmax(2).to(v_BSNGE.dtype)
+def _scores(q_BTNGE: Tensor, k_BSNGE: Tensor) -> Tensor:
+    """(B, T, S, N, G)"""
+    return (q_BTNGE[:, :, None] * k_BSNGE[:, None]).sum(-1, dtype=torch.float32) * q_BTNGE.shape[-1] ** -0.5
+
+
+def _weigh(scores_BTSNG: Tensor, visible_TS: Tensor, dtype: torch.dtype) -> Tensor:
+    return scores_BTSNG.masked_fill(~visible_TS[:, :, None, None], -torch.inf).softmax(2).to(dtype)
+
+
+def _gather(weights_BTSNG: Tensor, v_BSNGE: Tensor) -> Tensor:
     return (weights_BTSNG[..., None] * v_BSNGE[:, None]).sum(2)
+
+
+def _attend_time_fused(q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor) -> Tensor:
+    return _gather(_weigh(_scores(q_BTNGE, k_BSNGE), visible_TS, v_BSNGE.dtype), v_BSNGE)
+
+
+def _attend_past_and_new(q_BTNGE, past_k, past_v, k_BTNGE, v_BTNGE, visible_TS: Tensor) -> Tensor:
+    """One softmax over both, without joining them: sampling comes here at every step, and the past is most of it."""
+    scores_BTSNG = torch.cat((_scores(q_BTNGE, past_k), _scores(q_BTNGE, k_BTNGE)), 2)
+    sizes = past_k.shape[1], k_BTNGE.shape[1]
+    weights = _weigh(scores_BTSNG, visible_TS, v_BTNGE.dtype).split(sizes, 2)
+    return _gather(weights[0], past_v) + _gather(weights[1], v_BTNGE)
