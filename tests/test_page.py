@@ -286,6 +286,15 @@ def test_a_phone(visit):
     page.wait_for_timeout(700)  # longer than a press has to be held
     expect(page.locator("#number")).to_have_text("1")
     box = button.bounding_box()
+    touch = page.context.new_cdp_session(page)
+    finger = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
+    expect(page.locator("#number")).to_have_text("4")  # as long as the finger stays
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_timeout(200)
+    reached = page.locator("#number").inner_text()
+    page.wait_for_timeout(300)
+    assert page.locator("#number").inner_text() == reached
     assert box["height"] >= 44 and box["y"] + box["height"] <= 844, "in reach without scrolling"
 
 

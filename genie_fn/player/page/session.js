@@ -18,11 +18,11 @@ export const link = connect({ ...answers, frame, closedFull, lost });
 // ---- asking
 
 /** Ask for something that a frame will answer; while another answer is due, only the latest request is kept. */
-function ask(message) {
+function ask(message, resumed = false) {
   if (state.asked) {
     if (state.next?.type !== "start") state.next = message;
   } else if (link.send(message)) {
-    state.asked = { message, at: performance.now() };
+    state.asked = { message, resumed, at: performance.now() };
     document.body.classList.add("waiting");
   }
 }
@@ -122,7 +122,7 @@ function hello({ session, world, settings, frame: at, ready }) {
   remember();
   if ($("alert").dataset.about === "link") complain("");
   if (at === null) start({ from: "heldout", clip: whole($("clip")) });
-  else ask({ type: "goto", frame: at });
+  else ask({ type: "goto", frame: at }, true);
 }
 
 function frame(received) {
@@ -131,6 +131,7 @@ function frame(received) {
   state.psnr.length = received.newest + 1;
   state.psnr[received.frame] = received.psnr;
   if (asked && asked.message.type !== "goto") complain("");
+  if (asked?.resumed) $("seed").value = received.seed;
   if (asked?.message.type === "act") measure(received, asked.at);
   if (state.replaying) $("verdict").textContent = `frame ${received.frame} of ${state.replaying}`;
   if (asked && asked.message.type !== "goto") stopUnmasking();
