@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genie_fn import checkpoint, dynamics, impls, lam, layers, quantize, random, tokenizer, tree
+from genie_fn import checkpoint, dynamics, graphs, impls, lam, layers, quantize, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig, Step
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -64,9 +64,10 @@ class Programs(NamedTuple):
 EAGER = Programs()
 
 
-def compiled(programs: Programs = EAGER) -> Programs:
-    """`Programs` compiled for one batch size."""
-    return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in programs))
+def compiled(device: torch.device | str = "cpu") -> Programs:
+    """`Programs` compiled for one batch size, and on a GPU replayed as CUDA graphs."""
+    fast = (torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER)
+    return Programs(*(map(graphs.recorded, fast) if torch.device(device).type == "cuda" else fast))
 
 
 def vmapped(programs: Programs = EAGER) -> Programs:
