@@ -27,7 +27,6 @@ from torch import Tensor
 from benchmarks import baselines
 from genie_fn import data, dynamics, quantize, random, tokenizer, train, tree
 from genie_fn.errors import UserError, run
-from genie_fn.kernels import lfq
 from genie_fn.optim import OptimConfig
 
 
@@ -122,21 +121,14 @@ def generate_suite(cfg: Config, device: torch.device) -> list[dict]:
     return compare(f"frame, compile {mode}", {"no cache": uncached, "cached past": cached}, cfg.repeats)
 
 
-def lfq_suite(
-    cfg: Config, device: torch.device, bits=(10, 14, 18), most: int = 14, tokens: int = 4096, kernel: bool | None = None
-) -> list[dict]:
-    """LFQ's two entropies and the gradient of their difference; the softmax for at most `most` bits.
-
-    The Triton kernel is measured where there is a GPU, or if `kernel` says so.
-    """
+def lfq_suite(cfg: Config, device: torch.device, bits=(10, 14, 18), most=14, tokens=4096, kernel=False) -> list[dict]:
+    """LFQ's two entropies and the gradient of their difference: the softmax up to `most` bits, the kernel on GPUs."""
 
     def loss(z_MK: Tensor, entropies: Callable) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sample, average = entropies(z_MK, 1.0)
         return sample - average, (sample, average)
 
-    rows, every = [], {"softmax": baselines.materialised_entropies, "factorised": lfq.entropies}
-    if device.type == "cuda" if kernel is None else kernel:
-        every["triton"] = lambda z_MK, temperature: lfq.quantize(z_MK, temperature=temperature, impl="triton")[3:]
+    rows, every = [], baselines.ways_to_entropies(kernel or device.type == "cuda")
     for width in bits:
         z_MK, peaks, results = random.normal(random.key(width, device), (tokens, width)), {}, []
         ways = {name: partial(tree.value_and_grad(loss), z_MK, way) for name, way in [*every.items()][width > most :]}

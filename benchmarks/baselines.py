@@ -5,6 +5,7 @@ them to the same results, so that a ratio of times compares two ways of doing on
 """
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -159,6 +160,14 @@ def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Te
     log_p_MV = (2 / temperature * z_MK @ codes_VK.T).log_softmax(-1)
     p_MV = log_p_MV.exp()
     return -(p_MV * log_p_MV).sum(-1).mean(), torch.special.entr(p_MV.mean(0)).sum()
+
+
+def ways_to_entropies(kernel: bool) -> dict[str, Callable]:
+    """Functions of z (M, K) and a temperature; with the Triton kernel or without."""
+    ways = {"softmax": materialised_entropies, "factorised": lfq.entropies}
+    if kernel:
+        ways["triton"] = lambda z_MK, temperature: lfq.quantize(z_MK, temperature=temperature, impl="triton")[3:]
+    return ways
 
 
 class PeakBytes(TorchDispatchMode):
