@@ -17,6 +17,7 @@ from genie_fn.player.server import Limits, Server, serve_on
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
 expect = sync_api.expect
+expect.set_options(timeout=30_000)  # on a busy machine everything takes long
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium")
 
@@ -63,7 +64,7 @@ def visit(browser, site):
     def visit(prepare=lambda page: None, **options):
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         listen(page)
         prepare(page)
         page.goto(site)
