@@ -25,10 +25,10 @@ export function describeMap({ kind, map, names }) {
   if (kind === "true") return "This world was trained on the game's own actions: every key is what it says.";
   if (!names.length) return "The actions have no names: nothing but the video was seen. Try them out.";
   if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured what they mean in it.";
-  const [right, chance] = [map.agreement, map.chance].map((share) => `${Math.round(share * 100)}`);
-  const worth = map.agreement - map.chance < 0.1 ? " Little better than guessing: expect the arrows to be loose." : "";
-  const measured = `of 100 real key presses, ${right} meant the action that the arrow now stands for`;
-  return `The arrow keys are a measured guess: ${measured}; guessing gives ${chance}.${worth}`;
+  const [right, chance] = [map.agreement, map.chance].map((share) => Math.round(share * 100));
+  const worth = map.agreement - map.chance < 0.1 ? " That is little better, so expect the arrows to be loose." : "";
+  const told = `From the action that the network sees, the real key is told right in ${right} of 100 cases`;
+  return `The arrow keys are a measured guess. ${told}; naming the commonest key is right in ${chance}.${worth}`;
 }
 
 /** The real actions that lead to latent action `action`, as arrows. */
