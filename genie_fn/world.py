@@ -69,7 +69,7 @@ def compiled(programs: Programs = EAGER) -> Programs:
 
 
 def vmapped(programs: Programs = EAGER) -> Programs:
-    """`Programs` for M sessions at once, each with its own key, temperature and past: everything has an axis in front."""
+    """`Programs` for M sessions at once, each with its own key, temperature and past: one more axis in front of all."""
     each, shared = 0, None
     return Programs(
         torch.func.vmap(programs.unmask, (shared, each, each, each, Step(shared, shared, each), each, shared, shared)),
