@@ -236,7 +236,7 @@ def empty_cache(cfg: DynamicsConfig, batch: int, device=None) -> Cache:
 
 
 class Sampled(NamedTuple):
-    """A frame: ids, the probability of each and the step 1..steps that revealed it, (B, N) each; the cache after it."""
+    """A frame: ids, the probability of each, the step 1..steps that revealed it, (B, N) each; and the cache after."""
 
     ids: Tensor
     probability: Tensor
