@@ -169,6 +169,18 @@ function wishing(event, what) {
   if (!event.repeat) wishes.press(event.code, what);
 }
 
+function repeatWhilePressed(button) {
+  let timer = 0;
+  button.addEventListener("pointerdown", () => (timer = setTimeout(again, 400)));
+  const again = () => {
+    command(button.dataset.do);
+    timer = setTimeout(again, 80);
+  };
+  for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
+    button.addEventListener(end, () => clearTimeout(timer));
+  }
+}
+
 function wireControls() {
   addEventListener("keydown", keydown);
   addEventListener("keyup", (event) => wishes.release(event.code));
@@ -185,6 +197,7 @@ function wireControls() {
     button.title = `${text} (${keys[0]})`;
     button.setAttribute("aria-keyshortcuts", keys.join(" "));
     button.addEventListener("click", () => command(button.dataset.do));
+    if (REPEATING.has(button.dataset.do)) repeatWhilePressed(button);
   }
   for (const slider of document.querySelectorAll("input[type=range]")) {
     slider.addEventListener("pointerup", () => slider.blur());
@@ -222,7 +235,11 @@ function wireFields() {
 function wireDrops() {
   const file = (transfer) => [...(transfer?.files ?? [])][0];
   addEventListener("paste", (event) => file(event.clipboardData) && useFile(file(event.clipboardData)));
-  addEventListener("dragover", (event) => (event.preventDefault(), ($("drop").hidden = false)));
+  addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    $("drop").hidden = false;
+  });
   addEventListener("dragleave", (event) => event.relatedTarget || ($("drop").hidden = true));
   addEventListener("drop", (event) => {
     event.preventDefault();

@@ -89,9 +89,6 @@ export function player({ ready, send, names, idle }) {
     get running() {
       return running;
     },
-    get held() {
-      return held;
-    },
   };
 }
 

@@ -198,6 +198,7 @@ function lost(seconds) {
   Object.assign(state, { asked: null, next: null, replaying: 0 });
   document.body.classList.remove("waiting");
   showLink("lost", "no connection");
-  complain(`The connection is lost, but not your session: trying again in ${seconds} s. Is play.py running?`, "link");
+  const what = state.world ? "The connection is lost, but not your session" : "The server does not answer";
+  complain(`${what}: trying again in ${seconds} s. Is play.py running, and is this the address it printed?`, "link");
 }
 
