@@ -71,10 +71,8 @@ def teacher_forced(dream: World, ids: Tensor, actions_BT: Tensor, key: Tensor, s
     frames = []
     for t in range(ids.shape[1] - 1):
         cache = dynamics.remember(model.params, ids[:, t : t + 1], entering[:, t : t + 1], cache, model.cfg)
-        new, _, _ = dynamics.next_frame(
-            model.params, entering[:, t + 1], cache, random.fold_in(key, t), model.cfg, sample
-        )
-        video = torch.cat((ids[:, : t + 1], new[:, None]), 1)
+        new = dynamics.next_frame(model.params, entering[:, t + 1], cache, random.fold_in(key, t), model.cfg, sample)
+        video = torch.cat((ids[:, : t + 1], new.ids[:, None]), 1)
         frames.append(tokenizer.detokenize(coder.params, video, coder.cfg)[:, -1])
     return torch.stack(frames, 1)
 

@@ -9,12 +9,13 @@ Needs a trained tokenizer, and for latent actions a trained latent action model;
     python train_dynamics.py --cfg.preset coinrun          # the paper's Appendix F.3
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from genie_fn import data, dynamics, lam, quantize, random, tokenizer, train, world
+from genie_fn import data, dynamics, lam, quantize, random, tokenizer, tokens, train, world
 from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
@@ -33,6 +34,10 @@ class Config(RunConfig):
     """The folder of the latent action model's run."""
     actions: str = "latent"
     """`latent`, inferred by the latent action model, or `true`, as recorded."""
+    cache: bool = False
+    """Encode the dataset once, to ids that are kept beside it, instead of every clip at every step."""
+    tokens: str = ""
+    """Where those are kept; by default in the dataset's folder."""
     train_lam: bool = False
     """Train the latent action model along, from its start; --cfg.lam is then not read."""
     lam_model: LamConfig = field(default_factory=LamConfig)
@@ -47,6 +52,8 @@ class Config(RunConfig):
             raise UserError(f"--cfg.actions is latent or true, not {self.actions!r}")
         if self.train_lam and self.actions == "true":
             raise UserError("--cfg.train-lam trains latent actions, but --cfg.actions is true: leave one of them out")
+        if self.train_lam and self.cache:
+            raise UserError("--cfg.train-lam reads frames, and the token cache holds none: add --cfg.no-cache")
 
 
 def _config(preset: str, **options) -> Config:
@@ -70,7 +77,7 @@ def small() -> Config:
     stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
     lam_model = LamConfig(patch=8, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16}
+    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16, "cache": True}
     return _config("small", optim=optim, model=model, lam_model=lam_model, **sizes)
 
 
@@ -80,8 +87,9 @@ def coinrun() -> Config:
     stack = STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")
     lam_model = LamConfig(patch=16, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
-    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16, "sample": SampleConfig(steps=25)}
-    return _config("coinrun", optim=optim, model=model, lam_model=lam_model, **sizes)
+    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16, "cache": True}
+    sample = SampleConfig(steps=25)
+    return _config("coinrun", optim=optim, model=model, lam_model=lam_model, sample=sample, **sizes)
 
 
 PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
@@ -102,13 +110,43 @@ def objective(cfg: Config, along: LamConfig | None):
     return loss
 
 
+def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, Callable | None]:
+    """The frozen models as functions of uint8 frames: ids, and actions where these are latent."""
+
+    @torch.no_grad()
+    def tokenize(frames: torch.Tensor) -> torch.Tensor:
+        return tokenizer.tokenize(coder.params, frames, coder.cfg)[1]
+
+    @torch.no_grad()
+    def name(frames: torch.Tensor) -> torch.Tensor:
+        return lam.infer_actions(namer.params, frames, namer.cfg)
+
+    if cfg.compile != "off":
+        tokenize, name = (torch.compile(f, dynamic=False) for f in (tokenize, name))
+    return tokenize, name if namer else None
+
+
+def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int) -> Iterator:
+    """Batches of ids and actions from the token cache, which is filled first."""
+
+    def on_arrays(function: Callable) -> Callable:
+        return lambda frames: function(*train.to_device([frames], device)).cpu().numpy()
+
+    sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
+    encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
+    cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
+    cache = tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console)
+    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start}
+    return tokens.batches(cache, store, "train", cfg.num_frames, lambda *clip: train.to_device(clip, device), **order)
+
+
 def main(cfg: Config) -> None:
     cfg, store, device = train.prepare(cfg)
-    coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device)
+    coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
     world.check_framewise(coder, cfg.tokenizer)
     along = replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     frozen = cfg.actions == "latent" and not along
-    namer = world.load_stage(cfg.lam, "lam", device)[0] if frozen else None
+    namer = world.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
         world.check_resolution(stage, store.height, store.width, run_folder)
     choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
@@ -126,12 +164,6 @@ def main(cfg: Config) -> None:
     train.announce("dynamics", spec, cfg, device)
     state = train.start(spec, stats, cfg, "dynamics", device)
 
-    def encode(batch: data.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frames → ids and actions, by the frozen models; frames for actions where these are trained along."""
-        _, ids = tokenizer.tokenize(coder.params, batch.frames, coder.cfg)
-        actions = lam.infer_actions(namer.params, batch.frames, namer.cfg) if namer else batch.actions
-        return ids, batch.frames if along else actions
-
     clips = train.held_out(store, cfg, 4, device)
 
     def sample(params, path: Path) -> None:
@@ -143,9 +175,19 @@ def main(cfg: Config) -> None:
         pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
         train.draw(path, *(row for pair in pairs for row in pair))
 
-    encode = torch.compile(encode, dynamic=False) if cfg.compile != "off" else encode
-    batches = (encode(batch) for batch in train.batches(store, cfg, int(state.step), device))
-    train.fit(train.make_step(objective(cfg, along), spec, cfg, update), state, batches, cfg, sample)
+    step, first = train.make_step(objective(cfg, along), spec, cfg, update), int(state.step)
+    tokenize, name = encoders(cfg, coder, namer)
+
+    def step_on_frames(state, batch: data.Batch, key):
+        """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
+        given = name(batch.frames) if name else batch.frames if along else batch.actions
+        return step(state, (tokenize(batch.frames), given), key)
+
+    if cfg.cache:
+        identity = f"{world.fingerprint(coder, namer)} {cfg.actions}"
+        train.fit(step, state, cached_batches(cfg, store, identity, tokenize, name, device, first), cfg, sample)
+    else:
+        train.fit(step_on_frames, state, train.batches(store, cfg, first, device), cfg, sample)
 
 
 if __name__ == "__main__":

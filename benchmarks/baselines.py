@@ -4,15 +4,17 @@ The tokenizer as nn.Module with torch.optim, entropies by their definition, and 
 them to the same results, so that a ratio of times compares two ways of doing one thing.
 """
 
-import weakref
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genie_fn import dynamics, layers, metrics, quantize, tree
+from genie_fn import dynamics, layers, metrics, quantize, random
+from genie_fn.kernels import lfq
+from genie_fn.kernels.attention import rms_norm, rotary
 from genie_fn.layers import STConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.train import RunConfig
@@ -145,33 +147,42 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
     return step
 
 
-def uncached_unmask(params, ids_BN, action_B, past, step, temperature, key, cfg, sample) -> tuple[Tensor, Tensor]:
+def uncached_unmask(params, ids_BN, action_B, past, step, key, cfg, sample) -> tuple[Tensor, Tensor]:
     """`dynamics.unmask` with the past's ids and actions in the place of its cache: all logits are computed anew."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg)
-    return dynamics.reveal(logits[:, -1], ids_BN, step, temperature, key, sample, cfg.sizes)
+    return dynamics.reveal(logits[:, -1], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
 def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The definition of `quantize.lfq_entropies`: entropies of a softmax over all 2^K codes."""
-    codes_VK = quantize.lfq_codes(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
+    """The definition of `lfq.entropies`: entropies of a softmax over all 2^K codes."""
+    codes_VK = lfq.codes_of(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
     log_p_MV = (2 / temperature * z_MK @ codes_VK.T).log_softmax(-1)
     p_MV = log_p_MV.exp()
     return -(p_MV * log_p_MV).sum(-1).mean(), torch.special.entr(p_MV.mean(0)).sum()
 
 
-class PeakBytes(TorchDispatchMode):
-    """The most bytes of tensors made inside that were alive after any one operation; on any device."""
+def transposed_attention(axis: str, position_T1: Tensor, q: Tensor, k: Tensor, v: Tensor, *scales: Tensor) -> Tensor:
+    """The usual attention over an axis of (B, T, N, G, E): norms, for time rotary positions, and contiguous copies."""
+    q, k = (rms_norm(scale, x) for scale, x in zip(scales, (q, k), strict=True))
+    if axis == "time":
+        q, k = rotary(q, position_T1), rotary(k, position_T1)
+    first, back = ("b t n g e -> (b n) g t e", "(b n) g t e -> b t n g e")
+    if axis == "space":
+        first, back = ("b t n g e -> (b t) g n e", "(b t) g n e -> b t n g e")
+    y = F.scaled_dot_product_attention(*(rearrange(x, first).contiguous() for x in (q, k, v)), is_causal=axis == "time")
+    return rearrange(y, back, b=len(v)).contiguous()
 
-    def __enter__(self):
-        self.peak, self.alive = 0, weakref.WeakSet()
-        return super().__enter__()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.alive.update(x.untyped_storage() for x in tree.leaves(out) if isinstance(x, Tensor))
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in self.alive))
-        return out
+def with_backend(name: str, attend: Callable) -> Callable:
+    """`attend` with torch's `flash` or `cudnn` attention and no other."""
+    backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]
+
+    def restricted(*args):
+        with sdpa_kernel(backend):
+            return attend(*args)
+
+    return restricted
 
 
 def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:

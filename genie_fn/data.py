@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorstore as ts
 
 from genie_fn.errors import UserError
 
+T = TypeVar("T")
 VERSION = 1
 SPLITS = ("train", "val", "test")
 BLOCK = 1000  # frames in a shard (one file); segments start at multiples of it
@@ -88,11 +89,11 @@ def split_of(level: int) -> str:
     return {8: "val", 9: "test"}.get(level % 10, "train")
 
 
-def _damaged(what: str, root: Path) -> UserError:
+def damaged(what: str, root: Path) -> UserError:
     return UserError(f"{what}: restore the folder from a copy, or delete {root} and collect again.")
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one, nothing between."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with open(partial, "wb") as file:
@@ -106,30 +107,32 @@ def _write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _array_spec(root: Path, name: str, height: int, width: int) -> dict:
-    """tensorstore's description of one array of a new store: zarr3, zstd, one file per block."""
-    frame = [height, width, 3] if name == "frames" else []
-    chunk = CHUNK if name == "frames" else BLOCK
+def array_spec(path: Path, dtype: str, entry: tuple[int, ...] = (), chunk: int = BLOCK) -> dict:
+    """tensorstore's description of a new array along the time axis, of entries of shape `entry`: zarr3, zstd.
+
+    One file per block; `chunk` entries are compressed together.
+    """
     zstd = {"name": "zstd", "configuration": {"level": 1}}
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    shard = {"chunk_shape": [chunk, *frame], "codecs": [little, zstd], "index_codecs": [little, {"name": "crc32c"}]}
+    shard = {"chunk_shape": [chunk, *entry], "codecs": [little, zstd], "index_codecs": [little, {"name": "crc32c"}]}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(root / name)},
+        "kvstore": {"driver": "file", "path": str(path)},
         "metadata": {
-            "shape": [0, *frame],
-            "data_type": DTYPES[name],
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *frame]}},
+            "shape": [0, *entry],
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *entry]}},
             "codecs": [{"name": "sharding_indexed", "configuration": shard}],
         },
         "store_data_equal_to_fill_value": True,  # so that a chunk that is not there is an error, never zeros
     }
 
 
-def _open_arrays(root: Path, cache_bytes: int) -> dict[str, ts.TensorStore]:
+def open_arrays(root: Path, names: Iterable[str], cache_bytes: int) -> dict[str, ts.TensorStore]:
+    """Arrays made by `array_spec`, for reading and writing. Raises UserError where one is missing or damaged."""
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     arrays = {}
-    for name in DTYPES:
+    for name in names:
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": str(root / name)},
@@ -140,7 +143,7 @@ def _open_arrays(root: Path, cache_bytes: int) -> dict[str, ts.TensorStore]:
         try:
             arrays[name] = ts.open(spec, context=context).result()
         except Exception as error:  # tensorstore raises several kinds
-            raise _damaged(f"{root / name} is missing or damaged", root) from error
+            raise damaged(f"{root / name} is missing or damaged", root) from error
     return arrays
 
 
@@ -158,11 +161,11 @@ def _read_manifest(root: Path) -> dict:
         version = manifest["version"]
         expected = manifest.pop("sha256")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(f"{path} is damaged", root) from error
+        raise damaged(f"{path} is damaged", root) from error
     if version != VERSION:
         raise UserError(f"{path} is of version {version} and this program reads version {VERSION}: collect it again.")
     if hashlib.sha256(_canonical(manifest)).hexdigest() != expected:
-        raise _damaged(f"{path} is damaged", root)
+        raise damaged(f"{path} is damaged", root)
     return manifest | {"sha256": expected}
 
 
@@ -176,13 +179,13 @@ def open_store(root: str | Path, cache_bytes: int = 1 << 30) -> Store:
     manifest = _read_manifest(root)
     header = {name: manifest[name] for name in HEADER} | {"action_names": tuple(manifest["action_names"])}
     segments = tuple(Segment(**segment) for segment in manifest["segments"])
-    arrays = _open_arrays(root, cache_bytes)
+    arrays = open_arrays(root, DTYPES, cache_bytes)
     store = Store(root=root, **header, segments=segments, data_hash=manifest["sha256"], arrays=arrays)
     end = max((segment.offset + segment.length for segment in store.segments), default=0)
     for name, array in store.arrays.items():
         frame = (store.height, store.width, 3) if name == "frames" else ()
         if array.shape[0] < end or array.shape[1:] != frame or array.dtype.name != DTYPES[name]:
-            raise _damaged(f"{root / name} does not hold the {end} entries that {MANIFEST} promises", root)
+            raise damaged(f"{root / name} does not hold the {end} entries that {MANIFEST} promises", root)
     return store
 
 
@@ -198,8 +201,9 @@ def create(
         raise UserError(f"{root} already holds a dataset: choose another folder, or delete it first.")
     if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - set(DTYPES)):
         raise UserError(f"{root} already holds other files: choose a new or empty folder for the dataset.")
-    for name in DTYPES:
-        ts.open(_array_spec(root, name, height, width), open=True, create=True).result()
+    for name, dtype in DTYPES.items():
+        entry = ((height, width, 3), CHUNK) if name == "frames" else ()
+        ts.open(array_spec(root / name, dtype, *entry), open=True, create=True).result()
     names = tuple(action_names)
     return commit(Store(root, meta, height, width, num_actions, names, (), "", {}), ())
 
@@ -209,7 +213,7 @@ def commit(store: Store, segments: Iterable[Segment]) -> Store:
     manifest = {name: getattr(store, name) for name in HEADER}
     manifest |= {"version": VERSION, "segments": [segment._asdict() for segment in segments]}
     manifest["sha256"] = hashlib.sha256(_canonical(manifest)).hexdigest()
-    _write_atomically(store.root / MANIFEST, _canonical(manifest))
+    write_atomically(store.root / MANIFEST, _canonical(manifest))
     return open_store(store.root)
 
 
@@ -283,7 +287,7 @@ def read_segment(store: Store, segment: Segment) -> Recording:
     try:
         arrays = {name: _read(store, name, start, stop) for name in CHECKED}
     except Exception as error:  # tensorstore raises several kinds
-        raise _damaged(f"Level {segment.level} of {store.root} is damaged or missing on disk", store.root) from error
+        raise damaged(f"Level {segment.level} of {store.root} is damaged or missing on disk", store.root) from error
     return Recording(segment.level, **arrays, split=segment.split, info=segment.info)
 
 
@@ -291,7 +295,7 @@ def verify(store: Store) -> int:
     """Recompute every checksum; a UserError names the first segment that differs. Returns the number of frames."""
     for segment in store.segments:
         if _checksum(read_segment(store, segment)) != segment.crc:
-            raise _damaged(f"Level {segment.level} of {store.root} is damaged on disk", store.root)
+            raise damaged(f"Level {segment.level} of {store.root} is damaged on disk", store.root)
     return sum(segment.length for segment in store.segments)
 
 
@@ -306,7 +310,7 @@ def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
         try:
             episode = np.cumsum(_read(store, "episode_starts", 0, end), dtype=np.int64)
         except Exception as error:  # tensorstore raises several kinds
-            raise _damaged(f"{store.root / 'episode_starts'} is damaged", store.root) from error
+            raise damaged(f"{store.root / 'episode_starts'} is damaged", store.root) from error
         for segment in segments:
             first = np.arange(segment.offset, segment.offset + segment.length - num_frames + 1)
             found.append(first[episode[first] == episode[first + num_frames - 1]])
@@ -352,7 +356,7 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
         for job in jobs:
             job.result()
     except Exception as error:  # tensorstore raises several kinds
-        raise _damaged(f"A clip of {store.root} is damaged or missing on disk", store.root) from error
+        raise damaged(f"A clip of {store.root} is damaged or missing on disk", store.root) from error
     return Batch(frames, np.asarray(actions).astype(np.int64))
 
 
@@ -363,23 +367,19 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    prefetch: int = 4,
     threads: int = 2,
-) -> Iterator[Batch]:
+    read: Callable[[np.ndarray], T] | None = None,
+) -> Iterator[Batch | T]:
     """An endless iterator whose s-th item is the batch of step `start_step + s`: see `clip_offsets`.
 
-    `threads` threads read up to `prefetch` batches ahead; they end when the iterator is closed or dropped, and an error
-    in one of them is raised here.
+    `read` makes a batch of its clips' offsets, by default `read_clips`. So many `threads` read four batches ahead;
+    they end when the iterator is closed or dropped, and an error in one of them is raised here.
     """
-    starts = clip_starts(store, split, num_frames)
-
-    def read(step: int) -> Batch:
-        return read_clips(store, clip_offsets(starts, seed, step, batch_size), num_frames)
-
-    return _prefetched(read, start_step, max(1, prefetch), threads)
+    starts, read = clip_starts(store, split, num_frames), read or (lambda o: read_clips(store, o, num_frames))
+    return _prefetched(lambda step: read(clip_offsets(starts, seed, step, batch_size)), start_step, 4, threads)
 
 
-def _prefetched(read: Callable[[int], Batch], step: int, prefetch: int, threads: int) -> Iterator[Batch]:
+def _prefetched(read: Callable[[int], T], step: int, prefetch: int, threads: int) -> Iterator[T]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
     try:
         queue = deque(pool.submit(read, step + ahead) for ahead in range(prefetch))

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from genie_fn import checkpoint, data, optim, random, tree, video
+from genie_fn import checkpoint, data, graphs, impls, optim, random, tree, video
 from genie_fn.errors import UserError
 from genie_fn.optim import OptimConfig
 from genie_fn.tree import Tree
@@ -44,6 +45,8 @@ class RunConfig:
     sample_every: int = 200
     compile: str = "step"
     """`step`: the whole training step is one graph; `split`: loss and optimizer are two; `off`: eager."""
+    cuda_graph: bool = True
+    """On a GPU, replay the compiled step as a CUDA graph."""
     device: str = "auto"
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -124,10 +127,11 @@ def make_step(
         state, more = apply(state, grads, aux, key)
         return state, {"loss": loss} | metrics | more
 
+    replayed = graphs.recorded if cfg.cuda_graph and cfg.device.startswith("cuda") else lambda compiled: compiled
     if cfg.compile == "off":
         return step
     if cfg.compile == "step":
-        return in_place(step)
+        return replayed(in_place(step))
     fast_loss, fast_apply = torch.compile(loss_fn, fullgraph=True, dynamic=False), in_place(apply)
 
     def split_step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
@@ -135,7 +139,7 @@ def make_step(
         state, more = fast_apply(state, grads, aux, key)
         return state, {"loss": loss} | metrics | more
 
-    return split_step
+    return replayed(split_step)
 
 
 def in_place(step: Callable) -> Callable:
@@ -155,7 +159,8 @@ def in_place(step: Callable) -> Callable:
 
     def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
         count, metrics = compiled(state, *args)
-        return state._replace(step=count), metrics
+        state.step.copy_(count)
+        return state, metrics
 
     return donating
 
@@ -181,9 +186,11 @@ def pick_compile(mode: str, device: torch.device) -> str:
 
 
 def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
-    """What every stage begins with: the device, the dataset, and a config whose compile mode this machine can do."""
+    """What every stage begins with: the device, the dataset, and a config settled for this machine."""
     device = pick_device(cfg.device)
-    return replace(cfg, compile=pick_compile(cfg.compile, device)), data.open_store(cfg.data), device
+    mode = pick_compile(cfg.compile, device)
+    cfg = impls.resolve(replace(cfg, device=str(device), compile=mode), device, mode != "off")
+    return cfg, data.open_store(cfg.data), device
 
 
 def start(
@@ -208,14 +215,25 @@ def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> No
     """Say what is about to be trained, and where."""
     size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
     console.print(f"{stage} ({cfg.preset}): {size}, on {device}, compile {cfg.compile}, in {cfg.out}")
+    kinds = {(path.split(".")[-1], name) for path, name in impls.chosen(cfg).items()}
+    console.print("implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)))
+
+
+def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Arrays as tensors on `device`: through pinned memory and without waiting where that is a GPU."""
+    tensors = (torch.from_numpy(array) for array in arrays)
+    if device.type != "cuda":
+        return tuple(tensors)
+    return tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)
 
 
 def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.device) -> Iterator[data.Batch]:
     """The training batches from `start_step` on, as tensors on `device`; frames stay uint8."""
-    pinned = device.type == "cuda"
-    for batch in data.batches(store, "train", cfg.num_frames, cfg.batch_size, cfg.seed, start_step):
-        tensors = (torch.from_numpy(array) for array in batch)
-        yield data.Batch(*((x.pin_memory() if pinned else x).to(device, non_blocking=pinned) for x in tensors))
+
+    def read(offsets: np.ndarray) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
+        return data.Batch(*to_device(data.read_clips(store, offsets, cfg.num_frames), device))
+
+    return data.batches(store, "train", cfg.num_frames, cfg.batch_size, cfg.seed, start_step, read=read)
 
 
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:

@@ -4,6 +4,7 @@ A session is a pytree, `State`: the caches of the dynamics and of the decoder. `
 session can be kept, branched and replayed.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genie_fn import checkpoint, dynamics, lam, layers, quantize, random, tokenizer
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn import checkpoint, dynamics, graphs, impls, lam, layers, quantize, random, tokenizer, tree
+from genie_fn.dynamics import DynamicsConfig, SampleConfig, Step
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import Cache
@@ -43,11 +44,13 @@ class State(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a step shows: pixels (B, H, W, 3) uint8, ids (B, N), and the probability of each id (B, N)."""
+    """What a step shows: pixels (B, H, W, 3) uint8, ids (B, N), the probability of each id (B, N), and the MaskGIT step
+    1..steps that revealed it (B, N)."""
 
     pixels: Tensor
     ids: Tensor
     probability: Tensor
+    step: Tensor
 
 
 class Programs(NamedTuple):
@@ -61,16 +64,32 @@ class Programs(NamedTuple):
 EAGER = Programs()
 
 
-def compiled() -> Programs:
-    """`Programs` compiled for one batch size."""
-    return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER))
+def compiled(device: torch.device | str = "cpu") -> Programs:
+    """`Programs` compiled for one batch size, and on a GPU replayed as CUDA graphs."""
+    fast = (torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER)
+    return Programs(*(map(graphs.recorded, fast) if torch.device(device).type == "cuda" else fast))
+
+
+def vmapped(programs: Programs = EAGER) -> Programs:
+    """`Programs` for M sessions, each with its own key, temperature and past: everything has an axis more in front."""
+    each, shared = 0, None
+    return Programs(
+        torch.func.vmap(programs.unmask, (shared, each, each, each, Step(shared, shared, each), each, shared, shared)),
+        torch.func.vmap(programs.remember, (shared, each, each, each, shared)),
+        torch.func.vmap(programs.decode, (shared, each, each, shared)),
+    )
 
 
 MODULES = {"tokenizer": (tokenizer, TokenizerConfig), "lam": (lam, LamConfig), "dynamics": (dynamics, DynamicsConfig)}
 
 
-def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") -> tuple[Stage, dict]:
-    """A trained stage (`tokenizer`, `lam` or `dynamics`) from its run's folder, and the whole stored configuration."""
+def load_stage(
+    run: str | Path, stage: str, device: torch.device | str = "cpu", compiled: bool = False
+) -> tuple[Stage, dict]:
+    """A trained stage (`tokenizer`, `lam` or `dynamics`) from its run's folder, and the whole stored configuration.
+
+    Its implementations are chosen for `device`, and for being compiled or not, wherever it was trained.
+    """
     loaded = checkpoint.load(run, stage=stage, device=device)
     model, weights = loaded.config.get("model"), checkpoint.weights(loaded)
     if not isinstance(model, dict):
@@ -78,7 +97,7 @@ def load_stage(run: str | Path, stage: str, device: torch.device | str = "cpu") 
     if stage == "lam" and loaded.config.get("train_lam"):  # a dynamics run that trained its latent actions along
         model, weights = loaded.config["lam_model"], weights["lam"]
     module, config = MODULES[stage]
-    cfg = checkpoint.from_dict(config, model)
+    cfg = impls.resolve(checkpoint.from_dict(config, model), torch.device(device), compiled, anew=True)
     spec = module.spec(cfg)
     own = {name: weights[name] for name in spec.keys() & weights.keys()}  # a run may train other networks along
     return Stage(cfg, checkpoint.check(own, spec, f"the {stage} in {run}")), loaded.config
@@ -102,12 +121,25 @@ def check_framewise(stage: Stage, run: str | Path) -> None:
         )
 
 
-def load(run: str | Path, device: torch.device | str = "cpu") -> World:
+def load(run: str | Path, device: torch.device | str = "cpu", compiled: bool = False) -> World:
     """The world of a dynamics run, with the tokenizer and the latent actions that it was trained on."""
-    stage, config = load_stage(run, "dynamics", device)
+    stage, config = load_stage(run, "dynamics", device, compiled)
     along = run if config["train_lam"] else config["lam"]
-    actions = load_stage(along, "lam", device)[0] if config["actions"] == "latent" else None
-    return World(load_stage(config["tokenizer"], "tokenizer", device)[0], stage, actions)
+    actions = load_stage(along, "lam", device, compiled)[0] if config["actions"] == "latent" else None
+    return World(load_stage(config["tokenizer"], "tokenizer", device, compiled)[0], stage, actions)
+
+
+def fingerprint(*stages: Stage | None) -> str:
+    """A hash of what models compute: their parameters, bit for bit, and their configurations."""
+    digest = hashlib.sha256()
+    for stage in stages:
+        if stage is not None:
+            settled = impls.resolve(stage.cfg, torch.device("cpu"), compiled=False, anew=True)  # the same everywhere
+            digest.update(repr(settled).encode())
+            for path, value in sorted(tree.paths(stage.params).items()):
+                digest.update(path.encode() + value.detach().cpu().numpy().tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
@@ -137,16 +169,26 @@ def reset(
 
 
 def step(
-    world: World, state: State, action_B: Tensor, key: Tensor, sample: SampleConfig, programs: Programs = EAGER
+    world: World,
+    state: State,
+    action_B: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
+    programs: Programs = EAGER,
+    temperature: Tensor | None = None,
 ) -> tuple[State, Frame]:
-    """The next frame of every session, given its action. Pure: the same state, action and key give the same frame."""
+    """The next frame of every session, given its action. Pure: the same state, action and key give the same frame.
+
+    A tensor `temperature` takes the place of the configuration's. With `vmapped` programs, everything has an axis more
+    in front.
+    """
     coder, model = world.tokenizer, world.dynamics
-    ids, probability, cache = dynamics.next_frame(
-        model.params, action_B, state.dynamics, key, model.cfg, sample, dynamics.Programs(*programs[:2])
+    ids, probability, step_of, cache = dynamics.next_frame(
+        model.params, action_B, state.dynamics, key, model.cfg, sample, dynamics.Programs(*programs[:2]), temperature
     )
-    codes = quantize.lookup(coder.params["quantizer"], ids[:, None], coder.cfg.quantizer)
+    codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
     video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
-    return State(cache, decoder), Frame(layers.to_uint8(video[:, 0]), ids, probability)
+    return State(cache, decoder), Frame(layers.to_uint8(video.squeeze(-4)), ids, probability, step_of)
 
 
 def rollout(

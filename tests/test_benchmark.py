@@ -8,21 +8,23 @@ import pytest
 import torch
 
 import benchmark
-from genie_fn import dynamics, quantize, random, tokenizer, tree
+from benchmarks import baselines, counts, report, suites, timing
+from genie_fn import dynamics, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
+from genie_fn.kernels import lfq
 from genie_fn.layers import STConfig
 
 STACK = STConfig(layers=2, dim=16, heads=2, window=4)
 TINY = benchmark.Config(
-    repeats=2, device="cpu", model=DynamicsConfig(32, 6, 3, stack=STACK), sample=SampleConfig(steps=3)
+    repeats=2, device="cpu", compile="off", model=DynamicsConfig(32, 6, 3, stack=STACK), sample=SampleConfig(steps=3)
 )
 CPU = torch.device("cpu")
 SMALL_CODER = tokenizer.TokenizerConfig(32, 32, 16)
 
 
-def tiny_lfq(cfg=TINY, device=CPU):
-    return benchmark.lfq_suite(cfg, device, bits=(4, 6, 8), most=6, tokens=64)
+def tiny_lfq(cfg=TINY, device=CPU, **options):
+    return suites.lfq_suite(cfg, device, bits=(4, 6, 8), most=6, tokens=64, **options)
 
 
 def check_rows(rows, repeats):
@@ -36,7 +38,7 @@ def check_rows(rows, repeats):
 
 
 def test_generate_compares_two_ways():
-    rows = benchmark.generate_suite(TINY, CPU)
+    rows = suites.generate_suite(TINY, CPU)
     check_rows(rows, 2)
     assert [row["variant"] for row in rows] == ["no cache", "cached past"]
     assert {row["baseline"] for row in rows} == {"no cache"}
@@ -45,7 +47,7 @@ def test_generate_compares_two_ways():
 @pytest.mark.parametrize("name", ["window", "actions", "reveal"])
 def test_generate_refuses_ways_that_disagree(monkeypatch, name):
     """A baseline that sees another past, other actions, or that reveals other tokens."""
-    true = benchmark.baselines.uncached_unmask
+    true = baselines.uncached_unmask
 
     def broken(params, ids_BN, action_B, past, *rest):
         if name == "window":
@@ -55,9 +57,9 @@ def test_generate_refuses_ways_that_disagree(monkeypatch, name):
         ids_BN, p_BN = true(params, ids_BN, action_B, past, *rest)
         return (ids_BN + 1 if name == "reveal" else ids_BN) % 33, p_BN
 
-    monkeypatch.setattr(benchmark.baselines, "uncached_unmask", broken)
+    monkeypatch.setattr(baselines, "uncached_unmask", broken)
     with pytest.raises(RuntimeError, match="the generated ids differ"):
-        benchmark.generate_suite(TINY, CPU)
+        suites.generate_suite(TINY, CPU)
 
 
 def test_the_uncached_way_uses_no_cache(monkeypatch):
@@ -69,9 +71,9 @@ def test_the_uncached_way_uses_no_cache(monkeypatch):
         return true(params, ids_BTN, actions_BT, cache, cfg)
 
     monkeypatch.setattr(dynamics, "logits_next", spy)
-    benchmark.generate_suite(TINY, CPU)
+    suites.generate_suite(TINY, CPU)
     assert set(seen) == {(3, False), (4, True), (1, False)}  # the past into the cache; no cache; cached
-    calls = 3 + 1 + TINY.repeats  # checks, warm-up, measurements
+    calls = 3 + 2 + TINY.repeats  # checks, warm-up, measurements
     assert seen.count((4, True)) == calls * TINY.sample.steps
     assert seen.count((1, False)) == calls * (TINY.sample.steps + 1)  # and the frame into the cache
 
@@ -85,12 +87,18 @@ def test_lfq_rows_have_ratios_and_peaks():
     assert peaks[3] < peaks[2] / 2
 
 
+def test_lfq_measures_the_kernel_too():
+    pytest.importorskip("triton")
+    rows = tiny_lfq(kernel=True)
+    assert [row["variant"] for row in rows] == ["softmax", "factorised", "triton"] * 2 + ["factorised", "triton"]
+
+
 def test_lfq_refuses_ways_that_disagree(monkeypatch):
-    true = quantize.lfq_entropies
-    monkeypatch.setattr(quantize, "lfq_entropies", lambda z, t: true(z * 1.1, t))
+    true = lfq.entropies
+    monkeypatch.setattr(lfq, "entropies", lambda z, t: true(z * 1.1, t))
     with pytest.raises(RuntimeError, match="the entropies of 4 bits differ"):
         tiny_lfq()
-    monkeypatch.setattr(quantize, "lfq_entropies", lambda z, t: tuple(x.detach() + 0 * z.sum() for x in true(z, t)))
+    monkeypatch.setattr(lfq, "entropies", lambda z, t: tuple(x.detach() + 0 * z.sum() for x in true(z, t)))
     with pytest.raises(RuntimeError, match="the entropies of 4 bits differ"):  # the gradient alone
         tiny_lfq()
 
@@ -100,7 +108,7 @@ def test_the_module_is_the_functional_model():
     model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)
     params = tree.init(tokenizer.spec(model), random.key(0))
     video = random.randint(random.key(1), (2, 4, 32, 32, 3), 0, 256).to(torch.uint8)
-    net = benchmark.baselines.Tokenizer(model)
+    net = baselines.Tokenizer(model)
     net.load(params)
     loss, _ = net(video)
     loss.backward()
@@ -119,36 +127,95 @@ def test_the_module_is_the_functional_model():
 
 def test_step_compares_training_steps(monkeypatch):
     monkeypatch.setitem(tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK))
-    rows = benchmark.step_suite(TINY, CPU, (2, 3))
+    rows = suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
     check_rows(rows, 2)
     assert [row["variant"] for row in rows] == ["nn.Module", "functional, off"]
+    assert all(row["peak bytes"] > 4 * 2 * 3 * 32 * 32 * 3 and 0 < row["share"] for row in rows)
+
+
+def test_step_refuses_ways_that_disagree(monkeypatch):
+    monkeypatch.setitem(tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK))
+    true = tokenizer.loss
+    monkeypatch.setattr(tokenizer, "loss", lambda *a: (lambda loss, aux: (loss * 1.01, aux))(*true(*a)))
+    with pytest.raises(RuntimeError, match="the losses differ"):
+        suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
+
+
+def test_attention_compares_every_implementation_over_both_axes():
+    rows = suites.attention_suite(replace(TINY, suite="attention", shape=(1, 4, 6, 2, 8)), CPU)
+    check_rows(rows, 2)
+    over = {axis: [row["variant"] for row in rows if row["case"].startswith(axis)] for axis in ("time", "space")}
+    assert over["time"] == ["SDPA with transposes", "reference", "sdpa", "fused"]
+    assert over["space"] == ["SDPA with transposes", "reference", "sdpa"]
+
+
+def test_counted_flops_are_those_that_torch_counts():
+    """torch counts the products of an eager step; causal attention over time is counted whole there."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+    params = tree.init(tokenizer.spec(model), random.key(0))
+    video = torch.zeros((2, 3, 32, 32, 3), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        tree.value_and_grad(tokenizer.loss)(params, video, model)
+    ours = counts.tokenizer_step(model, 2, 3)
+    assert abs(counter.get_total_flops() / ours - 1) < 0.15
+
+
+def test_peak_bytes_counts_what_is_alive():
+    def function():
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        return b.view(10, 100) * 2
+
+    function()
+    assert 0 <= timing.peak_bytes(function, CPU) - 2 * 4000 < 100  # and a number or two
+
+
+def test_a_ceiling_is_a_rate(monkeypatch):
+    ceiling = timing.measure_ceiling(CPU, torch.float32)
+    assert 1e8 < ceiling.flops < 1e15 and 1e8 < ceiling.bytes < 1e14
+
+
+def test_the_table_is_made_from_results(tmp_path):
+    rows = timing.compare("case", {"slow": lambda: None, "fast": lambda: None}, 3)
+    rows = [row | {"peak bytes": size, "share": 0.25} for row, size in zip(rows, (400, 100), strict=True)]
+    where = {"device": "a machine", "torch": "2.0"}
+    (tmp_path / "lfq-cpu.json").write_text(json.dumps(where | {"rows": rows}))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    for _ in range(2):  # writing it again changes nothing
+        report.write(tmp_path, readme)
+        text = readme.read_text()
+        assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
+        assert "case: fast | slow" in text and "1/4.0 | 25%" in text and "a machine, torch 2.0" in text
+    with pytest.raises(UserError, match="no results"):
+        report.table(tmp_path / "none")
+    readme.write_text("no marks")
+    with pytest.raises(UserError, match="lacks the lines"):
+        report.write(tmp_path, readme)
+
+
+def test_the_readme_shows_the_stored_results():
+    root = suites.ROOT
+    shown = (root / "README.md").read_text().split(report.BEGIN)[1].split(report.END)[0].strip()
+    assert shown == report.table(root / "benchmarks" / "results")
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
 def test_check_same(value):
     ids = torch.arange(5)
-    benchmark.baselines.check_same(ids, ids.clone(), "ids")
+    baselines.check_same(ids, ids.clone(), "ids")
     with pytest.raises(RuntimeError):
-        benchmark.baselines.check_same(ids, ids + value, "ids")
-
-
-def test_peak_bytes_counts_what_is_alive():
-    with benchmark.baselines.PeakBytes() as bytes_alive:
-        a = torch.zeros(1000)
-        b = a + 1
-        del a
-        c = b.view(10, 100)  # no new bytes
-        del b
-        c = c * 2
-    assert len(c) == 10
-    assert bytes_alive.peak == 2 * 4000
+        baselines.check_same(ids, ids + value, "ids")
 
 
 def test_turns_are_taken_in_alternating_order():
     calls = []
     ways = {name: lambda name=name: calls.append(name) for name in "ab"}
-    rows = benchmark.compare("case", ways, 3, frames=10)
-    assert "".join(calls) == "ab" + "ba" + "ab" + "ba"
+    rows = timing.compare("case", ways, 3, frames=10)
+    assert "".join(calls) == "aabb" + "ba" + "ab" + "ba"  # each first called twice
     assert [len(row["seconds"]["all"]) for row in rows] == [3, 3]
     assert all(row["frames/s"] > 0 for row in rows)
 

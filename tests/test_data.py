@@ -121,8 +121,8 @@ def test_eval_clips_differ_and_spread_over_levels(store):
 
 
 def test_batches_resume_at_any_step(store):
-    first = list(islice(data.batches(store, "train", 4, 8, seed=3, prefetch=3), 7))
-    later = list(islice(data.batches(store, "train", 4, 8, seed=3, start_step=4, prefetch=1, threads=1), 3))
+    first = list(islice(data.batches(store, "train", 4, 8, seed=3), 7))
+    later = list(islice(data.batches(store, "train", 4, 8, seed=3, start_step=4, threads=1), 3))
     for batch, again in zip(first[4:], later, strict=True):
         np.testing.assert_array_equal(batch.frames, again.frames)
         np.testing.assert_array_equal(batch.actions, again.actions)

@@ -115,6 +115,23 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(trained, stage):
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
+def test_dynamics_trains_from_the_token_cache_as_from_frames(trained, monkeypatch):
+    """Whole levels are single episodes here; encoded once, they give the same training but for the context of ids."""
+    train_dynamics.main(config(trained, "dynamics", "cached", cache=True))
+    rows = {
+        name: [
+            json.loads(line)["cross_entropy"] for line in (trained / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("dynamics", "cached")
+    }
+    assert rows["cached"] != rows["dynamics"]
+    assert abs(rows["cached"][-1] - rows["dynamics"][-1]) < 0.15 * rows["dynamics"][0]
+    monkeypatch.setattr(train_dynamics.tokens, "encode", None)  # made once: a second run must not encode again
+    train_dynamics.main(config(trained, "dynamics", "cached_again", cache=True))
+    first, second = (checkpoint.load(trained / name, stage="dynamics").state for name in ("cached", "cached_again"))
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True))
+
+
 def test_training_learns(trained):
     """The square world is easy: each stage must do far better than it began."""
     for stage, score in (("tokenizer", "mse"), ("lam", "weighted_mse"), ("dynamics", "cross_entropy")):

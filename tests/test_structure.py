@@ -9,19 +9,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "genie_fn"
 SCRIPTS = {path.stem: path for path in ROOT.glob("*.py")}
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-MODULES |= {f"kernels.{path.stem}": path for path in (PACKAGE / "kernels").glob("*.py") if path.stem != "__init__"}
+for _folder in ("kernels", "player"):
+    MODULES |= {f"{_folder}.{path.stem}": path for path in (PACKAGE / _folder).glob("*.py") if path.stem != "__init__"}
 
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video"},
-    2: {"kernels", "optim", "data", "checkpoint", "sharding"},
-    3: {"layers"},
+    1: {"tree", "metrics", "video", "impls"},
+    2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
+    3: {"layers", "tokens"},
     4: {"quantize", "conv"},
     5: {"registry"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train"},
+    9: {"player"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {
@@ -37,7 +39,7 @@ MODELS = {
     "adversarial",
     "world",
 }
-TRAINING = {"optim", "data", "sharding", "train"}
+TRAINING = {"optim", "data", "tokens", "sharding", "train"}
 
 
 def parse(path):
