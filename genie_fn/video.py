@@ -1,14 +1,16 @@
-"""Writing frames to files that people open: mp4, gif, png. Frames are (T, H, W, 3) uint8 RGB throughout."""
+"""Frames to files that people open (mp4, gif, png), and images to first frames. Frames are (T, H, W, 3) uint8 RGB."""
 
+import io
 from pathlib import Path
 
 import av
 import imageio.v3 as imageio
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genie_fn.errors import UserError
 
+MAX_PIXELS = 32_000_000  # of an image that is read
 FPS = 15  # what Procgen plays at
 
 
@@ -79,3 +81,26 @@ def write_episodes(folder: str | Path, name: str, frames: np.ndarray, episode_st
     Path(folder).mkdir(parents=True, exist_ok=True)
     for number, episode in enumerate(np.split(frames, np.flatnonzero(episode_starts)[1:])):
         write_mp4(Path(folder) / f"{name}_{number:03d}.mp4", episode, lossless=True)
+
+
+def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
+    """An image file as one frame: see `decode_image`."""
+    try:
+        return decode_image(Path(path).read_bytes(), height, width, str(path))
+    except OSError as error:
+        raise UserError(f"there is no image {path} that can be read: check the name") from error
+
+
+def decode_image(content: bytes, height: int, width: int, what: str = "the file") -> np.ndarray:
+    """An image file's content as one (H, W, 3) uint8 frame: the largest part of that shape, from the middle, resized.
+
+    Raises UserError for what is no image, and before decoding for one of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}x{image.height}"
+                raise UserError(f"{what} has {size} pixels: give an image of under {MAX_PIXELS:,} pixels")
+            return np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BOX))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{what} is not an image that can be read: give a PNG or JPEG file") from error

@@ -2,13 +2,18 @@
 
 import io
 import json
-import os
 import re
 import shutil
+import socket
+import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from genie_fn.player.engine import Engine
+from genie_fn.player.server import Limits, Server, serve_on
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
 expect = sync_api.expect
@@ -19,8 +24,14 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "h
 
 
 @pytest.fixture(scope="module")
-def site():
-    return os.environ["PAGE_URL"]
+def site(stage):
+    """The address of a server in a thread."""
+    dream, found, store = stage
+    engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = Server(engine, "runs/tiny/dynamics", "tiny", store, "", Limits())
+    threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
+    return f"http://localhost:{listening.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +56,9 @@ def visit(browser, site):
         page.on("console", hear)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith((site, "blob:")) or wrong.append(request.url))
-        page.on("websocket", lambda socket: socket.url.startswith(site.replace("http", "ws")) or wrong.append(socket.url))
+        page.on(
+            "websocket", lambda socket: socket.url.startswith(site.replace("http", "ws")) or wrong.append(socket.url)
+        )
 
     def visit(prepare=lambda page: None, **options):
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))

@@ -1,8 +1,8 @@
 """The engine behind the page: one thread that owns the models and dreams a frame after another for every visitor.
 
 Requests that wait at the same time and ask for as many MaskGIT steps are dreamed together on a GPU, each with its own
-key, temperature and past (`world.vmapped`); so a visitor's frames do not depend on who else plays, up to the rounding of
-larger products. On a CPU a batch takes as long as its frames one after another, so there they are.
+key, temperature and past (`world.vmapped`); so a visitor's frames do not depend on who else plays, up to the rounding
+of larger products. On a CPU a batch takes as long as its frames one after another, so there they are.
 """
 
 import queue
@@ -177,8 +177,8 @@ class Engine:
     def _compile(self, dream: World) -> None:
         """Compile beside the play, by dreaming a frame; then let the thread use what came out."""
         fast, programs = _settled(dream, self.device, True), world.compiled(device=self.device)
-        coder = self.cfg[0]
-        state, _ = world.reset(fast, torch.zeros((1, 1, coder.height, coder.width, 3), dtype=torch.uint8).to(self.device))
+        black = torch.zeros((1, 1, self.cfg[0].height, self.cfg[0].width, 3), dtype=torch.uint8, device=self.device)
+        state, _ = world.reset(fast, black)
         action, heat = torch.zeros(1, dtype=torch.int64, device=self.device), torch.ones((), device=self.device)
         try:
             for t in range(4):  # more than once, for what is recorded only then
