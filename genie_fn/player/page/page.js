@@ -147,8 +147,8 @@ export function showOverlay() {
   const legible = paintOverlay($("overlay"), frame, view);
   const mean = frame.probability.reduce((sum, p) => sum + p, 0) / frame.probability.length / 255;
   $("legend-mean").textContent = frame.action === null ? "(a given frame)" : `on average ${Math.round(mean * 100)} %`;
-  const point = legible ? "" : " Point at one to read it.";
-  $("legend-ids").textContent = `Each cell is one token: its number in the codebook, a colour for each number.${point}`;
+  const colour = view.confidence ? "" : " and that number's colour", point = legible ? "" : " Point at one to read it.";
+  $("legend-ids").textContent = `In each cell, one token's number in the codebook${colour}.${point}`;
   if (view.known !== null) showUnmasking(frame, view.known);
 }
 
