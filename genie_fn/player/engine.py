@@ -106,6 +106,8 @@ class Engine:
                 waiting.append(self._queue.get())
             groups: dict = {}
             for work, future in waiting:
+                if not future.set_running_or_notify_cancel():
+                    continue  # its visitor has gone; a running one can no longer be cancelled
                 alone = not isinstance(work, Act) or self.device.type == "cpu"
                 groups.setdefault(id(future) if alone else work.steps, []).append((work, future))
             for group in groups.values():
