@@ -1,6 +1,6 @@
 // The page's controls: every one has its key, and the help lists them from here. The session itself is session.js.
 
-import { GAME_KEYS } from "./controls.js";
+import { GAME_KEYS, choice } from "./controls.js";
 import { buildHelp } from "./describe.js";
 import { $, bringIntoSight, complain, layout, note, realNames, showOverlay, showSliders, showTip } from "./page.js";
 import { state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
@@ -157,11 +157,16 @@ function keydown(event) {
   const direction = realNames(state.world).length ? GAME_KEYS[event.code] : undefined;
   const name = BY_KEY[event.key.toLowerCase()];
   if (direction) wishing(event, { direction });
-  else if (digit && action < state.world?.actions) wishing(event, { action });
+  else if (digit && action < state.world?.actions) pressAction(event, action);
   else if (name) {
     event.preventDefault();
     if (!event.repeat || REPEATING.has(name)) command(name);
   }
+}
+
+function pressAction(event, action) {
+  if ($("actions").children[action].disabled) note("Beside the real game only its own keys count: the arrows.");
+  else wishing(event, choice(state.world, action));
 }
 
 function wishing(event, what) {

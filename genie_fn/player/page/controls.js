@@ -18,6 +18,9 @@ export function canonical(name) {
 /** A real action as a person would draw it: an arrow, "no key", or its name. */
 export const glyph = (name) => GLYPHS[canonical(name)] ?? name;
 
+/** What a button of action `action` asks for: in a world of true actions, a real one. */
+export const choice = ({ kind }, action) => (kind === "true" ? { real: action } : { action });
+
 /** The number of the real action that the held directions make together, the nearest there is; -1 if none. */
 export function realAction(directions, names) {
   const both = (a, b) => (directions.has(a) === directions.has(b) ? "" : directions.has(a) ? a : b);
@@ -34,13 +37,13 @@ export function realAction(directions, names) {
  * {action} or {real}, `names()` lists the real actions that keys can mean, `idle()` is the choice without a key.
  */
 export function player({ ready, send, names, idle }) {
-  const held = new Map(); // source of the press → {action} or {direction}
+  const held = new Map(); // source of the press → {action}, {real} or {direction}
   let tap = null, pressedAt = 0, sentAt = 0, interval = 0, running = false, timer = 0;
 
   function wanted() {
     const presses = [...held.values()];
-    const action = presses.findLast((press) => "action" in press);
-    if (action) return action;
+    const button = presses.findLast((press) => !press.direction);
+    if (button) return button;
     const real = presses.length ? realAction(new Set(presses.map((press) => press.direction)), names()) : -1;
     return real >= 0 ? { real } : running ? idle() : null;
   }

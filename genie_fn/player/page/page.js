@@ -1,7 +1,7 @@
 // The state of this tab, and what the page shows of it: world, frame, overlays, unmasking, figures, branches.
 
 import { buildActions, buildArrows, buildTable, describeMap, describeWorld } from "./describe.js";
-import { canonical, pad } from "./controls.js";
+import { canonical, choice, pad } from "./controls.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
 const READY = { compiling: "compiling: the first minute is slower", compiled: "compiled", eager: "not compiled" };
@@ -72,7 +72,7 @@ export function showWorld(world, wishes) {
   document.title = `${world.run}: a dreamed world`;
   $("world").textContent = describeWorld(world);
   $("map").textContent = describeMap(world);
-  buildActions($("actions"), world, (button, action) => pad(button, { action }, wishes));
+  buildActions($("actions"), world, (button, action) => pad(button, choice(world, action), wishes));
   buildArrows($("arrows"), realNames(world), (button, direction) => pad(button, { direction }, wishes));
   buildTable($("map-table"), world);
   $("clip").max = Math.max(world.clips - 1, 0);
@@ -116,9 +116,12 @@ export function showFrame() {
   showOverlay();
 }
 
-function showChosen({ action, real }, world) {
+function showChosen({ action, real, game }, world) {
   const choose = (button, on) => button.classList.toggle("chosen", on);
-  for (const button of $("actions").children) choose(button, Number(button.dataset.action) === action);
+  for (const button of $("actions").children) {
+    choose(button, Number(button.dataset.action) === action);
+    button.disabled = game && world.kind === "latent"; // the game beside knows its own keys only
+  }
   const parts = canonical(world.names[real] ?? "").split("+");
   for (const button of $("arrows").children) choose(button, parts.includes(button.dataset.direction));
 }
@@ -144,8 +147,8 @@ export function showOverlay() {
   const legible = paintOverlay($("overlay"), frame, view);
   const mean = frame.probability.reduce((sum, p) => sum + p, 0) / frame.probability.length / 255;
   $("legend-mean").textContent = frame.action === null ? "(a given frame)" : `on average ${Math.round(mean * 100)} %`;
-  const point = legible ? "" : " Point at one to read it.";
-  $("legend-ids").textContent = `Each cell is one token: its number in the codebook, a colour for each number.${point}`;
+  const colour = view.confidence ? "" : " and that number's colour", point = legible ? "" : " Point at one to read it.";
+  $("legend-ids").textContent = `In each cell, one token's number in the codebook${colour}.${point}`;
   if (view.known !== null) showUnmasking(frame, view.known);
 }
 

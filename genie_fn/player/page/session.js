@@ -1,6 +1,6 @@
 // The session in this tab: what is asked of the server, and what it answers.
 
-import { player } from "./controls.js";
+import { canonical, choice, player } from "./controls.js";
 import { $, bringIntoSight, complain, layout, measure, note, realNames, remember, showBranches } from "./page.js";
 import { showFrame, showLink, showReady, showRunning, showSettings, showWorld, state } from "./page.js";
 import { stopUnmasking, whole } from "./page.js";
@@ -12,7 +12,7 @@ export const wishes = player({
   names: () => realNames(state.world),
   idle,
 });
-const answers = { hello, status, branched, replayed, recording, error, expired, full };
+const answers = { hello, status, branched, replayed, recording, error, full };
 export const link = connect({ ...answers, frame, closedFull, lost });
 
 // ---- asking
@@ -51,8 +51,8 @@ export function start(from) {
 
 /** What "no key" is here: the game's own, or else the last action again. */
 export function idle() {
-  const noop = realNames(state.world).indexOf("NOOP");
-  return noop >= 0 ? { real: noop } : { action: state.frame.action ?? 0 };
+  const noop = realNames(state.world).map(canonical).indexOf("NOOP");
+  return noop >= 0 ? { real: noop } : choice(state.world, state.frame.action ?? 0);
 }
 
 /** Go to a frame, as far as it is kept. */
@@ -102,7 +102,7 @@ export function replay(content) {
 export function save(blob, ending) {
   const anchor = document.createElement("a");
   anchor.href = URL.createObjectURL(blob);
-  anchor.download = `${state.world.run.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.newest}.${ending}`;
+  anchor.download = `${state.world.run.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.frame}.${ending}`;
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
 }
@@ -110,10 +110,13 @@ export function save(blob, ending) {
 // ---- what the server says
 
 function hello({ session, world, settings, frame: at, ready }) {
+  const gone = state.session && session !== state.session; // it was idle too long, or the server is another one
+  if (gone && branch()) branch().session = session;
   const fresh = JSON.stringify(world) !== JSON.stringify(state.world);
   Object.assign(state, { world, session, asked: null, next: null, replaying: 0 });
   if (!branch()) state.branches = [{ session, name: "First", start: null }];
   if (fresh) showWorld(world, wishes);
+  if (gone) note("Your session was no longer kept: this one begins anew.");
   showSettings(settings);
   showReady(ready);
   showVisitors();
@@ -121,8 +124,9 @@ function hello({ session, world, settings, frame: at, ready }) {
   layout();
   remember();
   if ($("alert").dataset.about === "link") complain("");
-  if (at === null) start({ from: "heldout", clip: whole($("clip")) });
-  else ask({ type: "goto", frame: at }, true);
+  if (at !== null) ask({ type: "goto", frame: at }, true);
+  else if (world.clips) start({ from: "heldout", clip: whole($("clip")) });
+  else note("Choose an image, or paste one: a neural network dreams on from it.");
 }
 
 function frame(received) {
@@ -176,13 +180,6 @@ function error({ message }) {
   wishes.drop();
   run(false);
   complain(message);
-}
-
-/** This session is gone: another of this tab's, or a new one. */
-function expired({ message }) {
-  state.branches = state.branches.filter(({ session }) => session !== state.session);
-  link.open((state.session = state.branches.at(-1)?.session ?? ""));
-  note(message);
 }
 
 function full({ message }) {
