@@ -138,7 +138,7 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
     engine = Engine(dream, device, action_map.load(folder), compiled, store and store.meta, cfg.sample)
     identity = world.fingerprint(*dream)
-    server = Server(engine, folder, identity, store, token, Limits(cfg.visitors, 4 * cfg.visitors))
+    server = Server(engine, folder, identity, store, token, Limits(cfg.visitors))
     port, name = listening.getsockname()[1], "localhost" if cfg.host in LOCAL else cfg.host
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
     train.console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)

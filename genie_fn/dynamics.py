@@ -7,7 +7,7 @@ attention is causal, the past's keys and values are computed once and cached.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -262,8 +262,9 @@ def next_frame(
     temperature = torch.tensor(sample.temperature, device=action_B.device) if temperature is None else temperature
     ids = torch.full((*action_B.shape, cfg.tokens), cfg.codes, device=action_B.device)
     step_of = torch.zeros_like(ids)
+    fixed = replace(sample, steps=1, temperature=1.0)  # what `step` holds must not make a program anew
     for k in count[:-1]:
-        ids, p = programs.unmask(params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, sample)
+        ids, p = programs.unmask(params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed)
         step_of = torch.where((step_of == 0) & (ids != cfg.codes), k + 1, step_of)
     cache = programs.remember(params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg)
     return Sampled(ids, p, step_of, cache)

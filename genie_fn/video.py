@@ -6,11 +6,12 @@ from pathlib import Path
 import av
 import imageio.v3 as imageio
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from genie_fn.errors import UserError
 
-MAX_PIXELS = 32_000_000  # of an image that is read
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # read from outside; other decoders of Pillow start programs
+MAX_PIXELS, MAX_SIDE = 32_000_000, 9_999  # of an image that is read
 FPS = 15  # what Procgen plays at
 
 
@@ -97,10 +98,13 @@ def decode_image(content: bytes, height: int, width: int, what: str = "the file"
     Raises UserError for what is no image, and before decoding for one of too many pixels.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width}x{image.height}"
-                raise UserError(f"{what} has {size} pixels: give an image of under {MAX_PIXELS:,} pixels")
-            return np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BOX))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                limit = f"under {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
+                raise UserError(f"{what} has {image.width}x{image.height} pixels: give an image of {limit}")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BOX))
+    except UserError:
+        raise
+    except Exception as error:  # the decoders raise many kinds
         raise UserError(f"{what} is not an image that can be read: give a PNG or JPEG file") from error

@@ -1,9 +1,9 @@
 """One visitor of the page: what a socket says and is told. What it says is checked before anything is done."""
 
 import asyncio
-import base64
-import io
+import contextlib
 import json
+import logging
 import secrets
 import struct
 import time
@@ -11,30 +11,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from genie_fn import video
 from genie_fn.errors import UserError
-from genie_fn.player.engine import MAX_STEPS
-from genie_fn.player.session import Session, moved
+from genie_fn.player import recording
+from genie_fn.player.recording import MAX_LEVEL, MAX_SEED, MAX_STEPS, number, temperature
+from genie_fn.player.session import Note, Session, frame_hash, moved
 
 MESSAGE = 8 << 20  # bytes of a message: a long recording
-FRAMES = 10_000  # of a recording
 WAITING = 100  # messages that may wait to be answered
-FORMAT = {"format": "genie_fn recording", "version": 1}
+GONE = 4000  # the close code of a socket that lost its session
+KINDS = ("start", "act", "settings", "goto", "branch", "record", "replay")
+log = logging.getLogger("uvicorn.error")
 
 
 @dataclass
 class Place:
-    """A session's place on the server."""
+    """A session's place on the server, which stays for a while when its visitor goes."""
 
     id: str
     session: Session | None = None
     temperature: float = 1.0
     steps: int = 8
     used: float = field(default_factory=time.monotonic)
-    socket: WebSocket | None = None
+    visitor: "Visitor | None" = None
 
 
 class Visitor:
@@ -51,10 +51,10 @@ class Visitor:
         """What the page needs to know first."""
         place = self.place
         at = {"frame": None, "oldest": 0, "newest": 0}
-        if place.session is not None:
-            at = {"frame": place.session.at, "oldest": place.session.oldest(), "newest": place.session.newest}
+        if (session := place.session) is not None:
+            at = {"frame": session.at, "oldest": session.oldest, "newest": session.newest}
         settings = {"temperature": place.temperature, "steps": place.steps}
-        words = {"type": "hello", "session": place.id, "world": self.server.world(), "settings": settings}
+        words = {"type": "hello", "session": place.id, "world": self.server.world, "settings": settings}
         await self.socket.send_json(words | at | {"ready": self.engine.ready})
 
     async def converse(self) -> None:
@@ -69,79 +69,101 @@ class Visitor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def say(self, message: dict) -> None:
+        """Tell the visitor something that may be left out where much is still to be sent."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self.outgoing.put_nowait(message)
+
+    def dismiss(self, words: str) -> None:
+        """End the conversation: the session is no longer this visitor's."""
+        self.place = replace(self.place, visitor=None)  # what is still being dreamed changes nothing any more
+        while not self.outgoing.empty():
+            self.outgoing.get_nowait()
+        self.outgoing.put_nowait({"type": "expired", "message": words, "wait": True})
+        self.outgoing.put_nowait(None)
+
     async def read(self) -> None:
         """Queue messages. Of acts that pile up the latest counts."""
         while True:
-            text = await self.socket.receive_text()
-            try:
-                message = json.loads(text) if len(text) <= MESSAGE else None
-                kind = message["type"]
-            except (ValueError, TypeError, KeyError):
-                message, kind = {"type": "unreadable"}, "unreadable"
-            if kind == "act" and self.incoming and self.incoming[-1].get("type") == "act":
+            received = await self.socket.receive()
+            if received["type"] != "websocket.receive":
+                raise WebSocketDisconnect(received.get("code", 1000))
+            message = parsed(received.get("text") or "")
+            if message["type"] == "act" and self.incoming and self.incoming[-1]["type"] == "act":
                 self.incoming.pop()
-            if len(self.incoming) > WAITING:
+            if len(self.incoming) >= WAITING:
+                await self.socket.close(1008)
                 raise WebSocketDisconnect(1008)
             self.incoming.append(message)
             self.arrived.set()
 
     async def write(self) -> None:
         """Send what is queued, in order."""
-        while True:
-            content = await self.outgoing.get()
+        while (content := await self.outgoing.get()) is not None:
             await (self.socket.send_bytes(content) if isinstance(content, bytes) else self.socket.send_json(content))
+        await self.socket.close(GONE)
 
     async def answer(self) -> None:
         """Carry out one message after another; what is wrong with one is said in a sentence."""
-        known = {name: getattr(self, f"on_{name}") for name in KINDS}
         while True:
             await self.arrived.wait()
+            self.arrived.clear()
             while self.incoming:
-                message = self.incoming.pop(0)
+                message, words = self.incoming.pop(0), ""
                 self.place.used = time.monotonic()
                 try:
-                    if message["type"] not in known:
-                        raise UserError("This message is not understood: reload the page.")
-                    await known[message["type"]](message)
+                    if message["type"] not in KINDS:
+                        raise UserError("this message is not understood: reload the page")
+                    await getattr(self, f"on_{message['type']}")(message)
                 except UserError as error:
-                    await self.outgoing.put({"type": "error", "message": sentence(str(error))})
-            self.arrived.clear()
+                    words = sentence(str(error))
+                except Exception:  # a fault of ours must not cost the visitor the session
+                    log.exception("a message of type %s failed", message["type"])
+                    words = "Something went wrong here: the terminal in which play.py runs says more."
+                if words:
+                    await self.outgoing.put({"type": "error", "message": words})
 
     async def on_start(self, message: dict) -> None:
         """Begin anew from a held-out frame, an image or a level of the real game."""
-        seed, level, image = number(message, "seed", 0, 2**63 - 1), None, None
+        seed, level, image = number(message, "seed", 0, MAX_SEED), None, None
         if message.get("from") == "game":
-            if not self.server.world()["game"]:
-                raise UserError("The real game cannot stand beside this world: see its page for why.")
-            level = number(message, "level", 0, 10**9)
+            level = number(message, "level", 0, MAX_LEVEL)
         else:
             image = await asyncio.to_thread(self.server.first_image, message)
+        await self.begin(image, seed, level)
+
+    async def begin(self, image: np.ndarray | None, seed: int, level: int | None) -> None:
+        """A new session in the place of the old one."""
+        if level is not None and not self.server.world["game"]:
+            raise UserError(
+                "the real game stands beside worlds of 64x64 frames trained on it, once evaluate.py has measured what "
+                "its keys mean in them: this is none"
+            )
         self.place.session = await asyncio.wrap_future(self.engine.start(image, seed, level))
         await self.show()
 
     async def on_act(self, message: dict) -> None:
         """Dream the next frame."""
-        await self.dream(message.get("action"), message.get("real"), self.place.temperature, self.place.steps)
-        await self.show()
-
-    async def dream(self, action: Any, real: Any, temperature: float, steps: int) -> None:
-        """One frame of this session, if the actions are some."""
-        session, choices = self.here(), self.engine.cfg[1].actions
+        session, action, real = self.here(), message.get("action"), message.get("real")
         if real is not None:
-            real = number({"real": real}, "real", 0, max(len(self.server.world()["names"]), 1) - 1)
-            action = self.engine.to_latent(real) if action is None else action
+            real = number(message, "real", 0, max(len(self.server.world["names"]), 1) - 1)
+            action = self.engine.to_latent(real)
+        action = number({"action": action}, "action", 0, self.engine.cfg[1].actions - 1)
+        await self.dream(session, action, real, self.place.temperature, self.place.steps)
+
+    async def dream(self, session: Session, action: int, real: int | None, *how: Any) -> None:
+        """One more frame, shown; `how` are the last arguments of an engine's act."""
         if session.level is not None and real is None:
-            raise UserError("Beside the real game only its own actions count: use the arrow keys.")
-        action = number({"action": action}, "action", 0, choices - 1)
-        self.place.session = await asyncio.wrap_future(self.engine.act(session, action, real, temperature, steps))
+            raise UserError("beside the real game only its own actions count: use the arrow keys")
+        self.place.session = await asyncio.wrap_future(self.engine.act(session, action, real, *how))
+        self.place.used = time.monotonic()
+        await self.show()
 
     async def on_settings(self, message: dict) -> None:
         """How frames are sampled from now on."""
-        temperature = message.get("temperature", self.place.temperature)
-        if not isinstance(temperature, int | float) or not 0 <= temperature <= 10:
-            raise UserError("The temperature is a number from 0 to 10.")
+        heat = temperature(message, self.place.temperature)
         self.place.steps = number(message, "steps", 1, MAX_STEPS, self.place.steps)
-        self.place.temperature = float(temperature)
+        self.place.temperature = heat
 
     async def on_goto(self, message: dict) -> None:
         """Show another frame of this session; the play goes on from it."""
@@ -151,99 +173,62 @@ class Visitor:
     async def on_branch(self, _: dict) -> None:
         """A copy of this session, which shares its frames, to go another way in."""
         self.here()
-        copy = replace(self.place, id=secrets.token_urlsafe(12), socket=None, used=time.monotonic())
+        copy = replace(self.place, id=secrets.token_urlsafe(12), visitor=None, used=time.monotonic())
         self.server.places[copy.id] = copy
         self.server.expire()
         await self.outgoing.put({"type": "branched", "session": copy.id})
 
     async def on_record(self, _: dict) -> None:
         """All that it takes to dream this session again."""
-        session, image = self.here(), io.BytesIO()
-        if session.first:
-            raise UserError("This session is too long to be recorded: its first frames are no longer kept.")
-        Image.fromarray(session.start).save(image, "png")
-        keys = ("action", "real", "temperature", "steps", "hash")
-        frames = [{key: getattr(moment, key) for key in keys} for moment in session.past()[1:]]
-        content = FORMAT | {"world": self.server.identity, "seed": session.seed}
-        content |= {"start": base64.b64encode(image.getvalue()).decode(), "level": session.level, "frames": frames}
-        await self.outgoing.put({"type": "recording", "recording": content})
+        made = await asyncio.to_thread(recording.made, self.here(), self.server.identity)
+        await self.outgoing.put({"type": "recording", "recording": made})
 
     async def on_replay(self, message: dict) -> None:
         """Dream a recording again, and say whether the frames are the same."""
-        content = message.get("recording")
-        if (
-            not isinstance(content, dict)
-            or content.get("format") != "genie_fn recording"
-            or content.get("version") != 1
-        ):
-            raise UserError("This file is not a recording of genie_fn.")
-        frames, level = content.get("frames"), content.get("level")
-        if not isinstance(frames, list) or len(frames) > FRAMES or not all(isinstance(f, dict) for f in frames):
-            raise UserError(f"This recording is damaged: it should hold a list of at most {FRAMES} frames.")
-        if content.get("world") != self.server.identity:
-            raise UserError("This recording was made in another world: play it with that one.")
-        try:
-            png = base64.b64decode(content.get("start", ""), validate=True)
-        except (ValueError, TypeError) as error:
-            raise UserError("This recording is damaged: its first frame cannot be read.") from error
-        seed = number(content, "seed", 0, 2**63 - 1)
-        level = None if level is None else number(content, "level", 0, 10**9)
-        image = None if level is not None else await asyncio.to_thread(video.decode_image, png, *self.server.size)
-        self.place.session = await asyncio.wrap_future(self.engine.start(image, seed, level))
-        await self.show()
+        content, choices = message.get("recording"), self.engine.cfg[1].actions
+        read = await asyncio.to_thread(recording.read, content, self.server.identity, self.server.size, choices)
+        await self.begin(read.start, read.seed, read.level)
         first = None
-        for t, frame in enumerate(frames, 1):
-            heat, steps = frame.get("temperature"), number(frame, "steps", 1, MAX_STEPS)
-            if not isinstance(heat, int | float) or not 0 <= heat <= 10:
-                raise UserError(f"This recording is damaged: frame {t} has no temperature.")
-            await self.dream(frame.get("action"), frame.get("real"), float(heat), steps)
-            if first is None and self.here().present.hash != frame.get("hash"):
+        for t, note in enumerate(read.notes, 1):
+            await self.dream(self.here(), *note[:-1])
+            if first is None and self.here().present.note.hash != note.hash:
                 first = t
-            await self.show()
-        verdict = {"type": "replayed", "frames": len(frames), "same": first is None}
+        verdict = {"type": "replayed", "frames": len(read.notes), "same": first is None}
         await self.outgoing.put(verdict | ({} if first is None else {"first": first}))
 
     def here(self) -> Session:
         """This visitor's session, if it has begun."""
         if self.place.session is None:
-            raise UserError("Nothing has begun yet: choose a first frame.")
+            raise UserError("nothing has begun yet: choose a first frame")
         return self.place.session
 
     async def show(self) -> None:
         """Send the present frame."""
-        await self.outgoing.put(packed(self.here()))
+        await self.outgoing.put(packed(self.here(), self.engine.cfg[0].grid))
 
 
-KINDS = ("start", "act", "settings", "goto", "branch", "record", "replay")
+def parsed(text: str) -> dict:
+    """A message from outside; of type "" if it is none."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        message = None
+    return message if isinstance(message, dict) and isinstance(message.get("type"), str) else {"type": ""}
 
 
-def packed(session: Session) -> bytes:
+def packed(session: Session, grid: tuple[int, int]) -> bytes:
     """The present frame as the page reads it: length of the header, header, and arrays."""
     moment = session.present
-    scores = [m.psnr for m in session.past()[1:] if m.psnr is not None]
-    header = {"frame": session.at, "oldest": session.oldest(), "newest": session.newest, "seed": session.seed}
-    header |= {key: getattr(moment, key) for key in ("action", "real", "temperature", "steps", "hash", "psnr")}
-    header |= {"ms": round(moment.ms, 1), "mean_psnr": sum(scores) / len(scores) if scores else None}
+    note = moment.note or Note(None, None, 1.0, 0, False, frame_hash(moment.pixels))  # a start frame's
+    header = {"frame": session.at, "oldest": session.oldest, "newest": session.newest, "seed": session.seed}
+    header |= {key: getattr(note, key) for key in ("action", "real", "temperature", "steps", "hash")}
+    header |= {"ms": round(moment.ms, 1), "psnr": moment.psnr, "mean_psnr": moment.mean_psnr}
     height, width, _ = moment.pixels.shape
-    header |= {"height": height, "width": width, "grid": _grid(len(moment.ids), height, width)}
-    header |= {"game": moment.game is not None}
+    header |= {"height": height, "width": width, "grid": list(grid), "game": moment.game is not None}
     arrays = [moment.pixels, moment.probability, moment.revealed, moment.ids.astype("<u4")]
     arrays += [] if moment.game is None else [moment.game]
     text = json.dumps(header).encode()
     return struct.pack("<I", len(text)) + text + b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)
-
-
-def _grid(tokens: int, height: int, width: int) -> list[int]:
-    side = round((height * width / tokens) ** 0.5)
-    return [height // side, width // side]
-
-
-def number(message: dict, name: str, low: int, high: int, default: int | None = None) -> int:
-    """An integer of a message, if it is one in the range."""
-    value = message.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UserError(f"The {name} should be a whole number from {low} to {high}.")
-    return value
 
 
 def sentence(text: str) -> str:
