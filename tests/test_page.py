@@ -345,6 +345,20 @@ def test_a_reload_goes_on_and_a_session_that_is_gone_begins_anew(visit):
     play(page, ["1"])
 
 
+def test_two_windows_do_not_fight_for_a_session(visit):
+    first, second = visit(), visit()
+    shown, number = play(first, ["1", "2"]), first.locator("#number")
+    second.evaluate("stored => { sessionStorage.genie_fn = stored }", first.evaluate("sessionStorage.genie_fn"))
+    second.reload()
+    expect(first.get_by_role("alert")).to_contain_text("another window")
+    play(second, ["3"], 2)
+    first.keyboard.press("1")  # brings the session back
+    expect(first.get_by_role("alert")).to_be_hidden()
+    expect(number).to_have_text("3")
+    assert pixels(first) == pixels(second) != shown[2]
+    expect(second.get_by_role("alert")).to_contain_text("another window")
+
+
 def test_a_full_server_is_told(visit, browser, site):
     page = browser.new_page()
 
