@@ -182,7 +182,7 @@ class Server:
             await visitor.hello()
             self.tell()
             await visitor.converse()
-        except (WebSocketDisconnect, RuntimeError, OSError):  # gone, while being read from or written to
+        except* (WebSocketDisconnect, RuntimeError, OSError):  # gone, while being read from or written to
             pass
         finally:
             if visitor.place.visitor is visitor:
