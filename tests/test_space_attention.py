@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from genie_fn import random
+from genie_fn import conv, random, tree
 from genie_fn.kernels import attention
+from genie_fn.registry import SpaceAttention
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,6 +61,14 @@ def test_strided_inputs_are_read_where_they_lie():
     torch.testing.assert_close(y.flip(3), attention.attend_space(*reversed_heads, impl="triton"))
     transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     torch.testing.assert_close(y, attention.attend_space(*transposed, impl="triton"), rtol=0, atol=0)
+
+
+def test_layers_of_a_blueprint_take_the_kernel_too():
+    spec = conv.attention_spec(16, 2, 8)
+    params = tree.map(lambda x: x.to(DEVICE), tree.init(spec, random.key(0)))
+    x = noise(1, 2, 3, 3, 5, 16)
+    y, expected = (SpaceAttention(16, 2, 8, impl=impl).apply(params, x, None) for impl in ("triton", "reference"))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # they are infinite before they are left out

@@ -263,14 +263,7 @@ def _results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("genie_fn::attend_space_backward", mutates_args=())
 def attend_space_backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_scale: Tensor | None,
-    k_scale: Tensor | None,
-    y: Tensor,
-    lse: Tensor,
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None, y: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by q, k and v, and by the two scales, (2, E) float32 (zeros where there are none)."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
