@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
 from benchmarks import baselines, counts, timing
+from benchmarks.play import play_suite
 from benchmarks.timing import Work, compare
 from genie_fn import data, dynamics, graphs, impls, layers, random, tokenizer, train, tree
 from genie_fn.errors import UserError
@@ -235,4 +236,5 @@ SUITES = {
     "attention": attention_suite,
     "generate": generate_suite,
     "step": step_suite,
+    "play": play_suite,
 }

@@ -111,20 +111,25 @@ class Engine:
 
     @torch.no_grad()
     def _serve(self) -> None:
-        while True:
-            waiting = [self._queue.get()]
-            while not self._queue.empty() and len(waiting) < SIZES[-1]:
-                waiting.append(self._queue.get())
-            groups: dict = {}
-            for work, future in waiting:
-                if work is None:
-                    return
-                if future.set_running_or_notify_cancel():  # who asked may be gone by now
-                    way = self._way(work) if isinstance(work, Act) else None
-                    alike = id(future) if way is None or not way.together else (id(way), work.steps)
-                    groups.setdefault(alike, []).append((work, future))
-            for group in groups.values():
-                self._carry_out(*zip(*group, strict=True))
+        while self._serve_those_waiting():
+            pass  # a function of its own, since its variables hold sessions, which must not outlive it
+
+    def _serve_those_waiting(self) -> bool:
+        """Wait for work, and do all that there is; False at the end."""
+        waiting = [self._queue.get()]
+        while not self._queue.empty() and len(waiting) < SIZES[-1]:
+            waiting.append(self._queue.get())
+        groups: dict = {}
+        for work, future in waiting:
+            if work is None:
+                return False
+            if future.set_running_or_notify_cancel():  # who asked may be gone by now
+                way = self._way(work) if isinstance(work, Act) else None
+                alike = id(future) if way is None or not way.together else (id(way), work.steps)
+                groups.setdefault(alike, []).append((work, future))
+        for group in groups.values():
+            self._carry_out(*zip(*group, strict=True))
+        return True
 
     def _carry_out(self, works: tuple, futures: tuple[Future, ...]) -> None:
         try:

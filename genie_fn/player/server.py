@@ -11,7 +11,7 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -74,6 +74,7 @@ class Server:
         self.clips = data.eval_clips(store, "test", 1, count) if store else []
         self.world = described(engine, run, store, count)
         self.heavy = asyncio.Semaphore(2)  # images and films in the making
+        self.stop: Callable = lambda: None
         routes = [
             Route("/", self.page),
             Route("/upload", self.upload, methods=["POST"]),
@@ -182,7 +183,7 @@ class Server:
             await visitor.hello()
             self.tell()
             await visitor.converse()
-        except (WebSocketDisconnect, RuntimeError, OSError):  # gone, while being read from or written to
+        except* (WebSocketDisconnect, RuntimeError, OSError):  # gone, while being read from or written to
             pass
         finally:
             if visitor.place.visitor is visitor:
@@ -239,11 +240,12 @@ def film(frames: list[np.ndarray], kind: str) -> bytes:
 
 
 def serve_on(server: Server, listening: socket.socket) -> None:
-    """Serve on a bound socket until Ctrl-C."""
+    """Serve on a bound socket until Ctrl-C, or until `server.stop()`."""
     settings = {"log_level": "warning", "ws_max_size": MESSAGE, "timeout_graceful_shutdown": 1, "server_header": False}
     settings |= {"ws_per_message_deflate": False}  # noise like frames hardly shrinks, and the time is missed
-    config = uvicorn.Config(server.app, lifespan="on", **settings)
-    uvicorn.Server(config).run(sockets=[listening])
+    runner = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", **settings))
+    server.stop = lambda: setattr(runner, "should_exit", True)
+    runner.run(sockets=[listening])
 
 
 def refusal(words: str, status: int) -> Response:

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import anyio
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -59,15 +60,9 @@ class Visitor:
 
     async def converse(self) -> None:
         """Read, act and write, each at its own pace, until the visitor goes."""
-        tasks = [asyncio.create_task(work()) for work in (self.read, self.answer, self.write)]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with anyio.create_task_group() as tasks:  # the first that raises ends them all
+            for work in (self.read, self.answer, self.write):
+                tasks.start_soon(work)
 
     def say(self, message: dict) -> None:
         """Tell the visitor something that may be left out where much is still to be sent."""
@@ -102,6 +97,7 @@ class Visitor:
         while (content := await self.outgoing.get()) is not None:
             await (self.socket.send_bytes(content) if isinstance(content, bytes) else self.socket.send_json(content))
         await self.socket.close(GONE)
+        raise WebSocketDisconnect(GONE)
 
     async def answer(self) -> None:
         """Carry out one message after another; what is wrong with one is said in a sentence."""
