@@ -7,7 +7,8 @@ const CLICK = 500; // ms within which a browser reports the end of a touch as a 
 export const GAME_KEYS = { ArrowLeft: "LEFT", ArrowRight: "RIGHT", ArrowUp: "UP", ArrowDown: "DOWN", Space: "UP" };
 const ARROWS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
 const DIAGONALS = { "LEFT+UP": "↖", "RIGHT+UP": "↗", "LEFT+DOWN": "↙", "RIGHT+DOWN": "↘" };
-const GLYPHS = { ...ARROWS, ...DIAGONALS, NOOP: "no key" };
+export const NO_KEY = "no\u00a0key";
+const GLYPHS = { ...ARROWS, ...DIAGONALS, NOOP: NO_KEY };
 
 /** "JUMP+RIGHT" and "RIGHT+UP" are one thing: left or right first, then up or down. */
 export function canonical(name) {

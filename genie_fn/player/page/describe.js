@@ -1,6 +1,6 @@
 // What a world's description becomes: its buttons, and sentences about it.
 
-import { canonical, glyph } from "./controls.js";
+import { NO_KEY, canonical, glyph } from "./controls.js";
 
 const ARROWS = [["LEFT", "←", "Left"], ["UP", "↑", "Up, jump"], ["DOWN", "↓", "Down"], ["RIGHT", "→", "Right"]];
 
@@ -38,7 +38,7 @@ function meanings({ map, names, kind }, action) {
   if (!map) return "";
   const glyphs = map.to_latent.flatMap((latent, real) => (latent === action ? [glyph(names[real])] : []));
   const arrows = glyphs.filter((text) => !/^[A-Za-z]/.test(text)); // and not the letters, which few games use
-  return [...arrows, ...(glyphs.includes("no key") ? ["no key"] : [])].join(" ");
+  return [...arrows, ...(glyphs.includes(NO_KEY) ? [NO_KEY] : [])].join(" ");
 }
 
 /** One large button per action; `wire(button, action)` makes it work. */
@@ -84,16 +84,16 @@ export function buildTable(place, { map, names }) {
   if (!map) return;
   const head = element("tr", {}, element("th", { scope: "col" }, "real key"));
   map.table[0].forEach((_, latent) => head.append(element("th", { scope: "col" }, latent + 1)));
-  const rows = map.table.map((counts, real) => {
+  const rows = map.table.flatMap((counts, real) => {
     const total = counts.reduce((sum, count) => sum + count, 0);
+    if (!total) return []; // a key that was never pressed
     const row = element("tr", {}, element("th", { scope: "row" }, names[real]));
     counts.forEach((count, latent) => {
-      const share = total ? `${Math.round((100 * count) / total)} %` : "–";
-      const cell = element("td", { title: `${count} of ${total}` }, share);
+      const cell = element("td", { title: `${count} of ${total}` }, `${Math.round((100 * count) / total)} %`);
       cell.classList.toggle("mapped", latent === map.to_latent[real]);
       row.append(cell);
     });
-    return row;
+    return [row];
   });
   const meaning = "Of the transitions with each real key, the share that the network takes for each of its actions";
   const caption = element("caption", {}, meaning);

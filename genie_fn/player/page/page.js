@@ -80,9 +80,15 @@ export function showWorld(world, wishes) {
   $("clip").max = Math.max(world.clips - 1, 0);
   $("from-clip").hidden = !world.clips;
   $("from-game").hidden = !world.game;
+  showIntroduction(world);
+}
+
+/** What there is to do; with `game`, beside the real one. */
+export function showIntroduction(world, game = false) {
   const keys = world.actions > 10 ? "a button" : `1 to ${world.actions}`;
   const press = touch.matches ? "a button" : realNames(world).length ? `an arrow key or ${keys}` : keys;
-  note(`Press ${press}. A neural network dreams the next frame.`);
+  if (game) note("The same keys move both: the real game on the left, the dream on the right.");
+  else note(`Press ${press}. A neural network dreams the next frame.`);
 }
 
 export function showSettings({ temperature, steps }) {

@@ -2,8 +2,8 @@
 
 import { canonical, choice, player } from "./controls.js";
 import { $, bringIntoSight, complain, layout, measure, note, realNames, remember, showBranches } from "./page.js";
-import { showFrame, showLink, showReady, showRunning, showSettings, showWorld, state } from "./page.js";
-import { stopUnmasking, whole } from "./page.js";
+import { showFrame, showIntroduction, showLink, showReady, showRunning, showSettings, showWorld } from "./page.js";
+import { state, stopUnmasking, whole } from "./page.js";
 import { connect } from "./protocol.js";
 
 export const wishes = player({
@@ -48,6 +48,7 @@ export function start(from) {
   remember();
   state.psnr = [];
   $("verdict").textContent = "";
+  if (!state.gone) showIntroduction(state.world, from.from === "game");
   bringIntoSight();
   ask({ type: "start", ...from, seed: whole($("seed")) });
 }
@@ -120,7 +121,6 @@ function hello({ session, world, settings, frame: at, ready }) {
   else if (!branch()) state.branches = [{ session, name: "First", start: null }];
   if (fresh) showWorld(world, wishes);
   if (state.gone) note(`${state.gone} A new one begins.`);
-  state.gone = "";
   showSettings(settings);
   showReady(ready);
   showVisitors();
@@ -131,6 +131,7 @@ function hello({ session, world, settings, frame: at, ready }) {
   if (at !== null) ask({ type: "goto", frame: at }, true);
   else if (world.clips) start({ from: "heldout", clip: whole($("clip")) });
   else note("Choose an image, or paste one: a neural network dreams on from it.");
+  state.gone = "";
 }
 
 function frame(received) {
