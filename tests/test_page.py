@@ -115,6 +115,7 @@ def test_a_held_key_goes_on_and_nothing_piles_up(visit):
     expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))
     page.keyboard.up("1")
     page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)  # what was on its way has arrived
     reached = page.locator("#number").inner_text()
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached
@@ -309,6 +310,7 @@ def test_a_phone(visit):
     expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))  # as long as the finger stays
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)
     reached = page.locator("#number").inner_text()
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached
@@ -341,6 +343,20 @@ def test_a_reload_goes_on_and_a_session_that_is_gone_begins_anew(visit):
     page.reload()
     expect(page.locator("#note")).to_contain_text("no longer kept")
     play(page, ["1"])
+
+
+def test_two_windows_do_not_fight_for_a_session(visit):
+    first, second = visit(), visit()
+    shown, number = play(first, ["1", "2"]), first.locator("#number")
+    second.evaluate("stored => { sessionStorage.genie_fn = stored }", first.evaluate("sessionStorage.genie_fn"))
+    second.reload()
+    expect(first.get_by_role("alert")).to_contain_text("another window")
+    play(second, ["3"], 2)
+    first.keyboard.press("1")  # brings the session back
+    expect(first.get_by_role("alert")).to_be_hidden()
+    expect(number).to_have_text("3")
+    assert pixels(first) == pixels(second) != shown[2]
+    expect(second.get_by_role("alert")).to_contain_text("another window")
 
 
 def test_a_full_server_is_told(visit, browser, site):

@@ -232,12 +232,16 @@ class Engine:
             fast.together[size] = programs
 
     def _try_out(self, way: Way, size: int) -> None:
+        """Dream a few frames, of states put together as a session's are: of other strides, programs compile again."""
         black = torch.zeros((1, 1, self.cfg[0].height, self.cfg[0].width, 3), dtype=torch.uint8, device=self.device)
+        pieces = [session.added(world.reset(self._ways[False].dream, black)[0])]
         key, action = random.key(0, self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
-        inputs = world.reset(self._ways[False].dream, black)[0], action, key, torch.ones((), device=self.device)
-        state, action, key, heat = tree.map(lambda x: torch.stack([x] * size), inputs) if size else inputs
+        sample, heat = replace(self.sample, steps=2), torch.ones((), device=self.device)
         for _ in range(4):  # more than once, for what is recorded only then
-            state, _ = world.step(way.dream, state, action, key, replace(self.sample, steps=2), way.programs, heat)
+            inputs = session.rebuilt(pieces), action, key, heat
+            state, *rest = tree.map(lambda x: torch.stack([x] * size), inputs) if size else inputs
+            state, _ = world.step(way.dream, state, rest[0], rest[1], sample, way.programs, rest[2])
+            pieces.append(session.added(tree.map(lambda x: x[0], state) if size else state))
 
 
 def _settled(dream: World, device: torch.device, compiled: bool) -> World:

@@ -80,8 +80,10 @@ export function player({ ready, send, names, idle }) {
       press("tap", what);
       release("tap");
     },
-    releaseAll: () => held.clear(),
-    drop: () => (tap = null),
+    releaseAll() {
+      held.clear();
+      tap = null;
+    },
     run(on) {
       running = on;
       pump();

@@ -22,7 +22,9 @@ export const state = {
   replaying: 0, // frames of the recording that is being dreamed again
   psnr: [], // by frame
   visitors: 1,
-  full: "",
+  full: "", // what the server said when all places were taken
+  gone: "", // what it said of a session that it had forgotten
+  ended: false, // whether it ended this connection for good: what is asked next opens another
   view: { confidence: false, ids: false, known: null }, // known: the MaskGIT step that is shown
 };
 

@@ -12,7 +12,7 @@ export const wishes = player({
   names: () => realNames(state.world),
   idle,
 });
-const answers = { hello, status, branched, replayed, recording, error, full };
+const answers = { hello, status, branched, replayed, recording, error, expired, full };
 export const link = connect({ ...answers, frame, closedFull, lost });
 
 // ---- asking
@@ -24,6 +24,9 @@ function ask(message, resumed = false) {
   } else if (link.send(message)) {
     state.asked = { message, resumed, at: performance.now() };
     document.body.classList.add("waiting");
+  } else if (state.ended) {
+    state.ended = false;
+    link.open();
   }
 }
 
@@ -110,13 +113,14 @@ export function save(blob, ending) {
 // ---- what the server says
 
 function hello({ session, world, settings, frame: at, ready }) {
-  const gone = state.session && session !== state.session; // it was idle too long, or the server is another one
-  if (gone && branch()) branch().session = session;
   const fresh = JSON.stringify(world) !== JSON.stringify(state.world);
   Object.assign(state, { world, session, asked: null, next: null, replaying: 0 });
-  if (!branch()) state.branches = [{ session, name: "First", start: null }];
+  const gone = state.branches.find((one) => !one.session);
+  if (gone) gone.session = session;
+  else if (!branch()) state.branches = [{ session, name: "First", start: null }];
   if (fresh) showWorld(world, wishes);
-  if (gone) note("Your session was no longer kept: this one begins anew.");
+  if (state.gone) note(`${state.gone} A new one begins.`);
+  state.gone = "";
   showSettings(settings);
   showReady(ready);
   showVisitors();
@@ -177,9 +181,25 @@ function error({ message }) {
   answered();
   $("verdict").textContent = "";
   state.replaying = 0;
-  wishes.drop();
+  wishes.releaseAll();
   run(false);
   complain(message);
+}
+
+/** This session is no longer this tab's: it was forgotten, or, with `wait`, something is to happen here first. */
+function expired({ message, wait }) {
+  link.close();
+  Object.assign(state, { asked: null, next: null, replaying: 0, ended: Boolean(wait) });
+  document.body.classList.remove("waiting");
+  wishes.releaseAll();
+  run(false);
+  if (wait) {
+    showLink("lost", "ended");
+    return complain(`${message} Press any action to go on here.`, "link");
+  }
+  if (branch()) branch().session = "";
+  state.gone = message;
+  link.open((state.session = ""));
 }
 
 function full({ message }) {
