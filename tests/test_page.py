@@ -115,6 +115,7 @@ def test_a_held_key_goes_on_and_nothing_piles_up(visit):
     expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))
     page.keyboard.up("1")
     page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)  # what was on its way has arrived
     reached = page.locator("#number").inner_text()
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached
@@ -309,6 +310,7 @@ def test_a_phone(visit):
     expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))  # as long as the finger stays
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)
     reached = page.locator("#number").inner_text()
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached

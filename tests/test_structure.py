@@ -15,11 +15,11 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video", "impls"},
+    1: {"tree", "metrics", "video", "impls", "action_map"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
     3: {"layers", "tokens"},
     4: {"quantize", "conv"},
-    5: {"registry"},
+    5: {"registry", "facing"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train"},
@@ -33,6 +33,7 @@ MODELS = {
     "conv",
     "registry",
     "blueprint",
+    "facing",
     "tokenizer",
     "lam",
     "dynamics",
