@@ -1,8 +1,15 @@
-"""Image and code metrics as plain functions. Pixels are uint8 in [0, 255] unless a docstring says otherwise."""
+"""Metrics as plain functions, and their intervals. Pixels are uint8 in [0, 255] unless a docstring says otherwise.
+
+docs/evaluation.md says what each is for.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from genie_fn import random
 
 
 def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
@@ -43,9 +50,72 @@ def entropy(ids: Tensor, codes: int) -> float:
     return torch.special.entr(share).sum().item()
 
 
+def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
+    """How often label i of a (M,) meets label j of b (M,): counts (rows, columns), int64."""
+    return torch.bincount(a.flatten() * columns + b.flatten(), minlength=rows * columns).reshape(rows, columns)
+
+
+def information(table: Tensor) -> float:
+    """Normalised mutual information of the two labellings counted in a contingency table: 2 I(a; b) / (H(a) + H(b))."""
+    share = table.double() / table.sum()
+    joint, a, b = (torch.special.entr(x).sum().item() for x in (share, share.sum(1), share.sum(0)))
+    return 2 * (a + b - joint) / (a + b) if a + b > 0 else 0.0
+
+
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """Normalised mutual information of two integer labellings (M,): 2 I(a; b) / (H(a) + H(b)), in [0, 1]."""
-    rows, columns = int(a.max()) + 1, int(b.max()) + 1
-    joint = entropy(a * columns + b, rows * columns)
-    single = entropy(a, rows) + entropy(b, columns)
-    return 2 * (single - joint) / single if single > 0 else 0.0
+    """The same of two integer labellings (M,), in [0, 1]."""
+    return information(contingency(a, b, int(a.max()) + 1, int(b.max()) + 1))
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its confidence interval."""
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
+    """How often each of `count` items is drawn in each of `resamples` draws with replacement: (resamples, count)."""
+    drawn = random.randint(key, (resamples, count), 0, count)
+    return torch.zeros((resamples, count), device=key.device).scatter_add_(1, drawn, torch.ones_like(drawn).float())
+
+
+def bootstrap(values: Tensor, key: Tensor, resamples: int = 1000, level: float = 0.95) -> Interval:
+    """The mean of values (B, ...) over B independent items, and its percentile bootstrap interval (Efron 1979)."""
+    values = values.float()
+    means = resampling(key, len(values), resamples) @ values.reshape(len(values), -1) / len(values)
+    ends = means.quantile(means.new_tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
+    return Interval(values.mean(0), *(end.reshape(values.shape[1:]) for end in ends))
+
+
+def displacement(before: Tensor, after: Tensor) -> Tensor:
+    """By how many pixels the picture moved, (dx, dy) to the right and down: (..., H, W, 3) uint8 → (..., 2) int64.
+
+    The peak of the phase correlation of the grey frames (Kuglin & Hines 1975) under a Hann window, sought within a
+    quarter of the frame's sides; (0, 0) where nothing moved, and for frames of one colour.
+    """
+    height, width = before.shape[-3:-1]
+    window = torch.hann_window(height, device=before.device)[:, None] * torch.hann_window(width, device=before.device)
+
+    def spectrum(frame: Tensor) -> Tensor:
+        grey = frame.float().mean(-1)
+        return torch.fft.rfft2((grey - grey.mean((-2, -1), keepdim=True)) * window)
+
+    cross = spectrum(after) * spectrum(before).conj()
+    peak = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-6), s=(height, width))
+    dy, dx = (torch.arange(-(side // 4), side // 4 + 1, device=before.device) for side in (height, width))
+    near = peak[..., dy % height, :][..., dx % width]
+    nearest = torch.sort((dy[:, None].abs() + dx.abs()).flatten(), stable=True).indices  # of equal peaks, the stillest
+    best = nearest[near.flatten(-2)[..., nearest].argmax(-1)]
+    return torch.stack((dx[best % len(dx)], dy[best // len(dx)]), -1)
+
+
+def frechet(a_MD: Tensor, b_MD: Tensor) -> float:
+    """Fréchet distance of Gaussians fitted to features (M, D): |μ - ν|² + tr(A + B - 2 √(AB)), Heusel et al. 2017."""
+    a, b = a_MD.double(), b_MD.double()
+    (cov_a, cov_b), shift = (torch.cov(x.T) for x in (a, b)), a.mean(0) - b.mean(0)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # tr √(AB) = tr √(√A B √A), which is symmetric
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return (shift @ shift + cov_a.trace() + cov_b.trace() - 2 * cross).item()

@@ -14,14 +14,16 @@ MODULES |= {f"kernels.{path.stem}": path for path in (PACKAGE / "kernels").glob(
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video", "impls"},
+    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens"},
-    4: {"quantize", "conv"},
-    5: {"registry"},
+    3: {"layers", "tokens", "pictures"},
+    4: {"quantize", "conv", "markup"},
+    5: {"registry", "report_page"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
-    8: {"world", "train"},
+    8: {"world", "train", "perceptual"},
+    9: {"rollouts", "fidelity", "action_report"},
+    10: {"probe"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {
