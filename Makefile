@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test test-all lint format bench clean
+.PHONY: help install demo test test-all lint format bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -38,8 +38,13 @@ format: $(READY) ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure speed
+bench: $(READY) ## measure speed, and write the table of the README
 	$(BIN)/python benchmark.py
+	$(BIN)/python benchmark.py --cfg.suite table
+
+gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every benchmark at full size
+	$(PYTHON) -m pytest -q tests/test_time_attention.py tests/test_space_attention.py tests/test_lfq_kernel.py tests/test_graphs.py
+	$(PYTHON) benchmark.py --cfg.suite all
 
 clean: ## remove .venv, caches and build outputs; data and runs stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

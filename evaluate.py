@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genie_fn import (
+    action_map,
     action_report,
     data,
     fidelity,
@@ -61,7 +62,7 @@ class Config:
     """Real frames before the dream; each is a protocol of its own, and all dream the same frames."""
     action_clips: int = 1000
     """Clips of 11 frames for the report on actions, which needs many transitions; fewer where the split has fewer."""
-    probe_steps: int = 400
+    probe_steps: int = 600
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     out: str = ""
     """Where the results go; by default `evaluation` in the run's folder."""
@@ -110,6 +111,8 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
         guess = action_report.label(store, offsets, 11, lambda *clip: probe.guess(judge, clip[0]), device)
         report["probe"] = probe.measure(judge, size, found, guess, report["true"], store.action_names)
         report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
+    if dream.lam and found.true is not None:
+        action_map.save(action_report.to_map(report), cfg.run)
     strips = [pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)]
     names = [f"code {i}" for i in range(choices)] if dream.lam else report["true"]["names"]
     return report, [Picture(x[None], name) for x, name in zip(strips, names, strict=True) if x.size]

@@ -4,8 +4,6 @@ A level's data is a function of (config, seed, level seed) alone, whatever the n
 levels it had finished: the same command goes on from there, and with a larger --cfg.num-levels it appends.
 """
 
-import contextlib
-import difflib
 import functools
 import multiprocessing
 import os
@@ -23,11 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genie_fn import data, video
 from genie_fn.errors import UserError, run
+from genie_fn.player import game
+from genie_fn.player.game import ACTIONS, MAX_LEVEL, SIZE
 
-SIZE = 64  # Procgen draws 64 x 64
-ACTIONS = (*"LEFT+DOWN LEFT LEFT+UP DOWN NOOP UP RIGHT+DOWN RIGHT RIGHT+UP".split(), *"DAWSQE")  # keys few games use
-# Elsewhere, asking for these modes ends the process.
-RARE_MODES = {"extreme": "chaser dodgeball leaper starpilot", "memory": "caveflyer dodgeball heist jumper maze miner"}
 EXPLORER_WEIGHTS = {"coinrun": [0.5, 2, 2, 0.5, 2, 1, 0.5, 4, 9, 0, 0, 0, 0, 0, 0]}  # by action: mostly right, jumping
 EXPLORER_HOLD = 3  # mean frames: long enough to clear gaps, short enough that most 4-frame clips see a change
 
@@ -48,27 +44,12 @@ class Config:
     verify: bool = False  # read everything back and compare checksums
 
 
-def _procgen():
-    """Procgen's module; importing it prints a page about gym, which nothing here uses."""
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            import procgen.env
-    except ImportError as error:
-        raise UserError(f"Procgen cannot be imported ({error}): `pip install procgen-mirror 'numpy<2'`.") from error
-    return procgen.env
-
-
 def check(cfg: Config) -> None:
     """Raise UserError for a config that cannot be collected."""
-    games = _procgen().ENV_NAMES
-    if cfg.env not in games:
-        (near,) = difflib.get_close_matches(cfg.env.lower(), games, n=1, cutoff=0)
-        raise UserError(f"Procgen has no game {cfg.env!r}: did you mean {near!r}?")
-    if cfg.env not in RARE_MODES.get(cfg.distribution_mode, cfg.env).split():
-        raise UserError(f"{cfg.env} has no {cfg.distribution_mode} mode: choose easy or hard.")
+    game.check(cfg.env, cfg.distribution_mode)
     for flag, least in {"num-levels": 1, "start-level": 0, "steps-per-level": 1, "seed": 0, "workers": 1}.items():
-        if not least <= (value := getattr(cfg, flag.replace("-", "_"))) <= 10**9:  # level seeds are 32-bit
-            raise UserError(f"--cfg.{flag} is {value}: choose a number from {least} to {10**9}.")
+        if not least <= (value := getattr(cfg, flag.replace("-", "_"))) <= MAX_LEVEL:
+            raise UserError(f"--cfg.{flag} is {value}: choose a number from {least} to {MAX_LEVEL}.")
     if cfg.policy == "explorer" and not cfg.repeat_actions:
         raise UserError("The explorer holds its actions: use --cfg.policy random with --cfg.no-repeat-actions.")
 
@@ -89,9 +70,7 @@ def choose_actions(cfg: Config, level: int) -> np.ndarray:
 
 def play_level(cfg: Config, level: int) -> data.Recording:
     """Play `level` for steps_per_level frames, over as many episodes as it takes."""
-    # start_level is ignored unless num_levels is set. With one level, rand_seed has nothing left to decide.
-    options = {"num_levels": 1, "start_level": level, "distribution_mode": cfg.distribution_mode, "rand_seed": 0}
-    env = _procgen().ProcgenGym3Env(num=1, env_name=cfg.env, num_threads=0, **options)
+    env = game.make_env(cfg.env, level, cfg.distribution_mode)
     actions, steps = choose_actions(cfg, level), cfg.steps_per_level
     frames, rewards, starts = np.empty((steps, SIZE, SIZE, 3), "u1"), np.empty(steps, "f4"), np.empty(steps, bool)
     info = {"completed": 0, "reward": 0.0, "actions": np.bincount(actions, minlength=len(ACTIONS)).tolist()}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genie_fn import dynamics, layers, metrics, quantize
+from genie_fn import dynamics, layers, metrics, quantize, random
+from genie_fn.kernels import lfq
 from genie_fn.kernels.attention import rms_norm, rotary
 from genie_fn.layers import STConfig
 from genie_fn.tokenizer import TokenizerConfig
@@ -146,16 +147,16 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
     return step
 
 
-def uncached_unmask(params, ids_BN, action_B, past, step, temperature, key, cfg, sample) -> tuple[Tensor, Tensor]:
+def uncached_unmask(params, ids_BN, action_B, past, step, key, cfg, sample) -> tuple[Tensor, Tensor]:
     """`dynamics.unmask` with the past's ids and actions in the place of its cache: all logits are computed anew."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg)
-    return dynamics.reveal(logits[:, -1], ids_BN, step, temperature, key, sample, cfg.sizes)
+    return dynamics.reveal(logits[:, -1], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
 def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The definition of `quantize.lfq_entropies`: entropies of a softmax over all 2^K codes."""
-    codes_VK = quantize.lfq_codes(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
+    """The definition of `lfq.entropies`: entropies of a softmax over all 2^K codes."""
+    codes_VK = lfq.codes_of(torch.arange(2 ** z_MK.shape[1], device=z_MK.device), z_MK.shape[1])
     log_p_MV = (2 / temperature * z_MK @ codes_VK.T).log_softmax(-1)
     p_MV = log_p_MV.exp()
     return -(p_MV * log_p_MV).sum(-1).mean(), torch.special.entr(p_MV.mean(0)).sum()

@@ -15,9 +15,9 @@ from torch._inductor.utils import fresh_cache
 
 from benchmarks import baselines, counts, timing
 from benchmarks.timing import Work, compare
-from genie_fn import data, dynamics, graphs, impls, layers, quantize, random, tokenizer, train, tree
+from genie_fn import data, dynamics, graphs, impls, layers, random, tokenizer, train, tree
 from genie_fn.errors import UserError
-from genie_fn.kernels import attention
+from genie_fn.kernels import attention, lfq
 from genie_fn.layers import DTYPES
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
@@ -76,7 +76,7 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
         def frame(
             past, programs: dynamics.Programs, key=keys[3], params=params, action_B=action_B1[:, 0], model=model
         ) -> Tensor:
-            return dynamics.next_frame(params, action_B, past, key, model, cfg.sample, programs)[0]
+            return dynamics.next_frame(params, action_B, past, key, model, cfg.sample, programs).ids
 
         uncached = partial(frame, (ids_BTN, actions_BT), dynamics.Programs(functions[0], lambda *_: None))
         cached = partial(frame, cache, dynamics.Programs(*functions[1:]))
@@ -92,20 +92,28 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
     return rows
 
 
-def lfq_suite(cfg, device: torch.device, bits=(10, 14, 18), most: int = 14, tokens: int = 4096) -> list[dict]:
-    """LFQ's two entropies and the gradient of their difference; the softmax for at most `most` bits."""
+def lfq_suite(
+    cfg, device: torch.device, bits=(10, 14, 18), most: int = 14, tokens: int = 4096, kernel: bool | None = None
+) -> list[dict]:
+    """LFQ's two entropies and the gradient of their difference; the softmax for at most `most` bits.
+
+    The Triton kernels are measured where there is a GPU, or if `kernel` says so.
+    """
 
     def loss(z_MK: Tensor, entropies: Callable) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         sample, average = entropies(z_MK, 1.0)
         return sample - average, (sample, average)
 
-    rows, both = [], {"softmax": baselines.materialised_entropies, "factorised": quantize.lfq_entropies}
+    rows, every = [], {"softmax": baselines.materialised_entropies, "factorised": lfq.entropies}
+    if device.type == "cuda" if kernel is None else kernel:
+        every["triton"] = lambda z_MK, temperature: lfq.quantize(z_MK, temperature=temperature, impl="triton")[3:]
     for width in bits:
         z_MK = random.normal(random.key(width, device), (tokens, width))
-        ways = {name: partial(tree.value_and_grad(loss), z_MK, way) for name, way in [*both.items()][width > most :]}
+        ways = {name: partial(tree.value_and_grad(loss), z_MK, way) for name, way in [*every.items()][width > most :]}
         results = [tree.leaves(way()) for way in ways.values()]
-        for a, b in zip(results[0], results[-1], strict=True):
-            baselines.check_same(a, b, f"the entropies of {width} bits", tolerance=1e-3)
+        for result in results[1:]:
+            for a, b in zip(results[0], result, strict=True):
+                baselines.check_same(a, b, f"the entropies of {width} bits", tolerance=1e-3)
         rows += with_peaks(compare(f"2^{width} codes, {tokens} tokens", ways, cfg.repeats), ways, device)
     return rows
 

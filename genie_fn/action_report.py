@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genie_fn import data, metrics, random, train
+from genie_fn import action_map, data, metrics, random, train
+from genie_fn.action_map import ActionMap
 from genie_fn.data import Store
 from genie_fn.errors import UserError
 
@@ -202,6 +203,13 @@ def compare(found: Transitions, actions: int, names: tuple[str, ...], key: Tenso
     if side is not None:
         result["sides"] = agreement(found.codes, side[true], found.level, actions, len(SIDES), key)
     return result
+
+
+def to_map(report: dict) -> ActionMap:
+    """What play needs of the report: the table of real and latent actions, and what follows from it."""
+    true, fit = report["true"], report["true"]["all"]
+    to_latent = action_map.by_lift(torch.tensor(fit["table"])).tolist()
+    return ActionMap(true["names"], fit["table"], to_latent, fit["accuracy"], fit["chance"])
 
 
 def rounded(values: Tensor) -> list[float | None]:

@@ -102,11 +102,15 @@ def check(params: Tree, spec: Tree, what: str) -> Tree:
 
 
 def from_dict(cls: type, values: dict) -> Any:
-    """A (nested, frozen) dataclass from the dict that `dataclasses.asdict` made, every field named exactly once."""
-    hints = typing.get_type_hints(cls)
-    if missing := hints.keys() ^ values.keys():
+    """A (nested, frozen) dataclass from the dict that `dataclasses.asdict` made.
+
+    A field that is newer than the dict takes its default; one that is no longer there, or has no default, is refused.
+    """
+    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if wrong := (values.keys() - hints.keys()) | (needed - values.keys()):
         raise UserError(
-            f"a stored {cls.__name__} and this version's differ in {', '.join(sorted(missing))}: "
+            f"a stored {cls.__name__} and this version's differ in {', '.join(sorted(wrong))}: "
             "train again, or use the version that wrote it"
         )
     return cls(**{name: _value(hints[name], value) for name, value in values.items()})

@@ -74,6 +74,15 @@ class SampleConfig:
             )
 
 
+class Step(NamedTuple):
+    """Step k = 0..steps-1 of a frame's sampling, and its temperature: 0-D tensors, so that a program compiled once runs
+    every one of them."""
+
+    k: Tensor
+    steps: Tensor
+    temperature: Tensor
+
+
 def digits(ids: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     """An id's factors, the lowest first: Σ digit_i · Π_{j<i} size_j. Those of the mask id V are its factors' sizes."""
     hidden, found, rest = ids == math.prod(sizes), [], ids
@@ -141,7 +150,7 @@ def loss(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, mask_BTN: Tensor, cf
     return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": (right * weight).sum()}, ())
 
 
-def revealed(step: Tensor, steps: int, tokens: int) -> Tensor:
+def revealed(step: Tensor, steps: int | Tensor, tokens: int) -> Tensor:
     """How many of a frame's tokens are known after step k = 0..steps-1: N - floor(N cos(π/2 · (k+1)/steps))."""
     hidden = torch.floor(tokens * torch.cos(math.pi / 2 * (step + 1) / steps))
     return tokens - hidden.clamp(min=0).to(torch.int64)
@@ -150,13 +159,14 @@ def revealed(step: Tensor, steps: int, tokens: int) -> Tensor:
 def reveal(
     logits_BNV: Tensor,
     ids_BN: Tensor,
-    step: Tensor,
-    temperature: Tensor,
+    step: Step,
     key: Tensor,
     cfg: SampleConfig,
     sizes: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """One MaskGIT step k = 0..steps-1: sample every hidden token, keep the surest, as many as the schedule allows.
+    """One MaskGIT step: sample every hidden token, keep the surest, as many as the schedule allows.
+
+    Only the order and the noise are read from `cfg`; the rest is in `step`.
 
     Hidden tokens are those whose id is the mask; known ones never change. A sample's confidence is its own probability
     (over a vocabulary of factors `sizes`, the product of theirs), not sharpened by the temperature, with Gumbel noise
@@ -168,7 +178,7 @@ def reveal(
     hidden_BN = ids_BN == codes
     threshold_BNS = random.uniform(pick_key, (batch, tokens, len(sizes)))
     parts = list(logits_BNV.split(sizes, -1))
-    picks = [_pick(part / temperature.clamp(min=1e-4), threshold_BNS[..., i]) for i, part in enumerate(parts)]
+    picks = [_pick(part / step.temperature.clamp(min=1e-4), threshold_BNS[..., i]) for i, part in enumerate(parts)]
     sample_BN = sum(pick * math.prod(sizes[:i]) for i, pick in enumerate(picks))
     ids_BN = torch.where(hidden_BN, sample_BN, ids_BN)
     log_p_BN = sum(
@@ -176,11 +186,11 @@ def reveal(
         for part, digit in zip(parts, digits(ids_BN, sizes), strict=True)
     )
     noise_BN = random.gumbel(noise_key, (batch, tokens))
-    fade = cfg.noise * (1 - (step + 1) / cfg.steps)
+    fade = cfg.noise * (1 - (step.k + 1) / step.steps)
     score_BN = noise_BN if cfg.order == "random" else log_p_BN + fade * noise_BN
     surest_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(dim=-1, descending=True, stable=True)
     rank_BN = surest_BN.argsort(dim=-1)
-    keep_BN = ~hidden_BN | (rank_BN < revealed(step, cfg.steps, tokens))
+    keep_BN = ~hidden_BN | (rank_BN < revealed(step.k, step.steps, tokens))
     return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
 
 
@@ -195,15 +205,14 @@ def unmask(
     ids_BN: Tensor,
     action_B: Tensor,
     cache: Cache,
-    step: Tensor,
-    temperature: Tensor,
+    step: Step,
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them."""
+    """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them; `key` is the frame's."""
     logits_B1NV, _ = logits_next(params, ids_BN[:, None], action_B[:, None], cache, cfg)
-    return reveal(logits_B1NV[:, 0], ids_BN, step, temperature, key, sample, cfg.sizes)
+    return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
 def remember(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig) -> Cache:
@@ -226,6 +235,15 @@ def empty_cache(cfg: DynamicsConfig, batch: int, device=None) -> Cache:
     return layers.empty_cache(cfg.stack, batch, cfg.tokens + (cfg.action_mode == "prepend"), device)
 
 
+class Sampled(NamedTuple):
+    """A frame: ids, the probability of each, the step 1..steps that revealed it, (B, N) each; and the cache after."""
+
+    ids: Tensor
+    probability: Tensor
+    step: Tensor
+    cache: Cache
+
+
 def next_frame(
     params: Tree,
     action_B: Tensor,
@@ -234,17 +252,21 @@ def next_frame(
     cfg: DynamicsConfig,
     sample: SampleConfig,
     programs: Programs = EAGER,
-) -> tuple[Tensor, Tensor, Cache]:
-    """Sample the frame that `action_B` leads to: its ids, their probabilities (B, N), and the extended cache."""
-    device = action_B.device
-    ids_BN = torch.full((len(action_B), cfg.tokens), cfg.codes, device=device)
-    temperature = torch.tensor(sample.temperature, device=device)
-    for k in range(sample.steps):
-        step = torch.tensor(k, device=device)
-        ids_BN, p_BN = programs.unmask(
-            params, ids_BN, action_B, cache, step, temperature, random.fold_in(key, step), cfg, sample
-        )
-    return ids_BN, p_BN, programs.remember(params, ids_BN[:, None], action_B[:, None], cache, cfg)
+    temperature: Tensor | None = None,
+) -> Sampled:
+    """Sample the frame that `action_B` leads to. A tensor `temperature` takes the place of the configuration's.
+
+    With `vmapped` programs every argument but `params` has one more axis in front, that of the sessions.
+    """
+    count = torch.arange(sample.steps + 1, device=action_B.device)
+    temperature = torch.tensor(sample.temperature, device=action_B.device) if temperature is None else temperature
+    ids = torch.full((*action_B.shape, cfg.tokens), cfg.codes, device=action_B.device)
+    step_of = torch.zeros_like(ids)
+    for k in count[:-1]:
+        ids, p = programs.unmask(params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, sample)
+        step_of = torch.where((step_of == 0) & (ids != cfg.codes), k + 1, step_of)
+    cache = programs.remember(params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg)
+    return Sampled(ids, p, step_of, cache)
 
 
 def generate(
@@ -263,8 +285,9 @@ def generate(
     cache = programs.remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
     video = [ids_BTN]
     for t in range(frames, entering_BT.shape[1]):
-        new_BN, _, cache = next_frame(params, entering_BT[:, t], cache, random.fold_in(key, t), cfg, sample, programs)
-        video.append(new_BN[:, None])
+        new = next_frame(params, entering_BT[:, t], cache, random.fold_in(key, t), cfg, sample, programs)
+        cache = new.cache
+        video.append(new.ids[:, None])
     return torch.cat(video, 1)
 
 
@@ -280,12 +303,10 @@ def generate_at_once(
     cache = empty_cache(cfg, len(ids_BTN), device)
     cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
     new_BM = torch.full((len(ids_BTN), future * cfg.tokens), cfg.codes, device=device)
-    temperature = torch.tensor(sample.temperature, device=device)
-    for k in range(sample.steps):
+    count, temperature = torch.arange(sample.steps + 1, device=device), torch.tensor(sample.temperature, device=device)
+    for k in count[:-1]:
         shown = new_BM.unflatten(1, (future, cfg.tokens))
         logits, _ = logits_next(params, shown, entering_BT[:, frames:], cache, cfg)
-        step = torch.tensor(k, device=device)
-        new_BM, _ = reveal(
-            logits.flatten(1, 2), new_BM, step, temperature, random.fold_in(key, step), sample, cfg.sizes
-        )
+        step, chance = Step(k, count[-1], temperature), random.fold_in(key, k)
+        new_BM, _ = reveal(logits.flatten(1, 2), new_BM, step, chance, sample, cfg.sizes)
     return torch.cat((ids_BTN, new_BM.unflatten(1, (future, cfg.tokens))), 1)

@@ -155,19 +155,19 @@ def st_transformer(
 def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig):
     """Space attention, time attention over the past's keys and values and the new, MLP.
 
-    Returns x, and if there is a past, the keys and values of all these frames.
+    Returns x, and if there is a past, the keys and values of the new frames.
     """
-    q, k, v = qkv(params["space"], x_BTND, cfg.heads)
-    x = x_BTND + linear(params["space"]["out"], attention.attend_space(q, k, v, impl=cfg.space_impl).flatten(-2))
-    time = params["time"]
+    space, time = params["space"], params["time"]
+    q, k, v = raw_qkv(space, x_BTND, cfg.heads)
+    y = attention.attend_within(q, k, v, space["q_norm"], space["k_norm"], impl=cfg.space_impl)
+    x = x_BTND + linear(space["out"], y.flatten(-2))
     q, k, v = raw_qkv(time, x, cfg.heads)
     scales = time["q_norm"], time["k_norm"]
     if past is None:
         y = attention.attend_new_frames(q, k, v, *scales, position_T1, visible_TS, impl=cfg.time_impl)
     else:
         q, k = (rotary(rms_norm(scale, x), position_T1) for scale, x in zip(scales, (q, k), strict=True))
-        k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
-        y = attention.attend_time(q, k, v, visible_TS, impl=cfg.time_impl)
+        y = attention.attend_time(q, k, v, visible_TS, past=past, impl=cfg.time_impl)
     x = x + linear(time["out"], y.flatten(-2))
     return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
 
@@ -182,11 +182,11 @@ def _visible(frames: int, window: int, cache: Cache | None, device) -> Tensor:
 
 
 def _extend(cache: Cache, keys: list[Tensor], values: list[Tensor]) -> Cache:
-    """Slide the cache on to the newest of the frames, old and new, in `keys` and `values`."""
-    past = cache.k_LBSNGE.shape[2]
+    """Slide the cache on by the new frames, of which `keys` and `values` hold a tensor (B, T, N, G, E) per layer."""
     k, v = torch.stack(keys), torch.stack(values)
-    new = k.shape[2] - past
-    return Cache(k[:, :, new:], v[:, :, new:], cache.seen + new)
+    new, past = k.shape[2], cache.k_LBSNGE.shape[2]
+    k, v = (torch.cat(x, 2) for x in ((cache.k_LBSNGE, k), (cache.v_LBSNGE, v)))
+    return Cache(k[:, :, new : new + past], v[:, :, new : new + past], cache.seen + new)
 
 
 def empty_cache(cfg: STConfig, batch: int, tokens: int, device=None) -> Cache:

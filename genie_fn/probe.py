@@ -19,7 +19,7 @@ from genie_fn.optim import OptimConfig
 from genie_fn.train import RunConfig
 from genie_fn.tree import Tree
 
-STAGES = (1, 2, 4, 4)  # widths, in multiples of the first; each halves the sides
+STAGES = (1, 2, 4)  # widths, in multiples of the first; each halves the sides
 
 
 class Probe(NamedTuple):
@@ -88,7 +88,7 @@ def guess(probe: Probe, frames_BTHWC: Tensor) -> Tensor:
 def settings(steps: int, seed: int, device: torch.device) -> RunConfig:
     """How a probe is trained."""
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=20, decay=0.4, final=0.02, weight_decay=1e-2, ema=0.98)
-    sizes = {"steps": steps, "batch_size": 32, "num_frames": 5}
+    sizes = {"steps": steps, "batch_size": 16, "num_frames": 5}
     return RunConfig("probe", seed=seed, compile="off", device=str(device), optim=optim, **sizes)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from genie_fn import layers, random
 from genie_fn.errors import UserError
+from genie_fn.kernels import lfq as lookup_free
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -40,6 +41,8 @@ class QuantizerConfig:
     """The share of the latents, evenly spread, that LFQ's entropies are computed on."""
     reset_below: float = 0.1
     """VQ codes used less than this share of uniform use are moved onto inputs."""
+    impl: str = "reference"
+    """LFQ's: "reference", torch operations, or "triton", kernels for a GPU that write no probabilities to memory."""
 
     def __post_init__(self):
         if self.kind not in ("lfq", "vq"):
@@ -58,6 +61,10 @@ class QuantizerConfig:
             )
         if not 0 < self.frac_sample <= 1:
             raise UserError(f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}")
+        if self.impl not in lookup_free.IMPLS or self.impl == "triton" and self.kind == "vq":
+            raise UserError(
+                f"--cfg.model.quantizer.impl is reference, or triton for lfq: not {self.impl!r} for {self.kind}"
+            )
 
     @property
     def dim(self) -> int:
@@ -103,18 +110,8 @@ def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Quantized:
 
 def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     """The codes (..., width) of ids (...): the inverse of quantisation."""
-    codes = lfq_codes(ids, cfg.dim) if cfg.kind == "lfq" else params["codebook"][ids]
+    codes = lookup_free.codes_of(ids, cfg.dim) if cfg.kind == "lfq" else params["codebook"][ids]
     return layers.linear(params["out"], codes) if cfg.input_dim else codes
-
-
-def _bit_values(dim: int, device) -> Tensor:
-    return 2 ** torch.arange(dim, device=device)
-
-
-def lfq_codes(ids: Tensor, dim: int) -> Tensor:
-    """ids (...) → codes (..., K) of ±1, bit k of the id being the sign of channel k."""
-    bits = (ids[..., None] // _bit_values(dim, ids.device)) % 2
-    return bits.to(torch.float32) * 2 - 1
 
 
 def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
@@ -124,52 +121,16 @@ def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
 
     the entropies averaged over the codebooks.
     """
-    z = z.float()
-    positive = z > 0
-    codes = positive.to(z.dtype) * 2 - 1
-    ids = (positive * _bit_values(cfg.dim, z.device)).sum(-1)
-    books = evenly_spread(z.flatten(0, -2), cfg.frac_sample).chunk(cfg.books, -1)
-    pairs = [lfq_entropies(book_MK, cfg.temperature) for book_MK in books]
-    sample, average = (torch.stack(x).mean() for x in zip(*pairs, strict=True))
-    commit = (z - codes).square().mean()
-    loss = cfg.commit * commit + cfg.entropy * (sample - cfg.diversity * average)
-    metrics = {"commit": commit, "sample_entropy": sample, "code_entropy": average}
-    return _quantized(z, codes, ids, loss, metrics, cfg)
-
-
-def evenly_spread(z_MK: Tensor, share: float) -> Tensor:
-    """A share of the rows, spread over all clips, frames and places: steps of the golden ratio, modulo M."""
-    rows, count = len(z_MK), max(1, round(share * len(z_MK)))
-    if count == rows:
-        return z_MK
-    return z_MK[(torch.arange(count, device=z_MK.device, dtype=torch.float64) * 0.6180339887498949 % 1 * rows).long()]
+    options = {"books": cfg.books, "temperature": cfg.temperature, "share": cfg.frac_sample, "impl": cfg.impl}
+    r = lookup_free.quantize(z.flatten(0, -2), **options)
+    loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
+    metrics = {"commit": r.commit, "sample_entropy": r.sample_entropy, "code_entropy": r.code_entropy}
+    return _quantized(z.float(), r.codes_MK.reshape(z.shape), r.ids_M.reshape(z.shape[:-1]), loss, metrics, cfg)
 
 
 def _quantized(z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig) -> Quantized:
     counts_V = code_counts(ids, cfg.codes)
-    return Quantized(z + (codes - z).detach(), ids, loss, metrics | use(counts_V), z.detach(), counts_V)
-
-
-def lfq_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Exact entropies, in nats, of the soft assignment softmax_c(2 z·c / τ) over all 2^K codes c in {-1, 1}^K.
-
-    Returns the mean per-sample entropy and the entropy of the average assignment. The softmax is a product of K
-    Bernoullis with logits s_k = 4 z_k / τ, so the first is a sum of K binary entropies; and with the bits cut into two
-    halves, whose code probabilities are A and B, the average over M samples of all 2^K codes is the matrix product
-    BᵀA / M: memory M · 2^(K/2), not M · 2^K.
-    """
-    s_MK = 4.0 / temperature * z_MK
-    sample = (F.softplus(s_MK) - s_MK * s_MK.sigmoid()).sum(-1).mean()
-    half = z_MK.shape[1] // 2
-    a, b = _code_probabilities(s_MK[:, :half]), _code_probabilities(s_MK[:, half:])
-    average = (b.T @ a / len(z_MK)).clamp(min=torch.finfo(torch.float32).tiny)  # the slope of p log p at 0 is infinite
-    return sample, torch.special.entr(average).sum()
-
-
-def _code_probabilities(s_MK: Tensor) -> Tensor:
-    """Probabilities (M, 2^K) of the codes of K independent bits of logits s: log p = Σ_k bit_k s_k + log σ(-s_k)."""
-    bits = lfq_codes(torch.arange(2 ** s_MK.shape[1], device=s_MK.device), s_MK.shape[1]) * 0.5 + 0.5
-    return (s_MK @ bits.T + F.logsigmoid(-s_MK).sum(-1, keepdim=True)).exp()
+    return Quantized(codes, ids, loss, metrics | use(counts_V), z.detach(), counts_V)
 
 
 def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
@@ -182,7 +143,7 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     codes = F.one_hot(ids, cfg.codes).to(z.dtype) @ codebook_VK
     commit = (z - codes.detach()).square().mean()
     loss = cfg.commit * commit + (codes - z.detach()).square().mean()
-    return _quantized(z, codes, ids, loss, {"commit": commit}, cfg)
+    return _quantized(z, z + (codes - z).detach(), ids, loss, {"commit": commit}, cfg)
 
 
 def initial_use(cfg: QuantizerConfig, device=None) -> Tree:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genie_fn import checkpoint, dynamics, impls, lam, layers, quantize, random, tokenizer, tree
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn import checkpoint, dynamics, graphs, impls, lam, layers, quantize, random, tokenizer, tree
+from genie_fn.dynamics import DynamicsConfig, SampleConfig, Step
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import Cache
@@ -44,11 +44,13 @@ class State(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a step shows: pixels (B, H, W, 3) uint8, ids (B, N), and the probability of each id (B, N)."""
+    """What a step shows: pixels (B, H, W, 3) uint8, ids (B, N), the probability of each id (B, N), and the MaskGIT step
+    1..steps that revealed it (B, N)."""
 
     pixels: Tensor
     ids: Tensor
     probability: Tensor
+    step: Tensor
 
 
 class Programs(NamedTuple):
@@ -62,9 +64,20 @@ class Programs(NamedTuple):
 EAGER = Programs()
 
 
-def compiled() -> Programs:
-    """`Programs` compiled for one batch size."""
-    return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER))
+def compiled(device: torch.device | str = "cpu") -> Programs:
+    """`Programs` compiled for one batch size, and on a GPU replayed as CUDA graphs."""
+    fast = (torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER)
+    return Programs(*(map(graphs.recorded, fast) if torch.device(device).type == "cuda" else fast))
+
+
+def vmapped(programs: Programs = EAGER) -> Programs:
+    """`Programs` for M sessions, each with its own key, temperature and past: everything has an axis more in front."""
+    each, shared = 0, None
+    return Programs(
+        torch.func.vmap(programs.unmask, (shared, each, each, each, Step(shared, shared, each), each, shared, shared)),
+        torch.func.vmap(programs.remember, (shared, each, each, each, shared)),
+        torch.func.vmap(programs.decode, (shared, each, each, shared)),
+    )
 
 
 MODULES = {"tokenizer": (tokenizer, TokenizerConfig), "lam": (lam, LamConfig), "dynamics": (dynamics, DynamicsConfig)}
@@ -156,16 +169,26 @@ def reset(
 
 
 def step(
-    world: World, state: State, action_B: Tensor, key: Tensor, sample: SampleConfig, programs: Programs = EAGER
+    world: World,
+    state: State,
+    action_B: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
+    programs: Programs = EAGER,
+    temperature: Tensor | None = None,
 ) -> tuple[State, Frame]:
-    """The next frame of every session, given its action. Pure: the same state, action and key give the same frame."""
+    """The next frame of every session, given its action. Pure: the same state, action and key give the same frame.
+
+    A tensor `temperature` takes the place of the configuration's. With `vmapped` programs, everything has an axis more
+    in front.
+    """
     coder, model = world.tokenizer, world.dynamics
-    ids, probability, cache = dynamics.next_frame(
-        model.params, action_B, state.dynamics, key, model.cfg, sample, dynamics.Programs(*programs[:2])
+    ids, probability, step_of, cache = dynamics.next_frame(
+        model.params, action_B, state.dynamics, key, model.cfg, sample, dynamics.Programs(*programs[:2]), temperature
     )
-    codes = quantize.lookup(coder.params["quantizer"], ids[:, None], coder.cfg.quantizer)
+    codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
     video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
-    return State(cache, decoder), Frame(layers.to_uint8(video[:, 0]), ids, probability)
+    return State(cache, decoder), Frame(layers.to_uint8(video.squeeze(-4)), ids, probability, step_of)
 
 
 def rollout(

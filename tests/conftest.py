@@ -11,7 +11,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run as Python here
 
-from genie_fn import dynamics, lam, random, tokenizer, tree
+from genie_fn import dynamics, lam, random, tokenizer, tree, world
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
@@ -58,6 +58,21 @@ def dynamics_cfg(request):
 @pytest.fixture(scope="session")
 def dynamics_params(dynamics_cfg):
     return tree.init(dynamics.spec(dynamics_cfg), random.key(3))
+
+
+def tiny_world():
+    """Random models that fit together: 32 x 32 frames, 4 tokens, 5 actions."""
+    cfg = DynamicsConfig(TOKENIZER.quantizer.codes, TOKENIZER.tokens, LAM.actions, stack=STACK)
+    return world.World(
+        world.Stage(TOKENIZER, tree.init(tokenizer.spec(TOKENIZER), random.key(1))),
+        world.Stage(cfg, tree.init(dynamics.spec(cfg), random.key(5))),
+        world.Stage(LAM, tree.init(lam.spec(LAM), random.key(2))),
+    )
+
+
+@pytest.fixture(scope="session")
+def dream():
+    return tiny_world()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 
 
 def time_attention() -> Iterator[tuple]:
-    """Kernel, constants, and the types of its arguments other than i32."""
+    """Kernel, constants, the types of its arguments other than i32, and options."""
     from genie_fn.kernels import time_attention as module
 
     types = dict.fromkeys(("dy", "dq", "dk", "dv", "out", "q", "k", "v"), "*bf16") | {"visible": "*i8", "scale": "fp32"}
@@ -22,18 +22,53 @@ def time_attention() -> Iterator[tuple]:
     for kernel in (module._forward, module._backward):
         for fused in (True, False):
             constants = module.tiling(16, 16, 64) | {"FUSED": fused, "TYPE": module.TYPES[torch.bfloat16]}
-            yield kernel, constants, types, 4
+            yield kernel, constants, types, {"num_warps": 4}
 
 
-CASES = {case.__name__: case for case in (time_attention,)}
+def space_attention() -> Iterator[tuple]:
+    """A frame in one tile and in many, with and without the norm, and the widest heads in float32."""
+    from genie_fn.kernels import space_attention as module
+
+    tensors = ("q", "k", "v", "y", "dy", "dq", "dk", "dv", "out")
+    for tokens, dim, dtype, norm in ((64, 64, torch.bfloat16, True), (1000, 64, torch.bfloat16, True)) + (
+        (256, 128, torch.float32, True),
+        (200, 40, torch.float16, False),
+    ):
+        kind = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
+        types = dict.fromkeys(tensors, kind) | {"scale": "fp32", "scale_log2": "fp32"}
+        types |= dict.fromkeys(("q_scale", "k_scale", "dq_scale", "dk_scale", "lse", "delta"), "*fp32")
+        for kernel in (module._forward, module._backward_queries, module._backward_keys):
+            constants = module.tiling(kernel, tokens, dim, dtype.itemsize) | {"NORM": norm, "TYPE": module.TYPES[dtype]}
+            if not (constants["WHOLE"] and kernel is module._backward_keys):
+                yield kernel, constants, types, module.options(constants)
+
+
+def lfq() -> Iterator[tuple]:
+    """18 bits and all rows, as it is trained; one bit and a share of the rows, where a half has no bits."""
+    from genie_fn.kernels import lfq_triton as module
+
+    types = dict.fromkeys(("codes", "sums", "dcodes", "dsums", "out", "g"), "*fp32") | {"scale": "fp32"}
+    types |= {"z": "*bf16", "dz": "*bf16", "ids": "*i64", "times": "*i64"}
+    for bits in (18, 1):
+        rounding = module.round_tiling(bits) | {"TIMES": bits == 1} | ({} if bits == 1 else {"times": None})
+        for kernel in (module._round, module._round_backward):
+            yield kernel, rounding, types, {"num_warps": 4}
+        yield module._sum_codes, module.sum_tiling(bits), types, {"num_warps": 4}
+        for tiling in module.gradient_tilings(bits):
+            yield module._sum_codes_backward, tiling, types, {"num_warps": 4}
+
+
+CASES = {case.__name__: case for case in (time_attention, space_attention, lfq)}
 
 
 def main(name: str, *capabilities: str) -> None:
-    for number, (kernel, constants, types, warps) in enumerate(CASES[name]()):
+    for number, (kernel, constants, types, options) in enumerate(CASES[name]()):
         signature = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         for capability in map(int, capabilities):
-            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            # The first of these with 99 KiB of memory for a program's tiles is not among them, so all fit everywhere.
+            assert made.metadata.shared <= 99 * 1024, f"{kernel.__name__} {number} takes {made.metadata.shared} bytes"
             print(kernel.__name__, number, capability, len(made.asm["cubin"]), flush=True)
 
 

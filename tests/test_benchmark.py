@@ -9,9 +9,10 @@ import torch
 
 import benchmark
 from benchmarks import baselines, counts, report, suites, timing
-from genie_fn import dynamics, quantize, random, tokenizer, tree
+from genie_fn import dynamics, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
+from genie_fn.kernels import lfq
 from genie_fn.layers import STConfig
 
 STACK = STConfig(layers=2, dim=16, heads=2, window=4)
@@ -22,8 +23,8 @@ CPU = torch.device("cpu")
 SMALL_CODER = tokenizer.TokenizerConfig(32, 32, 16)
 
 
-def tiny_lfq(cfg=TINY, device=CPU):
-    return suites.lfq_suite(cfg, device, bits=(4, 6, 8), most=6, tokens=64)
+def tiny_lfq(cfg=TINY, device=CPU, **options):
+    return suites.lfq_suite(cfg, device, bits=(4, 6, 8), most=6, tokens=64, **options)
 
 
 def check_rows(rows, repeats):
@@ -86,12 +87,18 @@ def test_lfq_rows_have_ratios_and_peaks():
     assert peaks[3] < peaks[2] / 2
 
 
+def test_lfq_measures_the_kernel_too():
+    pytest.importorskip("triton")
+    rows = tiny_lfq(kernel=True)
+    assert [row["variant"] for row in rows] == ["softmax", "factorised", "triton"] * 2 + ["factorised", "triton"]
+
+
 def test_lfq_refuses_ways_that_disagree(monkeypatch):
-    true = quantize.lfq_entropies
-    monkeypatch.setattr(quantize, "lfq_entropies", lambda z, t: true(z * 1.1, t))
+    true = lfq.entropies
+    monkeypatch.setattr(lfq, "entropies", lambda z, t: true(z * 1.1, t))
     with pytest.raises(RuntimeError, match="the entropies of 4 bits differ"):
         tiny_lfq()
-    monkeypatch.setattr(quantize, "lfq_entropies", lambda z, t: tuple(x.detach() + 0 * z.sum() for x in true(z, t)))
+    monkeypatch.setattr(lfq, "entropies", lambda z, t: tuple(x.detach() + 0 * z.sum() for x in true(z, t)))
     with pytest.raises(RuntimeError, match="the entropies of 4 bits differ"):  # the gradient alone
         tiny_lfq()
 

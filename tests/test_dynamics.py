@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from genie_fn import dynamics, random, tree
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig, SampleConfig, Step
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
 
@@ -153,9 +153,10 @@ def hidden_frame(batch=3):
     return torch.full((batch, N), V)
 
 
-def reveal(logits, ids, k, sample, temperature=None, seed=0):
-    temperature = torch.tensor(sample.temperature if temperature is None else temperature)
-    return dynamics.reveal(logits, ids, torch.tensor(k), temperature, random.key(seed), sample)
+def reveal(logits, ids, k, sample, temperature=None, seed=0, key=None):
+    temperature = sample.temperature if temperature is None else temperature
+    step = Step(torch.tensor(k), torch.tensor(sample.steps), torch.tensor(temperature))
+    return dynamics.reveal(logits, ids, step, random.key(seed) if key is None else key, sample)
 
 
 @pytest.mark.parametrize("order", ["confidence", "random"])
@@ -244,10 +245,7 @@ def uncached_generate(params, ids, actions, key, cfg, sample):
         for k in range(sample.steps):
             sequence = torch.cat((video, frame[:, None]), 1)
             logits, _ = dynamics.logits_next(params, sequence, entering[:, : t + 1], None, cfg)
-            temperature = torch.tensor(sample.temperature)
-            frame, _ = dynamics.reveal(
-                logits[:, -1], frame, torch.tensor(k), temperature, random.fold_in(frame_key, k), sample
-            )
+            frame, _ = reveal(logits[:, -1], frame, k, sample, key=random.fold_in(frame_key, k))
         video = torch.cat((video, frame[:, None]), 1)
     return video
 
@@ -307,6 +305,25 @@ def test_bad_configs_are_a_sentence():
         DynamicsConfig(action_mode="concat")
 
 
+def test_a_sampled_frame_tells_when_each_token_was_revealed(dynamics_params, dynamics_cfg):
+    """As many tokens by step k as the schedule says, and exactly those that `unmask` had revealed by then."""
+    cfg, sample, seen = dynamics_cfg, SampleConfig(4), []
+
+    def unmask(*arguments):
+        ids, p = dynamics.unmask(*arguments)
+        seen.append(ids)
+        return ids, p
+
+    cache = dynamics.remember(
+        dynamics_params, tokens(cfg, frames=1), actions(cfg, count=1), dynamics.empty_cache(cfg, B), cfg
+    )
+    programs = dynamics.Programs(unmask)
+    new = dynamics.next_frame(dynamics_params, actions(cfg, count=1)[:, 0], cache, random.key(3), cfg, sample, programs)
+    for k, ids in enumerate(seen):
+        assert torch.equal(new.step <= k + 1, ids != cfg.codes)
+    assert new.step.min() == 1 and new.step.max() == 4
+
+
 # Vocabularies of factors
 
 
@@ -356,7 +373,8 @@ def test_revealing_factors_follows_their_joint_distribution():
     joint = (high[:, None] * low[None]).flatten()
     count = 40_000
     hidden = torch.full((1, count), 32)
-    arguments = (logits.expand(1, count, 12), hidden, torch.tensor(0), torch.tensor(1.0), random.key(1), cfg, sizes)
+    step = Step(torch.tensor(0), torch.tensor(1), torch.tensor(1.0))
+    arguments = (logits.expand(1, count, 12), hidden, step, random.key(1), cfg, sizes)
     ids, p = dynamics.reveal(*arguments)
     share = torch.bincount(ids[0], minlength=33) / count
     assert share[32] == 0 and (share[:32] - joint).abs().max() < 0.01

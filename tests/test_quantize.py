@@ -9,11 +9,12 @@ import torch
 
 from genie_fn import quantize, random, tree
 from genie_fn.errors import UserError
+from genie_fn.kernels import lfq
 from genie_fn.quantize import QuantizerConfig
 
 
 def all_codes(dim):
-    return quantize.lfq_codes(torch.arange(2**dim), dim)
+    return lfq.codes_of(torch.arange(2**dim), dim)
 
 
 def materialised_entropies(z_MK, temperature):
@@ -30,7 +31,7 @@ def test_lfq_entropies_and_their_gradients_equal_the_materialised_softmax(dim, t
     for which in (0, 1):
         ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
         entropy, oracle = (
-            f(x, temperature)[which] for f, x in ((quantize.lfq_entropies, ours), (materialised_entropies, theirs))
+            f(x, temperature)[which] for f, x in ((lfq.entropies, ours), (materialised_entropies, theirs))
         )
         torch.testing.assert_close(entropy.double(), oracle, rtol=1e-4, atol=1e-5)
         (gradient,), (expected,) = torch.autograd.grad(entropy, ours), torch.autograd.grad(oracle, theirs)
@@ -43,7 +44,7 @@ def test_sure_latents_have_right_entropies_and_finite_gradients(temperature):
     """Codes that no latent is near get probability 0 in float32; their entropy's gradient must not become NaN."""
     for z in (random.normal(random.key(0), (40, 8)) * 8, all_codes(8)[:1].expand(40, 8) * 10.0):
         z = z.clone().requires_grad_()
-        entropies = quantize.lfq_entropies(z, temperature)
+        entropies = lfq.entropies(z, temperature)
         for ours, oracle in zip(entropies, materialised_entropies(z, temperature), strict=True):
             torch.testing.assert_close(ours.double(), oracle, rtol=1e-3, atol=1e-3)
             assert torch.autograd.grad(ours, z, retain_graph=True)[0].isfinite().all()
@@ -51,10 +52,10 @@ def test_sure_latents_have_right_entropies_and_finite_gradients(temperature):
 
 HUGE = """
 import resource, sys, torch
-from genie_fn import quantize
+from genie_fn.kernels import lfq
 torch.set_num_threads(2)
 z = torch.randn(49_152, 18, generator=torch.Generator().manual_seed(0)).requires_grad_()
-sample, average = quantize.lfq_entropies(z, 1.0)
+sample, average = lfq.entropies(z, 1.0)
 gradient, = torch.autograd.grad(sample - average, z)
 assert gradient.isfinite().all() and gradient.abs().max() > 0 and 0 < sample < average < 18 * 0.6932
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
@@ -105,7 +106,7 @@ def test_the_diversity_term_rewards_use_of_all_codes():
 
 
 def test_the_sample_term_rewards_sure_latents():
-    sure, unsure = (quantize.lfq_entropies(all_codes(4) * scale, 1.0)[0] for scale in (2.0, 0.1))
+    sure, unsure = (lfq.entropies(all_codes(4) * scale, 1.0)[0] for scale in (2.0, 0.1))
     assert sure < unsure
 
 
@@ -218,11 +219,11 @@ def test_several_codebooks_have_entropies_of_their_own():
 
 def test_a_share_of_the_samples_is_spread_evenly():
     z = torch.arange(1000.0)[:, None]
-    part = quantize.evenly_spread(z, 0.1)[:, 0]
+    part = lfq.evenly_spread(z, 0.1)[:, 0]
     assert len(part) == 100 == len(part.unique())
     assert torch.histc(part, 10, 0, 1000).min() >= 9
     assert len((part % 8).unique()) == 8, "always the same places"
-    assert quantize.evenly_spread(z, 1.0) is z
+    assert lfq.evenly_spread(z, 1.0) is z
     cfg = QuantizerConfig(codes=16)
     z = random.normal(random.key(0), (4096, 4))
     full, part = (quantize.lfq(z, replace(cfg, frac_sample=f)) for f in (1.0, 0.25))
@@ -247,3 +248,6 @@ def test_impossible_quantisers_are_refused():
     for options in ({"books": 3}, {"books": 0}, {"kind": "vq", "books": 2}, {"frac_sample": 0.0}):
         with pytest.raises(UserError):
             QuantizerConfig(codes=2**10, **options)
+    for kind, impl in (("lfq", "cuda"), ("vq", "triton"), ("vq", "sdpa")):
+        with pytest.raises(UserError, match="quantizer.impl"):
+            QuantizerConfig(kind=kind, impl=impl)

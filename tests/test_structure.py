@@ -9,20 +9,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "genie_fn"
 SCRIPTS = {path.stem: path for path in ROOT.glob("*.py")}
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-MODULES |= {f"kernels.{path.stem}": path for path in (PACKAGE / "kernels").glob("*.py") if path.stem != "__init__"}
+for _folder in ("kernels", "player"):
+    MODULES |= {f"{_folder}.{path.stem}": path for path in (PACKAGE / _folder).glob("*.py") if path.stem != "__init__"}
 
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
     1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines"},
-    2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
+    2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs", "action_map"},
     3: {"layers", "tokens", "pictures"},
     4: {"quantize", "conv", "markup"},
     5: {"registry", "report_page"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
-    9: {"rollouts", "fidelity", "action_report"},
+    9: {"player", "rollouts", "fidelity", "action_report"},
     10: {"probe"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}

@@ -87,8 +87,8 @@ def test_the_whole_stack_compiled_with_the_kernel_is_the_stack(stack_cfg):
 
 
 def test_without_triton_the_choice_is_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "genie_fn.kernels.time_attention", None)
-    monkeypatch.delattr("genie_fn.kernels.time_attention", raising=False)
+    monkeypatch.setitem(sys.modules, "genie_fn.kernels.common", None)
+    monkeypatch.delattr("genie_fn.kernels.common", raising=False)
     q = noise(0, 1, 2, 3, 1, 16)
     with pytest.raises(UserError, match="needs the package triton"):
         attention.attend_time(q, q, q, torch.ones(2, 2, dtype=torch.bool), impl="triton")

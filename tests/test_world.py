@@ -5,19 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genie_fn import dynamics, random, tokenizer, tree, world
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn import random, tokenizer, tree, world
+from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
-from genie_fn.world import Stage, World
 
 SAMPLE = SampleConfig(steps=3)
-
-
-@pytest.fixture(scope="module")
-def dream(stack_cfg, tokenizer_cfg, tokenizer_params, lam_cfg, lam_params):
-    cfg = DynamicsConfig(tokenizer_cfg.quantizer.codes, tokenizer_cfg.tokens, lam_cfg.actions, stack=stack_cfg)
-    params = tree.init(dynamics.spec(cfg), random.key(5))
-    return World(Stage(tokenizer_cfg, tokenizer_params), Stage(cfg, params), Stage(lam_cfg, lam_params))
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@
 - "sdpa": torch's fused scaled_dot_product_attention;
 - "fused": products and sums left to the compiler, for the time axis, where sequences are so short that a fused
   attention kernel spends its time on padding;
-- "triton": for the time axis on a GPU, genie_fn/kernels/time_attention.py, with norm and rotary positions inside;
+- "triton": for a GPU, genie_fn/kernels/space_attention.py and time_attention.py, which read the axis where it lies, and
+  normalise (and for time turn) what they read;
 - "auto": what the scripts replace by one of these (`impls.resolve`); left as it is, sdpa in space and fused in time.
 """
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genie_fn.errors import UserError
+from genie_fn.kernels import require_triton
 
-SPACE_IMPLS = ("auto", "reference", "sdpa")
-TIME_IMPLS = (*SPACE_IMPLS, "fused", "triton")
+SPACE_IMPLS = ("auto", "reference", "sdpa", "triton")
+TIME_IMPLS = (*SPACE_IMPLS, "fused")
 
 
 def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -46,19 +47,43 @@ def _angles(position: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 def attend_space(q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str = "sdpa") -> Tensor:
     """Every token attends to all tokens of its own frame. Returns (B, T, N, G, E)."""
+    if impl == "triton":
+        require_triton()
+        from genie_fn.kernels import space_attention
+
+        return space_attention.attend_space(q_BTNGE, k_BTNGE, v_BTNGE, None, None)[0]
     q, k, v = (x.transpose(2, 3) for x in (q_BTNGE, k_BTNGE, v_BTNGE))
     return _attend(q, k, v, None, impl).transpose(2, 3)
 
 
+def attend_within(
+    q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, q_scale_E: Tensor, k_scale_E: Tensor, *, impl: str = "sdpa"
+) -> Tensor:
+    """`attend_space` of raw queries and keys: RMS norm with the scales comes first."""
+    if impl == "triton":
+        require_triton()
+        from genie_fn.kernels import space_attention
+
+        return space_attention.attend_space(q_BTNGE, k_BTNGE, v_BTNGE, q_scale_E, k_scale_E)[0]
+    return attend_space(rms_norm(q_scale_E, q_BTNGE), rms_norm(k_scale_E, k_BTNGE), v_BTNGE, impl=impl)
+
+
 def attend_time(
-    q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor, *, impl: str = "fused"
+    q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor, *, past=None, impl: str = "fused"
 ) -> Tensor:
     """Query frame t attends, at its own place n, to the key frames s where `visible_TS` is true.
 
-    Keys may have more frames than queries: a cached past in front. Returns (B, T, N, G, E).
+    `past` are the keys and values of a cached past, in front of the others. Returns (B, T, N, G, E).
     """
+    if past is not None and impl in ("fused", "auto"):
+        return _attend_past_and_new(q_BTNGE, *past, k_BSNGE, v_BSNGE, visible_TS)
+    if past is not None:
+        k_BSNGE, v_BSNGE = (torch.cat(x, 1) for x in zip(past, (k_BSNGE, v_BSNGE), strict=True))
     if impl == "triton":
-        return _triton().attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
+        require_triton()
+        from genie_fn.kernels import time_attention
+
+        return time_attention.attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
     if impl in ("fused", "auto"):
         return _attend_time_fused(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS)
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q_BTNGE, k_BSNGE, v_BSNGE))
@@ -80,20 +105,12 @@ def attend_new_frames(
     if impl == "triton":
         cos_TH, sin_TH = (x.squeeze((1, 2)).float() for x in _angles(position_T1, q_BTNGE.shape[-1] // 2))
         mask = visible_TT.to(torch.int8)
-        return _triton().attend_time(q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH)
+        require_triton()
+        from genie_fn.kernels import time_attention
+
+        return time_attention.attend_time(q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH)
     q, k = (rotary(rms_norm(s, x), position_T1) for s, x in ((q_scale_E, q_BTNGE), (k_scale_E, k_BTNGE)))
     return attend_time(q, k, v_BTNGE, visible_TT, impl=impl)
-
-
-def _triton():
-    """The kernels' module, imported when it is asked for: a CPU build of torch comes without Triton."""
-    try:
-        from genie_fn.kernels import time_attention
-    except ImportError as error:
-        raise UserError("the impl triton needs the package triton: install it, or choose another time-impl") from error
-    if not torch.cuda.is_available() and not time_attention.INTERPRETED:
-        raise UserError("the impl triton runs on a GPU, and there is none here: choose another time-impl")
-    return time_attention
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) -> Tensor:
@@ -108,9 +125,26 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) 
     return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
-def _attend_time_fused(q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor) -> Tensor:
-    scale = q_BTNGE.shape[-1] ** -0.5
-    scores_BTSNG = (q_BTNGE[:, :, None] * k_BSNGE[:, None]).sum(-1, dtype=torch.float32) * scale
-    scores_BTSNG = scores_BTSNG.masked_fill(~visible_TS[:, :, None, None], -torch.inf)
-    weights_BTSNG = scores_BTSNG.softmax(2).to(v_BSNGE.dtype)
+def _scores(q_BTNGE: Tensor, k_BSNGE: Tensor) -> Tensor:
+    """(B, T, S, N, G)"""
+    return (q_BTNGE[:, :, None] * k_BSNGE[:, None]).sum(-1, dtype=torch.float32) * q_BTNGE.shape[-1] ** -0.5
+
+
+def _weigh(scores_BTSNG: Tensor, visible_TS: Tensor, dtype: torch.dtype) -> Tensor:
+    return scores_BTSNG.masked_fill(~visible_TS[:, :, None, None], -torch.inf).softmax(2).to(dtype)
+
+
+def _gather(weights_BTSNG: Tensor, v_BSNGE: Tensor) -> Tensor:
     return (weights_BTSNG[..., None] * v_BSNGE[:, None]).sum(2)
+
+
+def _attend_time_fused(q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor) -> Tensor:
+    return _gather(_weigh(_scores(q_BTNGE, k_BSNGE), visible_TS, v_BSNGE.dtype), v_BSNGE)
+
+
+def _attend_past_and_new(q_BTNGE, past_k, past_v, k_BTNGE, v_BTNGE, visible_TS: Tensor) -> Tensor:
+    """One softmax over both, without joining them: sampling comes here at every step, and the past is most of it."""
+    scores_BTSNG = torch.cat((_scores(q_BTNGE, past_k), _scores(q_BTNGE, k_BTNGE)), 2)
+    sizes = past_k.shape[1], k_BTNGE.shape[1]
+    weights = _weigh(scores_BTSNG, visible_TS, v_BTNGE.dtype).split(sizes, 2)
+    return _gather(weights[0], past_v) + _gather(weights[1], v_BTNGE)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genie_fn.kernels.common import TYPES
+
 EPS = tl.constexpr(1e-6)
 
 
@@ -160,12 +162,6 @@ def _backward(
         tl.store(row + 3 * HALF, tl.sum(gkb, 0), mask=h < HALF)
     _store_halves(dq + batch * ob + head * og, t * ot + n * on, oe, exists_q, dqa, dqb, HALF, BLOCK_H)
     _store_halves(dk + batch * cb + head * cg, s * ct + m * cn, ce, exists_k, dka, dkb, HALF, BLOCK_H)
-
-
-TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-INTERPRETED = triton.knobs.runtime.interpret
-if INTERPRETED:
-    TYPES[torch.bfloat16] = tl.float32  # the interpreter multiplies bfloat16 as if it were integers
 
 
 def tiling(frames_q: int, frames_k: int, head_dim: int) -> dict[str, int]:

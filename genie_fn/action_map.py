@@ -1,0 +1,55 @@
+"""From real actions to latent ones and back, by counting how they met in labelled transitions.
+
+Genie (arXiv 2402.15391), section 3.3, maps latent actions to real ones with a few labelled samples; play needs the other
+way too, for the arrow keys. The map is kept beside the world, as `actions.json` in the dynamics run's folder.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+FILE = "actions.json"
+
+
+class ActionMap(NamedTuple):
+    """What was counted, and what follows from it."""
+
+    names: list[str]
+    """The real actions'."""
+    table: list[list[int]]
+    """How often each real action (rows) went with each latent one."""
+    to_latent: list[int]
+    """Per real action, the latent one that stands for it in play."""
+    agreement: float
+    """How often the best map from latent to real actions, fitted on half of the levels, is right on the other half."""
+    chance: float
+    """How often always naming the commonest real action is right there."""
+
+
+def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
+    """Per real action the latent one that it makes most likelier than usual: argmax p(latent | real) / p(latent).
+
+    Where real actions tell little of latent ones, the likeliest latent action is the same for all; what it is raised by
+    is not. `smoothing` counts are added in the usual proportions, against chance in rare actions.
+    """
+    usual = (table.sum(0) + 1) / (table.sum() + table.shape[1])
+    lift = (table + smoothing * usual) / (table.sum(1, keepdim=True) + smoothing) / usual
+    return lift.argmax(1)
+
+
+def save(found: ActionMap, run: str | Path) -> Path:
+    """Write the map beside the world; returns the file."""
+    path = Path(run) / FILE
+    path.write_text(json.dumps(found._asdict(), indent=1) + "\n")
+    return path
+
+
+def load(run: str | Path) -> ActionMap | None:
+    """The map of a run, None where none was measured or it cannot be read."""
+    try:
+        stored = json.loads((Path(run) / FILE).read_text())
+        return ActionMap(**stored)
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,11 @@
+"""What all Triton kernels share. It imports Triton: see `require_triton` beside it."""
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = triton.knobs.runtime.interpret
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+"""The type in which a kernel multiplies inputs of each dtype."""
+if INTERPRETED:
+    TYPES[torch.bfloat16] = tl.float32  # the interpreter multiplies bfloat16 as if it were integers

@@ -1,0 +1,115 @@
+"""Lookup-free quantisation (Yu et al. 2023, arXiv 2310.05737, section 3.1): codes, ids, and what its loss is made of.
+
+`impl` names the implementation, never guessed from the input:
+- "reference": torch operations, which the other is tested against, and the one for a CPU;
+- "triton": for a GPU, genie_fn/kernels/lfq_triton.py, which writes no probabilities to memory.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genie_fn.errors import UserError
+from genie_fn.kernels import require_triton
+
+IMPLS = ("reference", "triton")
+
+
+class Rounded(NamedTuple):
+    """What `quantize` returns for z (M, K): all float32, but for the ids."""
+
+    codes_MK: Tensor
+    """Signs ±1 (sign(0) = -1); their gradient goes straight through to z."""
+    ids_M: Tensor
+    """Σ 2^k [z_k > 0], int64."""
+    commit: Tensor
+    """Mean of (z - code)²."""
+    sample_entropy: Tensor
+    """Mean over samples and codebooks of the entropy of one sample's soft assignment, in nats."""
+    code_entropy: Tensor
+    """Mean over codebooks of the entropy of the samples' average assignment, in nats."""
+
+
+def quantize(
+    z_MK: Tensor, *, books: int = 1, temperature: float = 1.0, share: float = 1.0, impl: str = "reference"
+) -> Rounded:
+    """Round z (M, K), float32 or a shorter type. A `share` of the rows, evenly spread, is what the entropies see.
+
+    The K bits are cut into `books` codebooks, each with entropies of its own.
+    """
+    if impl == "triton":
+        return _quantize_triton(z_MK, books, temperature, share)
+    z_MK = z_MK.float()
+    positive = z_MK > 0
+    codes = positive.to(z_MK.dtype) * 2 - 1
+    ids = (positive * _bit_values(z_MK.shape[1], z_MK.device)).sum(-1)
+    pairs = [entropies(book_MK, temperature) for book_MK in evenly_spread(z_MK, share).chunk(books, -1)]
+    sample, code = (torch.stack(x).mean() for x in zip(*pairs, strict=True))
+    return Rounded(z_MK + (codes - z_MK).detach(), ids, (z_MK - codes).square().mean(), sample, code)
+
+
+def _quantize_triton(z_MK: Tensor, books: int, temperature: float, share: float) -> Rounded:
+    if (width := z_MK.shape[1] // books) > 30:  # the kernels number the codes of a book in 32 bits
+        raise UserError(f"the impl triton takes at most 30 bits in a codebook, not {width}: take more codebooks")
+    require_triton()
+    from genie_fn.kernels import lfq_triton
+
+    rows_S, part_SK, times_M = _spread(len(z_MK), share, z_MK.device), z_MK, None
+    if rows_S is not None:
+        part_SK, once = z_MK[rows_S], torch.ones_like(rows_S)
+        times_M = torch.zeros(len(z_MK), dtype=rows_S.dtype, device=z_MK.device).scatter_add(0, rows_S, once)
+    codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / temperature)
+    average_XBA = lfq_triton.sum_codes(part_SK, books, 4 / temperature) / len(part_SK)
+    sample, code = sample / (len(part_SK) * books), _entropy(average_XBA) / books
+    return Rounded(codes, ids, commit / z_MK.numel(), sample, code)
+
+
+def evenly_spread(z_MK: Tensor, share: float) -> Tensor:
+    """A share of the rows, spread over all clips, frames and places: steps of the golden ratio, modulo M."""
+    rows_S = _spread(len(z_MK), share, z_MK.device)
+    return z_MK if rows_S is None else z_MK[rows_S]
+
+
+def _spread(rows: int, share: float, device: torch.device) -> Tensor | None:
+    """Which rows those are, a few perhaps twice; None if all."""
+    count = max(1, round(share * rows))
+    if count == rows:
+        return None
+    return (torch.arange(count, device=device, dtype=torch.float64) * 0.6180339887498949 % 1 * rows).long()
+
+
+def entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Exact entropies, in nats, of the soft assignment softmax_c(2 z·c / τ) over all 2^K codes c in {-1, 1}^K.
+
+    Returns the mean per-sample entropy and the entropy of the average assignment. The softmax is a product of K
+    Bernoullis with logits s_k = 4 z_k / τ, so the first is a sum of K binary entropies; and with the bits cut into two
+    halves, whose code probabilities are A and B, the average over M samples of all 2^K codes is the matrix product
+    BᵀA / M: memory M · 2^(K/2), not M · 2^K.
+    """
+    s_MK = 4.0 / temperature * z_MK
+    sample = (F.softplus(s_MK) - s_MK * s_MK.sigmoid()).sum(-1).mean()
+    half = z_MK.shape[1] // 2
+    a, b = _code_probabilities(s_MK[:, :half]), _code_probabilities(s_MK[:, half:])
+    return sample, _entropy(b.T @ a / len(z_MK))
+
+
+def _code_probabilities(s_MK: Tensor) -> Tensor:
+    """Probabilities (M, 2^K) of the codes c of K independent bits of logits s: softmax_c(s·c / 2)."""
+    codes_VK = codes_of(torch.arange(2 ** s_MK.shape[1], device=s_MK.device), s_MK.shape[1])
+    return (s_MK @ (codes_VK.T / 2)).softmax(-1)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p.clamp(min=torch.finfo(torch.float32).tiny)).sum()  # p log p's slope at 0 is infinite
+
+
+def codes_of(ids: Tensor, dim: int) -> Tensor:
+    """ids (...) → codes (..., K) of ±1, bit k of the id being the sign of channel k."""
+    bits = (ids[..., None] // _bit_values(dim, ids.device)) % 2
+    return bits.to(torch.float32) * 2 - 1
+
+
+def _bit_values(dim: int, device: torch.device) -> Tensor:
+    return 2 ** torch.arange(dim, device=device)

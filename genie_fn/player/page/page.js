@@ -1,0 +1,249 @@
+// The state of this tab, and what the page shows of it: world, frame, overlays, unmasking, figures, branches.
+
+import { buildActions, buildArrows, buildTable, describeMap, describeWorld } from "./describe.js";
+import { canonical, pad } from "./controls.js";
+import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
+
+const READY = { compiling: "compiling: the first minute is slower", compiled: "compiled", eager: "not compiled" };
+const PAUSE = 1000; // ms: frames further apart were not played in one go
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const touch = matchMedia("(pointer: coarse)");
+const KEPT = ["note", "compare", "status", "transport", "pads"]; // what stays in sight below the canvas
+const LEGENDS = ["legend-heat", "legend-ids", "legend-unmask"];
+
+const stored = JSON.parse(sessionStorage.getItem("genie_fn") ?? "{}");
+export const state = {
+  world: null,
+  frame: null, // the frame shown, decoded
+  asked: null, // the request that the next frame answers, and when it was made
+  next: null, // the latest request made meanwhile: at most one waits, so that nothing piles up
+  session: stored.session ?? "",
+  branches: stored.branches ?? [], // {session, name, start}
+  replaying: 0, // frames of the recording that is being dreamed again
+  psnr: [], // by frame
+  visitors: 1,
+  full: "",
+  view: { confidence: false, ids: false, known: null }, // known: the MaskGIT step that is shown
+};
+
+/** Keep what a reload or a lost connection needs. */
+export function remember() {
+  sessionStorage.setItem("genie_fn", JSON.stringify({ session: state.session, branches: state.branches }));
+}
+
+export const $ = (id) => document.getElementById(id);
+
+/** The whole number in a field, within its bounds; the field shows it, too. */
+export function whole(input) {
+  const most = input.max === "" ? 10 ** 9 : Number(input.max);
+  input.value = Math.min(Math.max(Math.floor(Number(input.value)) || 0, 0), most);
+  return Number(input.value);
+}
+
+/** One sentence about what just happened; screen readers read it out. */
+export const note = (text) => ($("note").textContent = text);
+
+/** A sentence about what went wrong, until `complain("")`. */
+export function complain(text, about = "") {
+  $("alert").hidden = !text;
+  $("alert").dataset.about = about;
+  $("alert-text").textContent = text;
+}
+
+/** On a phone the settings are far below the world. */
+export function bringIntoSight() {
+  if ($("dream").getBoundingClientRect().bottom < 100) scrollTo({ top: 0 });
+}
+
+export function showLink(kind, text) {
+  $("link").dataset.state = kind;
+  $("link-text").textContent = text;
+}
+
+export function showReady(ready) {
+  $("ready").textContent = READY[ready];
+  $("ready").dataset.state = ready;
+}
+
+/** The names of the actions that game keys can mean in this world; none where no map was measured. */
+export const realNames = (world) => (world?.map || world?.kind === "true" ? world.names : []);
+
+export function showWorld(world, wishes) {
+  document.title = `${world.run}: a dreamed world`;
+  $("world").textContent = describeWorld(world);
+  $("map").textContent = describeMap(world);
+  buildActions($("actions"), world, (button, action) => pad(button, { action }, wishes));
+  buildArrows($("arrows"), realNames(world), (button, direction) => pad(button, { direction }, wishes));
+  buildTable($("map-table"), world);
+  $("clip").max = Math.max(world.clips - 1, 0);
+  $("from-clip").hidden = !world.clips;
+  $("from-game").hidden = !world.game;
+  const keys = world.actions > 10 ? "a button" : `1 to ${world.actions}`;
+  const press = touch.matches ? "a button" : realNames(world).length ? `an arrow key or ${keys}` : keys;
+  note(`Press ${press}. A neural network dreams the next frame.`);
+}
+
+export function showSettings({ temperature, steps }) {
+  $("temperature").value = temperature;
+  $("steps").max = Math.max(25, steps);
+  $("steps").value = steps;
+  showSliders();
+}
+
+export function showSliders() {
+  $("temperature-out").value = Number($("temperature").value).toFixed(2);
+  $("steps-out").value = $("steps").value;
+}
+
+export function showRunning(running) {
+  const button = document.querySelector("[data-do=run]");
+  button.setAttribute("aria-pressed", running);
+  button.querySelector("use").setAttribute("href", running ? "#i-pause" : "#i-run");
+  button.querySelector("span").textContent = running ? "Pause" : "Run";
+}
+
+export function showFrame() {
+  const { frame, world } = state;
+  paint($("dream"), frame.rgb, frame);
+  if ($("real").hidden === frame.game) layout();
+  if (frame.game) showComparison();
+  const thumb = document.querySelector("#branches [aria-pressed=true] canvas");
+  if (thumb) paint(thumb, frame.rgb, frame);
+  Object.assign($("timeline"), { min: frame.oldest, max: frame.newest, disabled: frame.oldest === frame.newest });
+  $("timeline").value = frame.frame;
+  $("number").textContent = frame.frame === frame.newest ? frame.frame : `${frame.frame} of ${frame.newest}`;
+  showChosen(frame, world);
+  showOverlay();
+}
+
+function showChosen({ action, real }, world) {
+  const choose = (button, on) => button.classList.toggle("chosen", on);
+  for (const button of $("actions").children) choose(button, Number(button.dataset.action) === action);
+  const parts = canonical(world.names[real] ?? "").split("+");
+  for (const button of $("arrows").children) choose(button, parts.includes(button.dataset.direction));
+}
+
+function showComparison() {
+  const { frame, psnr } = state;
+  paint($("game"), frame.real_rgb, frame);
+  const decibel = (value) => (value === null ? "–" : value.toFixed(1));
+  $("psnr").textContent = decibel(frame.psnr);
+  $("psnr-mean").textContent = decibel(frame.mean_psnr);
+  paintSpark($("spark"), Array.from(psnr.slice(frame.oldest), (value) => value ?? null));
+}
+
+/** Draw what is switched on over the frame, with its legend. */
+export function showOverlay() {
+  const { frame, view } = state;
+  const shown = [view.confidence, view.ids, view.known !== null];
+  LEGENDS.forEach((id, i) => ($(id).hidden = !shown[i]));
+  $("legend").hidden = !shown.includes(true);
+  $("dream").parentElement.classList.toggle("marked", view.confidence || view.ids);
+  if (!shown.includes(true)) $("tip").hidden = true;
+  if (!frame) return;
+  const legible = paintOverlay($("overlay"), frame, view);
+  const mean = frame.probability.reduce((sum, p) => sum + p, 0) / frame.probability.length / 255;
+  $("legend-mean").textContent = frame.action === null ? "(a given frame)" : `on average ${Math.round(mean * 100)} %`;
+  const point = legible ? "" : " Point at one to read it.";
+  $("legend-ids").textContent = `Each cell is one token: its number in the codebook, a colour for each number.${point}`;
+  if (view.known !== null) showUnmasking(frame, view.known);
+}
+
+function showUnmasking(frame, known) {
+  Object.assign($("unmask"), { max: frame.steps, value: known });
+  const sure = `${knownAfter(frame, known)} of ${frame.ids.length} tokens known`;
+  $("unmask-text").value = `step ${known} of ${frame.steps}: ${sure}`;
+}
+
+let unmasking = 0; // the timer
+
+/** Play the last frame's MaskGIT steps one after another. */
+export function unmask() {
+  if (!state.frame) return;
+  if (state.frame.action === null) return note("This frame was given, not dreamed: choose an action first.");
+  clearInterval(unmasking);
+  showStep(calm.matches ? 1 : 0); // where motion is not wanted, only the slider turns the steps
+  if (!calm.matches) unmasking = setInterval(nextStep, Math.min(Math.max(5000 / state.frame.steps, 150), 700));
+}
+
+function nextStep() {
+  showStep(state.view.known + 1);
+  if (state.view.known >= state.frame.steps) clearInterval(unmasking);
+}
+
+/** Show the frame as it was known after a step; null: as it is. */
+export function showStep(step) {
+  state.view.known = step;
+  showOverlay();
+}
+
+export function stopUnmasking() {
+  clearInterval(unmasking);
+  if (state.view.known !== null) showStep(null);
+}
+
+/** The reader's own hand on the steps. */
+export function turnTo(step) {
+  clearInterval(unmasking);
+  showStep(step);
+}
+
+/** Say which token the pointer is on, while tokens are shown. */
+export function showTip(event) {
+  const { frame, view } = state, tip = $("tip");
+  tip.textContent = frame && (view.confidence || view.ids) ? describe($("dream"), frame, event) : "";
+  tip.hidden = !tip.textContent;
+  const x = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
+  tip.style.transform = `translate(${x}px, ${event.clientY + 16}px)`;
+}
+
+/** Fit the canvases to the window: whole multiples of their pixels, and the controls still in sight. */
+export function layout() {
+  const { frame, view } = state;
+  const game = Boolean(frame?.game), stage = $("stage");
+  $("real").hidden = $("compare").hidden = !game;
+  $("dreamed").querySelector("figcaption").hidden = !game;
+  const taken = KEPT.reduce((sum, id) => sum + ($(id).offsetHeight ? $(id).offsetHeight + 12 : 0), game ? 48 : 24);
+  const room = {
+    width: stage.clientWidth - (game ? 16 : 0),
+    height: Math.max(innerHeight - stage.offsetTop - taken, Math.min(innerHeight * 0.42, 360)),
+  };
+  fit(game ? [$("game"), $("dream")] : [$("dream")], frame ?? { width: 64, height: 64 }, room);
+  for (const side of ["width", "height"]) $("overlay").style[side] = $("dream").style[side];
+  if (frame) paintOverlay($("overlay"), frame, view);
+}
+
+const recent = { ms: [], trip: [], gap: [], last: -Infinity };
+
+/** Count a dreamed frame that was asked for at time `at`: medians of the last 30. */
+export function measure({ ms }, at) {
+  const now = performance.now(), gap = now - recent.last;
+  recent.last = now;
+  if (gap < PAUSE) recent.gap.push(gap);
+  recent.ms.push(ms);
+  recent.trip.push(now - at);
+  for (const list of [recent.ms, recent.trip, recent.gap]) list.splice(0, list.length - 30);
+  const median = (list) => [...list].sort((a, b) => a - b)[list.length >> 1];
+  $("ms").textContent = Math.round(median(recent.ms));
+  $("trip").textContent = Math.round(median(recent.trip));
+  if (recent.gap.length) $("fps").textContent = Math.round(1000 / median(recent.gap));
+}
+
+/** A chip with a small picture for each branch, once there are two. */
+export function showBranches(visit) {
+  const { branches, session } = state;
+  const place = $("branches");
+  place.hidden = branches.length < 2;
+  const pictures = new Map([...place.children].map((chip) => [chip.dataset.session, chip.querySelector("canvas")]));
+  place.replaceChildren(
+    ...branches.map((branch) => {
+      const chip = document.createElement("button");
+      chip.type = "button";
+      chip.dataset.session = branch.session;
+      chip.setAttribute("aria-pressed", branch.session === session);
+      chip.append(pictures.get(branch.session) ?? document.createElement("canvas"), branch.name);
+      chip.addEventListener("click", () => visit(branch.session));
+      return chip;
+    }),
+  );
+}

@@ -1,0 +1,102 @@
+// What travels between this page and the server, and the connection that carries it.
+
+const WAITS = [500, 1000, 2000, 4000, 8000]; // ms before each further try to connect
+const FULL_WAIT = 15000; // ms before knocking again at a full server
+const FULL = 1013; // the close code "try again later"
+
+/** The address of `path` beside this page, with the token that this page's own address carries, if any. */
+export function address(path, parameters = {}) {
+  const url = new URL(path, location.href);
+  const token = new URLSearchParams(location.search).get("token");
+  url.search = new URLSearchParams(token ? { ...parameters, token } : parameters);
+  return url;
+}
+
+/** A binary message: the fields of its header, and the arrays that follow it. */
+export function decodeFrame(buffer) {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const pixels = header.height * header.width * 3;
+  const tokens = header.grid[0] * header.grid[1];
+  let offset = 4 + length;
+  const take = (bytes) => new Uint8Array(buffer, (offset += bytes) - bytes, bytes);
+  const rgb = take(pixels), probability = take(tokens), revealed = take(tokens);
+  const ids = new Uint32Array(take(4 * tokens).slice().buffer); // a copy, because the view has to be aligned
+  return { ...header, rgb, probability, revealed, ids, real_rgb: header.game ? take(pixels) : null };
+}
+
+/** A request's reply; an Error with the server's sentence if it refuses. */
+async function request(url, options) {
+  const reply = await fetch(url, options).catch(() => null);
+  if (!reply) throw new Error("The server does not answer: is play.py running?");
+  if (reply.ok) return reply;
+  const { error } = await reply.json().catch(() => ({}));
+  throw new Error(error ?? `The server refused this (status ${reply.status}).`);
+}
+
+/** Send a file to the server: the id of the image. */
+export async function upload(file) {
+  const reply = await request(address("upload"), { method: "POST", body: file });
+  return (await reply.json()).image;
+}
+
+/** The session so far as a film, a Blob. */
+export async function render(session, format) {
+  return (await request(address("render", { session, format }))).blob();
+}
+
+/**
+ * A connection that keeps trying. `on` has a function per type of message, `frame` for the binary ones, `lost(seconds)`
+ * when the connection broke and will be tried again, and `full(seconds)`.
+ */
+export function connect(on) {
+  let socket = null, session = "", failures = 0, timer = 0, full = false;
+
+  function close() {
+    clearTimeout(timer);
+    if (socket) socket.onclose = socket.onmessage = null;
+    socket?.close();
+    socket = null;
+  }
+
+  function open(id = session) {
+    close();
+    session = id;
+    full = false;
+    const url = address("play", { session });
+    url.protocol = url.protocol.replace("http", "ws");
+    socket = new WebSocket(url);
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => {
+      if (typeof data === "string") receive(JSON.parse(data));
+      else on.frame(decodeFrame(data));
+    };
+    socket.onclose = ({ code }) => retry(full || code === FULL);
+  }
+
+  function receive(message) {
+    if (message.type === "hello") {
+      session = message.session;
+      failures = 0;
+    }
+    full = message.type === "full";
+    on[message.type]?.(message);
+  }
+
+  function retry(wasFull) {
+    const wait = wasFull ? FULL_WAIT : WAITS[Math.min(failures++, WAITS.length - 1)];
+    (wasFull ? on.closedFull : on.lost)(wait / 1000);
+    socket = null;
+    timer = setTimeout(open, wait);
+  }
+
+  /** Whether the message left. */
+  function send(message) {
+    if (socket?.readyState !== WebSocket.OPEN) return false;
+    socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  addEventListener("online", () => socket || open());
+  return { open, send };
+}

@@ -1,0 +1,203 @@
+// The session in this tab: what is asked of the server, and what it answers.
+
+import { player } from "./controls.js";
+import { $, bringIntoSight, complain, layout, measure, note, realNames, remember, showBranches } from "./page.js";
+import { showFrame, showLink, showReady, showRunning, showSettings, showWorld, state } from "./page.js";
+import { stopUnmasking, whole } from "./page.js";
+import { connect } from "./protocol.js";
+
+export const wishes = player({
+  ready: () => state.frame && !state.asked && !state.replaying,
+  send: (choice) => ask({ type: "act", ...choice }),
+  names: () => realNames(state.world),
+  idle,
+});
+const answers = { hello, status, branched, replayed, recording, error, expired, full };
+export const link = connect({ ...answers, frame, closedFull, lost });
+
+// ---- asking
+
+/** Ask for something that a frame will answer; while another answer is due, only the latest request is kept. */
+function ask(message, resumed = false) {
+  if (state.asked) {
+    if (state.next?.type !== "start") state.next = message;
+  } else if (link.send(message)) {
+    state.asked = { message, resumed, at: performance.now() };
+    document.body.classList.add("waiting");
+  }
+}
+
+/** The request that was just answered; the one that waited is on its way now. */
+function answered() {
+  const { asked, next } = state;
+  state.asked = state.next = null;
+  document.body.classList.remove("waiting");
+  if (next) ask(next);
+  return asked;
+}
+
+export const branch = () => state.branches.find(({ session }) => session === state.session);
+
+/** Begin again from `from` (the message's fields but for the seed). */
+export function start(from) {
+  stopUnmasking();
+  branch().start = from;
+  remember();
+  state.psnr = [];
+  $("verdict").textContent = "";
+  bringIntoSight();
+  ask({ type: "start", ...from, seed: whole($("seed")) });
+}
+
+/** What "no key" is here: the game's own, or else the last action again. */
+export function idle() {
+  const noop = realNames(state.world).indexOf("NOOP");
+  return noop >= 0 ? { real: noop } : { action: state.frame.action ?? 0 };
+}
+
+/** Go to a frame, as far as it is kept. */
+export function goTo(target) {
+  if (!state.frame || state.replaying) return;
+  stopUnmasking();
+  const { oldest, newest } = state.frame;
+  ask({ type: "goto", frame: Math.min(Math.max(target, oldest), newest) });
+}
+
+/** Go `step` frames on from the frame that is shown, or will be. */
+export function turn(step) {
+  const due = [state.next, state.asked?.message].find((message) => message?.type === "goto");
+  goTo((due?.frame ?? state.frame?.frame) + step);
+}
+
+/** Show another of this tab's sessions. */
+export function visit(session) {
+  if (session === state.session) return;
+  stopUnmasking();
+  run(false);
+  state.psnr = [];
+  link.open((state.session = session));
+}
+
+/** Let the world go on without keys, or pause it. */
+export function run(on) {
+  if (on === wishes.running) return;
+  wishes.run(on);
+  showRunning(on);
+}
+
+/** Dream a recording again; the server compares. */
+export function replay(content) {
+  if (!link.send({ type: "replay", recording: content })) return;
+  stopUnmasking();
+  run(false);
+  state.psnr = [];
+  state.replaying = content.frames.length;
+  note("Dreaming the recording again…");
+  bringIntoSight();
+  branch().start = null;
+  $("seed").value = content.seed;
+}
+
+/** Put a file into the downloads. */
+export function save(blob, ending) {
+  const anchor = document.createElement("a");
+  anchor.href = URL.createObjectURL(blob);
+  anchor.download = `${state.world.run.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.newest}.${ending}`;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
+}
+
+// ---- what the server says
+
+function hello({ session, world, settings, frame: at, ready }) {
+  const fresh = JSON.stringify(world) !== JSON.stringify(state.world);
+  Object.assign(state, { world, session, asked: null, next: null, replaying: 0 });
+  if (!branch()) state.branches = [{ session, name: "First", start: null }];
+  if (fresh) showWorld(world, wishes);
+  showSettings(settings);
+  showReady(ready);
+  showVisitors();
+  showBranches(visit);
+  layout();
+  remember();
+  if ($("alert").dataset.about === "link") complain("");
+  if (at === null) start({ from: "heldout", clip: whole($("clip")) });
+  else ask({ type: "goto", frame: at }, true);
+}
+
+function frame(received) {
+  const asked = answered();
+  state.frame = received;
+  state.psnr.length = received.newest + 1;
+  state.psnr[received.frame] = received.psnr;
+  if (asked && asked.message.type !== "goto") complain("");
+  if (asked?.resumed) $("seed").value = received.seed;
+  if (asked?.message.type === "act") measure(received, asked.at);
+  if (state.replaying) $("verdict").textContent = `frame ${received.frame} of ${state.replaying}`;
+  if (asked && asked.message.type !== "goto") stopUnmasking();
+  showFrame();
+  wishes.pump();
+}
+
+function status({ ready, visitors }) {
+  if (ready) showReady(ready);
+  state.visitors = visitors ?? state.visitors;
+  showVisitors();
+}
+
+function showVisitors() {
+  showLink("connected", state.visitors > 1 ? `${state.visitors} visitors` : "connected");
+}
+
+function branched({ session }) {
+  const at = state.frame.frame;
+  state.branches.push({ session, name: `From ${at}`, start: branch().start });
+  note(`A copy from frame ${at}: go another way in it, the first stays as it is.`);
+  visit(session);
+}
+
+function replayed({ frames, same, first }) {
+  state.replaying = 0;
+  const verdict = same
+    ? `Identical to the recording: all ${frames} frames.`
+    : `Frame ${first} differs from the recording.`;
+  $("verdict").textContent = verdict;
+  note(verdict);
+}
+
+function recording({ recording: content }) {
+  save(new Blob([JSON.stringify(content)], { type: "application/json" }), "json");
+}
+
+function error({ message }) {
+  answered();
+  $("verdict").textContent = "";
+  state.replaying = 0;
+  wishes.drop();
+  run(false);
+  complain(message);
+}
+
+/** This session is gone: another of this tab's, or a new one. */
+function expired({ message }) {
+  state.branches = state.branches.filter(({ session }) => session !== state.session);
+  link.open((state.session = state.branches.at(-1)?.session ?? ""));
+  note(message);
+}
+
+function full({ message }) {
+  state.full = message;
+}
+
+function closedFull(seconds) {
+  showLink("lost", "full");
+  complain(`${state.full} This page asks again every ${seconds} seconds.`, "link");
+}
+
+function lost(seconds) {
+  Object.assign(state, { asked: null, next: null, replaying: 0 });
+  document.body.classList.remove("waiting");
+  showLink("lost", "no connection");
+  complain(`The connection is lost, but not your session: trying again in ${seconds} s. Is play.py running?`, "link");
+}
+

@@ -1,0 +1,144 @@
+"""A session: every frame so far, what led to it, and enough of the world's state to go on from any of them exactly.
+
+A world's state is mostly caches of the last frames' keys and values, and those of two neighbouring frames have all but
+one frame in common. So a session keeps for each frame what it added to the caches, and joins these again when it goes
+back: bit for bit the state that was there.
+"""
+
+import zlib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from genie_fn.layers import Cache
+from genie_fn.tree import Tree
+
+MOMENTS = 300  # frames kept
+MEMORY = 256 << 20  # bytes of states kept, whatever the number of frames
+
+
+class Moment(NamedTuple):
+    """One frame of a session."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8
+    ids: np.ndarray  # (N,) uint32
+    probability: np.ndarray  # (N,) uint8, 255 for certain
+    revealed: np.ndarray  # (N,) uint8: the MaskGIT step that revealed each token, 0 in a start frame
+    added: Tree  # what the frame added to the state
+    action: int | None = None  # that led here; None for the start
+    real: int | None = None  # the same as a real action, where one was pressed
+    temperature: float = 1.0
+    steps: int = 0
+    ms: float = 0.0  # that dreaming it took
+    game: np.ndarray | None = None  # the real game's frame beside it
+    saved: bytes | None = None  # the real game's state
+    psnr: float | None = None  # of the dream against it
+
+    @property
+    def hash(self) -> str:
+        """Of the pixels: equal hashes, equal frames."""
+        return f"{zlib.crc32(np.ascontiguousarray(self.pixels)):08x}"
+
+
+@dataclass(frozen=True)
+class Session:
+    """Moments `first`, first + 1, … in a row, of which number `at` is shown. A change makes a new session."""
+
+    moments: tuple[Moment, ...]
+    at: int
+    seed: int
+    start: np.ndarray  # the image that it began from, (H, W, 3) uint8
+    level: int | None = None  # of the real game beside it
+    first: int = 0
+
+    @property
+    def present(self) -> Moment:
+        """The moment that is shown."""
+        return self.moments[self.at - self.first]
+
+    @property
+    def newest(self) -> int:
+        """The last frame that is kept."""
+        return self.first + len(self.moments) - 1
+
+    def oldest(self) -> int:
+        """The first frame that one can go back to: its state must be whole."""
+        return self.first if self.first == 0 else self.first + window(self.moments[0].added) - 1
+
+    def past(self) -> list[Moment]:
+        """The moments up to the present one."""
+        return list(self.moments[: self.at - self.first + 1])
+
+
+def added(state: Tree) -> Tree:
+    """What the newest frame added to a state: of each cache one frame, of anything else all."""
+
+    def newest(part):
+        if not isinstance(part, Cache):
+            return part
+        k, v = (x[:, :, -1:].clone() for x in (part.k_LBSNGE, part.v_LBSNGE))
+        return Added(k, v, part.seen, part.k_LBSNGE.shape[2])
+
+    return pytree.tree_map(newest, state, is_leaf=lambda part: isinstance(part, Cache))
+
+
+class Added(NamedTuple):
+    """The newest frame's keys and values, how many frames were seen with it, and how many a cache holds."""
+
+    k_LB1NGE: Tensor
+    v_LB1NGE: Tensor
+    seen: Tensor
+    frames: int
+
+
+def _parts(tree: Tree) -> tuple[list, pytree.TreeSpec]:
+    return pytree.tree_flatten(tree, is_leaf=lambda part: isinstance(part, Added))
+
+
+def window(piece: Tree) -> int:
+    """How many frames' pieces make a state."""
+    return max([1, *(part.frames for part in _parts(piece)[0] if isinstance(part, Added))])
+
+
+def rebuilt(pieces: list[Tree]) -> Tree:
+    """The state after the last of these pieces; there must be as many as its caches hold, or all since the start."""
+    columns = list(zip(*(_parts(piece)[0] for piece in pieces), strict=True))
+    return pytree.tree_unflatten([_joined(column) for column in columns], _parts(pieces[-1])[1])
+
+
+def _joined(column: tuple) -> Cache | Tensor:
+    last = column[-1]
+    if not isinstance(last, Added):
+        return last
+    kept = column[-max(last.frames, 1) :]
+
+    def cache(name: str) -> Tensor:
+        parts = [getattr(part, name) for part in kept]
+        missing = max(last.frames - len(parts), 0)
+        empty = [parts[0].new_zeros(parts[0].shape).repeat_interleave(missing, 2)] if missing else []
+        return torch.cat(empty + parts, 2)
+
+    return Cache(cache("k_LB1NGE"), cache("v_LB1NGE"), last.seen)
+
+
+def state(session: Session) -> Tree:
+    """The world's state at the present frame."""
+    return rebuilt([moment.added for moment in session.past()])
+
+
+def extended(session: Session, moment: Moment) -> Session:
+    """The session with a frame after the present one, in the place of what came later; the oldest may be dropped."""
+    moments = (*session.past(), moment)
+    size = sum(x.nbytes for x in pytree.tree_leaves(moment.added) if isinstance(x, Tensor))
+    room = max(min(MOMENTS, MEMORY // max(size, 1)), window(moment.added) + 1)
+    dropped = max(0, len(moments) - room)
+    return replace(session, moments=moments[dropped:], first=session.first + dropped, at=session.at + 1)
+
+
+def moved(session: Session, frame: int) -> Session:
+    """The session at another of its frames, the nearest that is kept."""
+    return replace(session, at=min(max(frame, session.oldest()), session.newest))
