@@ -1,7 +1,7 @@
 """From real actions to latent ones and back, by counting how they met in labelled transitions.
 
-Genie (arXiv 2402.15391), section 3.3, maps latent actions to real ones with a few labelled samples; play needs the other
-way too, for the arrow keys. The map is kept beside the world, as `actions.json` in the dynamics run's folder.
+Genie (arXiv 2402.15391), section 3.3, maps latent actions to real ones with a few labelled samples; play needs the
+other way too, for the arrow keys. The map is kept beside the world, as `actions.json` in the dynamics run's folder.
 """
 
 import json

@@ -45,9 +45,7 @@ def visit(browser, site):
         page.on("console", hear)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith((site, "blob:")) or wrong.append(request.url))
-        page.on(
-            "websocket", lambda socket: socket.url.startswith(site.replace("http", "ws")) or wrong.append(socket.url)
-        )
+        page.on("websocket", lambda socket: socket.url.startswith(site.replace("http", "ws")) or wrong.append(socket.url))
 
     def visit(prepare=lambda page: None, **options):
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))

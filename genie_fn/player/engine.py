@@ -178,9 +178,7 @@ class Engine:
         """Compile beside the play, by dreaming a frame; then let the thread use what came out."""
         fast, programs = _settled(dream, self.device, True), world.compiled(device=self.device)
         coder = self.cfg[0]
-        state, _ = world.reset(
-            fast, torch.zeros((1, 1, coder.height, coder.width, 3), dtype=torch.uint8).to(self.device)
-        )
+        state, _ = world.reset(fast, torch.zeros((1, 1, coder.height, coder.width, 3), dtype=torch.uint8).to(self.device))
         action, heat = torch.zeros(1, dtype=torch.int64, device=self.device), torch.ones((), device=self.device)
         try:
             for t in range(4):  # more than once, for what is recorded only then

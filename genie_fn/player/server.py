@@ -82,9 +82,7 @@ class Server:
         self.places: dict[str, Place] = {}
         self.images: dict[str, np.ndarray] = {}
         coder, _ = engine.cfg
-        self.clips = (
-            data.eval_clips(store, "test", 1, min(64, len(data.clip_starts(store, "test", 1)))) if store else []
-        )
+        self.clips = data.eval_clips(store, "test", 1, min(64, len(data.clip_starts(store, "test", 1)))) if store else []
         self.size = coder.height, coder.width
         routes = [
             Route("/", self.page),
@@ -346,11 +344,7 @@ class Visitor:
     async def on_replay(self, message: dict) -> None:
         """Dream a recording again, and say whether the frames are the same."""
         content = message.get("recording")
-        if (
-            not isinstance(content, dict)
-            or content.get("format") != "genie_fn recording"
-            or content.get("version") != 1
-        ):
+        if not isinstance(content, dict) or content.get("format") != "genie_fn recording" or content.get("version") != 1:
             raise UserError("This file is not a recording of genie_fn.")
         frames, level = content.get("frames"), content.get("level")
         if not isinstance(frames, list) or len(frames) > FRAMES or not all(isinstance(f, dict) for f in frames):
