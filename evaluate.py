@@ -102,20 +102,18 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
     with timed(seconds, "actions"):
         codes = action_report.label(store, offsets, 11, lambda *clip: actions_between(dream, *clip), device)
         found = action_report.gather(store, offsets, 11, codes)
-        report = {"kind": "latent" if dream.lam else "true"}
-        report |= action_report.describe(found, choices, store.action_names, key)
-    if dream.lam and found.true is not None and cfg.probe_steps:
+        report = action_report.describe(found, choices, store.action_names, dream.lam is not None, key)
+    if "true" in report and cfg.probe_steps:
         size = tree.count(dream.lam.params["encoder"])
         with timed(seconds, "probe"), torch.enable_grad():
             judge = probe.fit(store, size, probe.settings(cfg.probe_steps, cfg.seed, device))
         guess = action_report.label(store, offsets, 11, lambda *clip: probe.guess(judge, clip[0]), device)
         report["probe"] = probe.measure(judge, size, found, guess, report["true"], store.action_names)
         report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
-    if dream.lam and found.true is not None:
+    if "true" in report:
         action_map.save(action_report.to_map(report), cfg.run)
     strips = [pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)]
-    names = [f"code {i}" for i in range(choices)] if dream.lam else report["true"]["names"]
-    return report, [Picture(x[None], name) for x, name in zip(strips, names, strict=True) if x.size]
+    return report, [Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size]
 
 
 def main(cfg: Config) -> None:

@@ -150,9 +150,10 @@ def _p_value(found: float, mixed: list[float]) -> float:
 def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> dict:
     """The mean movement of the picture under each action, in pixels per frame, to the right (dx) and down (dy).
 
-    Standard errors by bootstrap over clips; the p-values are of the hypothesis that all actions move it alike, from the
+    Standard errors of its difference to the mean of all transitions by bootstrap over clips; the p-values are of the hypothesis that all actions move it alike, from the
     variance between actions where clips are given other clips' codes. `left` and `right` list the actions under which
-    the picture moves that way by more than two standard errors: the view follows the agent, so it moves against it.
+    the picture moves further that way than on average, by more than two standard errors. The view follows the agent, so
+    the picture moves against it.
     """
     member = torch.nn.functional.one_hot(codes, actions).float()  # (M, T-1, A)
     count, boot_key = member.sum(1), random.fold_in(key, PERMUTATIONS)
@@ -162,18 +163,18 @@ def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> di
     for axis, name in enumerate(("dx", "dy")):
         value = moved[..., axis].float()
         total = (member * value[..., None]).sum(1)
-        mean = total.sum(0) / count.sum(0)
-        resampled = (weight @ total) / (weight @ count)
+        mean, overall = total.sum(0) / count.sum(0), total.sum() / count.sum()
+        drawn, drawn_count = weight @ total, weight @ count
+        resampled = drawn / drawn_count - drawn.sum(1, keepdim=True) / drawn_count.sum(1, keepdim=True)
         known = ~resampled.isnan()  # a resample may lack a rare action
         centre = resampled.nanmean(0)
         spread = (torch.where(known, resampled - centre, 0).square().sum(0) / (known.sum(0) - 1)).sqrt()
         mixed = [_between(torch.bincount(codes[o].flatten(), value.flatten(), actions), count.sum(0)) for o in orders]
-        result |= {name: rounded(mean), f"{name}_error": rounded(spread)}
+        result |= {name: rounded(mean), f"{name}_error": rounded(spread), f"{name}_all": round(overall.item(), 4)}
         result[f"{name}_p"] = _p_value(_between(total.sum(0), count.sum(0)), mixed)
         if name == "dx":
-            sure = mean.abs() > 2 * spread
-            result["left"] = (sure & (mean < 0)).nonzero().flatten().tolist()
-            result["right"] = (sure & (mean > 0)).nonzero().flatten().tolist()
+            ways = {"left": mean - overall < -2 * spread, "right": mean - overall > 2 * spread}
+            result |= {way: sure.nonzero().flatten().tolist() for way, sure in ways.items()}
     return result
 
 
@@ -182,13 +183,15 @@ def _between(total: Tensor, count: Tensor) -> float:
     return (total.double().square() / count.clamp(min=1)).sum().item()
 
 
-def describe(found: Transitions, actions: int, names: tuple[str, ...], key: Tensor) -> dict:
-    """The whole report on actions, ready for JSON; what needs recorded actions is left out where there are none."""
+def describe(found: Transitions, actions: int, names: tuple[str, ...], latent: bool, key: Tensor) -> dict:
+    """The whole report on actions, ready for JSON. Latent ones are compared with the recorded ones where there are."""
     levels = len(found.level.unique())
-    result = {"transitions": found.codes.numel(), "clips": len(found.codes), "levels": levels}
+    own = [f"code {i}" for i in range(actions)] if latent else recorded(names, actions)
+    result = {"kind": "latent" if latent else "true", "names": own}
+    result |= {"transitions": found.codes.numel(), "clips": len(found.codes), "levels": levels}
     result |= usage(found.codes, actions)
     result["displacement"] = displacements(found.codes, found.moved, actions, key)
-    if found.true is not None:
+    if latent and found.true is not None:
         result["true"] = compare(found, actions, names, key)
     return result
 
@@ -197,12 +200,17 @@ def compare(found: Transitions, actions: int, names: tuple[str, ...], key: Tenso
     """`agreement` with all recorded actions, and with left / none / right where the names tell; what each does."""
     true, side = found.true, sides(names)
     kinds = max(len(names), int(true.max()) + 1)
-    result = {"names": [*names] or [str(i) for i in range(kinds)]}
+    result: dict = {"names": recorded(names, kinds)}
     result["displacement"] = displacements(true, found.moved, kinds, key)
     result["all"] = agreement(found.codes, true, found.level, actions, kinds, key)
     if side is not None:
         result["sides"] = agreement(found.codes, side[true], found.level, actions, len(SIDES), key)
     return result
+
+
+def recorded(names: tuple[str, ...], count: int) -> list[str]:
+    """The names of recorded actions, numbers where a store has none."""
+    return [*names, *map(str, range(len(names), count))]
 
 
 def to_map(report: dict) -> ActionMap:

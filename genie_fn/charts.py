@@ -26,8 +26,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
-    """Curves with their intervals over the frames; `zero` draws the line at 0."""
-    values = [x for curve in curves for x in (*curve.low, *curve.high)] + [0.0] * zero
+    """Curves with their intervals over the frames; `zero` draws the line at 0.
+
+    The scale is that of the others where `copy_last`, which may leave it by far, is among them: it is cut off.
+    """
+    scaling = [curve for curve in curves if curve.name != "copy_last"] or curves
+    values = [x for curve in scaling for x in (*curve.low, *curve.high)] + [0.0] * zero
     marks = ticks(min(values), max(values))
     frames = len(curves[0].mean)
 
@@ -44,11 +48,14 @@ def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
     parts += [_text(LEFT - 6, y(m) + 4, f"{m:g}", "end") for m in marks]
     parts += [_text(x(t), HEIGHT - BOTTOM + 16, str(t), "middle") for t in range(1, frames + 1)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 3, "frame t after the prompt", "middle"))
+    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM  # an inner picture cuts off what leaves it
+    parts.append(f'<svg x="{LEFT}" y="{TOP}" width="{across}" height="{down}" viewBox="{LEFT} {TOP} {across} {down}">')
     for curve in curves:
         band = " ".join(points(curve.low) + points(curve.high)[::-1])
         parts.append(f'<polygon class="band {curve.name}" points="{band}"/>')
     for curve in curves:
         parts.append(f'<polyline class="line {curve.name}" points="{" ".join(points(curve.mean))}"/>')
+    parts.append("</svg>")
     return _figure(parts, HEIGHT, title, unit)
 
 

@@ -48,7 +48,7 @@ ROWS = (
     Row("1 → 10 frames, moving clips", "rollouts.1.moving.psnr.own@average", 2, " dB"),
     Row("the same, shuffled actions", "rollouts.1.moving.psnr.shuffled@average", 2, " dB"),
     Row("the same, copy-last", "rollouts.1.moving.psnr.copy_last@average", 2, " dB"),
-    Row("gain over copy-last at t = 4, moving clips", "rollouts.1.moving.delta.copy_last@4", 2, " dB"),
+    Row("gain over copy-last at t = 4, moving clips, pooled", "rollouts.1.moving.delta.copy_last@4", 2, " dB"),
     Row("1 → 10 frames, all clips", "rollouts.1.all.psnr.own@average", 2, " dB"),
     Row("4 → 10 frames, all clips", "rollouts.4.all.psnr.own@average", 2, " dB"),
     Row("actions used", "actions.used", 0),
@@ -212,7 +212,7 @@ def _movement(record: dict) -> str:
     p = min(moves["dx_p"], moves["dy_p"])
     if p > 0.05:
         return f"It is not shown that actions move the picture differently (p = {p:.3f})."
-    both = [f"to the {side} under {', '.join(map(str, moves[side]))}" for side in ("left", "right") if moves[side]]
-    ways = "; it moves " + " and ".join(both) if both else ""
+    both = [f"further {side} under {', '.join(map(str, moves[side]))}" for side in ("left", "right") if moves[side]]
+    ways = "; than on average it moves " + " and ".join(both) if both else ""
     tests = f"p = {moves['dx_p']:.3f} sideways, {moves['dy_p']:.3f} up and down"
     return f"Actions move the picture differently ({tests}){ways}."

@@ -31,20 +31,22 @@ p { max-width: 46rem; margin: .4rem 0; }
 .soft, small, figcaption { color: var(--soft); }
 .verdicts { padding: .8rem 1rem .8rem 2rem; margin: 1rem 0; background: var(--card);
   border-left: 4px solid var(--own); }
-.tiles, .charts, .clips { display: flex; flex-wrap: wrap; gap: .8rem; }
+.tiles, .clips { display: flex; flex-wrap: wrap; gap: .8rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem; }
 .tiles div { flex: 1 1 11rem; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; }
 .tiles b { display: block; font-size: 1.35rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--edge); }
-th:first-child, td:first-child, td.left, th.left { text-align: left; }
+td, th { white-space: nowrap; }
+th:first-child, td:first-child, td.left, th.left { text-align: left; white-space: normal; min-width: 9rem; }
 th { font-weight: 600; }
 figure { margin: 0; }
-.chart { flex: 1 1 20rem; max-width: 31rem; min-width: 0; }
-.clips figure { flex: 0 0 8rem; }
+.chart { max-width: 31rem; min-width: 0; }
+.clips figure { flex: 0 0 9.5rem; }
 .clips img { width: 100%; image-rendering: pixelated; display: block; }
 .clips figcaption { font-size: .78rem; line-height: 1.3; }
-.strip { max-width: 100%; height: auto; image-rendering: pixelated; display: block; }
+.strip { width: 100%; max-width: 52rem; height: auto; image-rendering: pixelated; display: block; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font-size: 11px; fill: var(--soft); }
 .grid { stroke: var(--edge); } .zero { stroke: var(--text); }

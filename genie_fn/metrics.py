@@ -3,6 +3,7 @@
 docs/evaluation.md says what each is for.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,14 @@ def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
     return 10 * torch.log10(peak**2 / mse.clamp(min=1e-10 * peak**2))
 
 
+def frame_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of each frame, in squared levels of 255, (..., H, W, 3) uint8 both → (...)."""
+    return (a.float() - b.float()).square().mean((-3, -2, -1))
+
+
 def frame_psnr(a: Tensor, b: Tensor) -> Tensor:
     """PSNR in dB of each frame, (..., H, W, 3) uint8 both → (...); equal frames give 100."""
-    return psnr((a.float() - b.float()).square().mean((-3, -2, -1)), 255.0)
+    return psnr(frame_error(a, b), 255.0)
 
 
 def frame_ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -81,33 +87,41 @@ def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
     return torch.zeros((resamples, count), device=key.device).scatter_add_(1, drawn, torch.ones_like(drawn).float())
 
 
-def bootstrap(values: Tensor, key: Tensor, resamples: int = 1000, level: float = 0.95) -> Interval:
-    """The mean of values (B, ...) over B independent items, and its percentile bootstrap interval (Efron 1979)."""
+def bootstrap(
+    values: Tensor, key: Tensor, resamples: int = 1000, level: float = 0.95, of: Callable = lambda mean: mean
+) -> Interval:
+    """The mean of values (B, ...) over B independent items, and its percentile bootstrap interval (Efron 1979).
+
+    Where a function `of` the mean is given, that of it, not its mean: PSNR of a mean error, a difference of two.
+    """
     values = values.float()
-    means = resampling(key, len(values), resamples) @ values.reshape(len(values), -1) / len(values)
-    ends = means.quantile(means.new_tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
-    return Interval(values.mean(0), *(end.reshape(values.shape[1:]) for end in ends))
+    drawn = resampling(key, len(values), resamples) @ values.reshape(len(values), -1) / len(values)
+    found = of(drawn.reshape(resamples, *values.shape[1:]))
+    ends = found.quantile(found.new_tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
+    return Interval(of(values.mean(0)), *ends)
 
 
 def displacement(before: Tensor, after: Tensor) -> Tensor:
     """By how many pixels the picture moved, (dx, dy) to the right and down: (..., H, W, 3) uint8 → (..., 2) int64.
 
-    The peak of the phase correlation of the grey frames (Kuglin & Hines 1975) under a Hann window, sought within a
-    quarter of the frame's sides; (0, 0) where nothing moved, and for frames of one colour.
+    The shift, of at most an eighth of the sides, at which the middle of the grey frame after differs least in squares
+    from the frame before; of equally good shifts the smallest. All shifts at once by Fourier transforms.
     """
-    height, width = before.shape[-3:-1]
-    window = torch.hann_window(height, device=before.device)[:, None] * torch.hann_window(width, device=before.device)
+    x, y = (frames.float().mean(-1) / 255 - 0.5 for frames in (before, after))
+    sides = height, width = x.shape[-2:]
+    middle = torch.zeros(sides, device=x.device)
+    middle[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
 
-    def spectrum(frame: Tensor) -> Tensor:
-        grey = frame.float().mean(-1)
-        return torch.fft.rfft2((grey - grey.mean((-2, -1), keepdim=True)) * window)
+    def correlate(a: Tensor, b: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(a) * torch.fft.rfft2(b).conj(), s=sides)
 
-    cross = spectrum(after) * spectrum(before).conj()
-    peak = torch.fft.irfft2(cross / cross.abs().clamp(min=1e-6), s=(height, width))
-    dy, dx = (torch.arange(-(side // 4), side // 4 + 1, device=before.device) for side in (height, width))
-    near = peak[..., dy % height, :][..., dx % width]
-    nearest = torch.sort((dy[:, None].abs() + dx.abs()).flatten(), stable=True).indices  # of equal peaks, the stillest
-    best = nearest[near.flatten(-2)[..., nearest].argmax(-1)]
+    # Σ middle (y - x shifted)², without Σ middle y², which is the same for all shifts.
+    error = correlate(middle, x * x) - 2 * correlate(middle * y, x)
+    dy, dx = (torch.arange(-(side // 8), side // 8 + 1, device=x.device) for side in sides)
+    error = error[..., dy % height, :][..., dx % width].flatten(-2)
+    nearest = torch.sort((dy[:, None].abs() + dx.abs()).flatten(), stable=True).indices
+    good = error[..., nearest] <= error.amin(-1, keepdim=True) + 1e-3
+    best = nearest[good.int().argmax(-1)]
     return torch.stack((dx[best % len(dx)], dy[best // len(dx)]), -1)
 
 

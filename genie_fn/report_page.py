@@ -93,20 +93,22 @@ def _protocol(record: dict, prompt: str) -> str:
     for which, title in (("moving", "moving half"), ("all", "all clips")):
         psnr, delta = scores[which]["psnr"], scores[which]["delta"]
         drawn.append(charts.lines([_line(way, psnr[way]) for way in used], f"PSNR, {title}", "dB"))
-        cost = [_line(way, delta[way]) for way in ("random", "shuffled", "copy_last")]
-        drawn.append(charts.lines(cost, f"PSNR lost against own actions, {title}", "dB: Δ_t", zero=True))
+        cost = [_line(way, delta[way]) for way in ("random", "shuffled")]
+        drawn.append(charts.lines(cost, f"Δ_t PSNR: what wrong actions cost, {title}", "dB", zero=True))
     return (
         f"<h2>{prompt} → {frames} frames</h2><p>Means over clips with 95% intervals (bootstrap over clips). The moving "
-        f"half is that in which copying the last frame fails most at t = 4.</p><p>{keys}</p>"
+        f"half is that in which copying the last frame fails most at t = 4. Where a frame equals the last, copying it counts "
+        f"100 dB in the mean; pooled PSNR is that of the mean squared error, in which it does not.</p><p>{keys}</p>"
         f"<div class=charts>{''.join(drawn)}</div>{_averages(scores, used)}{_by_frame(scores)}"
     )
 
 
 def _averages(scores: dict, used: list[str]) -> str:
-    head, rows = ["mean over the frames", "PSNR, moving", "PSNR, all", "SSIM, moving", "SSIM, all"], []
+    kinds = {"psnr": "PSNR", "pooled": "pooled PSNR", "ssim": "SSIM"}
+    cells = [(kind, which) for kind in kinds for which in ("moving", "all")]
+    head, rows = ["mean over the frames", *(f"{kinds[kind]}, {which}" for kind, which in cells)], []
     for way in used:
-        cells = [(kind, which) for kind in ("psnr", "ssim") for which in ("moving", "all")]
-        shown = [headlines.show(scores[w][k][way]["average"], 2 if k == "psnr" else 3) for k, w in cells]
+        shown = [headlines.show(scores[w][k][way]["average"], 3 if k == "ssim" else 2) for k, w in cells]
         rows.append([WAYS[way], *shown])
     return table(head, rows)
 
@@ -116,7 +118,7 @@ def _by_frame(scores: dict) -> str:
         ends = zip(values["mean"], values["low"], values["high"], strict=True)
         return [label, *(headlines.show([*triple]) for triple in ends)]
 
-    names = {"random": "random actions", "shuffled": "another clip's actions", "copy_last": "copy-last"}
+    names = {"random": "random actions", "shuffled": "another clip's actions", "copy_last": "copy-last, pooled"}
     rows = [row(f"{names[n]}, {which}", scores[which]["delta"][n]) for which in ("moving", "all") for n in names]
     head = ["own actions against", *(f"t = {t}" for t in range(1, len(rows[0])))]
     return f"<details><summary>Δ_t PSNR by frame, in numbers</summary>{table(head, rows)}</details>"
@@ -124,14 +126,14 @@ def _by_frame(scores: dict) -> str:
 
 def _actions(record: dict, strips: list[Picture]) -> str:
     it = record["actions"]
-    latent, count = it["kind"] == "latent", it["actions"]
-    names = [f"code {i}" for i in range(count)] if latent else it["true"]["names"]
+    latent, count, names = it["kind"] == "latent", it["actions"], it["names"]
     parts = [
         f"<h2>{'Latent' if latent else 'Recorded'} actions</h2><p>{it['state'].capitalize()}. Perplexity "
         f"{it['perplexity']:.2f} of {count}; {it['transitions']} transitions of {it['levels']} levels.</p>",
         charts.bars(it["share"], names, "share of transitions", "own"),
         "<h3>What each does</h3><p>Mean movement of the picture in pixels per frame, dx to the right and dy down, with "
-        "standard errors; the view follows the agent, so the picture moves against it.</p>",
+        "standard errors; the view follows the agent, so the picture moves against it. Where it moves further than on "
+        "average by more than two standard errors, that is said.</p>",
         _per_action(it, names),
     ]
     shown = (f"<h3>{escape(p.caption)}</h3>{image(p, 'strip')}" for p in strips)
@@ -139,7 +141,7 @@ def _actions(record: dict, strips: list[Picture]) -> str:
         "<details open><summary>Examples: frame above, next frame below, and what changed (grey: nothing)</summary>"
         f"{''.join(shown)}</details>"
     )
-    if latent and "true" in it:
+    if "true" in it:
         parts += [_told(it), _table(it, names)]
     return "".join(parts)
 
@@ -150,10 +152,10 @@ def _per_action(it: dict, names: list[str]) -> str:
     for i, name in enumerate(names):
         way = "left" if i in moves["left"] else "right" if i in moves["right"] else ""
         cells = [_moved(moves, axis, i) for axis in ("dx", "dy")]
-        rows.append([name, f"{it['share'][i]:.1%}", *cells, way, *(_means(it, i) if it["kind"] == "latent" else [])])
+        rows.append([name, f"{it['share'][i]:.1%}", *cells, way, *_means(it, i)])
     p = f"Differences between actions: p = {moves['dx_p']:.3f} (dx), {moves['dy_p']:.3f} (dy), by permuting clips."
-    head = ["", "share", "dx", "dy", "surely to the"]
-    head += ["most often means"] if it["kind"] == "latent" and "true" in it else []
+    head = ["", "share", "dx", "dy", "further to the"]
+    head += ["most often means"] if "true" in it else []
     return table(head, rows) + f"<p>{p}</p>"
 
 
@@ -273,7 +275,7 @@ def compare_page(records: dict[str, dict]) -> str:
         says = "".join(f"<li>{escape(sentence)}</li>" for sentence in headlines.verdicts(record))
         body.append(f"<h2>{escape(name)}</h2><ul class=verdicts>{says}</ul>")
         for prompt, scores in record["rollouts"].items():
-            cost = [_line(way, scores["moving"]["delta"][way]) for way in ("random", "shuffled", "copy_last")]
+            cost = [_line(way, scores["moving"]["delta"][way]) for way in ("random", "shuffled")]
             psnr = [_line(way, scores["moving"]["psnr"][way]) for way in ("own", "shuffled", "random", "copy_last")]
             frames = f"{prompt} → {len(cost[0].mean)}, moving half"
             drawn = charts.lines(psnr, f"PSNR, {frames}", "dB") + charts.lines(cost, f"Δ_t, {frames}", "dB", zero=True)

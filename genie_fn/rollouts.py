@@ -86,24 +86,38 @@ def moving(copied_BT: Tensor) -> Tensor:
 
 
 def score(future: Tensor, dreams: dict[str, Tensor], key: Tensor) -> dict:
-    """PSNR, SSIM and Δ PSNR by frame, with intervals over clips, for all of them and for the moving half."""
-    psnr = {name: metrics.frame_psnr(future, made) for name, made in dreams.items()}
+    """Scores by frame, with intervals over clips, for all of them and for the moving half.
+
+    `psnr` and `ssim` are means over clips; `pooled` is the PSNR of the mean squared error over clips, in which a frame
+    that equals the last does not count 100 dB; `delta` is what other ways of dreaming lose against the clip's own
+    actions, by `psnr` for wrong actions and by `pooled` for copying the last frame.
+    """
+    error = {name: metrics.frame_error(future, made) for name, made in dreams.items()}
     ssim = {name: metrics.frame_ssim(future, made) for name, made in dreams.items()}
-    delta = {name: psnr["own"] - psnr[name] for name in ("random", "shuffled", "copy_last")}
-    tables = {"psnr": psnr, "ssim": ssim, "delta": delta}
+    psnr = {name: metrics.psnr(values, 255.0) for name, values in error.items()}
     half = moving(psnr["copy_last"])
 
+    def pooled(mean: Tensor) -> Tensor:
+        return metrics.psnr(mean, 255.0)
+
     def curves(chosen: Tensor) -> dict:
-        return {
-            kind: {name: intervals(values[chosen], key) for name, values in table.items()}
-            for kind, table in tables.items()
-        }
+        found: dict = {"psnr": {}, "ssim": {}, "pooled": {}, "delta": {}}
+        for name in dreams:
+            found["psnr"][name] = intervals(psnr[name][chosen], key)
+            found["ssim"][name] = intervals(ssim[name][chosen], key)
+            found["pooled"][name] = intervals(error[name][chosen], key, pooled)
+        for name in ("random", "shuffled"):
+            found["delta"][name] = intervals((psnr["own"] - psnr[name])[chosen], key)
+        both = torch.stack((error["own"], error["copy_last"]), -1)[chosen]
+        found["delta"]["copy_last"] = intervals(both, key, lambda mean: -torch.diff(pooled(mean), dim=-1)[..., 0])
+        return found
 
     return {"all": curves(torch.ones_like(half)), "moving": curves(half)}
 
 
-def intervals(values_BT: Tensor, key: Tensor) -> dict[str, list[float]]:
+def intervals(values_BT: Tensor, key: Tensor, of: Callable = lambda mean: mean) -> dict[str, list[float]]:
     """For JSON: mean and interval by frame, and under `average` [mean, low, high] of the mean over the frames."""
-    found = {name: ends.tolist() for name, ends in metrics.bootstrap(values_BT, key)._asdict().items()}
-    found["average"] = [x.item() for x in metrics.bootstrap(values_BT.mean(1), key)]
+    by_frame = metrics.bootstrap(values_BT, key, of=of)
+    over = metrics.bootstrap(values_BT.mean(1), key, of=of)
+    found = {name: ends.tolist() for name, ends in by_frame._asdict().items()} | {"average": [x.item() for x in over]}
     return {name: [round(x, 4) for x in numbers] for name, numbers in found.items()}
