@@ -14,7 +14,6 @@ from torch import Tensor
 from genie_fn import action_map, data, metrics, random, train
 from genie_fn.action_map import ActionMap
 from genie_fn.data import Store
-from genie_fn.errors import UserError
 
 PERMUTATIONS = 999
 SIDES = ("left", "none", "right")
@@ -85,11 +84,10 @@ def _state(share: Tensor, used: int) -> str:
 
 
 def halves(level: Tensor) -> tuple[Tensor, Tensor]:
-    """The clips of every other level, and those of the rest. UserError where all come from one level."""
+    """The clips of every other level, and those of the rest; every other clip where all are of one level."""
     levels, rank = level.unique(return_inverse=True)
-    if len(levels) < 2:
-        raise UserError("the report on actions compares two halves of the levels: evaluate on 2 levels or more")
-    return rank % 2 == 0, rank % 2 == 1
+    order = rank if len(levels) > 1 else torch.arange(len(level))
+    return order % 2 == 0, order % 2 == 1
 
 
 def tables(codes: Tensor, true: Tensor, level: Tensor, actions: int, kinds: int) -> tuple[Tensor, Tensor]:
@@ -125,6 +123,7 @@ def agreement(codes: Tensor, true: Tensor, level: Tensor, actions: int, kinds: i
         "information": round(found, 4),
         "by_chance": round(sum(mixed) / len(mixed), 4),
         "p": _p_value(found, mixed),
+        "halves_of": "levels" if len(level.unique()) > 1 else "clips",
         "halves": [round(metrics.information(table), 4) for table in fits],
         "accuracy": round(sum(right) / total, 4),
         "chance": round(sum(even) / total, 4),
@@ -150,10 +149,10 @@ def _p_value(found: float, mixed: list[float]) -> float:
 def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> dict:
     """The mean movement of the picture under each action, in pixels per frame, to the right (dx) and down (dy).
 
-    Standard errors of its difference to the mean of all transitions by bootstrap over clips; the p-values are of the hypothesis that all actions move it alike, from the
-    variance between actions where clips are given other clips' codes. `left` and `right` list the actions under which
-    the picture moves further that way than on average, by more than two standard errors. The view follows the agent, so
-    the picture moves against it.
+    Standard errors of its difference to the mean of all transitions by bootstrap over clips; the p-values are of the
+    hypothesis that all actions move it alike, from the variance between actions where clips are given other clips'
+    codes. `left` and `right` list the actions under which the picture moves further that way than on average, by more
+    than three standard errors. The view follows the agent, so the picture moves against it.
     """
     member = torch.nn.functional.one_hot(codes, actions).float()  # (M, T-1, A)
     count, boot_key = member.sum(1), random.fold_in(key, PERMUTATIONS)
@@ -173,7 +172,7 @@ def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> di
         result |= {name: rounded(mean), f"{name}_error": rounded(spread), f"{name}_all": round(overall.item(), 4)}
         result[f"{name}_p"] = _p_value(_between(total.sum(0), count.sum(0)), mixed)
         if name == "dx":
-            ways = {"left": mean - overall < -2 * spread, "right": mean - overall > 2 * spread}
+            ways = {"left": mean - overall < -3 * spread, "right": mean - overall > 3 * spread}
             result |= {way: sure.nonzero().flatten().tolist() for way, sure in ways.items()}
     return result
 

@@ -18,7 +18,9 @@ class Line(NamedTuple):
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers that cover [low, high]."""
-    raw = max(high - low, 1e-6) / count
+    if high - low < 1e-6:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first = math.floor(low / step + 1e-9)

@@ -97,8 +97,9 @@ def _protocol(record: dict, prompt: str) -> str:
         drawn.append(charts.lines(cost, f"Δ_t PSNR: what wrong actions cost, {title}", "dB", zero=True))
     return (
         f"<h2>{prompt} → {frames} frames</h2><p>Means over clips with 95% intervals (bootstrap over clips). The moving "
-        f"half is that in which copying the last frame fails most at t = 4. Where a frame equals the last, copying it counts "
-        f"100 dB in the mean; pooled PSNR is that of the mean squared error, in which it does not.</p><p>{keys}</p>"
+        f"half is that in which copying the last frame fails most at t = 4. Where a frame equals the last, copying "
+        "it counts 100 dB in the mean; pooled PSNR is that of the mean squared error, in which it does not.</p>"
+        f"<p>{keys}</p>"
         f"<div class=charts>{''.join(drawn)}</div>{_averages(scores, used)}{_by_frame(scores)}"
     )
 
@@ -133,7 +134,7 @@ def _actions(record: dict, strips: list[Picture]) -> str:
         charts.bars(it["share"], names, "share of transitions", "own"),
         "<h3>What each does</h3><p>Mean movement of the picture in pixels per frame, dx to the right and dy down, with "
         "standard errors; the view follows the agent, so the picture moves against it. Where it moves further than on "
-        "average by more than two standard errors, that is said.</p>",
+        "average by more than three standard errors, that is said.</p>",
         _per_action(it, names),
     ]
     shown = (f"<h3>{escape(p.caption)}</h3>{image(p, 'strip')}" for p in strips)
@@ -173,7 +174,8 @@ def _means(it: dict, code: int) -> list[str]:
 
 
 def _told(it: dict) -> str:
-    head = ["", "NMI", "by chance", "p", "halves of the levels", "accuracy of the best map", "chance", "stable"]
+    halves_of = it["true"]["all"]["halves_of"]
+    head = ["", "NMI", "by chance", "p", f"halves of the {halves_of}", "accuracy of the best map", "chance", "stable"]
     rows, probe = [], it.get("probe")
     for kind, label in (("all", "all recorded actions"), ("sides", "left / none / right")):
         if kind in it["true"]:
@@ -190,7 +192,7 @@ def _told(it: dict) -> str:
                 )
     text = (
         "NMI is normalised mutual information; by chance: where clips are given other clips' codes. The best map from "
-        "code to action is fitted on one half of the levels and tested on the other; stable is the share of "
+        f"code to action is fitted on one half of the {halves_of} and tested on the other; stable is the share of "
         "transitions whose code means the same in both halves."
     )
     if probe:

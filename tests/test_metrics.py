@@ -65,7 +65,7 @@ def test_a_contingency_table_counts_pairs():
 
 
 def test_information_of_a_table_worked_out_by_hand():
-    """Rows (3, 1) and (1, 3) of 8: I = Σ p log p / (p_row p_col) = 0.75 log 1.5 + 0.25 log 0.5, both entropies log 2."""
+    """Rows (3, 1), (1, 3): I = Σ p log p / (p_row p_column) = 0.75 log 1.5 + 0.25 log 0.5, both entropies log 2."""
     expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / math.log(2)
     assert metrics.information(torch.tensor([[3, 1], [1, 3]])) == pytest.approx(expected)
     # Unequal entropies: a is fair over four, b tells a's half, so I = H(b) = log 2 and H(a) = 2 log 2.
