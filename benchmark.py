@@ -54,7 +54,7 @@ class Config:
 def table(name: str, rows: list[dict], device: str) -> Table:
     """What a suite found, for people."""
     shown = Table("case", "variant", "speed", title=f"{name}: {device}")
-    units = {"frames/s": "{:,.0f}", "peak bytes": "{:,.0f}", "first": "{:.1f} s", "share": "{:.1%}"}
+    units = {"frames/s": "{:,.1f}", "peak bytes": "{:,.0f}", "first": "{:.1f} s", "share": "{:.1%}", "p95": "{:.0f} ms"}
     units = {unit: how for unit, how in units.items() if unit in rows[0]}
     for unit in units:
         shown.add_column({"first": "first call", "share": "of the ceiling"}.get(unit, unit), justify="right")

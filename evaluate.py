@@ -28,6 +28,7 @@ from genie_fn import (
     data,
     fidelity,
     headlines,
+    lam,
     machine,
     perceptual,
     pictures,
@@ -104,7 +105,7 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
         found = action_report.gather(store, offsets, 11, codes)
         report = action_report.describe(found, choices, store.action_names, dream.lam is not None, key)
     if "true" in report and cfg.probe_steps:
-        size = tree.count(dream.lam.params["encoder"])
+        size = tree.count(lam.encoder(dream.lam.params))
         with timed(seconds, "probe"), torch.enable_grad():
             judge = probe.fit(store, size, probe.settings(cfg.probe_steps, cfg.seed, device))
         guess = action_report.label(store, offsets, 11, lambda *clip: probe.guess(judge, clip[0]), device)

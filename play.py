@@ -1,36 +1,42 @@
-"""Play a trained world from one image: a list of actions in, a video out.
+"""Play a trained world: in the browser, in the terminal, or from a list of actions to a video.
 
+    python play.py                                          # a page on this machine, of the newest trained world
+    python play.py --cfg.ui terminal
     python play.py --cfg.actions 3,3,1,0 --cfg.output out.mp4
     python play.py --cfg.image assets/coinrun.png --cfg.actions 2,2,2,2 --cfg.output out.gif
 
-The first frame is `--cfg.image`, cropped to a square and resized, or a held-out frame of the dataset. A run repeats
-exactly: the same image, actions and seed give the same video.
+The first frame is `--cfg.image`, cropped to the frames' shape and resized, or a held-out frame of the dataset. A
+session repeats exactly: the same image, actions and seed give the same frames.
 """
 
+import secrets
+import socket
+import threading
+import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from genie_fn import data, random, train, video, world
+from genie_fn import action_map, checkpoint, data, random, train, video, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError, run
-
-MAX_PIXELS = 32_000_000
+from genie_fn.world import World
 
 
 @dataclass(frozen=True)
 class Config:
-    run: str = "runs/demo/dynamics"
-    """The folder of the dynamics run."""
+    run: str = ""
+    """The folder of the dynamics run; empty: the newest under `runs`."""
+    ui: Literal["browser", "terminal", "video"] = "browser"
     image: str = ""
     """The first frame, any image file; empty: a held-out frame of `data`."""
-    actions: str = "0,1,2,3,4,5,0,1,2,3,4,5"
-    """One frame is dreamed per action."""
+    actions: str = ""
+    """Makes a video: one frame is dreamed per action, as in 0,0,3,1."""
     output: str = "out.mp4"
     """.mp4, .gif or .png"""
     data: str = "data/coinrun"
@@ -39,10 +45,29 @@ class Config:
     seed: int = 0
     fps: int = 10
     scale: int = 4
-    compile: str = "off"
-    """`step` compiles the frame: worth its minute for long videos."""
+    host: str = "127.0.0.1"
+    """Where the page is served; anywhere else than on this machine its address needs a token, which is printed."""
+    port: int = 8000
+    """0 takes a free one."""
+    open: bool = True
+    """Open the page in a browser."""
+    visitors: int = 8
+    compile: Literal["auto", "off", "step"] = "auto"
+    """`step` compiles the frame, which takes a minute; auto: for the page, which is played meanwhile."""
     device: str = "auto"
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self):
+        if not 0 <= self.port < 2**16 or self.visitors < 1 or min(self.fps, self.scale) < 1:
+            raise UserError("--cfg.port is 0 to 65535, and --cfg.visitors, fps and scale are at least 1")
+
+
+def newest_run() -> str:
+    """The dynamics run under `runs` whose checkpoint is the newest."""
+    found = [path.parent for path in Path("runs").glob("*/dynamics/checkpoints") if checkpoint.latest(path.parent)]
+    if not found:
+        raise UserError("there is no trained world under runs: make one with `make demo`, or name one with --cfg.run")
+    return str(max(found, key=lambda path: (path / "checkpoints").stat().st_mtime))
 
 
 def parse_actions(text: str, choices: int) -> list[int]:
@@ -53,45 +78,87 @@ def parse_actions(text: str, choices: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def read_image(path: str, height: int, width: int) -> np.ndarray:
-    """An image file as one (H, W, 3) uint8 frame: the largest part of the right shape, from the middle, resized."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} has {image.width}x{image.height} pixels: give one under {MAX_PIXELS:,} pixels")
-            return np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BOX))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no image {path}: check --cfg.image") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not an image that can be read: give a PNG or JPEG file") from error
-
-
 def first_frame(cfg: Config, height: int, width: int) -> np.ndarray:
     """The image asked for, or the first frame of a held-out clip."""
     if cfg.image:
-        return read_image(cfg.image, height, width)
+        return video.read_image(cfg.image, height, width)
     store = data.open_store(cfg.data)
     return data.read_clips(store, data.eval_clips(store, "test", 1, cfg.clip + 1)[-1:], 1).frames[0, 0]
 
 
-def main(cfg: Config) -> None:
+def make_video(cfg: Config, dream: World, device: torch.device) -> None:
+    """One frame per action, to a file."""
     if Path(cfg.output).suffix.lower() not in (".mp4", ".gif", ".png"):
         raise UserError(f"--cfg.output {cfg.output} should end in .mp4, .gif or .png")
-    device = train.pick_device(cfg.device)
-    dream = world.load(cfg.run, device)
     actions = parse_actions(cfg.actions, dream.dynamics.cfg.actions)
     frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
-    prompt = torch.from_numpy(frame).to(device)[None, None]
-    programs = world.compiled() if train.pick_compile(cfg.compile, device) != "off" else world.Programs()
+    programs = world.compiled(device) if cfg.compile == "step" else world.EAGER
     key, frames = random.key(cfg.seed, device), [frame]
-    with torch.no_grad():
-        state, _ = world.reset(dream, prompt)
-        for t, action in enumerate(track(actions, "dreaming", console=Console(stderr=True))):
-            pressed = torch.tensor([action], device=device)
-            state, shown = world.step(dream, state, pressed, random.fold_in(key, t), cfg.sample, programs)
-            frames.append(shown.pixels[0].cpu().numpy())
+    state, _ = world.reset(dream, torch.from_numpy(frame).to(device)[None, None])
+    for t, action in enumerate(track(actions, "dreaming", console=Console(stderr=True)), 1):
+        pressed = torch.tensor([action], device=device)
+        state, shown = world.step(dream, state, pressed, random.fold_in(key, t), cfg.sample, programs)
+        frames.append(shown.pixels[0].cpu().numpy())
     video.write_video(cfg.output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
     print(f"{len(actions)} frames dreamed: {cfg.output}")
+
+
+def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
+    """Until q is pressed."""
+    from genie_fn.player import game, terminal
+
+    frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
+    found = action_map.load(folder)
+    to_latent = (found.to_latent if found else None) if dream.lam else list(range(len(game.ACTIONS)))
+    prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
+    if cfg.compile == "step":
+        programs = world.compiled(device)
+    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, to_latent)
+
+
+def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:
+    """The page, until Ctrl-C."""
+    from genie_fn.player.engine import Engine
+    from genie_fn.player.server import LOCAL, Limits, Server, serve_on
+
+    try:
+        store = data.open_store(cfg.data)
+        world.check_resolution(dream.tokenizer, store.height, store.width, folder)
+    except UserError as error:
+        train.console.print(f"without held-out frames and the real game: {error}")
+        store = None
+    listening = socket.socket(socket.AF_INET6 if ":" in cfg.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((cfg.host, cfg.port))
+    except OSError as error:
+        raise UserError(
+            f"{cfg.host}:{cfg.port} cannot be served ({error.strerror}): choose another --cfg.port"
+        ) from error
+    token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
+    engine = Engine(dream, device, action_map.load(folder), compiled, store and store.meta, cfg.sample)
+    identity = world.fingerprint(*dream)
+    server = Server(engine, folder, identity, store, token, Limits(cfg.visitors))
+    port, name = listening.getsockname()[1], "localhost" if cfg.host in LOCAL else cfg.host
+    address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
+    train.console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
+    if cfg.open:
+        threading.Timer(0.5, webbrowser.open, [address]).start()
+    serve_on(server, listening)
+
+
+@torch.no_grad()
+def main(cfg: Config) -> None:
+    device, folder = train.pick_device(cfg.device), cfg.run or newest_run()
+    ui = "video" if cfg.actions else cfg.ui
+    mode = train.pick_compile({"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device)
+    dream = world.load(folder, device, mode != "off")
+    if ui == "video":
+        make_video(cfg, dream, device)
+    elif ui == "terminal":
+        play_in_terminal(cfg, folder, dream, device)
+    else:
+        serve(cfg, folder, dream, device, mode != "off")
 
 
 if __name__ == "__main__":

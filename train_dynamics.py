@@ -19,9 +19,11 @@ from genie_fn import data, dynamics, lam, quantize, random, tokenizer, tokens, t
 from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
+from genie_fn.facing import FacingConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
+from genie_fn.quantize import QuantizerConfig
 from genie_fn.train import RunConfig
 from genie_fn.world import Stage, World
 
@@ -65,7 +67,8 @@ def demo() -> Config:
     """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores, uncompiled like the others of the demo."""
     model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
-    lam_model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)
+    scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
+    lam_model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     sizes = {"steps": 350, "batch_size": 16, "num_frames": 8, "compile": "off"}
     return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from genie_fn import lam, layers, quantize, train
 from genie_fn.blueprint import Blueprints
 from genie_fn.errors import run
+from genie_fn.facing import FacingConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
@@ -25,11 +26,12 @@ class Config(RunConfig):
 
 
 def demo() -> Config:
-    """0.6M parameters, convolutional, 6 actions: minutes on two CPU cores, uncompiled like the others of the demo."""
+    """0.8M parameters, convolutional, 3 x 2 actions: minutes on two CPU cores, uncompiled like the demo's others."""
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
-    model = LamConfig(patch=4, arch="blueprint", blueprints=nets, motion=0.2)
-    sizes = {"steps": 250, "batch_size": 16, "num_frames": 5}
+    scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
+    model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
+    sizes = {"steps": 700, "batch_size": 20, "num_frames": 5}
     return Config("demo", out="runs/demo/lam", compile="off", optim=optim, model=model, **sizes)
 
 
@@ -100,7 +102,7 @@ def main(cfg: Config) -> None:
 
     def sample(params, path: Path) -> None:
         """Rows: a frame, the next one, and the next one predicted from the first and its latent action."""
-        codes = quantize.lookup(params["quantizer"], lam.infer_actions(params, frames, model), quantizer)
+        codes = lam.lookup(params, lam.infer_actions(params, frames, model), model)
         past = layers.to_float(frames[:, :-1])
         rows = [frames[:, -2], frames[:, -1], layers.to_uint8(lam.decode(params, past, codes, model)[:, -1])]
         train.draw(path, *rows)

@@ -70,7 +70,7 @@ def compare(
     for name, (first, *taken) in seconds.items():
         times = {"seconds": taken, "ratio": [b / s for b, s in zip(seconds[base][1:], taken, strict=True)]}
         row = {key: {"median": median(x), "min": min(x), "max": max(x), "all": x} for key, x in times.items()}
-        row |= {"first": first} | ({"frames/s": round(frames / row["seconds"]["median"])} if frames else {})
+        row |= {"first": first} | ({"frames/s": round(frames / row["seconds"]["median"], 1)} if frames else {})
         if work and ceiling:
             floor = max(work.flops / ceiling.flops, work.bytes / ceiling.bytes)
             row |= {"flops": work.flops, "bytes": work.bytes, "floor": floor}

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 FILE = "actions.json"
@@ -37,6 +38,11 @@ def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
     usual = (table.sum(0) + 1) / (table.sum() + table.shape[1])
     lift = (table + smoothing * usual) / (table.sum(1, keepdim=True) + smoothing) / usual
     return lift.argmax(1)
+
+
+def make(names: list[str], table: list[list[int]], agreement: float, chance: float) -> ActionMap:
+    """The map that follows from a table of counts."""
+    return ActionMap(names, table, by_lift(torch.tensor(table)).tolist(), agreement, chance)
 
 
 def save(found: ActionMap, run: str | Path) -> Path:

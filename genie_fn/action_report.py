@@ -215,8 +215,7 @@ def recorded(names: tuple[str, ...], count: int) -> list[str]:
 def to_map(report: dict) -> ActionMap:
     """What play needs of the report: the table of real and latent actions, and what follows from it."""
     true, fit = report["true"], report["true"]["all"]
-    to_latent = action_map.by_lift(torch.tensor(fit["table"])).tolist()
-    return ActionMap(true["names"], fit["table"], to_latent, fit["accuracy"], fit["chance"])
+    return action_map.make(true["names"], fit["table"], fit["accuracy"], fit["chance"])
 
 
 def rounded(values: Tensor) -> list[float | None]:

@@ -7,7 +7,7 @@ attention is causal, the past's keys and values are computed once and cached.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -106,9 +106,9 @@ def spec(cfg: DynamicsConfig) -> Tree:
 
 
 def logits_next(
-    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache | None, cfg: DynamicsConfig
+    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache | None, cfg: DynamicsConfig, *, extend: bool = True
 ) -> tuple[Tensor, Cache | None]:
-    """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache.
+    """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache if `extend`.
 
     A factorised vocabulary's logits lie side by side: V is the sum of `sizes` there, not their product.
     `ids_BTN` may hold the mask id V. `actions_BT[t]` is the action that led into frame t, `cfg.actions` where none did.
@@ -117,7 +117,7 @@ def logits_next(
     x = sum(F.embedding(digit, table) for digit, table in zip(digits(ids_BTN, cfg.sizes), tables, strict=True))
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
     x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
-    x, cache = layers.st_transformer(params["stack"], x + params["place"], cfg.stack, cache)
+    x, cache = layers.st_transformer(params["stack"], x + params["place"], cfg.stack, cache, extend=extend)
     return layers.linear(params["head"], x[:, :, -cfg.tokens :]).float(), cache
 
 
@@ -211,7 +211,7 @@ def unmask(
     sample: SampleConfig,
 ) -> tuple[Tensor, Tensor]:
     """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them; `key` is the frame's."""
-    logits_B1NV, _ = logits_next(params, ids_BN[:, None], action_B[:, None], cache, cfg)
+    logits_B1NV, _ = logits_next(params, ids_BN[:, None], action_B[:, None], cache, cfg, extend=False)
     return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
@@ -262,8 +262,9 @@ def next_frame(
     temperature = torch.tensor(sample.temperature, device=action_B.device) if temperature is None else temperature
     ids = torch.full((*action_B.shape, cfg.tokens), cfg.codes, device=action_B.device)
     step_of = torch.zeros_like(ids)
+    fixed = replace(sample, steps=1, temperature=1.0)  # what `step` holds must not make a program anew
     for k in count[:-1]:
-        ids, p = programs.unmask(params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, sample)
+        ids, p = programs.unmask(params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed)
         step_of = torch.where((step_of == 0) & (ids != cfg.codes), k + 1, step_of)
     cache = programs.remember(params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg)
     return Sampled(ids, p, step_of, cache)

@@ -5,6 +5,9 @@ Genie (arXiv 2402.15391), section 2.1.1: the encoder sees frames 1..t+1 and name
 both against collapse: the models also read the difference to the frame before, in which motion is easy to see, and
 errors count more where the picture truly changes.
 
+With `facing` an action also tells which way the agent looks (genie_fn/facing.py): codes for what the scene does, times
+two. The keys that are pressed show there, where the scene shows mostly the speed that they led to.
+
 `arch="blueprint"` builds both sides from blueprints over a grid of patches instead: the encoder may reduce the grid;
 the decoder may start from a coarser one and refine it, its layers conditioned on the action's code.
 """
@@ -15,10 +18,11 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import blueprint, layers, metrics, quantize
+from genie_fn import blueprint, facing, layers, metrics, quantize
 from genie_fn.blueprint import Blueprints
 from genie_fn.conv import Pass
 from genie_fn.errors import UserError
+from genie_fn.facing import FacingConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
@@ -58,7 +62,7 @@ LATENT_ACT_ENC, LATENT_ACT_DEC = latent_act_encoder(), latent_act_decoder()
 
 @dataclass(frozen=True)
 class LamConfig:
-    """`quantizer.codes` is the number of latent actions, A."""
+    """`quantizer.codes` is the number of latent actions, A; with `facing` A is twice as many."""
 
     height: Suppress[int] = 64
     width: Suppress[int] = 64
@@ -69,6 +73,8 @@ class LamConfig:
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(kind="vq", codes=6))
     motion: float = 0.9
     """Share of the error's weight that follows |x_{t+1} - x_t|; the rest is uniform (0 is the paper's loss)."""
+    facing: FacingConfig = field(default_factory=FacingConfig)
+    """For games whose view follows an agent that looks left and right; its `side` turns it on."""
     arch: Suppress[str] = "st_vivit"
     """`st_vivit`, of `encoder` and `decoder`, or `blueprint`, of `blueprints`."""
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
@@ -85,6 +91,11 @@ class LamConfig:
             )
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion is a share between 0 and 1, not {self.motion}")
+
+        if self.facing.side > min(self.height, self.width):
+            raise UserError(
+                f"--cfg.model.facing.side {self.facing.side} is more than the {self.height}x{self.width} frames have"
+            )
 
     def _check_blueprints(self) -> None:
         both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
@@ -115,11 +126,21 @@ class LamConfig:
     @property
     def actions(self) -> int:
         """The number of latent actions, A."""
-        return self.quantizer.codes
+        return self.quantizer.codes * (2 if self.facing.side else 1)
 
 
 def spec(cfg: LamConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
+    return _scene_spec(cfg) | ({"facing": facing.spec(cfg.facing)} if cfg.facing.side else {})
+
+
+def encoder(params: Tree) -> Tree:
+    """The parameters that infer actions, without those that predict frames from them."""
+    turned = {name: params["facing"][name] for name in ("look", "latent")} if "facing" in params else {}
+    return {"encoder": params["encoder"]} | turned
+
+
+def _scene_spec(cfg: LamConfig) -> Tree:
     pixels, latent, tokens = 3 * cfg.patch**2, cfg.quantizer.width, (cfg.height // cfg.patch) * (cfg.width // cfg.patch)
     if cfg.arch == "blueprint":
         encoder = _net_spec(cfg.blueprints.encoder, 2 * pixels, latent)
@@ -163,9 +184,18 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
 
 
 def infer_actions(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
-    """uint8 video of T >= 2 frames → latent actions (B, T-1); action t depends on frames <= t+1 alone."""
-    z = encode(params, layers.to_float(video_BTHWC), cfg)
-    return quantize.quantize(params["quantizer"], z, cfg.quantizer).ids
+    """uint8 video of T >= 2 frames → latent actions (B, T-1); action t depends on frames <= t+1 alone.
+
+    The scene's code, or with `facing` twice that plus the bit.
+    """
+    video = layers.to_float(video_BTHWC)
+    ids = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer).ids
+    return 2 * ids + facing.infer(params["facing"], video, cfg.facing) if cfg.facing.side else ids
+
+
+def lookup(params: Tree, actions: Tensor, cfg: LamConfig) -> Tensor:
+    """The scene's codes (..., K) of actions (...), as `decode` takes them."""
+    return quantize.lookup(params["quantizer"], actions // 2 if cfg.facing.side else actions, cfg.quantizer)
 
 
 def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig) -> Tensor:
@@ -182,9 +212,11 @@ def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig)
 
 
 def loss(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> tuple[Tensor, tuple[dict, Quantized]]:
-    """Motion-weighted squared error of the predicted next frames plus the quantiser's loss, on uint8 video.
+    """Motion-weighted squared error of the predicted next frames plus the quantiser's loss, on uint8 video; with
+    `facing` its loss too.
 
-    Returns the scalar loss and (metrics, quantised latents); `psnr` is unweighted.
+    Returns the scalar loss and (metrics, quantised latents), whose ids are the actions, while the rest of them is the
+    scene's; `psnr` is unweighted.
     """
     video = layers.to_float(video_BTHWC)
     past, target = video[:, :-1], video[:, 1:]
@@ -194,4 +226,9 @@ def loss(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> tuple[Tensor, tup
     weight = (1 - cfg.motion) + cfg.motion * moved / moved.mean().clamp(min=1e-6)
     weighted, mse = (weight * error).mean(), error.mean()
     scores = {"mse": mse, "weighted_mse": weighted, "psnr": metrics.psnr(mse)}
-    return weighted + q.loss, (scores | q.metrics, q)
+    if not cfg.facing.side:
+        return weighted + q.loss, (scores | q.metrics, q)
+    turned, (more, bits) = facing.loss(params["facing"], video, cfg.facing)
+    actions = 2 * q.ids + bits
+    used = quantize.use(quantize.code_counts(actions, cfg.actions))
+    return weighted + q.loss + turned, (scores | q.metrics | more | used, q._replace(ids=actions))

@@ -132,13 +132,14 @@ def st_spec(cfg: STConfig) -> Tree:
 
 
 def st_transformer(
-    params: Tree, x_BTND: Tensor, cfg: STConfig, cache: Cache | None = None
+    params: Tree, x_BTND: Tensor, cfg: STConfig, cache: Cache | None = None, *, extend: bool = True
 ) -> tuple[Tensor, Cache | None]:
     """Run the stack on T frames of N tokens; frame t sees itself and the `window - 1` frames before it, nothing later.
 
     With a cache, the frames follow those the cache has seen: the result equals that of the whole sequence in one call,
     at the cost of the new frames alone, because the past's keys and values cannot depend on the future.
-    Returns the output (B, T, N, D) and the cache extended by these T frames (None if none was given).
+    Returns the output (B, T, N, D) and the cache extended by these T frames (None if none was given, or not `extend`,
+    which spares a copy of it).
     """
     position_T1 = torch.arange(x_BTND.shape[1], device=x_BTND.device)[:, None] + (0 if cache is None else cache.seen)
     visible_TS = _visible(x_BTND.shape[1], cfg.window, cache, x_BTND.device)
@@ -149,7 +150,7 @@ def st_transformer(
         keys.append(k)
         values.append(v)
     x = rms_norm(params["norm"], x)
-    return x, None if cache is None else _extend(cache, keys, values)
+    return x, _extend(cache, keys, values) if cache is not None and extend else None
 
 
 def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig):

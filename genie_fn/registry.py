@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from genie_fn import conv, layers
 from genie_fn.conv import Pass, Triple
+from genie_fn.kernels.attention import SPACE_IMPLS
 from genie_fn.tree import Tree
 
 
@@ -354,8 +355,8 @@ class Attention(Layer):
     """Whether channels come first, in Open-Genie; here they always come last."""
 
     def __post_init__(self):
-        if getattr(self, "impl", "sdpa") not in ("sdpa", "reference"):
-            raise ValueError(f"its impl {self.impl!r} is neither sdpa nor reference")
+        if getattr(self, "impl", "sdpa") not in SPACE_IMPLS:
+            raise ValueError(f"its impl {self.impl!r} is none of {', '.join(SPACE_IMPLS)}")
         if self.d_head % 4:
             raise ValueError(f"its d_head {self.d_head} is not a multiple of 4, as rotary positions in a frame need")
 
@@ -372,7 +373,7 @@ class SpaceAttention(Attention):
     """Attention among the places of each frame."""
 
     impl: str = "sdpa"
-    """How it is computed, sdpa or reference; only the second has a second derivative."""
+    """How it is computed: see `kernels/attention.py`. Only `reference` has a second derivative."""
 
     def apply(self, params, x, at):
         return conv.space_attention(params, x, self.n_head, self.impl)

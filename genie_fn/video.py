@@ -1,14 +1,17 @@
-"""Writing frames to files that people open: mp4, gif, png. Frames are (T, H, W, 3) uint8 RGB throughout."""
+"""Frames to files that people open (mp4, gif, png), and images to first frames. Frames are (T, H, W, 3) uint8 RGB."""
 
+import io
 from pathlib import Path
 
 import av
 import imageio.v3 as imageio
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from genie_fn.errors import UserError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # read from outside; other decoders of Pillow start programs
+MAX_PIXELS, MAX_SIDE = 32_000_000, 9_999  # of an image that is read
 FPS = 15  # what Procgen plays at
 
 
@@ -89,3 +92,29 @@ def write_episodes(folder: str | Path, name: str, frames: np.ndarray, episode_st
     Path(folder).mkdir(parents=True, exist_ok=True)
     for number, episode in enumerate(np.split(frames, np.flatnonzero(episode_starts)[1:])):
         write_mp4(Path(folder) / f"{name}_{number:03d}.mp4", episode, lossless=True)
+
+
+def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
+    """An image file as one frame: see `decode_image`."""
+    try:
+        return decode_image(Path(path).read_bytes(), height, width, str(path))
+    except OSError as error:
+        raise UserError(f"there is no image {path} that can be read: check the name") from error
+
+
+def decode_image(content: bytes, height: int, width: int, what: str = "the file") -> np.ndarray:
+    """An image file's content as one (H, W, 3) uint8 frame: the largest part of that shape, from the middle, resized.
+
+    Raises UserError for what is no image, and before decoding for one of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+                limit = f"under {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
+                raise UserError(f"{what} has {image.width}x{image.height} pixels: give an image of {limit}")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BOX))
+    except UserError:
+        raise
+    except Exception as error:  # the decoders raise many kinds
+        raise UserError(f"{what} is not an image that can be read: give a PNG or JPEG file") from error

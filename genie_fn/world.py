@@ -64,9 +64,9 @@ class Programs(NamedTuple):
 EAGER = Programs()
 
 
-def compiled(device: torch.device | str = "cpu") -> Programs:
+def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> Programs:
     """`Programs` compiled for one batch size, and on a GPU replayed as CUDA graphs."""
-    fast = (torch.compile(f, fullgraph=True, dynamic=False) for f in EAGER)
+    fast = (torch.compile(f, fullgraph=True, dynamic=False) for f in programs)
     return Programs(*(map(graphs.recorded, fast) if torch.device(device).type == "cuda" else fast))
 
 

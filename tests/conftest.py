@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run as Python here
 
-from genie_fn import dynamics, lam, random, tokenizer, tree, world
+from genie_fn import action_map, data, dynamics, lam, metrics, random, tokenizer, tree, world
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
+from genie_fn.player import game
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 
@@ -73,6 +76,25 @@ def tiny_world():
 @pytest.fixture(scope="session")
 def dream():
     return tiny_world()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory):
+    """What a play server needs, for 64 x 64 frames: a random world, a map of its actions, a dataset."""
+    coder = replace(TOKENIZER, height=64, width=64)
+    model = DynamicsConfig(coder.quantizer.codes, coder.tokens, LAM.actions, stack=STACK)
+    namer = replace(LAM, height=64, width=64)
+    stages = ((tokenizer, coder), (dynamics, model), (lam, namer))
+    dream = world.World(*(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages)))
+    rng, names = np.random.default_rng(0), game.ACTIONS
+    meta = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
+    store = data.create(tmp_path_factory.mktemp("stage") / "data", meta, 64, 64, len(names), names)
+    frames = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)
+    recording = data.Recording(9, frames, rng.integers(0, 15, 40), np.zeros(40), np.zeros(40, bool))
+    real, latent = (torch.from_numpy(rng.integers(0, n, (50, 9))) for n in (len(names), LAM.actions))
+    table = metrics.contingency(real, latent, len(names), LAM.actions)
+    found = action_map.make([*names], table.tolist(), agreement=0.3, chance=0.2)
+    return dream, found, data.append_segments(store, [recording])
 
 
 @pytest.fixture

@@ -66,9 +66,9 @@ def test_the_uncached_way_uses_no_cache(monkeypatch):
     seen = []
     true = dynamics.logits_next
 
-    def spy(params, ids_BTN, actions_BT, cache, cfg):
+    def spy(params, ids_BTN, actions_BT, cache, cfg, **options):
         seen.append((ids_BTN.shape[1], cache is None))
-        return true(params, ids_BTN, actions_BT, cache, cfg)
+        return true(params, ids_BTN, actions_BT, cache, cfg, **options)
 
     monkeypatch.setattr(dynamics, "logits_next", spy)
     suites.generate_suite(TINY, CPU)

@@ -233,7 +233,7 @@ def test_compiled_is_eager():
         ([("image-residual", {"in_channels": 8, "downsample": (2, 2)})], "divides time"),
         ([("depth2space_upsample", {"in_channels": 8, "time_factor": 2})], "it keeps time"),
         ([("depth2time_upsample", {"in_channels": 8, "space_factor": 2})], "it keeps space"),
-        ([("space_attn", {"n_embd": 8, "impl": "flash"})], "neither sdpa nor reference"),
+        ([("space_attn", {"n_embd": 8, "impl": "flash"})], "'flash' is none of auto, reference, sdpa, triton"),
     ],
 )
 def test_mistakes_are_named_with_their_position(description, message):

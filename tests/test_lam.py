@@ -5,16 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genie_fn import lam, layers, quantize, random, tree
+from genie_fn import facing, lam, layers, quantize, random, tree
 from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
+from genie_fn.facing import FacingConfig
 
 
-@pytest.fixture(scope="module", params=["st_vivit", "blueprint"])
+@pytest.fixture(scope="module", params=["st_vivit", "blueprint", "facing"])
 def lam_cfg(request, lam_cfg):
-    """Both architectures."""
+    """Both architectures, and a bit for the way the agent looks."""
     if request.param == "st_vivit":
         return lam_cfg
+    if request.param == "facing":
+        return replace(lam_cfg, facing=FacingConfig(side=12, hidden=16, latent=4))
     nets = Blueprints(lam.latent_act_encoder(16, 2, 8, 1), lam.latent_act_decoder(16, 2, 8, 1, condition=8))
     return replace(lam_cfg, patch=8, arch="blueprint", blueprints=nets)
 
@@ -75,7 +78,8 @@ def test_without_motion_weight_the_loss_is_the_papers(lam_params, lam_cfg, clip)
     cfg = replace(lam_cfg, motion=0.0)
     loss, (metrics, q) = lam.loss(lam_params, clip, cfg)
     torch.testing.assert_close(metrics["weighted_mse"], metrics["mse"])
-    torch.testing.assert_close(loss, metrics["mse"] + q.loss)
+    turned = facing.loss(lam_params["facing"], layers.to_float(clip), cfg.facing)[0] if cfg.facing.side else 0
+    torch.testing.assert_close(loss, metrics["mse"] + q.loss + turned)
 
 
 def test_motion_weight_counts_what_moves(lam_params, lam_cfg, clip):
@@ -104,10 +108,10 @@ def test_different_actions_predict_different_frames(lam_params, lam_cfg, video):
     futures = torch.stack(
         [
             lam.decode(lam_params, video[:1, :1], codebook[a].expand(1, 1, -1), lam_cfg).flatten()
-            for a in range(lam_cfg.actions)
+            for a in range(lam_cfg.quantizer.codes)
         ]
     )
-    distances = torch.cdist(futures, futures) + torch.eye(lam_cfg.actions) * 1e9
+    distances = torch.cdist(futures, futures) + torch.eye(lam_cfg.quantizer.codes) * 1e9
     assert distances.min() > 1e-3
 
 
@@ -123,7 +127,7 @@ def test_every_parameter_is_trained(lam_cfg, clip, kind):
 
 def test_two_frames_are_enough(lam_params, lam_cfg, clip):
     actions = lam.infer_actions(lam_params, clip[:1, :2], lam_cfg)
-    assert actions.shape == (1, 1) and 0 <= actions.item() < lam_cfg.actions == 5
+    assert actions.shape == (1, 1) and 0 <= actions.item() < lam_cfg.actions == (10 if lam_cfg.facing.side else 5)
     assert torch.equal(actions, lam.infer_actions(lam_params, clip, lam_cfg)[:1, :1])
 
 

@@ -1,17 +1,24 @@
 """The page in a real browser, against the real server with a tiny untrained world."""
 
+import base64
 import io
 import json
-import os
 import re
 import shutil
+import socket
+import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from genie_fn.player.engine import Engine
+from genie_fn.player.server import Limits, Server, serve_on
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
 expect = sync_api.expect
+expect.set_options(timeout=30_000)  # on a busy machine everything takes long
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium")
 
@@ -19,8 +26,14 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "h
 
 
 @pytest.fixture(scope="module")
-def site():
-    return os.environ["PAGE_URL"]
+def site(stage):
+    """The address of a server in a thread."""
+    dream, found, store = stage
+    engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = Server(engine, "runs/tiny/dynamics", "tiny", store, "", Limits())
+    threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
+    return f"http://localhost:{listening.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +47,7 @@ def browser():
 @pytest.fixture
 def visit(browser, site):
     """Open the page in a context of its own. At the end, nothing may have gone wrong unseen, nor left the origin."""
-    contexts, wrong = [], []
+    contexts, wrong, origin = [], [], site.replace("http", "ws")
 
     def hear(message):
         refused = message.location["url"].endswith("/upload")  # Chromium reports every refusal, though it is meant
@@ -45,16 +58,16 @@ def visit(browser, site):
         page.on("console", hear)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith((site, "blob:")) or wrong.append(request.url))
-        page.on("websocket", lambda socket: socket.url.startswith(site.replace("http", "ws")) or wrong.append(socket.url))
+        page.on("websocket", lambda socket: socket.url.startswith(origin) or wrong.append(socket.url))
 
     def visit(prepare=lambda page: None, **options):
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         listen(page)
         prepare(page)
         page.goto(site)
-        expect(page.locator("#number")).to_have_text("0")
+        expect(page.locator("body:not(.waiting) #actions button").first).to_be_visible()
         return page
 
     yield visit
@@ -79,7 +92,7 @@ def play(page, keys, start=0):
 
 
 def png(seed):
-    image, file = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), "u1"), io.BytesIO()
+    image, file = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), "u1"), io.BytesIO()
     Image.fromarray(image).save(file, "png")
     return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
 
@@ -102,6 +115,7 @@ def test_a_held_key_goes_on_and_nothing_piles_up(visit):
     expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))
     page.keyboard.up("1")
     page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)  # what was on its way has arrived
     reached = page.locator("#number").inner_text()
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached
@@ -135,6 +149,10 @@ def test_an_image_becomes_the_first_frame_however_it_comes(visit):
     expect(page.locator("#note")).to_contain_text("Your image")
     mine = pixels(page)
     assert mine != given
+    with page.expect_download() as download:
+        page.keyboard.press("d")
+    start = base64.b64decode(json.loads(download.value.path().read_text())["start"])
+    assert np.array_equal(Image.open(io.BytesIO(start)), Image.open(io.BytesIO(png(1)["buffer"])))
     page.locator("#image").set_input_files(png(2))
     page.wait_for_timeout(200)
     assert pixels(page) not in (mine, given)
@@ -289,9 +307,10 @@ def test_a_phone(visit):
     touch = page.context.new_cdp_session(page)
     finger = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
-    expect(page.locator("#number")).to_have_text("4")  # as long as the finger stays
+    expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))  # as long as the finger stays
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)
     reached = page.locator("#number").inner_text()
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached
@@ -312,6 +331,32 @@ def test_a_lost_connection_comes_back_to_its_session(visit):
     expect(page.get_by_role("alert")).to_be_hidden()
     assert len(sockets) == 2 and pixels(page) == shown[2]
     play(page, ["1"], 2)
+
+
+def test_a_reload_goes_on_and_a_session_that_is_gone_begins_anew(visit):
+    page = visit()
+    shown = play(page, ["1", "2"])
+    page.reload()
+    expect(page.locator("#number")).to_have_text("2")
+    assert pixels(page) == shown[2]
+    page.evaluate("sessionStorage.genie_fn = JSON.stringify({ session: 'gone', branches: [] })")
+    page.reload()
+    expect(page.locator("#note")).to_contain_text("no longer kept")
+    play(page, ["1"])
+
+
+def test_two_windows_do_not_fight_for_a_session(visit):
+    first, second = visit(), visit()
+    shown, number = play(first, ["1", "2"]), first.locator("#number")
+    second.evaluate("stored => { sessionStorage.genie_fn = stored }", first.evaluate("sessionStorage.genie_fn"))
+    second.reload()
+    expect(first.get_by_role("alert")).to_contain_text("another window")
+    play(second, ["3"], 2)
+    first.keyboard.press("1")  # brings the session back
+    expect(first.get_by_role("alert")).to_be_hidden()
+    expect(number).to_have_text("3")
+    assert pixels(first) == pixels(second) != shown[2]
+    expect(second.get_by_role("alert")).to_contain_text("another window")
 
 
 def test_a_full_server_is_told(visit, browser, site):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from genie_fn import random
+from genie_fn import conv, random, tree
 from genie_fn.kernels import attention
+from genie_fn.registry import SpaceAttention
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,6 +61,37 @@ def test_strided_inputs_are_read_where_they_lie():
     torch.testing.assert_close(y.flip(3), attention.attend_space(*reversed_heads, impl="triton"))
     transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     torch.testing.assert_close(y, attention.attend_space(*transposed, impl="triton"), rtol=0, atol=0)
+
+
+def test_layers_of_a_blueprint_take_the_kernel_too():
+    spec = conv.attention_spec(16, 2, 8)
+    params = tree.map(lambda x: x.to(DEVICE), tree.init(spec, random.key(0)))
+    x = noise(1, 2, 3, 3, 5, 16)
+    y, expected = (SpaceAttention(16, 2, 8, impl=impl).apply(params, x, None) for impl in ("triton", "reference"))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # they are infinite before they are left out
+@pytest.mark.parametrize("tokens", [37, 70])  # one tile and several, both with padding
+def test_scores_far_below_those_of_the_padding_do_no_harm(tokens):
+    """Keys beyond the frame score 0: next to scores of -2000 their weights would be infinite, unless left out."""
+    q, k, v = (noise(i, 1, 1, tokens, 1, 16) * 0.01 + middle for i, middle in enumerate((1, -1, 0)))
+    leaves = [x.requires_grad_() for x in (q, k, v, noise(4, 16).mul(0.01).add(22.4), noise(5, 16).mul(0.01).add(22.4))]
+    weight = noise(3, 1, 1, tokens, 1, 16)
+    y, expected = (attention.attend_within(*leaves, impl=impl) for impl in ("triton", "reference"))
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+    grads, expected = (torch.autograd.grad((x * weight).sum(), leaves) for x in (y, expected))
+    torch.testing.assert_close(grads, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_gradient_that_is_one_number_everywhere_is_read_where_it_lies():
+    """That of a sum has no memory of its own: all its strides are 0."""
+    leaves = [x.requires_grad_() for x in (*strided(0, (1, 2, 20, 2, 16), torch.float32), noise(1, 16), noise(2, 16))]
+    grads, expected = (
+        torch.autograd.grad(attention.attend_within(*leaves, impl=impl).sum(), leaves)
+        for impl in ("triton", "reference")
+    )
+    torch.testing.assert_close(grads, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_runs_repeat_bit_for_bit():

@@ -67,8 +67,8 @@ def test_frames_after_a_cache_agree_with_the_reference(frames):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_whole_stack_compiled_with_the_kernel_is_the_stack(stack_cfg):
-    """Through custom op, compiled step and gradients, as training runs it."""
+def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
+    """Those for time and for space, through custom ops, compiled step and gradients, as training runs it."""
     params = tree.map(lambda x: x.to(DEVICE), tree.init(layers.st_spec(stack_cfg), random.key(0)))
     x = noise(1, 2, 6, 5, stack_cfg.dim)
 
@@ -78,9 +78,9 @@ def test_the_whole_stack_compiled_with_the_kernel_is_the_stack(stack_cfg):
 
         return tree.value_and_grad(loss)(params)
 
-    (expected, _), expected_grads = step(params, x, replace(stack_cfg, time_impl="reference"))
+    (expected, _), expected_grads = step(params, x, replace(stack_cfg, space_impl="reference", time_impl="reference"))
     fast = torch.compile(step, fullgraph=True, dynamic=False)
-    (value, _), grads = fast(params, x, replace(stack_cfg, time_impl="triton"))
+    (value, _), grads = fast(params, x, replace(stack_cfg, space_impl="triton", time_impl="triton"))
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(tree.leaves(grads), tree.leaves(expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)

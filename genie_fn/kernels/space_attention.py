@@ -203,18 +203,21 @@ def tiling(kernel, tokens: int, head_dim: int, itemsize: int) -> dict[str, int]:
     """How a frame is cut for a kernel: rows that a program owns (BLOCK) and that it takes per STEP.
 
     Powers of two, at least 16 as tl.dot wants them; `WHOLE` says that a step holds a frame, `EVEN` that steps have no
-    rows beyond it.
+    rows beyond it. Float32 is multiplied exactly, outside the tensor cores and out of registers: in smaller tiles.
     """
-    channels = max(16, triton.next_power_of_2(head_dim))
-    step = min(16 if channels * itemsize > 256 else 64, max(16, triton.next_power_of_2(tokens)))
-    block = 2 * step if kernel is _forward and itemsize == 2 and tokens > step else step
+    channels, fits = (max(16, triton.next_power_of_2(n)) for n in (head_dim, tokens))
+    step = min(fits, (64 if itemsize == 2 else 32) * 128 // max(128, channels))
+    block = 2 * step if kernel is _forward and step == 64 and tokens > step else step
     sizes = {"E": head_dim, "BLOCK_E": channels, "BLOCK": block, "STEP": step}
     return sizes | {"EVEN": tokens % step == 0, "WHOLE": tokens <= step}
 
 
-def options(cut: dict) -> dict[str, int]:
-    """Warps and stages: more than 64 x 32 numbers of a tile per warp go from registers to memory and back."""
-    return {"num_warps": 8 if cut["BLOCK"] * cut["BLOCK_E"] >= 64 * 64 else 4, "num_stages": 2}
+def options(cut: dict, itemsize: int) -> dict[str, int]:
+    """Warps and stages. Tensor cores take 16 rows per warp: more warps would repeat each other's work, unless rows are
+    so wide that a warp cannot keep 16 of them in its registers."""
+    rows, numbers = (16, 1024) if itemsize == 2 else (4, 512)
+    warps = max(cut["BLOCK"] // rows, cut["BLOCK"] * cut["BLOCK_E"] // numbers)
+    return {"num_warps": min(8, warps), "num_stages": 2}
 
 
 def _programs(kernel, q: Tensor) -> int:
@@ -228,7 +231,7 @@ def _launch(kernel, tensors: list[Tensor | None], strided: list[Tensor], *scales
     constants = tiling(kernel, tokens, head_dim, q.element_size()) | {"NORM": norm, "TYPE": TYPES[q.dtype]}
     strides = [stride for tensor in strided for stride in tensor.stride()]
     kernel[(_programs(kernel, q),)](
-        *tensors, *strides, tokens, frames, heads, *scales, **constants, **options(constants)
+        *tensors, *strides, tokens, frames, heads, *scales, **constants, **options(constants, q.element_size())
     )
 
 
@@ -260,14 +263,7 @@ def _results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("genie_fn::attend_space_backward", mutates_args=())
 def attend_space_backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_scale: Tensor | None,
-    k_scale: Tensor | None,
-    y: Tensor,
-    lse: Tensor,
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None, y: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by q, k and v, and by the two scales, (2, E) float32 (zeros where there are none)."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))

@@ -1,8 +1,8 @@
 """A session: every frame so far, what led to it, and enough of the world's state to go on from any of them exactly.
 
 A world's state is mostly caches of the last frames' keys and values, and those of two neighbouring frames have all but
-one frame in common. So a session keeps for each frame what it added to the caches, and joins these again when it goes
-back: bit for bit the state that was there.
+one frame in common. So a session keeps for each frame what it added to the caches, and joins these again to go on: bit
+for bit the state that was there. Sessions are values: a branch is the same value under another name.
 """
 
 import zlib
@@ -18,7 +18,19 @@ from genie_fn.layers import Cache
 from genie_fn.tree import Tree
 
 MOMENTS = 300  # frames kept
-MEMORY = 256 << 20  # bytes of states kept, whatever the number of frames
+MEMORY = 256 << 20  # bytes kept, whatever the number of frames
+NOTES = 10_000  # frames of which the actions are kept, for a recording
+
+
+class Note(NamedTuple):
+    """What it takes to dream a frame again, and the hash of its pixels."""
+
+    action: int | None
+    real: int | None  # the same as a real action, where one was pressed
+    temperature: float
+    steps: int
+    compiled: bool  # which of the two programs dreamed it: their rounding differs
+    hash: str = ""
 
 
 class Moment(NamedTuple):
@@ -29,19 +41,12 @@ class Moment(NamedTuple):
     probability: np.ndarray  # (N,) uint8, 255 for certain
     revealed: np.ndarray  # (N,) uint8: the MaskGIT step that revealed each token, 0 in a start frame
     added: Tree  # what the frame added to the state
-    action: int | None = None  # that led here; None for the start
-    real: int | None = None  # the same as a real action, where one was pressed
-    temperature: float = 1.0
-    steps: int = 0
+    note: Note | None = None  # what led here; None for the start
     ms: float = 0.0  # that dreaming it took
     game: np.ndarray | None = None  # the real game's frame beside it
     saved: bytes | None = None  # the real game's state
     psnr: float | None = None  # of the dream against it
-
-    @property
-    def hash(self) -> str:
-        """Of the pixels: equal hashes, equal frames."""
-        return f"{zlib.crc32(np.ascontiguousarray(self.pixels)):08x}"
+    mean_psnr: float | None = None  # over the frames dreamed so far
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Session:
     start: np.ndarray  # the image that it began from, (H, W, 3) uint8
     level: int | None = None  # of the real game beside it
     first: int = 0
+    notes: tuple[Note, ...] = ()  # of the dreamed frames before the first moment
 
     @property
     def present(self) -> Moment:
@@ -65,25 +71,24 @@ class Session:
         """The last frame that is kept."""
         return self.first + len(self.moments) - 1
 
+    @property
     def oldest(self) -> int:
         """The first frame that one can go back to: its state must be whole."""
         return self.first if self.first == 0 else self.first + window(self.moments[0].added) - 1
 
-    def past(self) -> list[Moment]:
+    def past(self) -> tuple[Moment, ...]:
         """The moments up to the present one."""
-        return list(self.moments[: self.at - self.first + 1])
+        return self.moments[: self.at - self.first + 1]
 
 
-def added(state: Tree) -> Tree:
-    """What the newest frame added to a state: of each cache one frame, of anything else all."""
+def frame_hash(pixels_HWC: np.ndarray) -> str:
+    """Equal hashes, equal frames."""
+    return f"{zlib.crc32(np.ascontiguousarray(pixels_HWC)):08x}"
 
-    def newest(part):
-        if not isinstance(part, Cache):
-            return part
-        k, v = (x[:, :, -1:].clone() for x in (part.k_LBSNGE, part.v_LBSNGE))
-        return Added(k, v, part.seen, part.k_LBSNGE.shape[2])
 
-    return pytree.tree_map(newest, state, is_leaf=lambda part: isinstance(part, Cache))
+def nbytes(moment: Moment) -> int:
+    """The memory that a moment takes, nearly all of it in arrays."""
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(moment) if isinstance(leaf, Tensor | np.ndarray))
 
 
 class Added(NamedTuple):
@@ -93,6 +98,18 @@ class Added(NamedTuple):
     v_LB1NGE: Tensor
     seen: Tensor
     frames: int
+
+
+def added(state: Tree) -> Tree:
+    """What the newest frame added to a state: of each cache one frame, of anything else all."""
+
+    def newest(part):
+        if not isinstance(part, Cache):
+            return part
+        k, v = (x[:, :, -1:].clone() for x in (part.k_LBSNGE, part.v_LBSNGE))  # a view would keep the whole cache
+        return Added(k, v, part.seen, part.k_LBSNGE.shape[2])
+
+    return pytree.tree_map(newest, state, is_leaf=lambda part: isinstance(part, Cache))
 
 
 def _parts(tree: Tree) -> tuple[list, pytree.TreeSpec]:
@@ -114,31 +131,35 @@ def _joined(column: tuple) -> Cache | Tensor:
     last = column[-1]
     if not isinstance(last, Added):
         return last
-    kept = column[-max(last.frames, 1) :]
+    k, v = (_filled([getattr(part, name) for part in column], last.frames) for name in ("k_LB1NGE", "v_LB1NGE"))
+    return Cache(k, v, last.seen)
 
-    def cache(name: str) -> Tensor:
-        parts = [getattr(part, name) for part in kept]
-        missing = max(last.frames - len(parts), 0)
-        empty = [parts[0].new_zeros(parts[0].shape).repeat_interleave(missing, 2)] if missing else []
-        return torch.cat(empty + parts, 2)
 
-    return Cache(cache("k_LB1NGE"), cache("v_LB1NGE"), last.seen)
+def _filled(parts: list[Tensor], frames: int) -> Tensor:
+    """The last frames side by side; zeros, as in an empty cache, where there are fewer."""
+    parts = parts[-max(frames, 1) :]
+    layers, batch, _, *rest = parts[0].shape
+    return torch.cat([parts[0].new_zeros((layers, batch, max(frames - len(parts), 0), *rest)), *parts], 2)
 
 
 def state(session: Session) -> Tree:
     """The world's state at the present frame."""
-    return rebuilt([moment.added for moment in session.past()])
+    past = session.past()
+    return rebuilt([moment.added for moment in past[-window(past[-1].added) :]])
 
 
 def extended(session: Session, moment: Moment) -> Session:
     """The session with a frame after the present one, in the place of what came later; the oldest may be dropped."""
     moments = (*session.past(), moment)
-    size = sum(x.nbytes for x in pytree.tree_leaves(moment.added) if isinstance(x, Tensor))
-    room = max(min(MOMENTS, MEMORY // max(size, 1)), window(moment.added) + 1)
-    dropped = max(0, len(moments) - room)
-    return replace(session, moments=moments[dropped:], first=session.first + dropped, at=session.at + 1)
+    room = max(min(MOMENTS, MEMORY // max(nbytes(moment), 1)), window(moment.added) + 1)
+    dropped = moments[: max(0, len(moments) - room)]
+    notes = session.notes
+    if len(notes) < NOTES:  # beyond, nobody asks for them any more
+        notes += tuple(old.note for old in dropped if old.note is not None)
+    first = session.first + len(dropped)
+    return replace(session, moments=moments[len(dropped) :], first=first, at=session.at + 1, notes=notes)
 
 
 def moved(session: Session, frame: int) -> Session:
     """The session at another of its frames, the nearest that is kept."""
-    return replace(session, at=min(max(frame, session.oldest()), session.newest))
+    return replace(session, at=min(max(frame, session.oldest), session.newest))

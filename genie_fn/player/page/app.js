@@ -1,6 +1,6 @@
 // The page's controls: every one has its key, and the help lists them from here. The session itself is session.js.
 
-import { GAME_KEYS } from "./controls.js";
+import { GAME_KEYS, choice } from "./controls.js";
 import { buildHelp } from "./describe.js";
 import { $, bringIntoSight, complain, layout, note, realNames, showOverlay, showSliders, showTip } from "./page.js";
 import { state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
@@ -157,16 +157,33 @@ function keydown(event) {
   const direction = realNames(state.world).length ? GAME_KEYS[event.code] : undefined;
   const name = BY_KEY[event.key.toLowerCase()];
   if (direction) wishing(event, { direction });
-  else if (digit && action < state.world?.actions) wishing(event, { action });
+  else if (digit && action < state.world?.actions) pressAction(event, action);
   else if (name) {
     event.preventDefault();
     if (!event.repeat || REPEATING.has(name)) command(name);
   }
 }
 
+function pressAction(event, action) {
+  if ($("actions").children[action].disabled) note("Beside the real game only its own keys count: the arrows.");
+  else wishing(event, choice(state.world, action));
+}
+
 function wishing(event, what) {
   event.preventDefault();
   if (!event.repeat) wishes.press(event.code, what);
+}
+
+function repeatWhilePressed(button) {
+  let timer = 0;
+  button.addEventListener("pointerdown", () => (timer = setTimeout(again, 400)));
+  const again = () => {
+    command(button.dataset.do);
+    timer = setTimeout(again, 80);
+  };
+  for (const end of ["pointerup", "pointercancel", "pointerleave"]) {
+    button.addEventListener(end, () => clearTimeout(timer));
+  }
 }
 
 function wireControls() {
@@ -185,6 +202,7 @@ function wireControls() {
     button.title = `${text} (${keys[0]})`;
     button.setAttribute("aria-keyshortcuts", keys.join(" "));
     button.addEventListener("click", () => command(button.dataset.do));
+    if (REPEATING.has(button.dataset.do)) repeatWhilePressed(button);
   }
   for (const slider of document.querySelectorAll("input[type=range]")) {
     slider.addEventListener("pointerup", () => slider.blur());
@@ -222,7 +240,11 @@ function wireFields() {
 function wireDrops() {
   const file = (transfer) => [...(transfer?.files ?? [])][0];
   addEventListener("paste", (event) => file(event.clipboardData) && useFile(file(event.clipboardData)));
-  addEventListener("dragover", (event) => (event.preventDefault(), ($("drop").hidden = false)));
+  addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    $("drop").hidden = false;
+  });
   addEventListener("dragleave", (event) => event.relatedTarget || ($("drop").hidden = true));
   addEventListener("drop", (event) => {
     event.preventDefault();

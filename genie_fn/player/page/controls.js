@@ -7,7 +7,8 @@ const CLICK = 500; // ms within which a browser reports the end of a touch as a 
 export const GAME_KEYS = { ArrowLeft: "LEFT", ArrowRight: "RIGHT", ArrowUp: "UP", ArrowDown: "DOWN", Space: "UP" };
 const ARROWS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
 const DIAGONALS = { "LEFT+UP": "↖", "RIGHT+UP": "↗", "LEFT+DOWN": "↙", "RIGHT+DOWN": "↘" };
-const GLYPHS = { ...ARROWS, ...DIAGONALS, NOOP: "no key" };
+export const NO_KEY = "no\u00a0key";
+const GLYPHS = { ...ARROWS, ...DIAGONALS, NOOP: NO_KEY };
 
 /** "JUMP+RIGHT" and "RIGHT+UP" are one thing: left or right first, then up or down. */
 export function canonical(name) {
@@ -17,6 +18,9 @@ export function canonical(name) {
 
 /** A real action as a person would draw it: an arrow, "no key", or its name. */
 export const glyph = (name) => GLYPHS[canonical(name)] ?? name;
+
+/** What a button of action `action` asks for: in a world of true actions, a real one. */
+export const choice = ({ kind }, action) => (kind === "true" ? { real: action } : { action });
 
 /** The number of the real action that the held directions make together, the nearest there is; -1 if none. */
 export function realAction(directions, names) {
@@ -34,13 +38,13 @@ export function realAction(directions, names) {
  * {action} or {real}, `names()` lists the real actions that keys can mean, `idle()` is the choice without a key.
  */
 export function player({ ready, send, names, idle }) {
-  const held = new Map(); // source of the press → {action} or {direction}
+  const held = new Map(); // source of the press → {action}, {real} or {direction}
   let tap = null, pressedAt = 0, sentAt = 0, interval = 0, running = false, timer = 0;
 
   function wanted() {
     const presses = [...held.values()];
-    const action = presses.findLast((press) => "action" in press);
-    if (action) return action;
+    const button = presses.findLast((press) => !press.direction);
+    if (button) return button;
     const real = presses.length ? realAction(new Set(presses.map((press) => press.direction)), names()) : -1;
     return real >= 0 ? { real } : running ? idle() : null;
   }
@@ -77,8 +81,10 @@ export function player({ ready, send, names, idle }) {
       press("tap", what);
       release("tap");
     },
-    releaseAll: () => held.clear(),
-    drop: () => (tap = null),
+    releaseAll() {
+      held.clear();
+      tap = null;
+    },
     run(on) {
       running = on;
       pump();
@@ -88,9 +94,6 @@ export function player({ ready, send, names, idle }) {
     },
     get running() {
       return running;
-    },
-    get held() {
-      return held;
     },
   };
 }

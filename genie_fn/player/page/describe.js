@@ -1,6 +1,6 @@
 // What a world's description becomes: its buttons, and sentences about it.
 
-import { canonical, glyph } from "./controls.js";
+import { NO_KEY, canonical, glyph } from "./controls.js";
 
 const ARROWS = [["LEFT", "←", "Left"], ["UP", "↑", "Up, jump"], ["DOWN", "↓", "Down"], ["RIGHT", "→", "Right"]];
 
@@ -25,10 +25,11 @@ export function describeMap({ kind, map, names }) {
   if (kind === "true") return "This world was trained on the game's own actions: every key is what it says.";
   if (!names.length) return "The actions have no names: nothing but the video was seen. Try them out.";
   if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured what they mean in it.";
-  const [right, chance] = [map.agreement, map.chance].map((share) => `${Math.round(share * 100)}`);
-  const worth = map.agreement - map.chance < 0.1 ? " Little better than guessing: expect the arrows to be loose." : "";
-  const measured = `of 100 real key presses, ${right} meant the action that the arrow now stands for`;
-  return `The arrow keys are a measured guess: ${measured}; guessing gives ${chance}.${worth}`;
+  const [right, chance] = [map.agreement, map.chance].map((share) => Math.round(share * 100));
+  const better = right > chance ? "hardly" : "no";
+  const worth = right - chance < 10 ? ` That is ${better} better, so do not expect much of the arrows.` : "";
+  const told = `From the action that the network sees, the real key is told right in ${right} of 100 cases`;
+  return `The arrow keys are a measured guess. ${told}; naming the commonest key is right in ${chance}.${worth}`;
 }
 
 /** The real actions that lead to latent action `action`, as arrows. */
@@ -36,7 +37,8 @@ function meanings({ map, names, kind }, action) {
   if (kind === "true") return glyph(names[action] ?? "");
   if (!map) return "";
   const glyphs = map.to_latent.flatMap((latent, real) => (latent === action ? [glyph(names[real])] : []));
-  return glyphs.filter((text) => !/^[A-Z]/.test(text)).join(" "); // not the letters, which few games use
+  const arrows = glyphs.filter((text) => !/^[A-Za-z]/.test(text)); // and not the letters, which few games use
+  return [...arrows, ...(glyphs.includes(NO_KEY) ? [NO_KEY] : [])].join(" ");
 }
 
 /** One large button per action; `wire(button, action)` makes it work. */
@@ -82,16 +84,16 @@ export function buildTable(place, { map, names }) {
   if (!map) return;
   const head = element("tr", {}, element("th", { scope: "col" }, "real key"));
   map.table[0].forEach((_, latent) => head.append(element("th", { scope: "col" }, latent + 1)));
-  const rows = map.table.map((counts, real) => {
+  const rows = map.table.flatMap((counts, real) => {
     const total = counts.reduce((sum, count) => sum + count, 0);
+    if (!total) return []; // a key that was never pressed
     const row = element("tr", {}, element("th", { scope: "row" }, names[real]));
     counts.forEach((count, latent) => {
-      const share = total ? `${Math.round((100 * count) / total)} %` : "–";
-      const cell = element("td", { title: `${count} of ${total}` }, share);
+      const cell = element("td", { title: `${count} of ${total}` }, `${Math.round((100 * count) / total)} %`);
       cell.classList.toggle("mapped", latent === map.to_latent[real]);
       row.append(cell);
     });
-    return row;
+    return [row];
   });
   const meaning = "Of the transitions with each real key, the share that the network takes for each of its actions";
   const caption = element("caption", {}, meaning);

@@ -1,7 +1,7 @@
 // The state of this tab, and what the page shows of it: world, frame, overlays, unmasking, figures, branches.
 
 import { buildActions, buildArrows, buildTable, describeMap, describeWorld } from "./describe.js";
-import { canonical, pad } from "./controls.js";
+import { canonical, choice, pad } from "./controls.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
 const READY = { compiling: "compiling: the first minute is slower", compiled: "compiled", eager: "not compiled" };
@@ -22,7 +22,9 @@ export const state = {
   replaying: 0, // frames of the recording that is being dreamed again
   psnr: [], // by frame
   visitors: 1,
-  full: "",
+  full: "", // what the server said when all places were taken
+  gone: "", // what it said of a session that it had forgotten
+  ended: false, // whether it ended this connection for good: what is asked next opens another
   view: { confidence: false, ids: false, known: null }, // known: the MaskGIT step that is shown
 };
 
@@ -72,15 +74,21 @@ export function showWorld(world, wishes) {
   document.title = `${world.run}: a dreamed world`;
   $("world").textContent = describeWorld(world);
   $("map").textContent = describeMap(world);
-  buildActions($("actions"), world, (button, action) => pad(button, { action }, wishes));
+  buildActions($("actions"), world, (button, action) => pad(button, choice(world, action), wishes));
   buildArrows($("arrows"), realNames(world), (button, direction) => pad(button, { direction }, wishes));
   buildTable($("map-table"), world);
   $("clip").max = Math.max(world.clips - 1, 0);
   $("from-clip").hidden = !world.clips;
   $("from-game").hidden = !world.game;
+  showIntroduction(world);
+}
+
+/** What there is to do; with `game`, beside the real one. */
+export function showIntroduction(world, game = false) {
   const keys = world.actions > 10 ? "a button" : `1 to ${world.actions}`;
   const press = touch.matches ? "a button" : realNames(world).length ? `an arrow key or ${keys}` : keys;
-  note(`Press ${press}. A neural network dreams the next frame.`);
+  if (game) note("The same keys move both: the real game on the left, the dream on the right.");
+  else note(`Press ${press}. A neural network dreams the next frame.`);
 }
 
 export function showSettings({ temperature, steps }) {
@@ -116,9 +124,12 @@ export function showFrame() {
   showOverlay();
 }
 
-function showChosen({ action, real }, world) {
+function showChosen({ action, real, game }, world) {
   const choose = (button, on) => button.classList.toggle("chosen", on);
-  for (const button of $("actions").children) choose(button, Number(button.dataset.action) === action);
+  for (const button of $("actions").children) {
+    choose(button, Number(button.dataset.action) === action);
+    button.disabled = game && world.kind === "latent"; // the game beside knows its own keys only
+  }
   const parts = canonical(world.names[real] ?? "").split("+");
   for (const button of $("arrows").children) choose(button, parts.includes(button.dataset.direction));
 }
@@ -144,8 +155,8 @@ export function showOverlay() {
   const legible = paintOverlay($("overlay"), frame, view);
   const mean = frame.probability.reduce((sum, p) => sum + p, 0) / frame.probability.length / 255;
   $("legend-mean").textContent = frame.action === null ? "(a given frame)" : `on average ${Math.round(mean * 100)} %`;
-  const point = legible ? "" : " Point at one to read it.";
-  $("legend-ids").textContent = `Each cell is one token: its number in the codebook, a colour for each number.${point}`;
+  const colour = view.confidence ? "" : " and that number's colour", point = legible ? "" : " Point at one to read it.";
+  $("legend-ids").textContent = `In each cell, one token's number in the codebook${colour}.${point}`;
   if (view.known !== null) showUnmasking(frame, view.known);
 }
 

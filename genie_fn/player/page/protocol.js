@@ -98,5 +98,5 @@ export function connect(on) {
   }
 
   addEventListener("online", () => socket || open());
-  return { open, send };
+  return { open, close, send };
 }

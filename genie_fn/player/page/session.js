@@ -1,9 +1,9 @@
 // The session in this tab: what is asked of the server, and what it answers.
 
-import { player } from "./controls.js";
+import { canonical, choice, player } from "./controls.js";
 import { $, bringIntoSight, complain, layout, measure, note, realNames, remember, showBranches } from "./page.js";
-import { showFrame, showLink, showReady, showRunning, showSettings, showWorld, state } from "./page.js";
-import { stopUnmasking, whole } from "./page.js";
+import { showFrame, showIntroduction, showLink, showReady, showRunning, showSettings, showWorld } from "./page.js";
+import { state, stopUnmasking, whole } from "./page.js";
 import { connect } from "./protocol.js";
 
 export const wishes = player({
@@ -24,6 +24,9 @@ function ask(message, resumed = false) {
   } else if (link.send(message)) {
     state.asked = { message, resumed, at: performance.now() };
     document.body.classList.add("waiting");
+  } else if (state.ended) {
+    state.ended = false;
+    link.open();
   }
 }
 
@@ -45,14 +48,15 @@ export function start(from) {
   remember();
   state.psnr = [];
   $("verdict").textContent = "";
+  if (!state.gone) showIntroduction(state.world, from.from === "game");
   bringIntoSight();
   ask({ type: "start", ...from, seed: whole($("seed")) });
 }
 
 /** What "no key" is here: the game's own, or else the last action again. */
 export function idle() {
-  const noop = realNames(state.world).indexOf("NOOP");
-  return noop >= 0 ? { real: noop } : { action: state.frame.action ?? 0 };
+  const noop = realNames(state.world).map(canonical).indexOf("NOOP");
+  return noop >= 0 ? { real: noop } : choice(state.world, state.frame.action ?? 0);
 }
 
 /** Go to a frame, as far as it is kept. */
@@ -102,7 +106,7 @@ export function replay(content) {
 export function save(blob, ending) {
   const anchor = document.createElement("a");
   anchor.href = URL.createObjectURL(blob);
-  anchor.download = `${state.world.run.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.newest}.${ending}`;
+  anchor.download = `${state.world.run.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.frame}.${ending}`;
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
 }
@@ -112,8 +116,11 @@ export function save(blob, ending) {
 function hello({ session, world, settings, frame: at, ready }) {
   const fresh = JSON.stringify(world) !== JSON.stringify(state.world);
   Object.assign(state, { world, session, asked: null, next: null, replaying: 0 });
-  if (!branch()) state.branches = [{ session, name: "First", start: null }];
+  const gone = state.branches.find((one) => !one.session);
+  if (gone) gone.session = session;
+  else if (!branch()) state.branches = [{ session, name: "First", start: null }];
   if (fresh) showWorld(world, wishes);
+  if (state.gone) note(`${state.gone} A new one begins.`);
   showSettings(settings);
   showReady(ready);
   showVisitors();
@@ -121,8 +128,10 @@ function hello({ session, world, settings, frame: at, ready }) {
   layout();
   remember();
   if ($("alert").dataset.about === "link") complain("");
-  if (at === null) start({ from: "heldout", clip: whole($("clip")) });
-  else ask({ type: "goto", frame: at }, true);
+  if (at !== null) ask({ type: "goto", frame: at }, true);
+  else if (world.clips) start({ from: "heldout", clip: whole($("clip")) });
+  else note("Choose an image, or paste one: a neural network dreams on from it.");
+  state.gone = "";
 }
 
 function frame(received) {
@@ -173,16 +182,25 @@ function error({ message }) {
   answered();
   $("verdict").textContent = "";
   state.replaying = 0;
-  wishes.drop();
+  wishes.releaseAll();
   run(false);
   complain(message);
 }
 
-/** This session is gone: another of this tab's, or a new one. */
-function expired({ message }) {
-  state.branches = state.branches.filter(({ session }) => session !== state.session);
-  link.open((state.session = state.branches.at(-1)?.session ?? ""));
-  note(message);
+/** This session is no longer this tab's: it was forgotten, or, with `wait`, something is to happen here first. */
+function expired({ message, wait }) {
+  link.close();
+  Object.assign(state, { asked: null, next: null, replaying: 0, ended: Boolean(wait) });
+  document.body.classList.remove("waiting");
+  wishes.releaseAll();
+  run(false);
+  if (wait) {
+    showLink("lost", "ended");
+    return complain(`${message} Press any action to go on here.`, "link");
+  }
+  if (branch()) branch().session = "";
+  state.gone = message;
+  link.open((state.session = ""));
 }
 
 function full({ message }) {
@@ -198,6 +216,7 @@ function lost(seconds) {
   Object.assign(state, { asked: null, next: null, replaying: 0 });
   document.body.classList.remove("waiting");
   showLink("lost", "no connection");
-  complain(`The connection is lost, but not your session: trying again in ${seconds} s. Is play.py running?`, "link");
+  const what = state.world ? "The connection is lost, but not your session" : "The server does not answer";
+  complain(`${what}: trying again in ${seconds} s. Is play.py running, and is this the address it printed?`, "link");
 }
 
