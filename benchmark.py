@@ -15,9 +15,9 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report, timing
+from benchmarks import report
 from benchmarks.suites import SUITES
-from genie_fn import dynamics, tokenizer, train
+from genie_fn import dynamics, machine, tokenizer, train
 from genie_fn.errors import UserError, run
 
 
@@ -72,7 +72,7 @@ def main(cfg: Config) -> None:
         return
     device = train.pick_device(cfg.device)
     out.mkdir(parents=True, exist_ok=True)
-    where = timing.machine(device)
+    where = machine.describe(device)
     for name in SUITES if cfg.suite == "all" else [cfg.suite]:
         rows, path = SUITES[name](cfg, device), out / f"{name}-{device.type}.json"
         path.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n")

@@ -1,25 +1,53 @@
-"""Measure a trained world on held-out levels: numbers to metrics.json, pictures to a PNG strip and a GIF.
+"""Measure a trained world on held-out levels: numbers to metrics.json, and a page that shows what they are worth.
 
     python evaluate.py                                  # the demo's world
     python evaluate.py --cfg.run runs/small/dynamics --cfg.clips 256
+    python evaluate.py --cfg.compare runs/a/dynamics runs/b/dynamics      # side by side what was measured before
 
 Next to every PSNR stand what copying the last real frame scores and what wrong actions score: where little moves, a
-high PSNR alone says nothing. "moving" is the half of the clips in which the picture changes most.
+high PSNR alone says nothing. "moving" is the half of the clips in which the picture changes most. docs/evaluation.md
+says what every number means.
 """
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import data, dynamics, metrics, random, tokenizer, train, video, world
+from genie_fn import (
+    action_map,
+    action_report,
+    data,
+    fidelity,
+    headlines,
+    lam,
+    machine,
+    perceptual,
+    pictures,
+    probe,
+    random,
+    report_page,
+    rollouts,
+    train,
+    tree,
+    world,
+)
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError, run
+from genie_fn.perceptual import WeightsConfig
+from genie_fn.pictures import Picture
+from genie_fn.report_page import Pictures
 from genie_fn.world import World
+
+console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -30,144 +58,131 @@ class Config:
     split: str = "test"
     clips: int = 64
     frames: int = 10
-    """Frames to dream after the first of each clip."""
+    """Frames to dream after the prompt."""
+    prompts: tuple[int, ...] = (1, 4)
+    """Real frames before the dream; each is a protocol of its own, and all dream the same frames."""
+    action_clips: int = 1000
+    """Clips of 11 frames for the report on actions, which needs many transitions; fewer where the split has fewer."""
+    probe_steps: int = 600
+    """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     out: str = ""
     """Where the results go; by default `evaluation` in the run's folder."""
+    compare: tuple[str, ...] = ()
+    """Folders of runs or of evaluations: print them side by side, write compare.html to `out`, and measure nothing."""
     seed: int = 0
     device: str = "auto"
     sample: SampleConfig = field(default_factory=SampleConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
 
     def __post_init__(self):
-        if self.clips < 2 or self.frames < 4:
+        if self.clips < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(f"evaluation needs 2 clips and 4 frames or more, not {self.clips} and {self.frames}")
+        if not self.prompts or min(self.prompts) < 1 or self.action_clips < 2 or self.probe_steps < 0:
+            raise UserError(
+                "evaluation needs prompts of 1 frame or more, 2 --cfg.action-clips, 0 --cfg.probe-steps or more"
+            )
 
 
-def reconstruction(dream: World, frames_BTHWC: Tensor, ids_BTN: Tensor) -> dict:
-    """How well the tokenizer alone keeps the frames, and how many of its codes it uses."""
-    coder, codes = dream.tokenizer, dream.tokenizer.cfg.quantizer.codes
-    again = tokenizer.detokenize(coder.params, ids_BTN, coder.cfg)
-    return {
-        "psnr": metrics.frame_psnr(frames_BTHWC, again).mean().item(),
-        "ssim": metrics.frame_ssim(frames_BTHWC, again).mean().item(),
-        "codes": codes,
-        "codes_used": len(ids_BTN.unique()),
-        "unigram_entropy": metrics.entropy(ids_BTN, codes),
-    }
+@contextmanager
+def timed(seconds: dict, name: str) -> Iterator[None]:
+    """Show what is being done, and add the seconds that it takes."""
+    began = time.perf_counter()
+    with console.status(name):
+        yield
+    seconds[name] = round(time.perf_counter() - began, 1)
 
 
-def prediction(dream: World, ids_BTN: Tensor, actions_BT: Tensor, key: Tensor) -> dict:
-    """The dynamics' cross-entropy in nats per hidden token, under the masks of training."""
-    model = dream.dynamics
-    mask = dynamics.sample_mask(key, *ids_BTN.shape[:2], model.cfg)
-    _, (scores, _) = dynamics.loss(model.params, ids_BTN, actions_BT, mask, model.cfg)
-    return {name: value.item() for name, value in scores.items()}
+def actions_between(dream: World, frames: Tensor, true: Tensor) -> Tensor:
+    """The actions that this world takes for a clip."""
+    return true if dream.lam is None else world.infer_actions(dream, frames)
 
 
-def teacher_forced(dream: World, ids: Tensor, actions_BT: Tensor, key: Tensor, sample: SampleConfig) -> Tensor:
-    """Every next frame dreamed from the real frames before it, ids (B, T, N), to pixels (B, T-1, H, W, 3)."""
-    model, coder = dream.dynamics, dream.tokenizer
-    entering = dynamics.entering(actions_BT, model.cfg)
-    cache = dynamics.empty_cache(model.cfg, len(ids), ids.device)
-    frames = []
-    for t in range(ids.shape[1] - 1):
-        cache = dynamics.remember(model.params, ids[:, t : t + 1], entering[:, t : t + 1], cache, model.cfg)
-        new = dynamics.next_frame(model.params, entering[:, t + 1], cache, random.fold_in(key, t), model.cfg, sample)
-        video = torch.cat((ids[:, : t + 1], new.ids[:, None]), 1)
-        frames.append(tokenizer.detokenize(coder.params, video, coder.cfg)[:, -1])
-    return torch.stack(frames, 1)
-
-
-def action_report(actions_BT: Tensor, true_BT: Tensor, num_actions: int) -> dict:
-    """Use of the actions, and how much they tell of the recorded ones."""
-    share = torch.bincount(actions_BT.flatten(), minlength=num_actions) / actions_BT.numel()
-    return {
-        "share": share.tolist(),
-        "used": int((share > 0.01).sum()),
-        "perplexity": torch.special.entr(share).sum().exp().item(),
-        "information_with_true": metrics.mutual_information(actions_BT.flatten(), true_BT.flatten()),
-    }
-
-
-def measure(dream: World, clips: data.Batch, cfg: Config) -> tuple[dict, Tensor, Tensor]:
-    """All numbers as one nested dict, the rollout with the clip's own actions (B, F, H, W, 3), and each clip's
-    copy-last PSNR (B,), which is low where much moves."""
-    frames, true = clips
-    _, ids = tokenizer.tokenize(dream.tokenizer.params, frames, dream.tokenizer.cfg)
-    latent = dream.lam is not None
-    actions = world.infer_actions(dream, frames) if latent else true
-    choices, keys = dream.dynamics.cfg.actions, random.split(random.key(cfg.seed, frames.device), 4)
-    shuffled = actions[torch.arange(len(actions)).roll(1)]
-    chance = random.randint(keys[0], actions.shape, 0, choices)
-    prompt, future = frames[:, :1], frames[:, 1:]
-    dreams = {
-        "own": world.rollout(dream, prompt, actions, keys[1], cfg.sample),
-        "shuffled": world.rollout(dream, prompt, shuffled, keys[1], cfg.sample),
-        "random": world.rollout(dream, prompt, chance, keys[1], cfg.sample),
-        "teacher_forced": teacher_forced(dream, ids, actions, keys[1], cfg.sample),
-        "copy_last": prompt.expand_as(future),
-    }
-    psnr = {name: metrics.frame_psnr(future, made) for name, made in dreams.items()}
-    moving = psnr["copy_last"][:, 3] <= psnr["copy_last"][:, 3].median()
-
-    def curves(chosen: Tensor) -> dict:
-        table = {name: value[chosen].mean(0) for name, value in psnr.items()}
-        delta = {f"delta_{name}": table["own"] - table[name] for name in ("random", "shuffled")}
-        return {name: [round(x, 4) for x in value.tolist()] for name, value in (table | delta).items()}
-
-    result = {
-        "reconstruction": reconstruction(dream, frames, ids),
-        "dynamics": prediction(dream, ids, actions, keys[2]),
-        "actions": {"kind": "latent" if latent else "true"} | action_report(actions, true, choices),
-        "psnr": {"all": curves(torch.ones_like(moving)), "moving": curves(moving)},
-        "ssim": {name: metrics.frame_ssim(future, made).mean().item() for name, made in dreams.items()},
-    }
-    return result, dreams["own"], psnr["copy_last"].mean(1)
-
-
-def summary(result: dict) -> Table:
-    """The numbers that one looks at first."""
-    table = Table(title="held-out levels", show_header=False)
-    made, model, acts = result["reconstruction"], result["dynamics"], result["actions"]
-    table.add_row("tokenizer", f"{made['psnr']:.2f} dB PSNR, SSIM {made['ssim']:.3f}")
-    table.add_row("codes used", f"{made['codes_used']} of {made['codes']}")
-    table.add_row("dynamics", f"{model['cross_entropy']:.2f} nats/token (by frequency {made['unigram_entropy']:.2f})")
-    table.add_row(f"{acts['kind']} actions", f"{acts['used']} used, perplexity {acts['perplexity']:.2f}")
-    table.add_row("information with the recorded actions", f"{acts['information_with_true']:.3f}")
-    for which, curve in result["psnr"].items():
-        mean = {name: sum(values) / len(values) for name, values in curve.items()}
-        table.add_row(
-            f"{len(curve['own'])} dreamed frames, {which} clips",
-            f"{mean['own']:.2f} dB (shuffled actions {mean['shuffled']:.2f}, copy-last {mean['copy_last']:.2f}, "
-            f"real past {mean['teacher_forced']:.2f})",
-        )
-        table.add_row(f"Δ₄ PSNR, {which} clips", f"{curve['delta_random'][3]:.2f} dB")
-    return table
+def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: Tensor, seconds: dict):
+    """The report on actions, and a strip of examples for each."""
+    offsets, choices = action_report.spread_clips(store, cfg.split, 11, cfg.action_clips), dream.dynamics.cfg.actions
+    with timed(seconds, "actions"):
+        codes = action_report.label(store, offsets, 11, lambda *clip: actions_between(dream, *clip), device)
+        found = action_report.gather(store, offsets, 11, codes)
+        report = action_report.describe(found, choices, store.action_names, dream.lam is not None, key)
+    if "true" in report and cfg.probe_steps:
+        size = tree.count(lam.encoder(dream.lam.params))
+        with timed(seconds, "probe"), torch.enable_grad():
+            judge = probe.fit(store, size, probe.settings(cfg.probe_steps, cfg.seed, device))
+        guess = action_report.label(store, offsets, 11, lambda *clip: probe.guess(judge, clip[0]), device)
+        report["probe"] = probe.measure(judge, size, found, guess, report["true"], store.action_names)
+        report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
+    if "true" in report:
+        action_map.save(action_report.to_map(report), cfg.run)
+    strips = [pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)]
+    return report, [Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size]
 
 
 def main(cfg: Config) -> None:
-    device = train.pick_device(cfg.device)
-    dream = world.load(cfg.run, device)
-    store = data.open_store(cfg.data)
+    if cfg.compare:
+        return compare(cfg)
+    device, seconds = train.pick_device(cfg.device), {}
+    dream, nets = world.load(cfg.run, device), perceptual.load(cfg.weights, device)
+    store, longest = data.open_store(cfg.data), max(cfg.prompts)
     world.check_resolution(dream.tokenizer, store.height, store.width, cfg.run)
-    offsets = data.eval_clips(store, cfg.split, cfg.frames + 1, cfg.clips, cfg.seed)
-    clips = data.Batch(*(torch.from_numpy(x).to(device) for x in data.read_clips(store, offsets, cfg.frames + 1)))
-    with torch.no_grad(), Console(stderr=True).status("dreaming"):
-        result, dreamed, stillness = measure(dream, clips, cfg)
-    out = Path(cfg.out or Path(cfg.run) / "evaluation")
+    offsets = data.eval_clips(store, cfg.split, cfg.frames + longest, cfg.clips, cfg.seed)
+    frames, true = train.to_device(data.read_clips(store, offsets, cfg.frames + longest), device)
+    levels = np.asarray(store.arrays["level_seeds"][offsets].read().result())
+    keys = random.split(random.key(cfg.seed, device), 4)
+    with torch.no_grad():
+        with timed(seconds, "tokenizer"):
+            made, ids, again = fidelity.reconstruction(dream, frames)
+            model = fidelity.prediction(dream, ids, actions_between(dream, frames, true), keys[0])
+        scores, dreams, likeness = {}, {}, {"reconstruction": perceptual.measure(nets, frames, again)}
+        for prompt in cfg.prompts:
+            clip, pressed = frames[:, longest - prompt :], true[:, longest - prompt :]
+            with timed(seconds, f"{prompt} → {cfg.frames} frames"):
+                actions = actions_between(dream, clip, pressed)
+                dreams[prompt] = rollouts.dream_all(dream, clip, actions, prompt, keys[1], cfg.sample)
+                scores[str(prompt)] = rollouts.score(clip[:, prompt:], dreams[prompt], keys[2])
+                likeness[str(prompt)] = perceptual.measure(nets, clip[:, prompt:], dreams[prompt]["own"])
+        report, strips = measure_actions(dream, store, cfg, device, keys[3], seconds)
+    models = {name: tree.count(stage.params) for name, stage in dream._asdict().items() if stage}
+    about = {"root": cfg.data, "hash": store.data_hash, "split": cfg.split, "clips": cfg.clips}
+    record = {"schema": headlines.SCHEMA, "config": asdict(cfg), "machine": machine.describe(device), "models": models}
+    record |= {"data": about | {"levels": len(np.unique(levels)), "meta": store.meta}, "seconds": seconds}
+    record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
+    clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
+    shown = Picture(
+        np.concatenate([x[:6, 0].cpu().numpy() for x in (frames, again)], 1)[None],
+        "Frames above, decoded from their codes below",
+    )
+    write(Path(cfg.out or Path(cfg.run) / "evaluation"), record, Pictures(clips, worst, strips, shown), store.height)
+
+
+def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
+    """All files, and the summary on the console."""
     out.mkdir(parents=True, exist_ok=True)
-    record = {"config": asdict(cfg), "data_hash": store.data_hash, "torch": torch.__version__} | result
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    order = stillness.argsort()
-    shown = order[len(order) // 8 :: max(1, len(order) // 8)][:6]  # from lively to still
-    real, made = clips.frames[shown], torch.cat((clips.frames[:, :1], dreamed), 1)[shown]
-    rows = torch.stack((real, made), 1).flatten(0, 1)
-    video.write_png(out / "strip.png", video.enlarge(video.grid(rows.cpu().numpy()), 2))
-    pairs = torch.cat((real, made), 2)  # real above dreamed
-    video.write_video(out / "dream.gif", torch.cat(tuple(pairs), 2).cpu().numpy(), fps=5, scale=2)
-    console = Console()
-    console.print(summary(result))
-    files = f"real above dreamed: {out / 'dream.gif'}, {out / 'strip.png'}; all numbers: {out / 'metrics.json'}"
-    console.print(files, soft_wrap=True)  # a path broken over two lines cannot be copied
+    (out / "report.html").write_text(report_page.page(record, shown), encoding="utf-8")
+    pictures.write(out, shown.clips, side)
+    for sentence in headlines.verdicts(record):
+        print("-", sentence)
+    tell({record["config"]["run"]: record})
+    names = "report.html", "metrics.json", "dream.gif", "strip.png"
+    print("written:", *(out / name for name in names))  # a path broken over two lines cannot be copied
+
+
+def tell(records: dict[str, dict]) -> None:
+    """The headlines of every record as a table."""
+    table = Table("held-out levels", *records)
+    for row in report_page.comparison(records):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def compare(cfg: Config) -> None:
+    """Evaluations side by side, from their metrics.json."""
+    records = {folder: headlines.read(folder) for folder in cfg.compare}
+    tell(records)
+    path = Path(cfg.out) / "compare.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report_page.compare_page(records), encoding="utf-8")
+    print("written:", path)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
 """How benchmark.py measures: variants in turns, work counted by hand, ceilings and memory of the machine at hand."""
 
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -135,14 +131,3 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def machine(device: torch.device) -> dict:
-    """Where and on what a measurement was made."""
-    quiet, root = "2>/dev/null", Path(__file__).parent.parent
-    cpu = subprocess.getoutput(f"grep -m1 'model name' /proc/cpuinfo {quiet}").split(": ")[-1] or platform.processor()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu or 'unknown CPU'}, {os.cpu_count()} cores"
-    git = f"git -C '{root}' --no-optional-locks describe --always --dirty --abbrev=40 --exclude='*'"
-    where = {"device": name, "torch": torch.__version__, "python": sys.version.split()[0]}
-    where |= {"threads": torch.get_num_threads(), "commit": subprocess.getoutput(f"{git} {quiet}") or None}
-    return where | {"command": ["python", *sys.argv], "date": time.strftime("%Y-%m-%d")}

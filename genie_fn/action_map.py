@@ -24,15 +24,9 @@ class ActionMap(NamedTuple):
     to_latent: list[int]
     """Per real action, the latent one that stands for it in play."""
     agreement: float
-    """How often the best map from latent to real actions, fitted on half of the clips, is right on the other half."""
+    """How often the best map from latent to real actions, fitted on half of the levels, is right on the other half."""
     chance: float
     """How often always naming the commonest real action is right there."""
-
-
-def contingency(real: Tensor, latent: Tensor, reals: int, latents: int) -> Tensor:
-    """How often each pair occurs in two integer labellings of one shape: int64 (reals, latents)."""
-    pairs = (real * latents + latent).flatten()
-    return torch.bincount(pairs, minlength=reals * latents).reshape(reals, latents)
 
 
 def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
@@ -46,14 +40,9 @@ def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
     return lift.argmax(1)
 
 
-def measure(real_BT: Tensor, latent_BT: Tensor, names: tuple[str, ...], reals: int, latents: int) -> ActionMap:
-    """The map of B labelled clips; every other clip is held out for the agreement."""
-    fit, held = (contingency(real_BT[i::2], latent_BT[i::2], reals, latents) for i in (0, 1))
-    right = held[fit.argmax(0), torch.arange(latents, device=held.device)].sum()
-    total = fit + held
-    names = list(names) or [str(i) for i in range(reals)]
-    chance = held[fit.sum(1).argmax()].sum() / held.sum()
-    return ActionMap(names, total.tolist(), by_lift(total).tolist(), (right / held.sum()).item(), chance.item())
+def make(names: list[str], table: list[list[int]], agreement: float, chance: float) -> ActionMap:
+    """The map that follows from a table of counts."""
+    return ActionMap(names, table, by_lift(torch.tensor(table)).tolist(), agreement, chance)
 
 
 def save(found: ActionMap, run: str | Path) -> Path:

@@ -290,3 +290,24 @@ def generate(
         cache = new.cache
         video.append(new.ids[:, None])
     return torch.cat(video, 1)
+
+
+def generate_at_once(
+    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, key: Tensor, cfg: DynamicsConfig, sample: SampleConfig
+) -> Tensor:
+    """As `generate`, but the F frames are hidden and revealed together, as if they were one frame of F · N tokens.
+
+    A frame's logits depend on the frames before it alone, of which the early steps see the prompt and little else.
+    """
+    frames, entering_BT = ids_BTN.shape[1], entering(actions_BT, cfg)
+    future, device = entering_BT.shape[1] - frames, ids_BTN.device
+    cache = empty_cache(cfg, len(ids_BTN), device)
+    cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
+    new_BM = torch.full((len(ids_BTN), future * cfg.tokens), cfg.codes, device=device)
+    count, temperature = torch.arange(sample.steps + 1, device=device), torch.tensor(sample.temperature, device=device)
+    for k in count[:-1]:
+        shown = new_BM.unflatten(1, (future, cfg.tokens))
+        logits, _ = logits_next(params, shown, entering_BT[:, frames:], cache, cfg)
+        step, chance = Step(k, count[-1], temperature), random.fold_in(key, k)
+        new_BM, _ = reveal(logits.flatten(1, 2), new_BM, step, chance, sample, cfg.sizes)
+    return torch.cat((ids_BTN, new_BM.unflatten(1, (future, cfg.tokens))), 1)

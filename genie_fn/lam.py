@@ -134,6 +134,12 @@ def spec(cfg: LamConfig) -> Tree:
     return _scene_spec(cfg) | ({"facing": facing.spec(cfg.facing)} if cfg.facing.side else {})
 
 
+def encoder(params: Tree) -> Tree:
+    """The parameters that infer actions, without those that predict frames from them."""
+    turned = {name: params["facing"][name] for name in ("look", "latent")} if "facing" in params else {}
+    return {"encoder": params["encoder"]} | turned
+
+
 def _scene_spec(cfg: LamConfig) -> Tree:
     pixels, latent, tokens = 3 * cfg.patch**2, cfg.quantizer.width, (cfg.height // cfg.patch) * (cfg.width // cfg.patch)
     if cfg.arch == "blueprint":

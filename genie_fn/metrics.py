@@ -1,8 +1,16 @@
-"""Image and code metrics as plain functions. Pixels are uint8 in [0, 255] unless a docstring says otherwise."""
+"""Metrics as plain functions, and their intervals. Pixels are uint8 in [0, 255] unless a docstring says otherwise.
+
+docs/evaluation.md says what each is for.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from genie_fn import random
 
 
 def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
@@ -10,9 +18,14 @@ def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
     return 10 * torch.log10(peak**2 / mse.clamp(min=1e-10 * peak**2))
 
 
+def frame_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference of each frame, in squared levels of 255, (..., H, W, 3) uint8 both → (...)."""
+    return (a.float() - b.float()).square().mean((-3, -2, -1))
+
+
 def frame_psnr(a: Tensor, b: Tensor) -> Tensor:
     """PSNR in dB of each frame, (..., H, W, 3) uint8 both → (...); equal frames give 100."""
-    return psnr((a.float() - b.float()).square().mean((-3, -2, -1)), 255.0)
+    return psnr(frame_error(a, b), 255.0)
 
 
 def frame_ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -43,9 +56,80 @@ def entropy(ids: Tensor, codes: int) -> float:
     return torch.special.entr(share).sum().item()
 
 
+def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
+    """How often label i of a (M,) meets label j of b (M,): counts (rows, columns), int64."""
+    return torch.bincount(a.flatten() * columns + b.flatten(), minlength=rows * columns).reshape(rows, columns)
+
+
+def information(table: Tensor) -> float:
+    """Normalised mutual information of the two labellings counted in a contingency table: 2 I(a; b) / (H(a) + H(b))."""
+    share = table.double() / table.sum()
+    joint, a, b = (torch.special.entr(x).sum().item() for x in (share, share.sum(1), share.sum(0)))
+    return 2 * (a + b - joint) / (a + b) if a + b > 0 else 0.0
+
+
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """Normalised mutual information of two integer labellings (M,): 2 I(a; b) / (H(a) + H(b)), in [0, 1]."""
-    rows, columns = int(a.max()) + 1, int(b.max()) + 1
-    joint = entropy(a * columns + b, rows * columns)
-    single = entropy(a, rows) + entropy(b, columns)
-    return 2 * (single - joint) / single if single > 0 else 0.0
+    """The same of two integer labellings (M,), in [0, 1]."""
+    return information(contingency(a, b, int(a.max()) + 1, int(b.max()) + 1))
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its confidence interval."""
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
+    """How often each of `count` items is drawn in each of `resamples` draws with replacement: (resamples, count)."""
+    drawn = random.randint(key, (resamples, count), 0, count)
+    return torch.zeros((resamples, count), device=key.device).scatter_add_(1, drawn, torch.ones_like(drawn).float())
+
+
+def bootstrap(
+    values: Tensor, key: Tensor, resamples: int = 1000, level: float = 0.95, of: Callable = lambda mean: mean
+) -> Interval:
+    """The mean of values (B, ...) over B independent items, and its percentile bootstrap interval (Efron 1979).
+
+    Where a function `of` the mean is given, that of it, not its mean: PSNR of a mean error, a difference of two.
+    """
+    values = values.float()
+    drawn = resampling(key, len(values), resamples) @ values.reshape(len(values), -1) / len(values)
+    found = of(drawn.reshape(resamples, *values.shape[1:]))
+    ends = found.quantile(found.new_tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
+    return Interval(of(values.mean(0)), *ends)
+
+
+def displacement(before: Tensor, after: Tensor) -> Tensor:
+    """By how many pixels the picture moved, (dx, dy) to the right and down: (..., H, W, 3) uint8 → (..., 2) int64.
+
+    The shift, of at most an eighth of the sides, at which the middle of the grey frame after differs least in squares
+    from the frame before; of equally good shifts the smallest. All shifts at once by Fourier transforms.
+    """
+    x, y = (frames.float().mean(-1) / 255 - 0.5 for frames in (before, after))
+    sides = height, width = x.shape[-2:]
+    middle = torch.zeros(sides, device=x.device)
+    middle[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
+
+    def correlate(a: Tensor, b: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(a) * torch.fft.rfft2(b).conj(), s=sides)
+
+    # Σ middle (y - x shifted)², without Σ middle y², which is the same for all shifts.
+    error = correlate(middle, x * x) - 2 * correlate(middle * y, x)
+    dy, dx = (torch.arange(-(side // 8), side // 8 + 1, device=x.device) for side in sides)
+    error = error[..., dy % height, :][..., dx % width].flatten(-2)
+    nearest = torch.sort((dy[:, None].abs() + dx.abs()).flatten(), stable=True).indices
+    good = error[..., nearest] <= error.amin(-1, keepdim=True) + 1e-3
+    best = nearest[good.int().argmax(-1)]
+    return torch.stack((dx[best % len(dx)], dy[best // len(dx)]), -1)
+
+
+def frechet(a_MD: Tensor, b_MD: Tensor) -> float:
+    """Fréchet distance of Gaussians fitted to features (M, D): |μ - ν|² + tr(A + B - 2 √(AB)), Heusel et al. 2017."""
+    a, b = a_MD.double(), b_MD.double()
+    (cov_a, cov_b), shift = (torch.cov(x.T) for x in (a, b)), a.mean(0) - b.mean(0)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # tr √(AB) = tr √(√A B √A), which is symmetric
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return (shift @ shift + cov_a.trace() + cov_b.trace() - 2 * cross).item()

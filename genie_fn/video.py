@@ -56,6 +56,16 @@ def write_gif(path: str | Path, frames: np.ndarray, fps: int = FPS) -> None:
     imageio.imwrite(path, frames, extension=".gif", duration=round(1000 / fps), loop=0)
 
 
+def gif_bytes(frames: np.ndarray, fps: int = FPS) -> bytes:
+    """The content of such a file."""
+    return imageio.imwrite("<bytes>", frames, extension=".gif", duration=round(1000 / fps), loop=0)
+
+
+def png_bytes(frame: np.ndarray) -> bytes:
+    """The content of `write_png`'s file."""
+    return imageio.imwrite("<bytes>", frame, extension=".png")
+
+
 def write_png(path: str | Path, frame: np.ndarray) -> None:
     """Write one (H, W, 3) uint8 image."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run as Python here
 
-from genie_fn import action_map, data, dynamics, lam, random, tokenizer, tree, world
+from genie_fn import action_map, data, dynamics, lam, metrics, random, tokenizer, tree, world
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
@@ -92,7 +92,8 @@ def stage(tmp_path_factory):
     frames = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)
     recording = data.Recording(9, frames, rng.integers(0, 15, 40), np.zeros(40), np.zeros(40, bool))
     real, latent = (torch.from_numpy(rng.integers(0, n, (50, 9))) for n in (len(names), LAM.actions))
-    found = action_map.measure(real, latent, names, len(names), LAM.actions)
+    table = metrics.contingency(real, latent, len(names), LAM.actions)
+    found = action_map.make([*names], table.tolist(), agreement=0.3, chance=0.2)
     return dream, found, data.append_segments(store, [recording])
 
 

@@ -387,3 +387,20 @@ def test_factors_generate_ids_of_the_whole_vocabulary():
     video = dynamics.generate(params, tokens(cfg, frames=2), actions(cfg, count=6), random.key(1), cfg, sample)
     assert video.shape == (B, 7, cfg.tokens) and torch.equal(video[:, :2], tokens(cfg, frames=2))
     assert (video < cfg.codes).all() and (video >= cfg.sizes[0]).any()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_all_frames_in_one_go(dynamics_cfg, dynamics_params, steps):
+    """One frame in one go is a frame; of several all tokens are revealed, and the prompt stays."""
+    cfg, sample = dynamics_cfg, SampleConfig(steps=steps)
+    ids = random.randint(random.key(0), (2, 2, cfg.tokens), 0, cfg.codes)
+    actions = random.randint(random.key(1), (2, 4), 0, cfg.actions)
+    entering, key = dynamics.entering(actions, cfg), random.key(2)
+    cache = dynamics.empty_cache(cfg, 2)
+    cache = dynamics.remember(dynamics_params, ids, entering[:, :2], cache, cfg)
+    frame = dynamics.next_frame(dynamics_params, entering[:, 2], cache, key, cfg, sample).ids
+    one = dynamics.generate_at_once(dynamics_params, ids, actions[:, :2], key, cfg, sample)
+    assert torch.equal(one[:, :2], ids) and torch.equal(one[:, 2], frame)
+    many = dynamics.generate_at_once(dynamics_params, ids, actions, key, cfg, sample)
+    assert many.shape == (2, 5, cfg.tokens) and torch.equal(many[:, :2], ids)
+    assert 0 <= many.min() and many.max() < cfg.codes

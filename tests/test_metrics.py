@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -55,3 +57,61 @@ def test_mutual_information_sees_through_names_and_not_through_chance():
     assert metrics.mutual_information(a, random.randint(random.key(1), a.shape, 0, 4)) < 0.002
     assert metrics.mutual_information(a, a // 2) == pytest.approx(2 / 3, abs=1e-3)  # 2 · 1 bit / (2 bits + 1 bit)
     assert metrics.mutual_information(torch.zeros_like(a), torch.zeros_like(a)) == 0.0
+
+
+def test_a_contingency_table_counts_pairs():
+    a, b = torch.tensor([[0, 0, 1], [1, 2, 2]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert metrics.contingency(a, b, 4, 2).tolist() == [[0, 2], [1, 1], [2, 0], [0, 0]]
+
+
+def test_information_of_a_table_worked_out_by_hand():
+    """Rows (3, 1), (1, 3): I = Σ p log p / (p_row p_column) = 0.75 log 1.5 + 0.25 log 0.5, both entropies log 2."""
+    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / math.log(2)
+    assert metrics.information(torch.tensor([[3, 1], [1, 3]])) == pytest.approx(expected)
+    # Unequal entropies: a is fair over four, b tells a's half, so I = H(b) = log 2 and H(a) = 2 log 2.
+    assert metrics.information(torch.tensor([[2, 0], [2, 0], [0, 2], [0, 2]])) == pytest.approx(2 / 3)
+    assert metrics.information(torch.tensor([[5, 0], [0, 0]])) == 0.0
+
+
+def test_bootstrap_of_two_values_is_what_can_be_enumerated():
+    """A resample of {0, 1} has the mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4."""
+    found = metrics.bootstrap(torch.tensor([0.0, 1.0]), random.key(0), resamples=4000, level=0.4)
+    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)  # the middle 40% are all 1/2
+    found = metrics.bootstrap(torch.tensor([0.0, 1.0]), random.key(0), resamples=4000, level=0.6)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_bootstrap_of_many_values_has_the_width_of_the_normal_interval():
+    values = random.normal(random.key(1), (400, 3)) * torch.tensor([1.0, 2.0, 0.0]) + torch.tensor([0.0, 5.0, 7.0])
+    found = metrics.bootstrap(values, random.key(2), resamples=4000)
+    torch.testing.assert_close(found.mean, values.mean(0))
+    half = 1.96 * values.std(0, correction=0) / 400**0.5
+    torch.testing.assert_close(found.low, values.mean(0) - half, atol=0.02, rtol=0)
+    torch.testing.assert_close(found.high, values.mean(0) + half, atol=0.02, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(found, metrics.bootstrap(values, random.key(2), 4000), strict=True))
+
+
+def test_displacement_is_exact_on_shifted_pictures():
+    """Crops of one large picture, as a camera that moves sees them; what stands still in the middle is small."""
+    coarse = random.randint(random.key(3), (3, 60, 60), 0, 256).float()
+    large = torch.nn.functional.interpolate(coarse[None], (120, 120), mode="bilinear")[0].permute(1, 2, 0)
+    large = large.to(torch.uint8)
+    shifts = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -2), (3, -4), (-6, 5), (8, 8)]
+    before = large[20:84, 20:84].expand(len(shifts), -1, -1, -1)
+    after = torch.stack([large[20 - dy : 84 - dy, 20 - dx : 84 - dx] for dx, dy in shifts])
+    before, after = before.clone(), after.clone()
+    before[:, 28:36, 30:36] = after[:, 28:36, 30:36] = 255  # an agent that the camera follows
+    assert metrics.displacement(before, after).tolist() == [list(shift) for shift in shifts]
+    assert metrics.displacement(before[None], after[None]).shape == (1, 8, 2)
+    flat = torch.full((1, 64, 48, 3), 90, dtype=torch.uint8)
+    assert metrics.displacement(flat, flat).tolist() == [[0, 0]]
+
+
+def test_frechet_distance_is_that_of_the_matrix_square_root():
+    a = random.normal(random.key(4), (200, 4)) @ random.normal(random.key(5), (4, 4))
+    b = random.normal(random.key(6), (300, 4)) @ random.normal(random.key(7), (4, 4)) + 1
+    cov_a, cov_b = (np.cov(x.double().numpy().T) for x in (a, b))
+    shift = (a.double().mean(0) - b.double().mean(0)).square().sum().item()
+    expected = shift + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
+    assert metrics.frechet(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-6)

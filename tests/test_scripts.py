@@ -19,7 +19,7 @@ import play
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import checkpoint, data, errors, random, tokenizer, tree, world
+from genie_fn import action_map, checkpoint, data, errors, random, tokenizer, tree, world
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
@@ -155,18 +155,54 @@ def test_true_actions(trained):
         world.infer_actions(dream, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
 
 
-def test_evaluate_writes_numbers_and_pictures(trained, capsys):
-    evaluate.main(evaluate.Config(run=str(trained / "dynamics"), data=str(trained / "data"), clips=4, frames=5))
+def evaluation(trained: Path, run: str, **options) -> evaluate.Config:
+    sizes = {"clips": 4, "frames": 5, "action_clips": 3, "probe_steps": 2} | options
+    return evaluate.Config(run=str(trained / run), data=str(trained / "data"), **sizes)
+
+
+def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
+    evaluate.main(evaluation(trained, "dynamics"))
     out = trained / "dynamics" / "evaluation"
     result = json.loads((out / "metrics.json").read_text())
-    assert result["reconstruction"]["codes_used"] <= 64
-    for curve in result["psnr"].values():
-        assert {"own", "shuffled", "random", "copy_last", "teacher_forced", "delta_random"} <= curve.keys()
-        assert all(len(values) == 5 for values in curve.values())
+    assert result["schema"] == 1 and result["reconstruction"]["codes_used"] <= 64
+    assert result["rollouts"].keys() == {"1", "4"}
+    for scores in (half for protocol in result["rollouts"].values() for half in protocol.values()):
+        assert {"own", "shuffled", "random", "copy_last", "one_go"} <= scores["psnr"].keys()
+        assert all(len(values["mean"]) == 5 for values in scores["psnr"].values())
+        assert scores["delta"].keys() == {"random", "shuffled", "copy_last"}
+    actions = result["actions"]
+    assert actions["kind"] == "latent" and sum(actions["share"]) == pytest.approx(1, abs=1e-3)
+    assert actions["transitions"] == 30 and actions["probe"]["steps"] == 2
     durations = [frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "dream.gif"))]
     assert sum(durations) == 6 * 200  # six frames: a gif holds equal neighbours once, for longer
     assert (out / "strip.png").exists()
-    assert "dream.gif" in capsys.readouterr().out
+    assert "report.html" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert result["data"]["hash"] in page and f"{result['reconstruction']['psnr']:.2f} dB" in page
+    assert action_map.load(trained / "dynamics").table == actions["true"]["all"]["table"]
+
+
+def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
+    for name in "ab":
+        evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path / name), prompts=(2,), probe_steps=0))
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert "probe" not in first["actions"]
+    for record in (first, second):
+        for part in ("config", "machine", "seconds"):
+            del record[part]
+    assert first == second
+    capsys.readouterr()
+    evaluate.main(evaluate.Config(compare=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(tmp_path)))
+    assert capsys.readouterr().out.count("tokenizer, PSNR") == 1
+    assert str(tmp_path / "b") in (tmp_path / "compare.html").read_text()
+
+
+def test_evaluate_a_world_of_true_actions(trained):
+    train_dynamics.main(replace(config(trained, "dynamics", "true_evaluated"), actions="true", steps=3))
+    evaluate.main(evaluation(trained, "true_evaluated"))
+    result = json.loads((trained / "true_evaluated" / "evaluation" / "metrics.json").read_text())
+    assert result["actions"]["kind"] == "true" and result["actions"]["names"] == ["LEFT", "NOOP", "RIGHT"]
+    assert "true" not in result["actions"] and action_map.load(trained / "true_evaluated") is None
 
 
 def test_play_writes_the_same_video_again(trained, tmp_path):
@@ -284,6 +320,8 @@ BAD = {
     "no dataset": (["train_tokenizer.py", "--cfg.data", "nowhere"], "generate_dataset.py"),
     "no tokenizer": (["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "nowhere"], "train_tokenizer.py"),
     "no world": (["evaluate.py", "--cfg.run", "nowhere"], "train_dynamics.py"),
+    "nothing to compare": (["evaluate.py", "--cfg.compare", "HOME/lam", "HOME/tokenizer"], "holds no evaluation"),
+    "half of a metric": (["evaluate.py", "--cfg.weights.lpips", "a.pth"], "--cfg.weights.vgg"),
     "unknown preset": (["train_lam.py", "--cfg.preset", "cionrun"], "coinrun"),
     "negative batch": (["train_tokenizer.py", "--cfg.batch-size", "-4"], "batch-size"),
     "patch": (["train_tokenizer.py", "--cfg.model.patch", "7"], "patch"),

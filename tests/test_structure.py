@@ -15,15 +15,16 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video", "impls", "action_map"},
+    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens"},
-    4: {"quantize", "conv"},
-    5: {"registry", "facing"},
+    3: {"layers", "tokens", "pictures"},
+    4: {"quantize", "conv", "markup"},
+    5: {"registry", "facing", "report_page"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
-    8: {"world", "train"},
-    9: {"player"},
+    8: {"world", "train", "perceptual"},
+    9: {"player", "rollouts", "fidelity", "action_report"},
+    10: {"probe"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {

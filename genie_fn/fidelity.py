@@ -1,0 +1,28 @@
+"""What a world's parts reach on their own: the tokenizer's pictures and codes, the dynamics' guesses."""
+
+import math
+
+from torch import Tensor
+
+from genie_fn import dynamics, metrics, tokenizer
+from genie_fn.world import World
+
+
+def reconstruction(dream: World, frames: Tensor) -> tuple[dict, Tensor, Tensor]:
+    """How well the tokenizer alone keeps the frames, and how many of its codes it uses; with ids and frames made."""
+    coder, codes = dream.tokenizer, dream.tokenizer.cfg.quantizer.codes
+    _, ids = tokenizer.tokenize(coder.params, frames, coder.cfg)
+    again = tokenizer.detokenize(coder.params, ids, coder.cfg)
+    entropy = metrics.entropy(ids, codes)
+    scores = {"psnr": metrics.frame_psnr(frames, again).mean().item()}
+    scores |= {"ssim": metrics.frame_ssim(frames, again).mean().item(), "codes": codes}
+    scores |= {"codes_used": len(ids.unique()), "unigram_entropy": entropy, "perplexity": math.exp(entropy)}
+    return scores, ids, again
+
+
+def prediction(dream: World, ids: Tensor, actions: Tensor, key: Tensor) -> dict:
+    """The dynamics' cross-entropy in nats per hidden token, under the masks of training."""
+    model = dream.dynamics
+    mask = dynamics.sample_mask(key, *ids.shape[:2], model.cfg)
+    _, (scores, _) = dynamics.loss(model.params, ids, actions, mask, model.cfg)
+    return {name: value.item() for name, value in scores.items()}
