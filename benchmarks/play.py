@@ -72,13 +72,15 @@ def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) 
         running.start()
         port = listening.getsockname()[1]
         taken = {variant: [] for variant in variants}
-        for repeat in range(cfg.repeats + 1):
-            for variant in list(variants)[:: 1 if repeat % 2 else -1]:
-                waits = asyncio.run(play_together(port, *variants[variant]))
-                taken[variant] += [waits] if repeat else []  # the first time warms up
-        server.stop()
-        running.join()
-    engine.close()
+        try:
+            for repeat in range(cfg.repeats + 1):
+                for variant in list(variants)[:: 1 if repeat % 2 else -1]:
+                    waits = asyncio.run(play_together(port, *variants[variant]))
+                    taken[variant] += [waits] if repeat else []  # the first time warms up
+        finally:
+            server.stop()
+            running.join()
+            engine.close()
     tokens, how = dream.dynamics.cfg.tokens, "compiled" if compiled else "eager"
     case = f"{name} world, {tokens} tokens, {steps} steps, {how}, over a socket"
     base = [median(waits) for waits in taken["1 player"]]

@@ -214,8 +214,8 @@ class Engine:
     @torch.no_grad()
     def _compile(self, dream: World, batches: tuple[int, ...]) -> None:
         """Compile beside the play, by dreaming, and hand over what works: the single frame first, then batches."""
-        fast = Way(_settled(dream, self.device, True), world.compiled(self.device))
         try:
+            fast = Way(_settled(dream, self.device, True), world.compiled(self.device))
             self._try_out(fast, 0)
         except Exception:  # without a working compiler the play goes on as it began
             self.ready = "eager"
@@ -224,8 +224,8 @@ class Engine:
         self._ways[True], self.ready = fast, "compiled"
         self._on_ready()
         for size in batches:
-            programs = world.compiled(self.device, world.vmapped())
             try:
+                programs = world.compiled(self.device, world.vmapped())
                 self._try_out(replace(fast, programs=programs), size)
             except Exception:  # then its visitors take turns
                 return
