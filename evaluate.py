@@ -147,7 +147,7 @@ def main(cfg: Config) -> None:
     record |= {"data": about | {"levels": len(np.unique(levels)), "meta": store.meta}, "seconds": seconds}
     record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
     clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
-    shown = Picture(pictures.pairs(frames[:8, 0], again[:8, 0])[None], "Frames above, decoded from their codes below")
+    shown = Picture(pictures.rows(frames[:8, 0], again[:8, 0])[None], "Frames above, decoded from their codes below")
     write(Path(cfg.out or Path(cfg.run) / "evaluation"), record, Pictures(clips, worst, strips, shown), store.height)
 
 

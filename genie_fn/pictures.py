@@ -37,9 +37,9 @@ def choose(frames: Tensor, dreams: dict[str, Tensor], levels: np.ndarray) -> tup
     return [picture(i) for i in spread], [picture(i) for i in own.argsort().tolist()[:6]]
 
 
-def pairs(*rows: Tensor) -> np.ndarray:
+def rows(*videos: Tensor) -> np.ndarray:
     """Rows of frames (T, H, W, 3) as one (H', W', 3) uint8 image."""
-    return video.grid(torch.stack(rows).cpu().numpy(), gap=2)
+    return video.grid(torch.stack(videos).cpu().numpy(), gap=2)
 
 
 def write(out: Path, clips: list[Picture], side: int) -> None:
