@@ -33,6 +33,9 @@ class FacingConfig:
     hold: int = 2
     """Frames that a bit has to explain, their mean: the agent's looks last, the scenery behind it passes."""
     commit: float = 0.1
+    lean: float = 0.3
+    """Weight of telling a video from its mirror image by the bit, which play that goes mostly one way makes possible:
+    otherwise each kind of agent settles for itself which of the codes is left."""
 
     def __post_init__(self):
         if self.side < 0 or self.side % 4 or self.hold < 1:
@@ -138,5 +141,6 @@ def loss(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> tuple[Tensor, 
     error = (draw(params, video[:, :frames], found.codes_BTK[:, :frames], cfg) - wanted).square().mean((2, 3, 4))
     contrast = wanted.square().mean((2, 3, 4))
     relative = (error * (contrast + 0.01).rsqrt()).mean()
+    lean = F.softplus(-(encode(params, video_BTHWC, cfg) @ params["code"]) / params["code"].square().sum()).mean()
     metrics = {"facing_error": (error.mean() / contrast.mean().clamp(min=1e-6))}
-    return 3 * relative + found.loss, (metrics, found.bits_BT ^ swap[:, None])
+    return 3 * relative + found.loss + cfg.lean * lean, (metrics, found.bits_BT ^ swap[:, None])
