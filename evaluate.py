@@ -103,7 +103,7 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
     with timed(seconds, "actions"):
         codes = action_report.label(store, offsets, 11, lambda *clip: actions_between(dream, *clip), device)
         found = action_report.gather(store, offsets, 11, codes)
-        report = action_report.describe(found, choices, store.action_names, dream.lam is not None, key)
+        report = action_report.describe(found, choices, store.action_names, dream.lam is not None, key.cpu())
     if "true" in report and cfg.probe_steps:
         size = tree.count(lam.encoder(dream.lam.params))
         with timed(seconds, "probe"), torch.enable_grad():

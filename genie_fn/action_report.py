@@ -135,10 +135,9 @@ def _hits(table: Tensor, guess: Tensor) -> int:
     return int(table.gather(0, guess[None]).sum())
 
 
-def _orders(key: Tensor, clips: int):
-    """Random orders of the clips, one after another."""
-    for i in range(PERMUTATIONS):
-        yield random.uniform(random.fold_in(key, i), (clips,)).argsort()
+def _orders(key: Tensor, clips: int) -> Tensor:
+    """Random orders of the clips, (PERMUTATIONS, clips)."""
+    return random.uniform(key, (PERMUTATIONS, clips)).argsort(1)
 
 
 def _p_value(found: float, mixed: list[float]) -> float:
@@ -155,9 +154,9 @@ def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> di
     than three standard errors. The view follows the agent, so the picture moves against it.
     """
     member = torch.nn.functional.one_hot(codes, actions).float()  # (M, T-1, A)
-    count, boot_key = member.sum(1), random.fold_in(key, PERMUTATIONS)
+    count, boot_key = member.sum(1), random.fold_in(key, 1)
     weight = metrics.resampling(boot_key, len(codes))
-    orders = [*_orders(key, len(codes))]
+    orders = _orders(key, len(codes))
     result: dict = {}
     for axis, name in enumerate(("dx", "dy")):
         value = moved[..., axis].float()

@@ -3,7 +3,7 @@
 | metric | files, in their usual formats |
 |---|---|
 | LPIPS, VGG (Zhang et al. 2018, arXiv 1801.03924) | torchvision's vgg16-397923af.pth; the authors' v0.1/vgg.pth |
-| FID (Heusel et al. 2017, arXiv 1706.08500) | TorchScript inception-2015-12-05.pt, as NVIDIA publishes with StyleGAN |
+| FID (Heusel et al. 2017, arXiv 1706.08500) | TorchScript inception-2015-12-05.pt, as published with StyleGAN2-ADA |
 | FVD (Unterthiner et al. 2018, arXiv 1812.01717) | TorchScript i3d_torchscript.pt, as published with StyleGAN-V |
 
 FID and FVD of few clips are biased upwards: compare them only between evaluations of equally many.
