@@ -63,7 +63,7 @@ class Config:
     """Real frames before the dream; each is a protocol of its own, and all dream the same frames."""
     action_clips: int = 1000
     """Clips of 11 frames for the report on actions, which needs many transitions; fewer where the split has fewer."""
-    probe_steps: int = 600
+    probe_steps: int = 400
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     out: str = ""
     """Where the results go; by default `evaluation` in the run's folder."""
@@ -147,10 +147,7 @@ def main(cfg: Config) -> None:
     record |= {"data": about | {"levels": len(np.unique(levels)), "meta": store.meta}, "seconds": seconds}
     record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
     clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
-    shown = Picture(
-        np.concatenate([x[:6, 0].cpu().numpy() for x in (frames, again)], 1)[None],
-        "Frames above, decoded from their codes below",
-    )
+    shown = Picture(pictures.rows(frames[:8, 0], again[:8, 0])[None], "Frames above, decoded from their codes below")
     write(Path(cfg.out or Path(cfg.run) / "evaluation"), record, Pictures(clips, worst, strips, shown), store.height)
 
 

@@ -8,12 +8,12 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 250, 40, 8, 12, 34
 
 
 class Line(NamedTuple):
-    """A curve over frames 1, 2, …: its class (and colour), and its values with the ends of their intervals."""
+    """A curve over frames 1, 2, …: its class (and colour), its values, and the ends of their intervals, if any."""
 
     name: str
     mean: list[float]
-    low: list[float]
-    high: list[float]
+    low: list[float] = []
+    high: list[float] = []
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -33,7 +33,7 @@ def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
     The scale is that of the others where `copy_last`, which may leave it by far, is among them: it is cut off.
     """
     scaling = [curve for curve in curves if curve.name != "copy_last"] or curves
-    values = [x for curve in scaling for x in (*curve.low, *curve.high)] + [0.0] * zero
+    values = [x for curve in scaling for x in (*curve.mean, *curve.low, *curve.high)] + [0.0] * zero
     marks = ticks(min(values), max(values))
     frames = len(curves[0].mean)
 
@@ -54,7 +54,7 @@ def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
     parts.append(f'<svg x="{LEFT}" y="{TOP}" width="{across}" height="{down}" viewBox="{LEFT} {TOP} {across} {down}">')
     for curve in curves:
         band = " ".join(points(curve.low) + points(curve.high)[::-1])
-        parts.append(f'<polygon class="band {curve.name}" points="{band}"/>')
+        parts += [f'<polygon class="band {curve.name}" points="{band}"/>'] if band else []
     for curve in curves:
         parts.append(f'<polyline class="line {curve.name}" points="{" ".join(points(curve.mean))}"/>')
     parts.append("</svg>")

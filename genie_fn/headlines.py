@@ -204,7 +204,9 @@ def _meaning(record: dict) -> str:
     says = f"What they tell of the recorded actions: NMI {told[0]:.3f}, of which {chance[0]:.3f} is chance"
     if probe is None or probe[0] <= 0:
         return says + "."
-    return f"{says}; {told[0] / probe[0]:.0%} of what a supervised probe of the same size tells ({probe[0]:.3f})."
+    steps = record["actions"]["probe"]["steps"]
+    ceiling = f"a supervised probe of the same size tells after {steps} steps ({probe[0]:.3f})"
+    return f"{says}; {told[0] / probe[0]:.0%} of what {ceiling}."
 
 
 def _movement(record: dict) -> str:

@@ -33,7 +33,7 @@ p { max-width: 46rem; margin: .4rem 0; }
   border-left: 4px solid var(--own); }
 .tiles, .clips { display: flex; flex-wrap: wrap; gap: .8rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem; }
-.tiles div { flex: 1 1 11rem; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; }
+.tiles div { flex: 1 1 9rem; padding: .7rem .9rem; background: var(--card); border-radius: .4rem; }
 .tiles b { display: block; font-size: 1.35rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }

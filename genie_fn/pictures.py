@@ -37,6 +37,11 @@ def choose(frames: Tensor, dreams: dict[str, Tensor], levels: np.ndarray) -> tup
     return [picture(i) for i in spread], [picture(i) for i in own.argsort().tolist()[:6]]
 
 
+def rows(*videos: Tensor) -> np.ndarray:
+    """Rows of frames (T, H, W, 3) as one (H', W', 3) uint8 image."""
+    return video.grid(torch.stack(videos).cpu().numpy(), gap=2)
+
+
 def write(out: Path, clips: list[Picture], side: int) -> None:
     """dream.gif and strip.png: the clips, real above dreamed."""
     pairs = [picture.frames[:, : 2 * side] for picture in clips]

@@ -53,7 +53,7 @@ def _tiles(record: dict) -> str:
         if values is not None:
             ends = headlines.show(values, digits).partition(" ")[2]
             value = headlines.show(values[:1], digits, unit)
-            tiles.append(f"<div>{escape(label)}<b>{escape(value)}</b><small>{escape(ends)}&nbsp;</small></div>")
+            tiles.append(f"<div>{escape(label)}<b>{escape(value)}</b><small>{escape(ends)}</small></div>")
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
@@ -92,7 +92,8 @@ def _protocol(record: dict, prompt: str) -> str:
     drawn = []
     for which, title in (("moving", "moving half"), ("all", "all clips")):
         psnr, delta = scores[which]["psnr"], scores[which]["delta"]
-        drawn.append(charts.lines([_line(way, psnr[way]) for way in used], f"PSNR, {title}", "dB"))
+        others = [charts.Line(way, psnr[way]["mean"]) for way in used[1:]]  # their intervals would hide each other
+        drawn.append(charts.lines([_line("own", psnr["own"]), *others], f"PSNR, {title}", "dB"))
         cost = [_line(way, delta[way]) for way in ("random", "shuffled")]
         drawn.append(charts.lines(cost, f"Δ_t PSNR: what wrong actions cost, {title}", "dB", zero=True))
     return (
@@ -109,7 +110,8 @@ def _averages(scores: dict, used: list[str]) -> str:
     cells = [(kind, which) for kind in kinds for which in ("moving", "all")]
     head, rows = ["mean over the frames", *(f"{kinds[kind]}, {which}" for kind, which in cells)], []
     for way in used:
-        shown = [headlines.show(scores[w][k][way]["average"], 3 if k == "ssim" else 2) for k, w in cells]
+        values = [(scores[which][kind][way]["average"], kind) for kind, which in cells]
+        shown = [headlines.show(x if kind == "psnr" else x[:1], 3 if kind == "ssim" else 2) for x, kind in values]
         rows.append([WAYS[way], *shown])
     return table(head, rows)
 
@@ -278,7 +280,8 @@ def compare_page(records: dict[str, dict]) -> str:
         body.append(f"<h2>{escape(name)}</h2><ul class=verdicts>{says}</ul>")
         for prompt, scores in record["rollouts"].items():
             cost = [_line(way, scores["moving"]["delta"][way]) for way in ("random", "shuffled")]
-            psnr = [_line(way, scores["moving"]["psnr"][way]) for way in ("own", "shuffled", "random", "copy_last")]
+            means = {way: scores["moving"]["psnr"][way]["mean"] for way in ("shuffled", "random", "copy_last")}
+            psnr = [_line("own", scores["moving"]["psnr"]["own"]), *(charts.Line(*pair) for pair in means.items())]
             frames = f"{prompt} → {len(cost[0].mean)}, moving half"
             drawn = charts.lines(psnr, f"PSNR, {frames}", "dB") + charts.lines(cost, f"Δ_t, {frames}", "dB", zero=True)
             body.append(f"<div class=charts>{drawn}</div>")
