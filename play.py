@@ -139,7 +139,9 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
     engine = Engine(dream, device, action_map.load(folder), compiled, store and store.meta, cfg.sample)
     identity = world.fingerprint(*dream)
     server = Server(engine, folder, identity, store, token, Limits(cfg.visitors))
-    port, name = listening.getsockname()[1], "localhost" if cfg.host in LOCAL else cfg.host
+    everywhere = cfg.host in ("0.0.0.0", "::")
+    name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
+    port = listening.getsockname()[1]
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
     train.console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
     if cfg.open:

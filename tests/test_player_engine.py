@@ -46,6 +46,7 @@ def blocked(engine):
     return gate
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_a_batch_gives_everybody_what_they_would_get_alone(engine, count):
     """Own past (of own length), key, temperature and action; of another number of steps, another batch."""

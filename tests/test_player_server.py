@@ -20,7 +20,6 @@ from genie_fn.dynamics import SampleConfig
 from genie_fn.player import game, recording
 from genie_fn.player.engine import Engine
 from genie_fn.player.server import SAFE, Limits, Server
-from genie_fn.player.session import nbytes
 
 HOME = "http://localhost"
 RIGHT, NOOP = game.ACTIONS.index("RIGHT"), game.ACTIONS.index("NOOP")
@@ -401,7 +400,7 @@ def test_memory_is_bounded_by_forgetting_the_longest_unused(serve):
         name = page.text("branched")["session"]
         assert name not in client.server.places, "a session without a visitor takes memory that there is not"
         page.ask("act", action=0)
-    size = sum(map(nbytes, client.server.places[page.hello["session"]].session.moments))
+    size = sum(moment.size for moment in client.server.places[page.hello["session"]].session.moments)
     client = serve(Limits(memory=size + 1))
     with visit(client) as page:
         page.start()

@@ -9,7 +9,7 @@ from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.layers import Cache, STConfig
 from genie_fn.player import session
-from genie_fn.player.session import Moment, Note, Session
+from genie_fn.player.session import Moment, Note
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.world import Stage, World
@@ -52,19 +52,19 @@ def equal(a, b):
     return same_kind and all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
 
 
-def moment(state, note=True):
+def moment(state):
     return Moment(np.zeros((2, 2, 3), "u1"), NONE, NONE, NONE, session.added(state), Note(0, None, 1.0, 2, False))
 
 
-def begun(state):
-    return Session((moment(state)._replace(note=None),), 0, 0, np.zeros((2, 2, 3), "u1"))
+def begun(first):
+    return session.begun(first._replace(note=None), 0, np.zeros((2, 2, 3), "u1"))
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_rebuilt_state_is_the_state_before_and_past_the_window(dream, clip, name):
     """The window holds 4 frames: the first states are not full, the last have forgotten the start."""
     states = states_of(WORLDS[name](dream), clip, 9)
-    play = begun(states[0])
+    play = begun(moment(states[0]))
     for state in states[1:]:
         play = session.extended(play, moment(state))
     for at, state in enumerate(states):
@@ -75,7 +75,7 @@ def test_a_piece_does_not_hold_the_cache_that_it_comes_from(dream, clip):
     state = states_of(dream, clip, 1)[-1]
     piece = session.added(state).dynamics
     assert piece.k_LB1NGE.untyped_storage().nbytes() == state.dynamics.k_LBSNGE.nbytes / 3
-    assert session.nbytes(moment(state)) < sum(x.nbytes for x in tree.leaves(state))
+    assert 0 < begun(moment(state)).present.size < sum(x.nbytes for x in tree.leaves(state))
 
 
 def fake(t, size=10, frames=3):
@@ -85,8 +85,7 @@ def fake(t, size=10, frames=3):
 
 
 def played(count, **options):
-    play = begun(None)
-    play = session.replace(play, moments=(fake(0, **options)._replace(note=None),))
+    play = begun(fake(0, **options))
     for t in range(1, count):
         play = session.extended(play, fake(t, **options))
     return play
@@ -104,7 +103,7 @@ def test_the_oldest_frames_are_dropped_and_the_rest_can_be_continued(monkeypatch
 
 
 def test_memory_is_bounded_but_what_the_present_needs_is_kept(monkeypatch):
-    one = session.nbytes(fake(0, size=1000))
+    one = begun(fake(0, size=1000)).present.size
     monkeypatch.setattr(session, "MEMORY", 8 * one)
     assert len(played(20, size=1000).moments) == 8
     monkeypatch.setattr(session, "MEMORY", 1)

@@ -3,7 +3,8 @@
 On a GPU, requests that wait at the same time and ask for as many MaskGIT steps are dreamed together, each with its own
 key, temperature and past (`world.vmapped`); so a visitor's frames do not depend on who else plays, up to the rounding
 of larger products. On a CPU that gains too little for what everybody would wait (one core, uncompiled: two frames
-together take 0.96 of their time one after another, four 0.88), so there they take turns.
+together take 0.96 of their time one after another, four 0.88; attention has no batched form there), so there they take
+turns.
 """
 
 import queue
@@ -159,7 +160,7 @@ class Engine:
         sure, given = np.full(len(ids), 255, np.uint8), np.zeros(len(ids), np.uint8)
         pixels = seen[0, 0].cpu().numpy()
         first = Moment(pixels, ids.astype(np.uint32), sure, given, session.added(state), game=beside, saved=saved)
-        return Session((first._replace(psnr=_psnr(pixels, beside)),), 0, seed, image, level)
+        return session.begun(first._replace(psnr=_psnr(pixels, beside)), seed, image, level)
 
     def _acts(self, acts: tuple[Act, ...]) -> list[Session]:
         """One frame for each, in a batch where there are programs for one of that size."""

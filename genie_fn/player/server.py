@@ -22,7 +22,6 @@ from genie_fn import data, video
 from genie_fn.errors import UserError
 from genie_fn.player.engine import Engine
 from genie_fn.player.recording import MAX_STEPS, number
-from genie_fn.player.session import nbytes
 
 try:
     import uvicorn
@@ -70,9 +69,8 @@ class Server:
         self.places: dict[str, Place] = {}
         self.images: dict[str, np.ndarray] = {}
         self.size = engine.cfg[0].height, engine.cfg[0].width
-        count = min(CLIPS, len(data.clip_starts(store, "test", 1))) if store else 0
-        self.clips = data.eval_clips(store, "test", 1, count) if store else []
-        self.world = described(engine, run, store, count)
+        self.clips = held_out(store) if store else []
+        self.world = described(engine, run, store, len(self.clips))
         self.heavy = asyncio.Semaphore(2)  # images and films in the making
         self.stop: Callable = lambda: None
         routes = [
@@ -105,7 +103,7 @@ class Server:
         too much memory."""
         idle, kept = time.monotonic() - self.limits.idle, {}
         for place in sorted(self.places.values(), key=lambda place: (place.visitor is None, -place.used)):
-            sizes = kept | {id(x): nbytes(x) for x in (place.session.moments if place.session else ())}
+            sizes = kept | {id(x): x.size for x in (place.session.moments if place.session else ())}
             fits = len(self.places) <= 4 * self.limits.visitors and sum(sizes.values()) <= self.limits.memory
             if place.used >= idle and (fits or place.visitor is not None):
                 kept = sizes  # frames that branches share count once
@@ -209,6 +207,13 @@ class Server:
             raise UserError("this world has no dataset beside it: start from an image")
         clip = number(message, "clip", 0, 10**9) % len(self.clips)
         return data.read_clips(self.store, self.clips[clip : clip + 1], 1).frames[0, 0]
+
+
+def held_out(store: data.Store) -> np.ndarray | list:
+    """The clips of one frame to start from; none where all of a small dataset is for training."""
+    if not store.count("test"):
+        return []
+    return data.eval_clips(store, "test", 1, min(CLIPS, len(data.clip_starts(store, "test", 1))))
 
 
 def described(engine: Engine, run: str, store: data.Store | None, clips: int) -> dict:

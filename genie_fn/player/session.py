@@ -47,6 +47,7 @@ class Moment(NamedTuple):
     saved: bytes | None = None  # the real game's state
     psnr: float | None = None  # of the dream against it
     mean_psnr: float | None = None  # over the frames dreamed so far
+    size: int = 0  # bytes of its arrays
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ def frame_hash(pixels_HWC: np.ndarray) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(pixels_HWC)):08x}"
 
 
-def nbytes(moment: Moment) -> int:
-    """The memory that a moment takes, nearly all of it in arrays."""
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(moment) if isinstance(leaf, Tensor | np.ndarray))
+def _weighed(moment: Moment) -> Moment:
+    """With its size, nearly all of which is arrays."""
+    arrays = (leaf for leaf in pytree.tree_leaves(moment) if isinstance(leaf, Tensor | np.ndarray))
+    return moment._replace(size=sum(array.nbytes for array in arrays))
 
 
 class Added(NamedTuple):
@@ -148,10 +150,16 @@ def state(session: Session) -> Tree:
     return rebuilt([moment.added for moment in past[-window(past[-1].added) :]])
 
 
+def begun(moment: Moment, seed: int, start: np.ndarray, level: int | None = None) -> Session:
+    """The session of one frame, that of the image `start`."""
+    return Session((_weighed(moment),), 0, seed, start, level)
+
+
 def extended(session: Session, moment: Moment) -> Session:
     """The session with a frame after the present one, in the place of what came later; the oldest may be dropped."""
+    moment = _weighed(moment)
     moments = (*session.past(), moment)
-    room = max(min(MOMENTS, MEMORY // max(nbytes(moment), 1)), window(moment.added) + 1)
+    room = max(min(MOMENTS, MEMORY // max(moment.size, 1)), window(moment.added) + 1)
     dropped = moments[: max(0, len(moments) - room)]
     notes = session.notes
     if len(notes) < NOTES:  # beyond, nobody asks for them any more
