@@ -143,7 +143,7 @@ def fingerprint(*stages: Stage | None) -> str:
 
 
 def chunks(*clips: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors with a leading axis of clips, a few clips at a time: on a CPU so few that what is computed stays cached."""
+    """Tensors with a leading axis of clips, a few at a time: on a CPU so few that what is computed stays cached."""
     size = 64 if clips[0].is_cuda else 8
     return zip(*(x.split(size) for x in clips), strict=True)
 
