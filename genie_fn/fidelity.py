@@ -2,17 +2,18 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from genie_fn import dynamics, metrics, tokenizer
+from genie_fn import dynamics, metrics, tokenizer, world
 from genie_fn.world import World
 
 
 def reconstruction(dream: World, frames: Tensor) -> tuple[dict, Tensor, Tensor]:
     """How well the tokenizer alone keeps the frames, and how many of its codes it uses; with ids and frames made."""
     coder, codes = dream.tokenizer, dream.tokenizer.cfg.quantizer.codes
-    _, ids = tokenizer.tokenize(coder.params, frames, coder.cfg)
-    again = tokenizer.detokenize(coder.params, ids, coder.cfg)
+    ids = torch.cat([tokenizer.tokenize(coder.params, few, coder.cfg)[1] for (few,) in world.chunks(frames)])
+    again = torch.cat([tokenizer.detokenize(coder.params, few, coder.cfg) for (few,) in world.chunks(ids)])
     entropy = metrics.entropy(ids, codes)
     scores = {"psnr": metrics.frame_psnr(frames, again).mean().item()}
     scores |= {"ssim": metrics.frame_ssim(frames, again).mean().item(), "codes": codes}
@@ -24,5 +25,9 @@ def prediction(dream: World, ids: Tensor, actions: Tensor, key: Tensor) -> dict:
     """The dynamics' cross-entropy in nats per hidden token, under the masks of training."""
     model = dream.dynamics
     mask = dynamics.sample_mask(key, *ids.shape[:2], model.cfg)
-    _, (scores, _) = dynamics.loss(model.params, ids, actions, mask, model.cfg)
-    return {name: value.item() for name, value in scores.items()}
+    total: dict[str, float] = {}
+    for few, acts, hidden in world.chunks(ids, actions, mask):
+        _, (scores, _) = dynamics.loss(model.params, few, acts, hidden, model.cfg)
+        share = (hidden.sum() / mask.sum()).item()
+        total = {name: total.get(name, 0.0) + share * value.item() for name, value in scores.items()}
+    return total

@@ -17,10 +17,8 @@ HEADLINE = 4  # the t of the paper's Δ_t PSNR
 
 
 def batched(function: Callable, key: Tensor, *tensors: Tensor):
-    """`function(key, *tensors)` in batches of clips: on a CPU few, which stay in its caches."""
-    size = 64 if tensors[0].is_cuda else 8
-    chunks = zip(*(x.split(size) for x in tensors), strict=True)
-    return torch.cat([function(random.fold_in(key, i), *chunk) for i, chunk in enumerate(chunks)])
+    """`function(key, *tensors)` a few clips at a time, each time with a key of its own."""
+    return torch.cat([function(random.fold_in(key, i), *few) for i, few in enumerate(world.chunks(*tensors))])
 
 
 def true_past(dream: World, prompt: int, key: Tensor, frames: Tensor, actions: Tensor, sample: SampleConfig) -> Tensor:

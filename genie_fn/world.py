@@ -5,7 +5,7 @@ session can be kept, branched and replayed.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,6 +140,12 @@ def fingerprint(*stages: Stage | None) -> str:
                 digest.update(path.encode() + value.detach().cpu().numpy().tobytes())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def chunks(*clips: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors with a leading axis of clips, a few at a time: on a CPU so few that what is computed stays cached."""
+    size = 64 if clips[0].is_cuda else 8
+    return zip(*(x.split(size) for x in clips), strict=True)
 
 
 def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from genie_fn import dynamics, fidelity, metrics, random, tokenizer
 
 
 def test_reconstruction_counts_codes_and_compares_frames(dream, clip):
+    clip = clip.repeat(9, 1, 1, 1, 1)
     scores, ids, again = fidelity.reconstruction(dream, clip)
     assert torch.equal(ids, tokenizer.tokenize(dream.tokenizer.params, clip, dream.tokenizer.cfg)[1])
     assert again.shape == clip.shape and again.dtype == torch.uint8
@@ -20,7 +21,8 @@ def test_reconstruction_counts_codes_and_compares_frames(dream, clip):
 
 def test_prediction_is_the_loss_of_training(dream, clip):
     _, ids, _ = fidelity.reconstruction(dream, clip)
-    actions, key = torch.zeros(len(clip), clip.shape[1] - 1, dtype=torch.int64), random.key(7)
+    ids = ids.repeat(9, 1, 1)  # more clips than are computed at a time
+    actions, key = torch.zeros(len(ids), clip.shape[1] - 1, dtype=torch.int64), random.key(7)
     found = fidelity.prediction(dream, ids, actions, key)
     model = dream.dynamics
     mask = dynamics.sample_mask(key, *ids.shape[:2], model.cfg)
