@@ -16,11 +16,12 @@ def table(results: Path) -> str:
         for row in record["rows"]:
             if row["variant"] != row["baseline"]:
                 base = next(r for r in record["rows"] if (r["case"], r["variant"]) == (row["case"], row["baseline"]))
-                parts.append((record["device"], f"torch {record['torch']}", _line(row, base)))
+                where = record["device"], f"torch {record['torch']}", f"threads: {record['threads']}"
+                parts.append((*where, _line(row, base)))
     if not parts:
         raise UserError(f"there are no results in {results}: run `python benchmark.py` first")
     lines = []
-    for machine in dict.fromkeys(part[:2] for part in parts):
+    for machine in dict.fromkeys(part[:3] for part in parts):
         lines += [f"*{', '.join(machine)}*", "", "| | against | times as fast | memory | of the ceiling |"]
         lines += ["|---|---|---|---|---|", *(line for *where, line in parts if tuple(where) == machine), ""]
     return "\n".join(lines).strip()

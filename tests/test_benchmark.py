@@ -181,7 +181,7 @@ def test_a_ceiling_is_a_rate(monkeypatch):
 def test_the_table_is_made_from_results(tmp_path):
     rows = timing.compare("case", {"slow": lambda: None, "fast": lambda: None}, 3)
     rows = [row | {"peak bytes": size, "share": 0.25} for row, size in zip(rows, (400, 100), strict=True)]
-    where = {"device": "a machine", "torch": "2.0"}
+    where = {"device": "a machine", "torch": "2.0", "threads": 1}
     (tmp_path / "lfq-cpu.json").write_text(json.dumps(where | {"rows": rows}))
     readme = tmp_path / "README.md"
     readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
