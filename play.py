@@ -37,8 +37,8 @@ class Config:
     """The first frame, any image file; empty: a held-out frame of `data`."""
     actions: str = ""
     """Makes a video: one frame is dreamed per action, as in 0,0,3,1."""
-    output: str = "out.mp4"
-    """.mp4, .gif or .png"""
+    output: str = ""
+    """The video's file, .mp4, .gif or .png; by default out.mp4"""
     data: str = "data/coinrun"
     clip: int = 0
     """Which held-out frame to start from, where no image is given."""
@@ -60,6 +60,10 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.port < 2**16 or self.visitors < 1 or min(self.fps, self.scale) < 1:
             raise UserError("--cfg.port is 0 to 65535, and --cfg.visitors, fps and scale are at least 1")
+        if self.image and self.ui == "browser" and not self.actions:
+            raise UserError("images are chosen in the page: for a video from --cfg.image add --cfg.actions")
+        if self.output and Path(self.output).suffix.lower() not in (".mp4", ".gif", ".png"):
+            raise UserError(f"--cfg.output {self.output} should end in .mp4, .gif or .png")
 
 
 def newest_run() -> str:
@@ -88,8 +92,6 @@ def first_frame(cfg: Config, height: int, width: int) -> np.ndarray:
 
 def make_video(cfg: Config, dream: World, device: torch.device) -> None:
     """One frame per action, to a file."""
-    if Path(cfg.output).suffix.lower() not in (".mp4", ".gif", ".png"):
-        raise UserError(f"--cfg.output {cfg.output} should end in .mp4, .gif or .png")
     actions = parse_actions(cfg.actions, dream.dynamics.cfg.actions)
     frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
     programs = world.compiled(device) if cfg.compile == "step" else world.EAGER
@@ -99,8 +101,9 @@ def make_video(cfg: Config, dream: World, device: torch.device) -> None:
         pressed = torch.tensor([action], device=device)
         state, shown = world.step(dream, state, pressed, random.fold_in(key, t), cfg.sample, programs)
         frames.append(shown.pixels[0].cpu().numpy())
-    video.write_video(cfg.output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
-    print(f"{len(actions)} frames dreamed: {cfg.output}")
+    output = cfg.output or "out.mp4"
+    video.write_video(output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
+    print(f"{len(actions)} frames dreamed: {output}")
 
 
 def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
@@ -152,7 +155,7 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
 @torch.no_grad()
 def main(cfg: Config) -> None:
     device, folder = train.pick_device(cfg.device), cfg.run or newest_run()
-    ui = "video" if cfg.actions else cfg.ui
+    ui = "video" if cfg.actions or cfg.output else cfg.ui
     mode = train.pick_compile({"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device)
     dream = world.load(folder, device, mode != "off")
     if ui == "video":

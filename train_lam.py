@@ -30,9 +30,8 @@ def demo() -> Config:
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
-    parts = {"quantizer": scene, "facing": turned, "arch": "blueprint", "blueprints": nets}
-    model = LamConfig(patch=8, motion=0.2, decode_every=4, **parts)
-    sizes = {"steps": 700, "batch_size": 64, "num_frames": 5}
+    model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
+    sizes = {"steps": 700, "batch_size": 20, "num_frames": 5}
     return Config("demo", out="runs/demo/lam", compile="off", optim=optim, model=model, **sizes)
 
 

@@ -33,7 +33,7 @@ class FacingConfig:
     hold: int = 2
     """Frames that a bit has to explain, their mean: the agent's looks last, the scenery behind it passes."""
     commit: float = 0.1
-    lean: float = 0.3
+    lean: float = 0.15
     """Weight of telling a video from its mirror image by the bit, which play that goes mostly one way makes possible:
     otherwise each kind of agent settles for itself which of the codes is left."""
 

@@ -75,8 +75,6 @@ class LamConfig:
     """Share of the error's weight that follows |x_{t+1} - x_t|; the rest is uniform (0 is the paper's loss)."""
     facing: FacingConfig = field(default_factory=FacingConfig)
     """For games whose view follows an agent that looks left and right; its `side` turns it on."""
-    decode_every: int = 1
-    """Only every so-manieth clip of a batch is decoded, which is what takes time; all of them teach `facing`."""
     arch: Suppress[str] = "st_vivit"
     """`st_vivit`, of `encoder` and `decoder`, or `blueprint`, of `blueprints`."""
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
@@ -94,8 +92,6 @@ class LamConfig:
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion is a share between 0 and 1, not {self.motion}")
 
-        if self.decode_every < 1:
-            raise UserError(f"--cfg.model.decode-every is 1 for every clip, or more, not {self.decode_every}")
         if self.facing.side > min(self.height, self.width):
             raise UserError(
                 f"--cfg.model.facing.side {self.facing.side} is more than the {self.height}x{self.width} frames have"
@@ -223,10 +219,9 @@ def loss(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> tuple[Tensor, tup
     scene's; `psnr` is unweighted.
     """
     video = layers.to_float(video_BTHWC)
+    past, target = video[:, :-1], video[:, 1:]
     q = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer)
-    shown, codes = video[:: cfg.decode_every], q.codes[:: cfg.decode_every]
-    past, target = shown[:, :-1], shown[:, 1:]
-    error = (decode(params, past, codes, cfg) - target).square()
+    error = (decode(params, past, q.codes, cfg) - target).square()
     moved = (target - past).abs().mean(-1, keepdim=True)
     weight = (1 - cfg.motion) + cfg.motion * moved / moved.mean().clamp(min=1e-6)
     weighted, mse = (weight * error).mean(), error.mean()

@@ -214,9 +214,9 @@ def start(
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
     """Say what is about to be trained, and where."""
     size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
-    console.print(f"{stage} ({cfg.preset}): {size}, on {device}, compile {cfg.compile}, in {cfg.out}")
+    console.print(f"{stage} ({cfg.preset}): {size}, on {device}, compile {cfg.compile}, in {cfg.out}", soft_wrap=True)
     kinds = {(path.split(".")[-1], name) for path, name in impls.chosen(cfg).items()}
-    console.print("implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)))
+    console.print("implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)), soft_wrap=True)
 
 
 def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

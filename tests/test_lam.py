@@ -97,14 +97,6 @@ def test_motion_weight_counts_what_moves(lam_params, lam_cfg, clip):
     torch.testing.assert_close(metrics["weighted_mse"], expected)
 
 
-def test_only_every_second_clip_is_decoded_but_all_are_named(lam_params, lam_cfg, clip):
-    cfg = replace(lam_cfg, decode_every=2)
-    _, (metrics, q) = lam.loss(lam_params, clip, cfg)
-    assert torch.equal(q.ids, lam.infer_actions(lam_params, clip, cfg))
-    _, (first, _) = lam.loss(lam_params, clip[:1], lam_cfg)
-    torch.testing.assert_close(metrics["mse"], first["mse"])
-
-
 def test_a_video_that_stands_still_has_a_finite_loss_and_gradient(lam_params, lam_cfg, clip):
     still = clip[:, :1].expand(-1, 3, -1, -1, -1)
     (loss, _), grads = tree.value_and_grad(lam.loss)(lam_params, still, lam_cfg)
@@ -140,7 +132,7 @@ def test_two_frames_are_enough(lam_params, lam_cfg, clip):
 
 
 def test_bad_configs_are_a_sentence(lam_cfg):
-    for bad in ({"patch": 12}, {"motion": 1.5}, {"motion": -0.1}, {"decode_every": 0}):
+    for bad in ({"patch": 12}, {"motion": 1.5}, {"motion": -0.1}):
         with pytest.raises(UserError):
             replace(lam_cfg, **bad)
 

@@ -330,7 +330,10 @@ BAD = {
         ["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "HOME/tokenizer", "--cfg.lam", "HOME/dynamics"],
         "differ",
     ),
-    "not an image": (["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", "README.md"], "not an image"),
+    "not an image": (
+        ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", "README.md", "--cfg.actions", "1"],
+        "not an image",
+    ),
     "no such action": (["play.py", "--cfg.run", "HOME/dynamics", "--cfg.actions", "1,9"], "0 to 5"),
     "odd output": (["play.py", "--cfg.output", "out.txt"], ".mp4"),
 }
