@@ -68,7 +68,7 @@ def table(name: str, rows: list[dict], device: str) -> Table:
 def main(cfg: Config) -> None:
     out = Path(cfg.out)
     if cfg.suite == "table":
-        report.write(out, Path("README.md"))
+        report.put(Path("README.md"), report.BEGIN, report.END, report.table(out))
         return
     device = train.pick_device(cfg.device)
     out.mkdir(parents=True, exist_ok=True)

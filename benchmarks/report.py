@@ -1,7 +1,8 @@
-"""The README's performance table, made from the results of benchmark.py and never typed."""
+"""The tables of README and docs, made from the results of benchmark.py and ablate.py and never typed."""
 
 import json
 from pathlib import Path
+from statistics import mean
 
 from genie_fn.errors import UserError
 
@@ -34,10 +35,36 @@ def _line(row: dict, base: dict) -> str:
     return f"| {row['case']}: {row['variant']} | {row['baseline']} | {ratio} | {memory} | {share} |"
 
 
-def write(results: Path, readme: Path) -> None:
-    """Put the table between the marks in a README."""
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{readme} lacks the lines {BEGIN} and {END}: put them where the table should stand")
-    before, rest = text.split(BEGIN, 1)
-    readme.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END, 1)[1]}")
+def ablations(records: dict[str, dict], columns: dict[str, int]) -> str:
+    """Markdown: for every choice its variants, by the columns (with as many digits) that it has values of."""
+    lines = []
+    for choice, record in records.items():
+        rows = record["rows"]
+        seeds = len({row["seed"] for row in rows})
+        shown = {label: digits for label, digits in columns.items() if any(label in row for row in rows)}
+        scale = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in record["scale"].items())
+        measured = f"`python ablate.py --cfg.choices {choice}`: {seeds} seeds, {scale}"
+        lines += [f"### {record['about']}", "", measured, ""]
+        lines += ["| " + " | ".join(["", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
+        for name in dict.fromkeys(row["name"] for row in rows):
+            cells = (_cell(rows, name, label, digits) for label, digits in shown.items())
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def _cell(rows: list[dict], name: str, label: str, digits: int) -> str:
+    """The mean over seeds; for all but the first variant also the range of differences to it, seed by seed."""
+    base = {row["seed"]: row[label] for row in rows if row["name"] == rows[0]["name"]}
+    own = {row["seed"]: row[label] for row in rows if row["name"] == name}
+    gains, shown = [own[seed] - base[seed] for seed in own], f"{mean(own.values()):.{digits}f}"
+    return shown if name == rows[0]["name"] else f"{shown} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
+
+
+def put(path: Path, begin: str, end: str, content: str) -> None:
+    """Replace what stands between two marks in a file."""
+    text = path.read_text()
+    if begin not in text or end not in text:
+        raise UserError(f"{path} lacks the lines {begin} and {end}: put them where the table should stand")
+    before, rest = text.split(begin, 1)
+    path.write_text(f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}")

@@ -73,6 +73,8 @@ class LamConfig:
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(kind="vq", codes=6))
     motion: float = 0.9
     """Share of the error's weight that follows |x_{t+1} - x_t|; the rest is uniform (0 is the paper's loss)."""
+    history: bool = True
+    """Whether the decoder sees more than the last frame, from which alone it has to guess how things were moving."""
     facing: FacingConfig = field(default_factory=FacingConfig)
     """For games whose view follows an agent that looks left and right; its `side` turns it on."""
     arch: Suppress[str] = "st_vivit"
@@ -200,6 +202,9 @@ def lookup(params: Tree, actions: Tensor, cfg: LamConfig) -> Tensor:
 
 def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig) -> Tensor:
     """Predict the frame after each frame of a video in [-1, 1], given the action's code there: (B, T, H, W, 3)."""
+    if not cfg.history and video_BTHWC.shape[1] > 1:  # every frame becomes a video of its own
+        alone = (x.flatten(0, 1)[:, None] for x in (video_BTHWC, codes_BTK))
+        return decode(params, *alone, cfg).reshape(video_BTHWC.shape)
     if cfg.arch == "blueprint":
         side, nets = cfg.coarse_patch, cfg.blueprints
         patches, at = _patches(video_BTHWC, side), Pass(False, codes_BTK)

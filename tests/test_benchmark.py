@@ -186,7 +186,7 @@ def test_the_table_is_made_from_results(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
     for _ in range(2):  # writing it again changes nothing
-        report.write(tmp_path, readme)
+        report.put(readme, report.BEGIN, report.END, report.table(tmp_path))
         text = readme.read_text()
         assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
         assert "case: fast | slow" in text and "1/4.0 | 25%" in text and "a machine, torch 2.0" in text
@@ -194,7 +194,7 @@ def test_the_table_is_made_from_results(tmp_path):
         report.table(tmp_path / "none")
     readme.write_text("no marks")
     with pytest.raises(UserError, match="lacks the lines"):
-        report.write(tmp_path, readme)
+        report.put(readme, report.BEGIN, report.END, report.table(tmp_path))
 
 
 def test_the_readme_shows_the_stored_results():

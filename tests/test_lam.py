@@ -66,6 +66,16 @@ def test_a_prediction_sees_no_later_frame_and_no_later_action(lam_params, lam_cf
         assert to_past[:, t].abs().max() > 0 and to_codes[:, t].abs().max() > 0
 
 
+def test_without_history_a_prediction_sees_one_frame(lam_params, lam_cfg, video):
+    past, codes, cfg = video.clone().requires_grad_(), codes_like(video, lam_cfg), replace(lam_cfg, history=False)
+    prediction = lam.decode(lam_params, past, codes, cfg)
+    assert prediction.shape == video.shape
+    gradient = torch.autograd.grad(prediction[:, 3].sum(), past)[0].abs().amax((0, 2, 3, 4))
+    assert gradient[3] > 0 and (gradient[:3] == 0).all() and (gradient[4:] == 0).all()
+    first = lam.decode(lam_params, video[:, :1], codes[:, :1], lam_cfg)
+    assert torch.allclose(prediction[:, :1], first, atol=1e-5), "the first frame has no history anyway"
+
+
 def test_the_loss_predicts_from_the_past_alone(lam_params, lam_cfg, clip, video):
     """The prediction inside the loss is that of `decode` on frames 1..T-1, against frames 2..T."""
     _, (metrics, q) = lam.loss(lam_params, clip, lam_cfg)
