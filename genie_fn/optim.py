@@ -1,4 +1,4 @@
-"""Optimisers as free functions on pytrees: AdamW, clipping, schedules, moving averages of the weights.
+"""Optimisers as free functions on pytrees: AdamW, Muon, clipping, schedules, moving averages of the weights.
 
 Every hyperparameter that changes during a run is a 0-D tensor, so that nothing recompiles.
 """
@@ -19,6 +19,9 @@ class OptimConfig:
     """AdamW (Loshchilov & Hutter 2019) with clipping, a learning-rate schedule and an average of the weights."""
 
     lr: float = 3e-4
+    muon: bool = False
+    """Move the matrices of stacked blocks by Muon (Jordan et al. 2024), scaled to AdamW's size of step; the rest by
+    AdamW."""
     schedule: str = "constant"
     """`constant`, `cosine`, or `wsd` (warm up, stay, decay linearly)."""
     warmup: int = 100
@@ -71,23 +74,55 @@ def adamw_init(params: Tree) -> Tree:
     return {"m": tree.map(torch.zeros_like, params), "v": tree.map(torch.zeros_like, params)}
 
 
+def orthogonal(x: Tensor) -> Tensor:
+    """Matrices (..., m, n) → about the nearest ones whose singular values are all 1: between 0.7 and 1.2.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.transpose(-1, -2) if tall else x
+    x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
+    for _ in range(5):
+        square = x @ x.transpose(-1, -2)
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.transpose(-1, -2) if tall else x
+
+
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2  # of an update's entries, as AdamW's tends to be: one learning rate serves both (arXiv 2502.16982)
+
+
+def _is_stacked(p: Tensor, decayed: bool) -> bool:
+    """Whether a leaf holds the matrices (L, inputs, outputs) of a stack of blocks."""
+    return p.ndim == 3 and decayed
+
+
 def adamw(
     grads: Tree, state: Tree, params: Tree, step: Tensor, lr: Tensor, decay: Tree, cfg: OptimConfig
 ) -> tuple[Tree, Tree]:
-    """One AdamW step, counted from 0. `decay` is a tree of bools: the leaves that weight decay applies to.
+    """One AdamW step, counted from 0; with `cfg.muon` stacked matrices move by Muon, and their second moment stays 0.
 
-    Returns the new parameters and the new moments.
+    `decay` is a tree of bools: the leaves that weight decay applies to. Returns the new parameters and moments.
     """
     corrections = lr / (1 - cfg.b1 ** (step + 1)), (1 - cfg.b2 ** (step + 1)).rsqrt(), 1 - lr * cfg.weight_decay
     # Stacking them makes the compiler compute these scalars once, not again in the kernel of every leaf.
     rate, v_scale, keep = torch.stack(corrections).unbind()
-    m = tree.map(lambda m, g: m + (1 - cfg.b1) * (g - m), state["m"], grads)
-    v = tree.map(lambda v, g: v + (1 - cfg.b2) * (g * g - v), state["v"], grads)
+    by_muon = tree.map(lambda p, decayed: cfg.muon and _is_stacked(p, decayed), params, decay)
 
-    def move(p: Tensor, m: Tensor, v: Tensor, decayed: bool) -> Tensor:
-        return (p * keep if decayed else p) - rate * m / (v.sqrt() * v_scale + cfg.eps)
+    def first(m: Tensor, g: Tensor, muon: bool) -> Tensor:
+        return m + (1 - (MUON_MOMENTUM if muon else cfg.b1)) * (g - m)
 
-    return tree.map(move, params, m, v, decay), {"m": m, "v": v}
+    def move(p: Tensor, g: Tensor, m: Tensor, v: Tensor, decayed: bool, muon: bool) -> Tensor:
+        p = p * keep if decayed else p
+        if not muon:
+            return p - rate * m / (v.sqrt() * v_scale + cfg.eps)
+        ahead = g + MUON_MOMENTUM * (m - g)  # Nesterov's
+        return p - lr * (MUON_RMS * max(p.shape[-2:]) ** 0.5) * orthogonal(ahead)
+
+    m = tree.map(first, state["m"], grads, by_muon)
+    v = tree.map(lambda v, g, muon: v if muon else v + (1 - cfg.b2) * (g * g - v), state["v"], grads, by_muon)
+    return tree.map(move, params, grads, m, v, decay, by_muon), {"m": m, "v": v}
 
 
 def ema(average: Tree, params: Tree, step: Tensor, decay: float) -> Tree:

@@ -45,6 +45,38 @@ def test_adamw_is_pure():
     assert all(torch.equal(m, torch.zeros_like(m)) for m in tree.leaves(moments))
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (6, 12), (12, 6)])
+def test_orthogonal_keeps_the_directions_and_evens_the_singular_values(shape):
+    x = random.normal(random.key(3), (2, *shape))
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    y = optim.orthogonal(100 * x)
+    values = u.transpose(-1, -2) @ y @ v.transpose(-1, -2)
+    apart = values - torch.diag_embed(values.diagonal(dim1=-2, dim2=-1))
+    assert apart.abs().max() < 1e-3
+    assert (values.diagonal(dim1=-2, dim2=-1) > 0.5).all() and (values.diagonal(dim1=-2, dim2=-1) < 1.3).all()
+
+
+def test_muon_moves_stacked_matrices_and_leaves_the_rest_to_adamw():
+    """Its step against one written out with a singular value decomposition."""
+    keys = random.split(random.key(4), 2)
+    params = start() | {"blocks": random.normal(keys[0], (3, 4, 8)), "norms": torch.ones(3, 4, 8)}
+    grads = gradient(0) | {"blocks": random.normal(keys[1], (3, 4, 8)), "norms": torch.ones(3, 4, 8)}
+    decay = DECAY | {"blocks": True, "norms": False}
+    results = {}
+    for muon in (False, True):
+        cfg = OptimConfig(weight_decay=0.5, muon=muon)
+        args = torch.tensor(0), torch.tensor(0.1), decay, cfg
+        results[muon] = optim.adamw(grads, optim.adamw_init(params), params, *args)
+    (plain, _), (moved, moments) = results[False], results[True]
+    for name in ("w", "b", "norms"):
+        assert torch.equal(plain[name], moved[name])
+    u, _, v = torch.linalg.svd(grads["blocks"], full_matrices=False)
+    update = (0.95 * params["blocks"] - moved["blocks"]) / (0.1 * 0.2 * 8**0.5)
+    assert torch.nn.functional.cosine_similarity(update.flatten(), (u @ v).flatten(), dim=0) > 0.97
+    assert torch.equal(moments["v"]["blocks"], torch.zeros(3, 4, 8))
+    torch.testing.assert_close(moments["m"]["blocks"], 0.05 * grads["blocks"])
+
+
 @pytest.mark.parametrize("limit", [0.1, 1e3])
 def test_clip_equals_torch(limit):
     grads, theirs = gradient(0), start()
