@@ -22,7 +22,7 @@ demo: $(READY) ## collect data, train the three stages, evaluate; run it again t
 	$(BIN)/python train_tokenizer.py --cfg.preset demo --cfg.resume
 	$(BIN)/python train_lam.py --cfg.preset demo --cfg.resume
 	$(BIN)/python train_dynamics.py --cfg.preset demo --cfg.resume
-	$(BIN)/python evaluate.py
+	$(BIN)/python evaluate.py --cfg.prompts 1
 
 play: $(READY) ## play the newest trained world in the browser
 	$(BIN)/python play.py

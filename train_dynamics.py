@@ -69,8 +69,8 @@ def demo() -> Config:
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
     lam_model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
-    optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    sizes = {"steps": 350, "batch_size": 16, "num_frames": 8, "compile": "off"}
+    optim = OptimConfig(lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
+    sizes = {"steps": 450, "batch_size": 16, "num_frames": 8, "compile": "off"}
     return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)
 
 
