@@ -1,0 +1,127 @@
+"""From nothing to a measured world in a fixed time: collect, train the three stages, evaluate; one row of results.
+
+    python speedrun.py                                            # 20 minutes, for a CPU
+    python speedrun.py --cfg.preset small --cfg.minutes 30        # for a large GPU
+
+Each stage has a share of the time. It begins, is timed, stops and saves, and goes on for as many steps as its share has
+room for: the learning rate's plan needs to know its end, and the clock decides where that is. The row goes to
+benchmarks/records/. What was interrupted is no record, and is begun anew.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from genie_fn import headlines, machine
+from genie_fn.errors import UserError, run
+
+ROOT = Path(__file__).parent
+STAGES = ("tokenizer", "lam", "dynamics")
+OPEN_END = 1_000_000  # steps, while nobody knows how many there will be; no saving or drawing in between either
+console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Config:
+    minutes: float = 20
+    preset: str = "demo"
+    levels: int = 200
+    tokenizer: float = 0.35
+    """Share of the time."""
+    lam: float = 0.13
+    dynamics: float = 0.34
+    """What the three leave is for collecting and evaluating."""
+    clips: int = 64
+    """Of the evaluation."""
+    seed: int = 0
+    out: str = "runs/speedrun"
+    """A new folder, for the dataset and the runs."""
+    records: str = "benchmarks/records"
+
+    def __post_init__(self):
+        if min(self.tokenizer, self.lam, self.dynamics) <= 0 or self.tokenizer + self.lam + self.dynamics >= 1:
+            raise UserError("the shares --cfg.tokenizer, lam and dynamics are above 0, and together below 1")
+        if self.minutes <= 0 or self.levels < 10:
+            raise UserError("--cfg.minutes is above 0, and --cfg.levels at least 10, so that every split has one")
+
+
+def start(name: str, **flags) -> subprocess.Popen:
+    """One of the scripts, with --cfg.* flags; True is a flag without a value."""
+    words = [f"--cfg.{flag}".replace("_", "-") + ("" if x is True else f"={x}") for flag, x in flags.items()]
+    return subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *words])
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> None:
+    """Wait for a script that should end with `code`."""
+    try:
+        found = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C has reached it, too: let it save
+        raise
+    if found != code:
+        raise UserError("a part of the speedrun failed for the reason above: mend it, and begin anew")
+
+
+def rows(folder: Path) -> list[dict]:
+    """The metrics of a run so far."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def train(cfg: Config, stage: str, seconds: float) -> dict:
+    """Train a stage for about so many seconds. Returns its steps, and the seconds that it took."""
+    began, folder = time.monotonic(), Path(cfg.out) / stage
+    flags = {"preset": cfg.preset, "out": folder, "data": Path(cfg.out) / "data", "seed": cfg.seed}
+    flags |= {"save_every": OPEN_END, "sample_every": OPEN_END}
+    flags |= {name: Path(cfg.out) / name for name in STAGES[:2]} if stage == "dynamics" else {}
+    process = start(f"train_{stage}", **flags, steps=OPEN_END)
+    while process.poll() is None and (time.monotonic() < began + 0.15 * seconds or len(rows(folder)) < 3):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)  # it saves, and ends as after Ctrl-C
+    finish(process, 130)
+    first, *_, last = rows(folder)
+    pace = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+    again = time.monotonic() - began - last["step"] * pace  # what a start takes; compiling comes from a cache by then
+    steps = last["step"] + max(10, int((began + seconds - time.monotonic() - again) / pace))
+    console.rule(f"{stage}: {1 / pace:.2f} steps/s, {steps} steps in all")
+    finish(start(f"train_{stage}", **flags, steps=steps, resume=True))
+    return {"steps": steps, "seconds": round(time.monotonic() - began, 1)}
+
+
+def record(cfg: Config, stages: dict, began: float) -> dict:
+    """The row of results."""
+    measured = headlines.read(str(Path(cfg.out) / "dynamics"))
+    found = {row.label: headlines.find(measured, row.path) for row in headlines.ROWS}
+    took = {"minutes": round((time.monotonic() - began) / 60, 2), "stages": stages}
+    where = machine.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return where | took | {"config": asdict(cfg), "results": {label: value for label, value in found.items() if value}}
+
+
+def main(cfg: Config) -> None:
+    if Path(cfg.out).exists():
+        raise UserError(f"{cfg.out} is there already, and a speedrun begins with nothing: delete it, or name --cfg.out")
+    began, stages = time.monotonic(), {}
+    finish(start("generate_dataset", root=Path(cfg.out) / "data", num_levels=cfg.levels, seed=cfg.seed))
+    stages["dataset"] = {"levels": cfg.levels, "seconds": round(time.monotonic() - began, 1)}
+    for stage in STAGES:
+        stages[stage] = train(cfg, stage, 60 * cfg.minutes * getattr(cfg, stage))
+    evaluated = time.monotonic()
+    flags = {"run": Path(cfg.out) / "dynamics", "data": Path(cfg.out) / "data", "clips": cfg.clips, "prompts": 1}
+    finish(start("evaluate", **flags))
+    stages["evaluation"] = {"clips": cfg.clips, "seconds": round(time.monotonic() - evaluated, 1)}
+    row = record(cfg, stages, began)
+    path = Path(cfg.records) / f"{row['date']}-{cfg.preset}-{cfg.minutes:g}min-seed{cfg.seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"{row['minutes']} of {cfg.minutes:g} minutes: {path}")
+
+
+if __name__ == "__main__":
+    run(main)
