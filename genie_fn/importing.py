@@ -154,7 +154,7 @@ def parts(
                 yield part()
                 frames, numbers, starts = [], [], []
         wrong = action_files.objection(known, len(times)) if known else ""
-        end = End(wrong, bool(wrong))
+        end = End(wrong, bool(wrong)) if times else End("it holds no frames")
     except Unreadable as error:
         end = End(str(error))
     if frames:
@@ -209,8 +209,8 @@ def write(
 ) -> tuple[Store, list[Segment], str]:
     """Write a video at `at`, a segment per part, for a later commit.
 
-    The store, grown where it had to be; the segments; and if there are none, since no scene has `least` frames or all of
-    it was refused, why.
+    The store, grown where it had to be; the segments; and if there are none, since no scene has `least` frames or all
+    of it was refused, why.
     """
     segments, longest, end = [], 0, End()
     for item in stream:
@@ -228,7 +228,7 @@ def write(
         segments.append(data.write_segment(store, at, recording._replace(info={"episodes": len(bounds) - 1})))
         at = ends
     if end.refused or not segments:
-        return store, [], end.note or "it holds no frames"
+        return store, [], end.note
     if longest < least:
         short = f"it has no scene of {least} frames"
         return store, [], f"{short}: {end.note}" if end.note else short

@@ -79,8 +79,11 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
                 wide = 1 / aspect if aspect != 1 and _matrix(frame)[0, 1] else aspect
                 yield Shown(time, lambda frame=frame: _picture(frame), wide)
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
-        words = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
-        raise Unreadable(f"{'it is damaged' if known else 'it cannot be read as a video'} ({words})") from error
+        raise Unreadable(f"{'it is damaged' if known else 'it cannot be read as a video'} ({_words(error)})") from error
+
+
+def _words(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
 
 
 def _check_size(width: int, height: int) -> None:
@@ -98,7 +101,10 @@ def _matrix(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _picture(frame: av.VideoFrame) -> Image.Image:
-    pixels, turn = frame.to_ndarray(format="rgb24"), _matrix(frame)
+    try:
+        pixels, turn = frame.reformat(format="rgb24", threads=1).to_ndarray(), _matrix(frame)
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise Unreadable(f"a frame cannot be shown ({_words(error)})") from error
     if turn[0, 1]:
         pixels, turn = pixels.swapaxes(0, 1), turn[::-1]
     return Image.fromarray(np.ascontiguousarray(pixels[:: int(turn[1, 1]), :: int(turn[0, 0])]))
