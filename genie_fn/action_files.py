@@ -92,6 +92,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
                 header = named if "action" in named else ["action"]
                 if "action" in named:
                     continue
+                if len(cells) > 1:
+                    raise _wrong(path, line, "names no column for the action", "begin with a line such as frame,action")
             if len(cells) != len(header):
                 raise _wrong(path, line, f"has {len(cells)} cells for {len(header)} columns", "mend it")
             yield line, _fields(path, line, dict(zip(header, cells, strict=True)))
