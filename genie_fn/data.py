@@ -155,7 +155,8 @@ def _read_manifest(root: Path) -> dict:
     """The manifest, checked against its own hash. A `UserError` says what is wrong with it."""
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(f"There is no dataset at {root}: make one with `python generate_dataset.py --cfg.root {root}`.")
+        how = f"make one with `python generate_dataset.py --cfg.root {root}`, or with import_videos.py"
+        raise UserError(f"There is no dataset at {root}: {how}.")
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["version"]
@@ -317,7 +318,7 @@ def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
     starts = np.concatenate(found)
     if not len(starts):
         uncut = f"{store.root} has no {split} clip of {num_frames} frames without a cut"
-        raise UserError(f"{uncut}: collect more levels or ask for fewer frames.")
+        raise UserError(f"{uncut}: collect or import more, or ask for fewer frames.")
     return starts
 
 
@@ -333,7 +334,7 @@ def eval_clips(store: Store, split: str, num_frames: int, count: int, seed: int 
     if len(starts) < count:
         raise UserError(
             f"{store.root} has {len(starts)} {split} clips of {num_frames} frames, fewer than the {count} asked for: "
-            f"collect more levels or ask for fewer."
+            f"collect or import more, or ask for fewer."
         )
     starts = np.random.default_rng(seed % 2**64).permutation(starts)
     segment = np.searchsorted(np.array([entry.offset for entry in store.segments]), starts, side="right")

@@ -212,22 +212,18 @@ def write(
     The store, grown where it had to be; the segments; and if there are none, since no scene has `least` frames or all
     of it was refused, why.
     """
-    segments, longest, end = [], 0, End()
+    segments, held, longest, end = [], [], 0, End()
     for item in stream:
         if isinstance(item, End):
             end = item
             continue
-        count = len(item.frames)
-        if (ends := at + data.blocks(count)) > store.arrays["frames"].shape[0]:
-            store = data.reserve(store, -(-ends // RESERVE) * RESERVE)
-        bounds = np.flatnonzero([True, *item.starts[1:], True])
-        longest = max(longest, int(np.diff(bounds).max()))
-        recording = data.Recording(
-            level, item.frames, item.actions, np.zeros(count), item.starts, sources.split_of(source.name)
-        )
-        segments.append(data.write_segment(store, at, recording._replace(info={"episodes": len(bounds) - 1})))
-        at = ends
-    if end.refused or not segments:
+        held.append(item)
+        longest = max(longest, max(episodes(item)))
+        while held and (longest >= least or len(held) > 2):  # what is left out is not written, unless it is long
+            store, segment = _write_part(store, source, level, held.pop(0), at)
+            segments.append(segment)
+            at += data.blocks(segment.length)
+    if end.refused or not (segments or held):
         return store, [], end.note
     if longest < least:
         short = f"it has no scene of {least} frames"
@@ -236,6 +232,20 @@ def write(
     note = f"after {total} frames: {end.note}" if end.note else ""
     told = {"file": source.name, "bytes": source.size(), "digest": sources.digest(source), "note": note}
     return store, [segment._replace(info=segment.info | told) for segment in segments], ""
+
+
+def _write_part(store: Store, source: Source, level: int, part: Part, at: int) -> tuple[Store, Segment]:
+    count = len(part.frames)
+    if at + count > store.arrays["frames"].shape[0]:
+        store = data.reserve(store, -(-(at + count) // RESERVE) * RESERVE)
+    split, info = sources.split_of(source.name), {"episodes": len(episodes(part))}
+    made = data.Recording(level, part.frames, part.actions, np.zeros(count), part.starts, split, info)
+    return store, data.write_segment(store, at, made)
+
+
+def episodes(part: Part) -> list[int]:
+    """The lengths of a part's episodes."""
+    return np.diff(np.flatnonzero([True, *part.starts[1:], True])).tolist()
 
 
 def videos(segments: list[Segment]) -> dict[str, list[Segment]]:
