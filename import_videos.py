@@ -55,6 +55,8 @@ class Config:
         for flag, (least, most) in limits.items():
             if not least <= (value := getattr(self, flag.replace("-", "_"))) <= most:
                 raise UserError(f"--cfg.{flag} is {value}: choose a number from {least} to {most}.")
+        if 0 < self.fps < 0.1:
+            raise UserError(f"--cfg.fps is {self.fps}: choose 0, for every frame, or at least 0.1.")
 
 
 def open_or_create(cfg: Config, root: Path, names: tuple[str, ...]) -> Store:
@@ -79,10 +81,15 @@ def choose(store: Store, found: list[Source]) -> tuple[list[Source], dict[str, s
     content = {segment.info["digest"]: segment.info["file"] for segment in store.segments}
     new, skipped = [], {}
     for source in found:
+        try:
+            size, identity = source.size(), "" if source.name in known else sources.digest(source)
+        except OSError as error:
+            skipped[source.name] = f"it cannot be opened ({(error.strerror or str(error)).lower()})"
+            continue
         if source.name in known:
-            if source.size() != known[source.name]:
+            if size != known[source.name]:
                 skipped[source.name] = "it has changed since it was imported: import it to a new folder"
-        elif (same := content.setdefault(sources.digest(source), source.name)) != source.name:
+        elif (same := content.setdefault(identity, source.name)) != source.name:
             skipped[source.name] = f"it is the same as {same}"
         elif store.num_actions and not source.labels:
             skipped[source.name] = "others have actions and it has none: add them, or leave all out (--cfg.no-actions)"

@@ -19,6 +19,7 @@ from genie_fn.sources import Source
 
 MAX_PIXELS = 16_000_000  # of a frame: a decoder may hold some twenty of them at once
 MAX_IMAGE = 256 << 20  # bytes of an image file
+MAX_THREADS = 8  # of a decoder, each of which holds a frame more
 SMALL = 1 << 18  # pixels; below, a decoder's threads only cost
 # Formats of ffmpeg that open other files, devices or addresses, and those that make pictures of text or of any bytes.
 OTHERS = (
@@ -69,17 +70,36 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
             _check_size(context.width, context.height)
             known, context.options = True, limits
             context.thread_type = "AUTO"
-            context.thread_count = threads if context.width * context.height > SMALL else 1
+            context.thread_count = min(threads, MAX_THREADS) if context.width * context.height > SMALL else 1
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             aspect = stream.sample_aspect_ratio or Fraction(1)
-            for number, frame in enumerate(file.decode(stream)):
-                if frame.is_corrupt:
-                    raise Unreadable("it is damaged")
+            for number, frame in enumerate(_decoded(file, stream)):
                 time = number / rate if frame.pts is None or not frame.time_base else frame.pts * frame.time_base
                 wide = 1 / aspect if aspect != 1 and _matrix(frame)[0, 1] else aspect
                 yield Shown(time, lambda frame=frame: _picture(frame), wide)
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         raise Unreadable(f"{'it is damaged' if known else 'it cannot be read as a video'} ({_words(error)})") from error
+
+
+def _decoded(file: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames. What is damaged before the first good one is passed over: recorded broadcasts begin anywhere."""
+    begun, trouble = False, None
+    for packet in file.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            if begun:
+                raise
+            trouble = trouble or error
+            continue
+        for frame in frames:
+            if begun and frame.is_corrupt:
+                raise Unreadable("it is damaged")
+            begun |= not frame.is_corrupt
+            if begun:
+                yield frame
+    if trouble and not begun:
+        raise trouble
 
 
 def _words(error: Exception) -> str:

@@ -54,11 +54,12 @@ def find(src: str, apart: Path) -> list[Source]:
         if suffix in IMAGES:
             folders.setdefault(path.parent, []).append(path)
         elif suffix not in LABELS:
-            name = path.relative_to(base).as_posix()
+            name = _name(path, base)
             found.append(Source(name, "npy" if suffix == ".npy" else "video", (path,), _labels(path.with_suffix(""))))
     for folder, images in folders.items():
-        name = folder.relative_to(base).as_posix()
-        name = folder.resolve().name if name == "." else name
+        name = _name(
+            folder.resolve() if folder == base else folder, folder.resolve().parent if folder == base else base
+        )
         found.append(Source(name, "images", tuple(images), _labels(folder)))
     if not found:
         raise UserError(f"There are no videos in {src}: name a folder of videos, of images or of npy files.")
@@ -86,6 +87,11 @@ def _inside(folder: Path) -> list[Path]:
 def _counts(path: Path, base: Path, apart: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
     return not hidden and path.is_file() and apart not in path.resolve().parents
+
+
+def _name(path: Path, base: Path) -> str:
+    """The path below `base`, with a sign in place of what is not Unicode."""
+    return path.relative_to(base).as_posix().encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _labels(stem: Path) -> Path | None:

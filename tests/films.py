@@ -7,6 +7,7 @@ import av
 import numpy as np
 
 CODECS = {".mp4": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx", ".gif": "gif", ".mov": "png"}
+CODECS |= {".ts": "libx264"}
 PIXELS = {"libx264": "yuv444p", "gif": "rgb8", "png": "rgba"}
 
 
@@ -26,7 +27,7 @@ def greys(levels: list[int], height: int = 24, width: int = 32) -> np.ndarray:
 
 
 def write(
-    path: Path, frames: np.ndarray, fps: float = 30, times: list[float] | None = None, pixels: str = "", **colours
+    path: Path, frames: np.ndarray, fps: float = 30, times: list[float] | None = None, pixels: str = "", **settings
 ) -> Path:
     """Write frames in the format that the file's name asks for, at a pace or at `times` in seconds (of .mkv)."""
     codec = CODECS[path.suffix]
@@ -35,7 +36,7 @@ def write(
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=exact)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels or PIXELS.get(codec, "yuv420p")
-        for name, value in colours.items():
+        for name, value in settings.items():
             setattr(stream.codec_context, name, value)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -43,7 +44,7 @@ def write(
             shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             if times is not None:
                 shown.time_base, shown.pts = Fraction(1, 1000), round(1000 * times[number])
-            targets = {f"dst_{name}": value for name, value in colours.items() if name != "sample_aspect_ratio"}
+            targets = {f"dst_{name}": value for name, value in settings.items() if name.startswith("color")}
             container.mux(stream.encode(shown.reformat(format=stream.pix_fmt, **targets) if targets else shown))
         container.mux(stream.encode())
     return path

@@ -206,6 +206,7 @@ REFUSED = {
     "--cfg.size is 4": {"size": 4},
     "--cfg.cuts is 2": {"cuts": 2},
     "--cfg.fps is -1": {"fps": -1},
+    "--cfg.fps is 0.01": {"fps": 0.01},
     "--cfg.fps is nan": {"fps": float("nan")},
     "There is no nowhere": {"src": "nowhere"},
 }
@@ -246,7 +247,7 @@ def own_world(tmp_path_factory) -> Path:
         iio.imwrite(home / "videos" / f"clip {i}.mp4", film, plugin="pyav", codec="libx264", fps=15)
     script.main(config(home / "videos", home / "data", size=64))
     for stage, trainer in (("tokenizer", train_tokenizer), ("lam", train_lam), ("dynamics", train_dynamics)):
-        trainer.main(replace(test_scripts.config(home, stage, stage), steps=6))
+        trainer.main(replace(test_scripts.config(home, stage, stage), steps=6, save_every=50))
     return home
 
 

@@ -133,6 +133,14 @@ def test_what_is_damaged_in_the_middle_is_read_up_to_there(tmp_path):
     assert 5 < len(seen) < 30 and (np.stack(seen[:5]) == whole[:5]).all()
 
 
+def test_a_recording_that_begins_anywhere_is_read_from_its_first_whole_frame(tmp_path):
+    path = films.write(tmp_path / "a.ts", films.squares(30), gop_size=10)
+    whole, content = images(path), path.read_bytes()
+    (tmp_path / "cut.ts").write_bytes(content[len(content) // 2 // 188 * 188 :])
+    rest = images(tmp_path / "cut.ts")
+    assert 0 < len(rest) < 30 and (rest == whole[-len(rest) :]).all()
+
+
 def test_what_is_no_video_says_why(tmp_path):
     (tmp_path / "a.txt").write_text("no video\n" * 100)
     (tmp_path / "a.m3u8").write_text(
