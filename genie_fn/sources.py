@@ -54,12 +54,10 @@ def find(src: str, apart: Path) -> list[Source]:
         if suffix in IMAGES:
             folders.setdefault(path.parent, []).append(path)
         elif suffix not in LABELS:
-            name = _name(path, base)
+            name = _unicode(path.relative_to(base).as_posix())
             found.append(Source(name, "npy" if suffix == ".npy" else "video", (path,), _labels(path.with_suffix(""))))
     for folder, images in folders.items():
-        name = _name(
-            folder.resolve() if folder == base else folder, folder.resolve().parent if folder == base else base
-        )
+        name = _unicode(folder.resolve().name if folder == base else folder.relative_to(base).as_posix())
         found.append(Source(name, "images", tuple(images), _labels(folder)))
     if not found:
         raise UserError(f"There are no videos in {src}: name a folder of videos, of images or of npy files.")
@@ -89,9 +87,9 @@ def _counts(path: Path, base: Path, apart: Path) -> bool:
     return not hidden and path.is_file() and apart not in path.resolve().parents
 
 
-def _name(path: Path, base: Path) -> str:
-    """The path below `base`, with a sign in place of what is not Unicode."""
-    return path.relative_to(base).as_posix().encode(errors="surrogateescape").decode(errors="replace")
+def _unicode(name: str) -> str:
+    """A name with a sign in place of what is not Unicode, so that it can be printed and stored."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _labels(stem: Path) -> Path | None:

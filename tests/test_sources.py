@@ -1,6 +1,7 @@
 """What is found in a folder, under which name, and which split it goes to."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -54,6 +55,13 @@ def test_globs_and_files_are_named_from_where_they_begin(tmp_path):
     ]
     assert found(tmp_path, tmp_path / "x" / "a.mp4") == [("a.mp4", "video")]
     assert found(tmp_path, tmp_path / "x" / "i") == [("i", "images")]
+
+
+def test_a_name_that_is_not_unicode_can_be_printed(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/a\xff.mp4", "wb"):
+        pass
+    (source,) = sources.find(str(tmp_path), tmp_path / "store")
+    assert source.name == "a\ufffd.mp4" and sources.split_of(source.name) and source.size() == 0
 
 
 def test_nothing_to_import_is_said(tmp_path):
