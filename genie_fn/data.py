@@ -155,8 +155,7 @@ def _read_manifest(root: Path) -> dict:
     """The manifest, checked against its own hash. A `UserError` says what is wrong with it."""
     path = root / MANIFEST
     if not path.is_file():
-        how = f"make one with `python generate_dataset.py --cfg.root {root}`, or with import_videos.py"
-        raise UserError(f"There is no dataset at {root}: {how}.")
+        raise UserError(f"There is no dataset at {root}: make one with `python generate_dataset.py --cfg.root {root}`.")
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["version"]
