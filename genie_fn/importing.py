@@ -90,10 +90,10 @@ def fit(image: Image.Image, size: int, how: str, aspect: Fraction = Fraction(1))
     shape. `aspect` is how much wider a pixel is shown than high.
     """
     width, height = image.size
-    shown = float(width * aspect)
+    shown = width * aspect
     if how == "crop":
         side = min(shown, height)
-        x, y = (width - side * width / shown) / 2, (height - side) / 2
+        x, y = float(width - side / aspect) / 2, float(height - side) / 2
         return np.array(image.resize((size, size), Image.Resampling.BOX, box=(x, y, width - x, height - y)))
     inner = size, size
     if how == "pad":

@@ -20,6 +20,7 @@ from genie_fn.sources import Source
 MAX_PIXELS = 16_000_000  # of a frame: a decoder may hold some twenty of them at once
 MAX_IMAGE = 256 << 20  # bytes of an image file
 MAX_THREADS = 8  # of a decoder, each of which holds a frame more
+MAX_ASPECT = 8  # of a pixel; a file that claims more is wrong
 SMALL = 1 << 18  # pixels; below, a decoder's threads only cost
 # Formats of ffmpeg that open other files, devices or addresses, and those that make pictures of text or of any bytes.
 OTHERS = (
@@ -73,6 +74,7 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
             context.thread_count = min(threads, MAX_THREADS) if context.width * context.height > SMALL else 1
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             aspect = stream.sample_aspect_ratio or Fraction(1)
+            aspect = aspect if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else Fraction(1)
             for number, frame in enumerate(_decoded(file, stream)):
                 time = number / rate if frame.pts is None or not frame.time_base else frame.pts * frame.time_base
                 wide = 1 / aspect if aspect != 1 and _matrix(frame)[0, 1] else aspect

@@ -97,6 +97,15 @@ def test_pixels_that_are_not_square_are_shown_as_they_should_look():
     ).all()
 
 
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(8, 9), Fraction(64, 45), Fraction(1, 7), Fraction(8)])
+@pytest.mark.parametrize("sides", [(1, 1), (1, 999), (999, 1), (31, 23), (720, 576)])
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+def test_every_shape_fits(how, sides, aspect):
+    white = Image.new("RGB", sides, (255, 255, 255))
+    frame = importing.fit(white, 16, how, aspect)
+    assert frame.shape == (16, 16, 3) and frame.max() == 255 and (how == "pad" or frame.min() == 255)
+
+
 def test_resizing_averages_and_leaves_what_fits_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     image = Image.fromarray(pixels)
