@@ -6,6 +6,7 @@ after the frames that could be; so does what was cut short or damaged.
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import av
@@ -59,7 +60,10 @@ FORMATS = _formats()
 def _read_video(source: Source, threads: int) -> Iterator[Shown]:
     limits = {"max_pixels": str(MAX_PIXELS)}
     own = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    known = False
+    known, turn = (
+        False,
+        None,
+    )  # of the first frame: asked of every one, each would be kept until the garbage is collected
     try:
         with av.open(str(source.files[0]), options=limits, container_options=own, metadata_errors="replace") as file:
             stream = file.streams.best("video")
@@ -77,8 +81,8 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
             aspect = aspect if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else Fraction(1)
             for number, frame in enumerate(_decoded(file, stream)):
                 time = number / rate if frame.pts is None or not frame.time_base else frame.pts * frame.time_base
-                wide = 1 / aspect if aspect != 1 and _matrix(frame)[0, 1] else aspect
-                yield Shown(time, lambda frame=frame: _picture(frame), wide)
+                turn = _matrix(frame) if turn is None else turn
+                yield Shown(time, partial(_picture, frame, turn), 1 / aspect if turn[0, 1] else aspect)
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         raise Unreadable(f"{'it is damaged' if known else 'it cannot be read as a video'} ({_words(error)})") from error
 
@@ -122,9 +126,9 @@ def _matrix(frame: av.VideoFrame) -> np.ndarray:
     return turn if (abs(turn).sum(0) == 1).all() and (abs(turn).sum(1) == 1).all() else np.eye(2)
 
 
-def _picture(frame: av.VideoFrame) -> Image.Image:
+def _picture(frame: av.VideoFrame, turn: np.ndarray) -> Image.Image:
     try:
-        pixels, turn = frame.reformat(format="rgb24", threads=1).to_ndarray(), _matrix(frame)
+        pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
     except (av.FFmpegError, ValueError, MemoryError) as error:
         raise Unreadable(f"a frame cannot be shown ({_words(error)})") from error
     if turn[0, 1]:
@@ -134,7 +138,7 @@ def _picture(frame: av.VideoFrame) -> Image.Image:
 
 def _read_images(source: Source, _: int) -> Iterator[Shown]:
     for path in source.files:
-        yield Shown(None, lambda path=path: _open(path))
+        yield Shown(None, partial(_open, path))
 
 
 def _open(path) -> Image.Image:
@@ -157,4 +161,4 @@ def _read_npy(source: Source, _: int) -> Iterator[Shown]:
     if 0 in frames.shape:
         raise Unreadable("it holds no pixels")
     for frame in frames:
-        yield Shown(None, lambda frame=frame: Image.fromarray(np.ascontiguousarray(frame)))
+        yield Shown(None, partial(Image.fromarray, np.ascontiguousarray(frame)))

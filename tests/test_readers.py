@@ -1,6 +1,7 @@
 """Frames out of files: their order, colours, times and turns; and whatever bytes a file holds, an answer."""
 
 import functools
+import gc
 import io
 import resource
 import struct
@@ -11,6 +12,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
@@ -139,6 +141,18 @@ def test_a_recording_that_begins_anywhere_is_read_from_its_first_whole_frame(tmp
     (tmp_path / "cut.ts").write_bytes(content[len(content) // 2 // 188 * 188 :])
     rest = images(tmp_path / "cut.ts")
     assert 0 < len(rest) < 30 and (rest == whole[-len(rest) :]).all()
+
+
+def test_frames_that_were_read_are_freed_at_once(tmp_path):
+    path = films.write(tmp_path / "a.mkv", films.squares(30))
+    gc.collect()
+    gc.disable()
+    try:
+        for shown in readers.read(source(path)):
+            shown.image()
+            assert sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()) < 6
+    finally:
+        gc.enable()
 
 
 def test_what_is_no_video_says_why(tmp_path):
