@@ -106,17 +106,27 @@ def make_video(cfg: Config, dream: World, device: torch.device) -> None:
     print(f"{len(actions)} frames dreamed: {output}")
 
 
+def real_actions(cfg: Config, folder: str, dream: World) -> dict[str, int]:
+    """The world's action for each real one that is known by name."""
+    if dream.lam:
+        found = action_map.load(folder)
+        return dict(zip(found.names, found.to_latent, strict=True)) if found else {}
+    try:
+        names = data.open_store(cfg.data).action_names
+    except UserError:
+        names = ()
+    return {name: action for action, name in enumerate(names)} if len(names) == dream.dynamics.cfg.actions else {}
+
+
 def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
     """Until q is pressed."""
-    from genie_fn.player import game, terminal
+    from genie_fn.player import terminal
 
     frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
-    found = action_map.load(folder)
-    to_latent = (found.to_latent if found else None) if dream.lam else list(range(len(game.ACTIONS)))
     prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
     if cfg.compile == "step":
         programs = world.compiled(device)
-    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, to_latent)
+    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, real_actions(cfg, folder, dream))
 
 
 def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:

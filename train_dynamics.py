@@ -147,6 +147,8 @@ def main(cfg: Config) -> None:
     cfg, store, device = train.prepare(cfg)
     coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
     world.check_framewise(coder, cfg.tokenizer)
+    if cfg.actions == "true" and not store.num_actions:
+        raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
     along = replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     frozen = cfg.actions == "latent" and not along
     namer = world.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None

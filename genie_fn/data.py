@@ -317,7 +317,7 @@ def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
     starts = np.concatenate(found)
     if not len(starts):
         uncut = f"{store.root} has no {split} clip of {num_frames} frames without a cut"
-        raise UserError(f"{uncut}: collect more levels or ask for fewer frames.")
+        raise UserError(f"{uncut}: collect or import more, or ask for fewer frames.")
     return starts
 
 
@@ -333,7 +333,7 @@ def eval_clips(store: Store, split: str, num_frames: int, count: int, seed: int 
     if len(starts) < count:
         raise UserError(
             f"{store.root} has {len(starts)} {split} clips of {num_frames} frames, fewer than the {count} asked for: "
-            f"collect more levels or ask for fewer."
+            f"collect or import more, or ask for fewer."
         )
     starts = np.random.default_rng(seed % 2**64).permutation(starts)
     segment = np.searchsorted(np.array([entry.offset for entry in store.segments]), starts, side="right")

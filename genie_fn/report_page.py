@@ -30,7 +30,7 @@ def page(record: dict, pictures: Pictures) -> str:
         f"<h1>{escape(run)}</h1><p class=soft>{escape(about)}</p><ul class=verdicts>{says}</ul>",
         _tiles(record),
         _dreams(pictures),
-        _published(record),
+        _published(record) if record["data"]["meta"].get("collection", {}).get("env") == "coinrun" else "",
         *(_protocol(record, prompt) for prompt in record["rollouts"]),
         _actions(record, pictures.actions),
         _tokenizer(record, pictures.reconstruction),

@@ -103,7 +103,15 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
 
 
 def decode_image(content: bytes, height: int, width: int, what: str = "the file") -> np.ndarray:
-    """An image file's content as one (H, W, 3) uint8 frame: the largest part of that shape, from the middle, resized.
+    """An image file as one (H, W, 3) uint8 frame: the largest part of that shape, from the middle, resized.
+
+    Raises UserError: see `open_image`.
+    """
+    return np.array(ImageOps.fit(open_image(content, what), (width, height), Image.Resampling.BOX))
+
+
+def open_image(content: bytes, what: str = "the file") -> Image.Image:
+    """An image file's content, decoded and upright, as RGB.
 
     Raises UserError for what is no image, and before decoding for one of too many pixels.
     """
@@ -112,8 +120,10 @@ def decode_image(content: bytes, height: int, width: int, what: str = "the file"
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 limit = f"under {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
                 raise UserError(f"{what} has {image.width}x{image.height} pixels: give an image of {limit}")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.array(ImageOps.fit(upright, (width, height), Image.Resampling.BOX))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return upright.convert("RGB")
     except UserError:
         raise
     except Exception as error:  # the decoders raise many kinds

@@ -79,7 +79,14 @@ def record() -> dict:
         "config": {"run": "runs/a & b/dynamics", "frames": 6},
         "machine": where | {"commit": "0123456789abcdef", "date": "2026-01-01"},
         "models": {"tokenizer": 12345, "dynamics": 67890, "lam": 4242},
-        "data": {"root": "data", "hash": "f" * 64, "split": "test", "clips": 8, "levels": 4, "meta": {}},
+        "data": {
+            "root": "data",
+            "hash": "f" * 64,
+            "split": "test",
+            "clips": 8,
+            "levels": 4,
+            "meta": {"collection": {"env": "coinrun"}},
+        },
         "seconds": {"tokenizer": 1.0},
         "reconstruction": made | {"unigram_entropy": 5.85, "perplexity": 347.0},
         "dynamics": {"cross_entropy": 3.412, "accuracy": 0.31},
@@ -109,6 +116,8 @@ def test_the_page_needs_nothing_and_says_what_the_record_says(record, pictures):
     for sentence in headlines.verdicts(record):
         assert sentence in said
     assert all(reference.published in said and reference.source in said for reference in headlines.REFERENCES)
+    other = record | {"data": record["data"] | {"meta": {"import": {}}}}
+    assert "Beside published results" in text and "Beside published results" not in report_page.page(other, pictures)
     assert "<b>" in said and "level 9: <12.3 dB>" in said  # names are text, never markup
     assert sum(name == "src" and value.startswith("data:image/gif") for _, name, value in read.attributes) == 3
 

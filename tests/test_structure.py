@@ -15,11 +15,11 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
+    1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures"},
-    4: {"quantize", "conv", "markup"},
-    5: {"registry", "facing", "report_page"},
+    3: {"layers", "tokens", "pictures", "sources"},
+    4: {"quantize", "conv", "markup", "readers"},
+    5: {"registry", "facing", "report_page", "importing"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},

@@ -22,7 +22,7 @@ from genie_fn.player import terminal
 from genie_fn.player.terminal import Command, Moment, Session
 
 ROOT = Path(__file__).parent.parent
-MAP = [0, 1, 0, 2, 3, 4, 0, 2, 4, 0, 0, 0, 0, 0, 0]  # LEFT 1, DOWN 2, NOOP 3, UP 4, RIGHT 2
+MAP = {"LEFT": 1, "DOWN": 2, "NOOP": 3, "UP": 4, "RIGHT": 2}
 ACT = [Command("act", action) for action in range(5)]
 
 
@@ -40,6 +40,7 @@ def test_digits_are_the_actions_and_letters_follow():
 def test_arrows_and_space_act_through_the_map():
     assert terminal.commands("\x1b[D\x1b[C\x1b[A\x1bOB", terminal.bindings(5, MAP)) == [ACT[1], ACT[2], ACT[4], ACT[2]]
     assert terminal.commands(" ", terminal.bindings(5, MAP)) == [ACT[4]]
+    assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(3, {"Jump": 2, "left": 0})) == [ACT[0], ACT[2]]
     assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(5)) == []
 
 

@@ -11,7 +11,7 @@ import signal
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,6 @@ from torch import Tensor
 from genie_fn import random, tree, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
-from genie_fn.player.game import ACTIONS
 from genie_fn.world import Programs, State, World
 
 CONTROLS = {"p": "run", "u": "rewind", "r": "reset", "q": "quit"}
@@ -69,11 +68,11 @@ class Session(NamedTuple):
 Dream = Callable[[Moment, int], Moment]  # the moment that an action leads to
 
 
-def bindings(actions: int, to_latent: list[int] | None = None) -> dict[str, Command]:
-    """What each key does. With `to_latent[i]`, the world's action for the i-th real one, arrows and space act, too."""
+def bindings(actions: int, real: Mapping[str, int] | None = None) -> dict[str, Command]:
+    """What each key does. With `real`, the world's action for the name of a real one, arrows and space act, too."""
     keys = {key: Command("act", action) for action, key in zip(range(actions), ACTION_KEYS, strict=False)}
-    if to_latent is not None:
-        keys |= {key: Command("act", to_latent[ACTIONS.index(name)]) for key, name in REAL_KEYS.items()}
+    known = {"UP" if name.upper() == "JUMP" else name.upper(): action for name, action in (real or {}).items()}
+    keys |= {key: Command("act", known[name]) for key, name in REAL_KEYS.items() if name in known}
     return keys | {key: Command(kind) for key, kind in CONTROLS.items()}
 
 
@@ -199,7 +198,7 @@ def play(
     sample: SampleConfig,
     seed: int = 0,
     programs: Programs = world.EAGER,
-    to_latent: list[int] | None = None,
+    real: Mapping[str, int] | None = None,
     scale: int = 0,
 ) -> None:
     """Play from one uint8 frame (1, 1, H, W, 3) until q is pressed. `scale` 0 is as large as fits.
@@ -207,7 +206,7 @@ def play(
     Raises UserError where there is no terminal to play in.
     """
     console, fd, actions = _console(), sys.stdin.fileno(), dreamt.dynamics.cfg.actions
-    keys, due, fps = bindings(actions, to_latent), 0.0, 0.0
+    keys, due, fps = bindings(actions, real), 0.0, 0.0
     with torch.no_grad(), _keys_at_once(fd), Live(console=console, screen=True, auto_refresh=False) as live:
         session, dream, keep = _open_session(dreamt, prompt_11HWC, sample, seed, programs)
         while not session.quit:
