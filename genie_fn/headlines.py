@@ -140,6 +140,17 @@ def read(folder: str) -> dict:
     return record
 
 
+def brief(folder: str) -> dict[str, str]:
+    """The headlines of a run's evaluation as texts by their label; none where it was not evaluated, or by another
+    version."""
+    try:
+        record = read(folder)
+    except UserError:
+        return {}
+    found = {row.label: (find(record, row.path), row) for row in ROWS}
+    return {label: show(values, row.digits, row.unit) for label, (values, row) in found.items() if values is not None}
+
+
 def find(record: dict, path: str) -> list[float] | None:
     """[value] or [mean, low, high] at a path; None where the record has no such number."""
     keys, _, frame = path.partition("@")

@@ -17,14 +17,14 @@ RANKS = {
     0: {"random", "errors"},
     1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures"},
+    3: {"layers", "tokens", "pictures", "world_file"},
     4: {"quantize", "conv", "markup"},
     5: {"registry", "facing", "report_page"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
-    9: {"player", "rollouts", "fidelity", "action_report"},
-    10: {"probe"},
+    9: {"surroundings", "rollouts", "fidelity", "action_report"},
+    10: {"player", "probe"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {

@@ -8,6 +8,7 @@ as if alone. But of one game only one call may run at a time, since the library 
 
 import contextlib
 import difflib
+import importlib.util
 import os
 import zlib
 from typing import Any, NamedTuple
@@ -45,6 +46,11 @@ def procgen():
     except ImportError as error:
         raise UserError(f"Procgen cannot be imported ({error}): `pip install procgen-mirror 'numpy<2'`.") from error
     return procgen.env
+
+
+def there(meta: dict) -> bool:
+    """Whether a store's data, by its `meta`, came from a game, and Procgen is installed; this does not import it."""
+    return "collection" in meta and importlib.util.find_spec("procgen") is not None
 
 
 def check(name: str, mode: str) -> None:
