@@ -7,13 +7,12 @@
 The parameters are rounded to bfloat16, and what only training needs stays out.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from genie_fn import data, headlines, machine, surroundings, tree, world
+from genie_fn import action_map, data, headlines, machine, surroundings, tree, world
 from genie_fn.errors import UserError, run
 
 
@@ -34,18 +33,12 @@ class Config:
             raise UserError(f"--cfg.output {self.output} should end in .safetensors")
 
 
-def card(cfg: Config, dream: world.World) -> dict:
-    """Where the world comes from, for people: nothing reads it but them."""
+def card(cfg: Config, dream: world.World) -> dict[str, str]:
+    """Where the world comes from and how good it is, for people."""
     where = machine.describe(torch.device("cpu"))
-    sizes = {name: tree.count(stage.params) for name, stage in dream._asdict().items() if stage}
-    return {
-        "run": cfg.run,
-        "licence": "MIT",
-        "exported": time.strftime("%Y-%m-%d"),
-        "commit": where["commit"],
-        "parameters": sizes,
-        "measured": headlines.brief(cfg.run),
-    }
+    size = sum(tree.count(stage.params) for stage in dream if stage)
+    origin = {"run": cfg.run, "licence": "MIT", "exported": where["date"], "commit": where["commit"] or "unknown"}
+    return origin | {"parameters": f"{size:,}"} | headlines.brief(cfg.run)
 
 
 def main(cfg: Config) -> None:
@@ -53,10 +46,10 @@ def main(cfg: Config) -> None:
     told = card(cfg, dream)
     content = surroundings.pack(cfg.run, dream, store, cfg.frames, told)
     data.write_atomically(Path(cfg.output), content)
-    if not told["measured"]:
-        print(f"without measurements, and without arrow keys for latent actions: run evaluate.py on {cfg.run} first")
-    for name, value in told["measured"].items():
+    for name, value in told.items():
         print(f"{name}: {value}")
+    if action_map.load(cfg.run) is None and dream.lam is not None:
+        print(f"arrow keys mean nothing in it: `python evaluate.py --cfg.run {cfg.run}` before would change that")
     print(f"{cfg.output}: {len(content) / 1e6:.1f} MB; play it with `python play.py --cfg.world {cfg.output}`")
 
 

@@ -159,6 +159,8 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
     name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
     port = listening.getsockname()[1]
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
+    if beside.card:
+        train.console.print(beside.card, markup=False)
     train.console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
     if cfg.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()

@@ -64,6 +64,13 @@ ROWS = (
     Row("p, up and down", "actions.displacement.dy_p", 3),
 )
 
+FIRST = (
+    "reconstruction.psnr",
+    "rollouts.1.moving.delta.random@4",
+    "rollouts.1.moving.psnr.own@average",
+    "rollouts.1.all.psnr.own@average",
+    "actions.true.all.information",
+)
 REDUX = "GenieRedux, arXiv 2409.06445"
 REFERENCES = (
     Reference("tokenizer, PSNR; random agent", "38.25 dB", f"{REDUX}, table 1", "reconstruction.psnr"),
@@ -141,13 +148,13 @@ def read(folder: str) -> dict:
 
 
 def brief(folder: str) -> dict[str, str]:
-    """The headlines of a run's evaluation as texts by their label; none where it was not evaluated, or by another
+    """The first headlines of a run's evaluation as texts by their label; none where it was not evaluated, or by another
     version."""
     try:
         record = read(folder)
     except UserError:
         return {}
-    found = {row.label: (find(record, row.path), row) for row in ROWS}
+    found = {row.label: (find(record, row.path), row) for row in ROWS if row.path in FIRST}
     return {label: show(values, row.digits, row.unit) for label, (values, row) in found.items() if values is not None}
 
 

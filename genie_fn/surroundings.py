@@ -29,6 +29,8 @@ class Surroundings(NamedTuple):
     """How the data was collected, which tells the real game."""
     found: ActionMap | None = None
     """What recorded actions mean in this world, where that was measured."""
+    card: str = ""
+    """Where a world file comes from, and how good its world is, in a line."""
 
 
 def of_store(store: Store, most: int = FRAMES, found: ActionMap | None = None) -> Surroundings:
@@ -55,13 +57,14 @@ def of_file(path: str | Path) -> Surroundings:
     dream, starts, about = world.unpack(path)
     try:
         found, names, meta = about["map"], tuple(about["names"]), about["data"]["meta"]
+        card = "; ".join(f"{key} {value}" for key, value in about["card"].items())[:1000]
         map_ = ActionMap(**found) if found is not None else None
         sound = _sound_map(map_, dream.dynamics.cfg.actions) and _sound_names(names) and _sound_meta(meta)
     except Exception as error:  # what a file tells may be wrong in any way
         raise world_file.damaged(path, "what it tells of its actions or its data is not understood") from error
     if not sound:
         raise world_file.damaged(path, "what it tells of its actions or its data is impossible")
-    return Surroundings(starts.numpy(), names, meta, map_)
+    return Surroundings(starts.numpy(), names, meta, map_, "".join(filter(str.isprintable, card)))
 
 
 def _sound_map(found: ActionMap | None, actions: int) -> bool:
@@ -87,8 +90,8 @@ def _sound_meta(meta: dict) -> bool:
     return all(isinstance(collection.get(name, ""), str) for name in ("env", "distribution_mode"))
 
 
-def pack(run: str, dream: World, store: Store, count: int, card: dict) -> bytes:
-    """The content of the file of a run's world, with `count` frames to start from."""
+def pack(run: str, dream: World, store: Store, count: int, card: dict[str, str]) -> bytes:
+    """The content of the file of a run's world, with `count` frames to start from; `card` is for people."""
     beside = of(run, dream, store.root, count)
     if not len(beside.starts):
         raise UserError(f"{store.root} has no test levels, of which a world file needs frames: name another --cfg.data")

@@ -44,7 +44,8 @@ class Header(NamedTuple):
 
 
 def damaged(path: str | Path, what: str) -> UserError:
-    """The refusal of a file that is not what it says it is."""
+    """The refusal of a file that is not what it says it is; `what` may quote it, so it is made safe for a terminal."""
+    what = "".join(c if c.isprintable() else "?" for c in what[:300])
     return UserError(f"{path} is damaged ({what}): fetch it again, or make it anew with `python export_world.py`")
 
 
