@@ -37,6 +37,7 @@ from genie_fn import (
     random,
     report_page,
     rollouts,
+    surroundings,
     train,
     tree,
     world,
@@ -69,7 +70,7 @@ class Config:
     probe_steps: int = 400
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     out: str = ""
-    """Where the results go; by default `evaluation` in the run's folder, or a folder beside the world file."""
+    """Where the results go; by default `evaluation` in the run's folder, or in one named like the world file."""
     compare: tuple[str, ...] = ()
     """Folders of runs or of evaluations: print them side by side, write compare.html to `out`, and measure nothing."""
     seed: int = 0
@@ -152,15 +153,20 @@ def main(cfg: Config) -> None:
     record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
     clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
     shown = Picture(pictures.rows(frames[:8, 0], again[:8, 0])[None], "Frames above, decoded from their codes below")
-    beside = f"{Path(cfg.run).with_suffix('')}-evaluation" if Path(cfg.run).is_file() else f"{cfg.run}/evaluation"
-    write(Path(cfg.out or beside), record, Pictures(clips, worst, strips, shown), store.height)
+    write(
+        Path(cfg.out or surroundings.results(cfg.run) / "evaluation"),
+        record,
+        Pictures(clips, worst, strips, shown),
+        store.height,
+    )
 
 
 def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
     """All files, and the summary on the console."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / "report.html").write_text(report_page.page(record, shown), encoding="utf-8")
+    cloned = headlines.read_clone(surroundings.results(record["config"]["run"]))
+    (out / "report.html").write_text(report_page.page(record, shown, cloned), encoding="utf-8")
     pictures.write(out, shown.clips, side)
     for sentence in headlines.verdicts(record):
         print("-", sentence)

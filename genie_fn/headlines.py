@@ -147,6 +147,15 @@ def read(folder: str) -> dict:
     return record
 
 
+def read_clone(folder: str | Path) -> dict | None:
+    """The record of clone.py in a folder; None where there is none, or none of this version."""
+    try:
+        record = json.loads((Path(folder) / "clone.json").read_text())
+        return record if record["schema"] == SCHEMA and record["seeds"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def brief(folder: str) -> dict[str, str]:
     """The first headlines of a run's evaluation as texts by their label; none where it was not evaluated, or by another
     version."""

@@ -52,6 +52,11 @@ def of(run: str | Path, dream: World, root: str | Path, most: int = FRAMES) -> S
     return of_store(store, most, action_map.load(run))
 
 
+def results(run: str | Path) -> Path:
+    """The folder for what is measured of a run, its own, or of a world file, one beside it of the same name."""
+    return Path(run).with_suffix("") if Path(run).is_file() else Path(run)
+
+
 def of_file(path: str | Path) -> Surroundings:
     """Those that a world file carries."""
     dream, starts, about = world.unpack(path)

@@ -208,8 +208,9 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
     assert np.array(Image.open(tmp_path / "a.png")).any()
     with pytest.raises(UserError, match="not one of the 3 held-out frames"):
         play.main(replace(cfg, clip=3))
-    evaluate.main(replace(evaluation(trained, "none", prompts=(1,), probe_steps=0), world=str(path)))
-    result = json.loads((tmp_path / "square-evaluation" / "metrics.json").read_text())
+    quick = evaluation(trained, "none", clips=2, frames=4, action_clips=2, prompts=(1,), probe_steps=0)
+    evaluate.main(replace(quick, world=str(path)))
+    result = json.loads((tmp_path / "square" / "evaluation" / "metrics.json").read_text())
     assert result["config"]["run"] == str(path) and result["actions"]["kind"] == "latent"
     for wrong in ({"output": "a.pt"}, {"frames": 0}):
         with pytest.raises(UserError, match="--cfg"):

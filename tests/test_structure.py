@@ -25,6 +25,7 @@ RANKS = {
     8: {"world", "train", "perceptual"},
     9: {"surroundings", "rollouts", "fidelity", "action_report"},
     10: {"player", "probe"},
+    11: {"cloning"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {

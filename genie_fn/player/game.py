@@ -36,6 +36,7 @@ class Step(NamedTuple):
 
     frame: np.ndarray  # (H, W, 3) uint8 RGB
     ended: bool
+    reward: float
 
 
 def procgen():
@@ -100,8 +101,8 @@ def step(game: Game, action: int) -> Step:
     if not 0 <= action < len(ACTIONS):  # the library would read beyond its table
         raise UserError(f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}")
     game.env.act(np.array([action]))
-    _, observation, first = game.env.observe()
-    return Step(observation["rgb"][0], bool(first[0]))
+    reward, observation, first = game.env.observe()
+    return Step(observation["rgb"][0], bool(first[0]), float(reward[0]))
 
 
 def save(game: Game) -> bytes:
