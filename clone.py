@@ -5,8 +5,9 @@
 
 Genie (arXiv 2402.15391), section 3.3. The expert is the dataset's policy, of whose episodes the solved ones are kept. A
 policy learns which latent action comes next; 50 to 200 labelled transitions tell what the latent actions mean. It plays
-held-out levels of the real game beside an oracle, which was shown the real actions, one that draws actions as often as
-the expert takes them, without looking, and a random one. Seeds that are done are kept: the same command goes on.
+held-out levels of the real game beside an oracle, which was shown the real actions, and beside policies that do not
+look: one draws actions as often as the expert takes them, one always takes the expert's commonest, one is random.
+Seeds that are done are kept: the same command goes on.
 """
 
 import json
@@ -86,7 +87,8 @@ def policies(cfg: Config, store: data.Store, expert: Expert, codes: int, seed: i
     chosen = np.random.default_rng(seed).permutation(len(expert.real))
     overall = torch.from_numpy(np.bincount(expert.real[chosen[: max(cfg.samples)]], minlength=len(ACTIONS)))
     found = {"random": cloning.constant(torch.ones(len(ACTIONS)) / len(ACTIONS))}
-    found |= {"frequencies": cloning.constant(overall / overall.sum()), "oracle": oracle}
+    found |= {"frequencies": cloning.constant(overall / overall.sum())}
+    found |= {"commonest": cloning.constant(torch.eye(len(ACTIONS))[overall.argmax()]), "oracle": oracle}
     for count in cfg.samples:
         known = expert.latent[chosen[:count]], expert.real[chosen[:count]]
         for name, commonest in ((f"clone {count}", False), (f"clone {count}, commonest", True)):

@@ -98,8 +98,8 @@ def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
 def fit(
     store: Store, offsets: np.ndarray, target: np.ndarray, kinds: int, dim: int, cfg: RunConfig, steps: Iterable[int]
 ) -> Policy:
-    """Train a network to say what (S,) comes after the frames from `offsets` (S,), in `cfg.steps` `steps`; a policy over
-    these `kinds`."""
+    """Train a network, in `cfg.steps` `steps`, to say what (S,) comes after the frames from `offsets` (S,): a policy
+    over these `kinds`."""
     net, parts, device = probe.network(dim), probe.spec(dim, store.height, store.width, kinds), torch.device(cfg.device)
 
     def batches() -> Iterator[tuple[Tensor, ...]]:

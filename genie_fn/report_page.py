@@ -259,6 +259,7 @@ def _origin(record: dict) -> str:
 CLONED = {
     "random": "random",
     "frequencies": "as often as the expert, blindly",
+    "commonest": "always the expert's commonest",
     "oracle": "oracle, cloned from real actions",
 }
 
