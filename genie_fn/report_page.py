@@ -260,7 +260,7 @@ CLONED = {
     "random": "random",
     "frequencies": "as often as the expert, blindly",
     "commonest": "always the expert's commonest",
-    "oracle": "oracle, cloned from real actions",
+    "oracle": "oracle, of real actions",
 }
 
 
@@ -286,13 +286,13 @@ def clone_section(record: dict) -> str:
     means, names = [mean for mean, *_ in shares.values()], [_player(name) for name in shares]
     text = (
         f"Policies play {config['levels']} held-out levels of the real game, once each, after learning from "
-        f"{expert['transitions']:,} transitions of solved episodes; {len(record['seeds'])} seeds, 95% intervals by "
+        f"{expert['transitions']:,} transitions of solved episodes; seeds: {len(record['seeds'])}; 95% intervals by "
         "bootstrap over seeds and levels. The latent policy never sees a real action but for so many labelled "
         "transitions; its actions are drawn as these say, or the commonest is taken. The expert does not look at the "
         f"screen: it solved {expert['solved']:.1%} of its {expert['episodes']:,} episodes, and of "
         f"{expert['levels']} levels {expert['levels_solved']:.1%} at the first attempt."
     )
-    drawn = charts.bars(means, names, "share of levels solved", "own", ends, left=180)
+    drawn = charts.bars(means, names, "share of levels solved", "own", ends, left=190)
     head = ["policy", "levels solved", "more than random"]
     return f"<h2>Cloned behaviour</h2><p>{escape(text)}</p>{drawn}{table(head, clone_rows(record))}"
 
