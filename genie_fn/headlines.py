@@ -151,9 +151,10 @@ def read_clone(folder: str | Path) -> dict | None:
     """The record of clone.py in a folder; None where there is none, or none of this version."""
     try:
         record = json.loads((Path(folder) / "clone.json").read_text())
-        return record if record["schema"] == SCHEMA and record["seeds"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError):
         return None
+    whole = isinstance(record, dict) and {"config", "expert", "seeds", "shares", "gains"} <= record.keys()
+    return record if whole and record.get("schema") == SCHEMA else None
 
 
 def brief(folder: str) -> dict[str, str]:

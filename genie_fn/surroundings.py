@@ -101,5 +101,6 @@ def pack(run: str, dream: World, store: Store, count: int, card: dict[str, str])
     if not len(beside.starts):
         raise UserError(f"{store.root} has no test levels, of which a world file needs frames: name another --cfg.data")
     about = {"map": beside.found and beside.found._asdict(), "names": beside.names, "card": card}
-    about["data"] = {"name": store.root.name, "hash": store.data_hash, "meta": store.meta}
+    game = {name: value for name, value in store.meta.items() if name == "collection"}  # other things may be private
+    about["data"] = {"name": store.root.name, "hash": store.data_hash, "meta": game}
     return world.pack(dream, torch.from_numpy(beside.starts), about)
