@@ -2,6 +2,7 @@
 
     python evaluate.py                                  # the demo's world
     python evaluate.py --cfg.run runs/small/dynamics --cfg.clips 256
+    python evaluate.py --cfg.world coinrun.safetensors                    # a file of export_world.py
     python evaluate.py --cfg.compare runs/a/dynamics runs/b/dynamics      # side by side what was measured before
 
 Next to every PSNR stand what copying the last real frame scores and what wrong actions score: where little moves, a
@@ -13,7 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from genie_fn import (
     random,
     report_page,
     rollouts,
+    surroundings,
     train,
     tree,
     world,
@@ -54,6 +56,8 @@ console = Console(stderr=True)
 class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run; it names the tokenizer and the latent actions."""
+    world: str = ""
+    """A world file, in the place of a run."""
     data: str = "data/coinrun"
     split: str = "test"
     clips: int = 64
@@ -66,7 +70,7 @@ class Config:
     probe_steps: int = 400
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     out: str = ""
-    """Where the results go; by default `evaluation` in the run's folder."""
+    """Where the results go; by default `evaluation` in the run's folder, or in one named like the world file."""
     compare: tuple[str, ...] = ()
     """Folders of runs or of evaluations: print them side by side, write compare.html to `out`, and measure nothing."""
     seed: int = 0
@@ -111,7 +115,7 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
         guess = action_report.label(store, offsets, 11, lambda *clip: probe.guess(judge, clip[0]), device)
         report["probe"] = probe.measure(judge, size, found, guess, report["true"], store.action_names)
         report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
-    if "true" in report:
+    if "true" in report and not Path(cfg.run).is_file():  # which holds its own
         action_map.save(action_report.to_map(report), cfg.run)
     strips = [pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)]
     return report, [Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size]
@@ -120,6 +124,7 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
 def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
+    cfg = replace(cfg, run=cfg.world or cfg.run)
     device, seconds = train.pick_device(cfg.device), {}
     dream, nets = world.load(cfg.run, device), perceptual.load(cfg.weights, device)
     store, longest = data.open_store(cfg.data), max(cfg.prompts)
@@ -148,14 +153,20 @@ def main(cfg: Config) -> None:
     record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
     clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
     shown = Picture(pictures.rows(frames[:8, 0], again[:8, 0])[None], "Frames above, decoded from their codes below")
-    write(Path(cfg.out or Path(cfg.run) / "evaluation"), record, Pictures(clips, worst, strips, shown), store.height)
+    write(
+        Path(cfg.out or surroundings.results(cfg.run) / "evaluation"),
+        record,
+        Pictures(clips, worst, strips, shown),
+        store.height,
+    )
 
 
 def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
     """All files, and the summary on the console."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / "report.html").write_text(report_page.page(record, shown), encoding="utf-8")
+    cloned = headlines.read_clone(surroundings.results(record["config"]["run"]))
+    (out / "report.html").write_text(report_page.page(record, shown, cloned), encoding="utf-8")
     pictures.write(out, shown.clips, side)
     for sentence in headlines.verdicts(record):
         print("-", sentence)

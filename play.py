@@ -1,6 +1,7 @@
 """Play a trained world: in the browser, in the terminal, or from a list of actions to a video.
 
     python play.py                                          # a page on this machine, of the newest trained world
+    python play.py --cfg.world coinrun.safetensors          # a file of export_world.py, which needs no dataset
     python play.py --cfg.ui terminal
     python play.py --cfg.actions 3,3,1,0 --cfg.output out.mp4
     python play.py --cfg.image assets/coinrun.png --cfg.actions 2,2,2,2 --cfg.output out.gif
@@ -22,9 +23,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from genie_fn import action_map, checkpoint, data, random, train, video, world
+from genie_fn import action_map, checkpoint, random, surroundings, train, video, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError, run
+from genie_fn.surroundings import Surroundings
 from genie_fn.world import World
 
 
@@ -32,6 +34,8 @@ from genie_fn.world import World
 class Config:
     run: str = ""
     """The folder of the dynamics run; empty: the newest under `runs`."""
+    world: str = ""
+    """A world file, in the place of a run and its dataset."""
     ui: Literal["browser", "terminal", "video"] = "browser"
     image: str = ""
     """The first frame, any image file; empty: a held-out frame of `data`."""
@@ -41,7 +45,7 @@ class Config:
     """The video's file, .mp4, .gif or .png; by default out.mp4"""
     data: str = "data/coinrun"
     clip: int = 0
-    """Which held-out frame to start from, where no image is given."""
+    """Which held-out frame, of the dataset's or the world file's, to start from, where no image is given."""
     seed: int = 0
     fps: int = 10
     scale: int = 4
@@ -82,18 +86,32 @@ def parse_actions(text: str, choices: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def first_frame(cfg: Config, height: int, width: int) -> np.ndarray:
-    """The image asked for, or the first frame of a held-out clip."""
+def look_around(cfg: Config, folder: str, dream: World) -> Surroundings:
+    """What stands beside the world; of a run without its dataset, for images to start from, only the map of actions."""
+    try:
+        return surroundings.of(folder, dream, cfg.data, max(surroundings.FRAMES, cfg.clip + 1))
+    except UserError as error:
+        browser = cfg.ui == "browser" and not (cfg.actions or cfg.output)
+        if Path(folder).is_file() or not (browser or cfg.image):
+            raise
+        if browser:
+            train.console.print(f"without held-out frames and the real game: {error}")
+        return Surroundings(found=action_map.load(folder))
+
+
+def first_frame(cfg: Config, dream: World, beside: Surroundings) -> np.ndarray:
+    """The image asked for, or a held-out frame."""
     if cfg.image:
-        return video.read_image(cfg.image, height, width)
-    store = data.open_store(cfg.data)
-    return data.read_clips(store, data.eval_clips(store, "test", 1, cfg.clip + 1)[-1:], 1).frames[0, 0]
+        return video.read_image(cfg.image, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
+    if not 0 <= cfg.clip < len(beside.starts):
+        raise UserError(f"--cfg.clip {cfg.clip} is not one of the {len(beside.starts)} held-out frames: choose another")
+    return beside.starts[cfg.clip]
 
 
-def make_video(cfg: Config, dream: World, device: torch.device) -> None:
+def make_video(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
     """One frame per action, to a file."""
     actions = parse_actions(cfg.actions, dream.dynamics.cfg.actions)
-    frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
+    frame = first_frame(cfg, dream, look_around(cfg, folder, dream))
     programs = world.compiled(device) if cfg.compile == "step" else world.EAGER
     key, frames = random.key(cfg.seed, device), [frame]
     state, _ = world.reset(dream, torch.from_numpy(frame).to(device)[None, None])
@@ -106,27 +124,24 @@ def make_video(cfg: Config, dream: World, device: torch.device) -> None:
     print(f"{len(actions)} frames dreamed: {output}")
 
 
-def real_actions(cfg: Config, folder: str, dream: World) -> dict[str, int]:
+def real_actions(beside: Surroundings, dream: World) -> dict[str, int]:
     """The world's action for each real one that is known by name."""
     if dream.lam:
-        found = action_map.load(folder)
-        return dict(zip(found.names, found.to_latent, strict=True)) if found else {}
-    try:
-        names = data.open_store(cfg.data).action_names
-    except UserError:
-        names = ()
-    return {name: action for action, name in enumerate(names)} if len(names) == dream.dynamics.cfg.actions else {}
+        return dict(zip(beside.found.names, beside.found.to_latent, strict=True)) if beside.found else {}
+    known = len(beside.names) == dream.dynamics.cfg.actions
+    return {name: action for action, name in enumerate(beside.names)} if known else {}
 
 
 def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
     """Until q is pressed."""
     from genie_fn.player import terminal
 
-    frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
+    beside = look_around(cfg, folder, dream)
+    frame = first_frame(cfg, dream, beside)
     prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
     if cfg.compile == "step":
         programs = world.compiled(device)
-    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, real_actions(cfg, folder, dream))
+    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, real_actions(beside, dream))
 
 
 def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:
@@ -134,12 +149,7 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
     from genie_fn.player.engine import Engine
     from genie_fn.player.server import LOCAL, Limits, Server, serve_on
 
-    try:
-        store = data.open_store(cfg.data)
-        world.check_resolution(dream.tokenizer, store.height, store.width, folder)
-    except UserError as error:
-        train.console.print(f"without held-out frames and the real game: {error}")
-        store = None
+    beside = look_around(cfg, folder, dream)
     listening = socket.socket(socket.AF_INET6 if ":" in cfg.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -149,13 +159,14 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
             f"{cfg.host}:{cfg.port} cannot be served ({error.strerror}): choose another --cfg.port"
         ) from error
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
-    engine = Engine(dream, device, action_map.load(folder), compiled, store and store.meta, cfg.sample)
-    identity = world.fingerprint(*dream)
-    server = Server(engine, folder, identity, store, token, Limits(cfg.visitors))
+    engine = Engine(dream, device, beside.found, compiled, beside.meta, cfg.sample)
+    server = Server(engine, folder, world.fingerprint(*dream), beside, token, Limits(cfg.visitors))
     everywhere = cfg.host in ("0.0.0.0", "::")
     name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
     port = listening.getsockname()[1]
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
+    if beside.card:
+        train.console.print(beside.card, markup=False)
     train.console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
     if cfg.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
@@ -164,12 +175,12 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
 
 @torch.no_grad()
 def main(cfg: Config) -> None:
-    device, folder = train.pick_device(cfg.device), cfg.run or newest_run()
+    device, folder = train.pick_device(cfg.device), cfg.world or cfg.run or newest_run()
     ui = "video" if cfg.actions or cfg.output else cfg.ui
     mode = train.pick_compile({"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device)
     dream = world.load(folder, device, mode != "off")
     if ui == "video":
-        make_video(cfg, dream, device)
+        make_video(cfg, folder, dream, device)
     elif ui == "terminal":
         play_in_terminal(cfg, folder, dream, device)
     else:

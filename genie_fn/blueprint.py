@@ -22,12 +22,15 @@ from genie_fn.errors import UserError
 from genie_fn.registry import ALIASES, REGISTRY, Layer
 from genie_fn.tree import Tree
 
+DEEPEST = 1000
 Blueprint = tuple  # of (name, ((option, value), ...)), hashable: what `parse` returns
 
 
 def parse(description: Iterable) -> Blueprint:
     """Check a blueprint and make it hashable. UserError names the position of what is wrong, and the nearest name."""
     found = tuple(_entry(entry, i) for i, entry in enumerate(description))
+    if (depth := sum(repeats for _, repeats in _layers(found))) > DEEPEST:
+        raise UserError(f"a blueprint has at most {DEEPEST} layers, and this one {depth}: repeat them less often")
     channels = None
     for i, (layer, _) in enumerate(_layers(found)):
         if layer.inputs is not None:

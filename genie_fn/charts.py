@@ -61,16 +61,27 @@ def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
     return _figure(parts, HEIGHT, title, unit)
 
 
-def bars(values: list[float], labels: list[str], title: str, name: str) -> str:
-    """Shares as horizontal bars with their percentages."""
-    row, left = 24, 70
-    most = max([*values, 1e-6])
-    parts = []
-    for i, (value, label) in enumerate(zip(values, labels, strict=True)):
-        width = (WIDTH - left - 52) * value / most
+def bars(
+    values: list[float],
+    labels: list[str],
+    title: str,
+    name: str,
+    ends: list[tuple[float, float]] | None = None,
+    left: int = 70,
+) -> str:
+    """Shares as horizontal bars with their percentages and, where given, the `ends` of their intervals. The labels take
+    the `left` part."""
+    row, ends = 24, ends or [(value, value) for value in values]
+    most, parts = max([*values, *(high for _, high in ends), 1e-6]), []
+    for i, (value, label, interval) in enumerate(zip(values, labels, ends, strict=True)):
+        width, low, high = ((WIDTH - left - 52) * x / most for x in (value, *interval))
         parts.append(_text(left - 8, row * i + 17, label, "end"))
         parts.append(f'<rect class="bar {name}" x="{left}" y="{row * i + 4}" width="{width:.1f}" height="{row - 7}"/>')
-        parts.append(_text(left + width + 6, row * i + 17, f"{value:.1%}", "start"))
+        if high > low:
+            middle = row * i + 0.5 * (row + 1)
+            parts.append(_line(left + low, middle, left + high, middle, "zero"))
+            parts += [_line(left + x, middle - 4, left + x, middle + 4, "zero") for x in (low, high)]
+        parts.append(_text(left + max(width, high) + 6, row * i + 17, f"{value:.1%}", "start"))
     return _figure(parts, row * len(values) + 4, title, "")
 
 

@@ -104,16 +104,25 @@ def check(params: Tree, spec: Tree, what: str) -> Tree:
 def from_dict(cls: type, values: dict) -> Any:
     """A (nested, frozen) dataclass from the dict that `dataclasses.asdict` made.
 
-    A field that is newer than the dict takes its default; one that is no longer there, or has no default, is refused.
+    A field that is newer than the dict takes its default; one that is no longer there, has no default, or is of another
+    type, is refused.
     """
     hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
     needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    if wrong := (values.keys() - hints.keys()) | (needed - values.keys()):
+    odd = {name for name in hints.keys() & values.keys() if not _fits(hints[name], values[name])}
+    if wrong := (values.keys() - hints.keys()) | (needed - values.keys()) | odd:
         raise UserError(
             f"a stored {cls.__name__} and this version's differ in {', '.join(sorted(wrong))}: "
             "train again, or use the version that wrote it"
         )
     return cls(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict)
+    kinds = {int: int, float: int | float, str: str, bool: bool, tuple: list | tuple}
+    return hint not in kinds or isinstance(value, kinds[hint]) and isinstance(value, bool) == (hint is bool)
 
 
 def _value(hint: Any, value: Any) -> Any:

@@ -64,6 +64,13 @@ ROWS = (
     Row("p, up and down", "actions.displacement.dy_p", 3),
 )
 
+FIRST = (
+    "reconstruction.psnr",
+    "rollouts.1.moving.delta.random@4",
+    "rollouts.1.moving.psnr.own@average",
+    "rollouts.1.all.psnr.own@average",
+    "actions.true.all.information",
+)
 REDUX = "GenieRedux, arXiv 2409.06445"
 REFERENCES = (
     Reference("tokenizer, PSNR; random agent", "38.25 dB", f"{REDUX}, table 1", "reconstruction.psnr"),
@@ -138,6 +145,27 @@ def read(folder: str) -> dict:
     if schema != SCHEMA:
         raise UserError(f"{path} is of schema {schema} and this program reads {SCHEMA}: evaluate that world again")
     return record
+
+
+def read_clone(folder: str | Path) -> dict | None:
+    """The record of clone.py in a folder; None where there is none, or none of this version."""
+    try:
+        record = json.loads((Path(folder) / "clone.json").read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(record, dict) and {"config", "expert", "seeds", "shares", "gains"} <= record.keys()
+    return record if whole and record.get("schema") == SCHEMA else None
+
+
+def brief(folder: str) -> dict[str, str]:
+    """The first headlines of a run's evaluation as texts by their label; none where it was not evaluated, or by another
+    version."""
+    try:
+        record = read(folder)
+    except UserError:
+        return {}
+    found = {row.label: (find(record, row.path), row) for row in ROWS if row.path in FIRST}
+    return {label: show(values, row.digits, row.unit) for label, (values, row) in found.items() if values is not None}
 
 
 def find(record: dict, path: str) -> list[float] | None:

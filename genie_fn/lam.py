@@ -137,9 +137,9 @@ def spec(cfg: LamConfig) -> Tree:
 
 
 def encoder(params: Tree) -> Tree:
-    """The parameters that infer actions, without those that predict frames from them."""
-    turned = {name: params["facing"][name] for name in ("look", "latent")} if "facing" in params else {}
-    return {"encoder": params["encoder"]} | turned
+    """Of the parameters, or of their spec, those that infer actions, without those that predict frames from them."""
+    turned = {name: params["facing"][name] for name in ("look", "latent", "code")} if "facing" in params else None
+    return {name: params[name] for name in ("encoder", "quantizer")} | ({"facing": turned} if turned else {})
 
 
 def _scene_spec(cfg: LamConfig) -> Tree:

@@ -4,6 +4,7 @@ A convolutional inverse dynamics model of at most a given number of parameters, 
 against a network of its own size: from a frame, the next one and the two last differences, to the action between.
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -71,13 +72,17 @@ def fit(store: Store, size: int, cfg: RunConfig) -> Probe:
         guess = logits(params, batch.frames, net)
         return F.cross_entropy(guess.flatten(0, 1), batch.actions.flatten()), ({}, ())
 
-    state, step = (
-        train.init_state(parts, random.key(cfg.seed, device), cfg.optim, {}),
-        train.make_step(loss, parts, cfg),
-    )
-    for _, batch in zip(range(cfg.steps), train.batches(store, cfg, 0, device), strict=False):
-        state, _ = step(state, batch, random.key(cfg.seed, device))
-    return Probe(net, state.ema)
+    return Probe(net, descend(loss, parts, train.batches(store, cfg, 0, device), cfg))
+
+
+def descend(loss: Callable, parts: Tree, batches: Iterable, cfg: RunConfig, steps: Iterable | None = None) -> Tree:
+    """Train `cfg.steps` steps from the seed, without a folder; returns the averaged parameters. `steps` may be a range
+    that shows how far it is."""
+    key = random.key(cfg.seed, cfg.device)
+    state, step = train.init_state(parts, key, cfg.optim, {}), train.make_step(loss, parts, cfg)
+    for _, batch in zip(range(cfg.steps) if steps is None else steps, batches, strict=False):
+        state, _ = step(state, batch, key)
+    return state.ema
 
 
 def guess(probe: Probe, frames_BTHWC: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ class Pictures(NamedTuple):
     reconstruction: Picture
 
 
-def page(record: dict, pictures: Pictures) -> str:
-    """The report of one world."""
+def page(record: dict, pictures: Pictures, cloned: dict | None = None) -> str:
+    """The report of one world, with clone.py's record where there is one."""
     where, run = record["machine"], record["config"]["run"]
     data, commit = record["data"], (where["commit"] or "unknown")[:12]
     says = "".join(f"<li>{escape(sentence)}</li>" for sentence in headlines.verdicts(record))
@@ -33,6 +33,7 @@ def page(record: dict, pictures: Pictures) -> str:
         _published(record) if record["data"]["meta"].get("collection", {}).get("env") == "coinrun" else "",
         *(_protocol(record, prompt) for prompt in record["rollouts"]),
         _actions(record, pictures.actions),
+        clone_section(cloned) if cloned else "",
         _tokenizer(record, pictures.reconstruction),
         _origin(record),
     ]
@@ -253,6 +254,53 @@ def _origin(record: dict) -> str:
         "docs/evaluation.md; all of them: metrics.json.</p>"
         f"<details><summary>Configuration</summary><pre>{text}</pre></details>"
     )
+
+
+CLONED = {
+    "random": "random",
+    "frequencies": "as often as the expert, blindly",
+    "commonest": "always the expert's commonest",
+    "oracle": "oracle, of real actions",
+}
+
+
+def _player(name: str) -> str:
+    """`clone 50, commonest` in words: of latent actions, translated by 50 labels, each to its commonest real one."""
+    return CLONED.get(name) or name.replace("clone", "latent,") + " labels" * ("commonest" not in name)
+
+
+def clone_rows(record: dict) -> list[list[str]]:
+    """Rows of texts of a record of clone.py: who played, the share of levels solved, by how much more than random."""
+
+    def percent(values: list[float] | None, sign: str = "") -> str:
+        return headlines.show([100 * x for x in values], 1, " %") if values else "–"
+
+    gains = record["gains"]
+    return [[_player(name), percent(x), percent(gains.get(name))] for name, x in record["shares"].items()]
+
+
+def clone_section(record: dict) -> str:
+    """What clone.py found, for a page."""
+    shares, expert, config = record["shares"], record["expert"], record["config"]
+    ends = [(low, high) for _, low, high in shares.values()]
+    means, names = [mean for mean, *_ in shares.values()], [_player(name) for name in shares]
+    text = (
+        f"Policies play {config['levels']} held-out levels of the real game, once each, after learning from "
+        f"{expert['transitions']:,} transitions of solved episodes; seeds: {len(record['seeds'])}; 95% intervals by "
+        "bootstrap over seeds and levels. The latent policy never sees a real action but for so many labelled "
+        "transitions; its actions are drawn as these say, or the commonest is taken. The expert does not look at the "
+        f"screen: it solved {expert['solved']:.1%} of its {expert['episodes']:,} episodes, and of "
+        f"{expert['levels']} levels {expert['levels_solved']:.1%} at the first attempt."
+    )
+    drawn = charts.bars(means, names, "share of levels solved", "own", ends, left=190)
+    head = ["policy", "levels solved", "more than random"]
+    return f"<h2>Cloned behaviour</h2><p>{escape(text)}</p>{drawn}{table(head, clone_rows(record))}"
+
+
+def clone_page(record: dict) -> str:
+    """The same as a page of its own."""
+    run = record["config"]["run"]
+    return document(f"Cloning with {run}", [f"<h1>{escape(run)}</h1>", clone_section(record)])
 
 
 def comparison(records: dict[str, dict]) -> list[list[str]]:

@@ -6,13 +6,14 @@ session can be kept, branched and replayed.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from genie_fn import checkpoint, dynamics, graphs, impls, lam, layers, quantize, random, tokenizer, tree
+from genie_fn import checkpoint, dynamics, graphs, impls, lam, layers, quantize, random, tokenizer, tree, world_file
 from genie_fn.dynamics import DynamicsConfig, SampleConfig, Step
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -80,6 +81,8 @@ def vmapped(programs: Programs = EAGER) -> Programs:
     )
 
 
+MOST_STARTS = 1024  # frames to start from, in a world file
+LARGEST_STATE = 1 << 30  # bytes of a session of a world that comes from a file
 MODULES = {"tokenizer": (tokenizer, TokenizerConfig), "lam": (lam, LamConfig), "dynamics": (dynamics, DynamicsConfig)}
 
 
@@ -122,11 +125,63 @@ def check_framewise(stage: Stage, run: str | Path) -> None:
 
 
 def load(run: str | Path, device: torch.device | str = "cpu", compiled: bool = False) -> World:
-    """The world of a dynamics run, with the tokenizer and the latent actions that it was trained on."""
+    """The world of a dynamics run, with the tokenizer and the latent actions that it was trained on; or that of a world
+    file."""
+    if Path(run).is_file():
+        return unpack(run, device, compiled)[0]
     stage, config = load_stage(run, "dynamics", device, compiled)
     along = run if config["train_lam"] else config["lam"]
     actions = load_stage(along, "lam", device, compiled)[0] if config["actions"] == "latent" else None
     return World(load_stage(config["tokenizer"], "tokenizer", device, compiled)[0], stage, actions)
+
+
+def _used(world: Tree) -> Tree:
+    """Of the models' parameters, or specs, by name, those that are used once a world is trained."""
+    return {name: lam.encoder(params) if name == "lam" else params for name, params in world.items()}
+
+
+def pack(world: World, starts_MHWC: Tensor, about: dict) -> bytes:
+    """The content of a world file: the world in bfloat16, uint8 frames to start from, and what is told about it."""
+    stages = {name: stage for name, stage in world._asdict().items() if stage is not None}
+    used = tree.paths(_used({name: stage.params for name, stage in stages.items()}))
+    tensors = {path: x.detach().to("cpu", torch.bfloat16) for path, x in used.items()} | {"starts": starts_MHWC}
+    models = {name: asdict(stage.cfg) for name, stage in stages.items()}
+    return world_file.pack(models, about | {"starts": len(starts_MHWC)}, tensors)
+
+
+def unpack(path: str | Path, device: torch.device | str = "cpu", compiled: bool = False) -> tuple[World, Tensor, dict]:
+    """What `pack` was given, of a world file: the world in float32 on `device`, the frames to start from, and what is
+    told about it. Of its latent action model there is what infers actions. Raises UserError for anything else.
+    """
+    head = world_file.header(path)
+    try:
+        cfgs = {name: checkpoint.from_dict(MODULES[name][1], cfg) for name, cfg in head.models.items()}
+        spec, starts = _used({name: MODULES[name][0].spec(cfg) for name, cfg in cfgs.items()}), head.about["starts"]
+        sound = isinstance(starts, int) and 0 < starts <= MOST_STARTS and _agree(**cfgs)
+    except UserError as error:
+        raise world_file.damaged(path, str(error)) from error
+    except Exception as error:  # a configuration from outside may be wrong in any way
+        raise world_file.damaged(path, f"its configurations are impossible: {error!r:.200}") from error
+    if not sound:
+        raise world_file.damaged(path, "its models do not fit together")
+    wanted = {name: world_file.Spec("BF16", leaf.shape) for name, leaf in tree.paths(spec).items()}
+    frames = world_file.Spec("U8", (starts, cfgs["tokenizer"].height, cfgs["tokenizer"].width, 3))
+    tensors = world_file.tensors(path, head, wanted | {"starts": frames})
+    params = tree.map_with_path(lambda name, _: tensors[name].to(device, torch.float32), spec)
+    settled = {n: impls.resolve(cfg, torch.device(device), compiled, anew=True) for n, cfg in cfgs.items()}
+    stages = {name: Stage(cfg, params[name]) for name, cfg in settled.items()}
+    return World(**{"lam": None} | stages), tensors["starts"], head.about
+
+
+def _agree(tokenizer: TokenizerConfig, dynamics: DynamicsConfig, lam: LamConfig | None = None) -> bool:
+    """Whether models make a world, one whose sessions take no more memory than any trained world's."""
+    side, state = (tokenizer.height, tokenizer.width), empty_state(tokenizer, dynamics, 1, "meta")
+    return (
+        (dynamics.codes, dynamics.tokens) == (tokenizer.quantizer.codes, tokenizer.tokens)
+        and tokenizer.time_factor == 1
+        and (lam is None or (lam.actions, lam.height, lam.width) == (dynamics.actions, *side))
+        and sum(x.numel() * x.element_size() for x in tree.leaves(state)) <= LARGEST_STATE
+    )
 
 
 def fingerprint(*stages: Stage | None) -> str:
@@ -155,6 +210,11 @@ def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
     return lam.infer_actions(world.lam.params, video_BTHWC, world.lam.cfg)
 
 
+def empty_state(coder: TokenizerConfig, model: DynamicsConfig, batch: int, device: torch.device | str) -> State:
+    """Sessions that have seen no frame."""
+    return State(dynamics.empty_cache(model, batch, device), tokenizer.empty_cache(coder, batch, device))
+
+
 def reset(
     world: World, prompt_BTHWC: Tensor, actions_BT: Tensor | None = None, programs: Programs = EAGER
 ) -> tuple[State, Tensor]:
@@ -168,9 +228,9 @@ def reset(
     if actions_BT is None:
         actions_BT = torch.zeros((batch, 0), dtype=torch.int64, device=device)
     entering = dynamics.entering(actions_BT, model.cfg)
-    cache = programs.remember(model.params, ids, entering, dynamics.empty_cache(model.cfg, batch, device), model.cfg)
-    empty = tokenizer.empty_cache(coder.cfg, batch, device)
-    video, decoder = programs.decode(coder.params, codes, empty, coder.cfg)
+    empty = empty_state(coder.cfg, model.cfg, batch, device)
+    cache = programs.remember(model.params, ids, entering, empty.dynamics, model.cfg)
+    video, decoder = programs.decode(coder.params, codes, empty.decoder, coder.cfg)
     return State(cache, decoder), layers.to_uint8(video)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from genie_fn import surroundings
 from genie_fn.player.engine import Engine
 from genie_fn.player.server import Limits, Server, serve_on
 
@@ -31,7 +32,7 @@ def site(stage):
     dream, found, store = stage
     engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(engine, "runs/tiny/dynamics", "tiny", store, "", Limits())
+    server = Server(engine, "runs/tiny/dynamics", "tiny", surroundings.of_store(store), "", Limits())
     threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
     return f"http://localhost:{listening.getsockname()[1]}"
 

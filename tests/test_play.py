@@ -4,11 +4,12 @@ import os
 import re
 import socket
 
+import numpy as np
 import pytest
 import torch
 
 import play
-from genie_fn import data
+from genie_fn import action_map, data, surroundings
 from genie_fn.errors import UserError
 from genie_fn.player import server
 
@@ -19,13 +20,13 @@ CPU = torch.device("cpu")
 def served(monkeypatch, stage, tmp_path, capsys):
     """Call `play.serve` with options: the server, the socket, what was printed, and what the browser was told."""
 
-    def serve(**options):
+    def serve(folder=tmp_path, **options):
         found, opened = [], []
         monkeypatch.setattr(server, "serve_on", lambda *given: found.extend(given))
         monkeypatch.setattr(play.webbrowser, "open", opened.append)
         monkeypatch.setattr(play.threading, "Timer", lambda _, f, args: type("T", (), {"start": lambda _: f(*args)})())
         cfg = play.Config(**{"port": 0, "data": str(stage[2].root)} | options)
-        play.serve(cfg, str(tmp_path), stage[0], CPU, False)
+        play.serve(cfg, str(folder), stage[0], CPU, False)
         found[0].engine.close()
         found[1].close()
         return *found, " ".join(capsys.readouterr().err.split()), opened
@@ -57,6 +58,17 @@ def test_a_port_that_is_taken_is_a_sentence(served):
 def test_without_a_dataset_the_page_starts_from_images(served, tmp_path):
     made, _, printed, _ = served(data=str(tmp_path / "none"))
     assert made.world["clips"] == 0 and not made.world["game"] and "without held-out frames" in printed
+
+
+def test_a_world_file_needs_no_dataset(served, stage, tmp_path):
+    dream, found, store = stage
+    action_map.save(found, tmp_path)
+    path = tmp_path / "world.safetensors"
+    path.write_bytes(surroundings.pack(str(tmp_path), dream, store, 5, {}))
+    made, _, printed, _ = served(folder=path, data=str(tmp_path / "none"))
+    assert made.world["clips"] == 5 and made.world["game"] and made.world["map"] == found._asdict()
+    assert "without" not in printed
+    assert np.array_equal(made.first_image({"clip": 7}), surroundings.of_store(store).starts[2])
 
 
 def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, tmp_path):

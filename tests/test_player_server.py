@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from genie_fn import impls, random, world
+from genie_fn import impls, random, surroundings, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.player import game, recording
 from genie_fn.player.engine import Engine
@@ -39,7 +39,8 @@ def serve(stage, engine):
     clients = []
 
     def start(limits=Limits(), token="", engine=engine, store=stage[2]):  # noqa: B008, it is frozen
-        server = Server(engine, "runs/tiny/dynamics", "tiny", store, token, limits)
+        beside = surroundings.of_store(store) if store else surroundings.Surroundings()
+        server = Server(engine, "runs/tiny/dynamics", "tiny", beside, token, limits)
         clients.append(TestClient(server.app, base_url=HOME).__enter__())
         clients[-1].server = server
         return clients[-1]

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageSequence
 
 import evaluate
+import export_world
 import play
 import train_dynamics
 import train_lam
@@ -195,6 +196,25 @@ def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
     evaluate.main(evaluate.Config(compare=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(tmp_path)))
     assert capsys.readouterr().out.count("tokenizer, PSNR") == 1
     assert str(tmp_path / "b") in (tmp_path / "compare.html").read_text()
+
+
+def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp_path, capsys):
+    path = tmp_path / "square.safetensors"
+    exported = {"run": str(trained / "dynamics"), "output": str(path), "frames": 3}
+    export_world.main(export_world.Config(**exported, data=str(trained / "data")))
+    assert f"{path.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out
+    cfg = play.Config(world=str(path), data=str(tmp_path / "none"), actions="0,5,1", output=str(tmp_path / "a.png"))
+    play.main(cfg)
+    assert np.array(Image.open(tmp_path / "a.png")).any()
+    with pytest.raises(UserError, match="not one of the 3 held-out frames"):
+        play.main(replace(cfg, clip=3))
+    quick = evaluation(trained, "none", clips=2, frames=4, action_clips=2, prompts=(1,), probe_steps=0)
+    evaluate.main(replace(quick, world=str(path)))
+    result = json.loads((tmp_path / "square" / "evaluation" / "metrics.json").read_text())
+    assert result["config"]["run"] == str(path) and result["actions"]["kind"] == "latent"
+    for wrong in ({"output": "a.pt"}, {"frames": 0}):
+        with pytest.raises(UserError, match="--cfg"):
+            export_world.Config(**wrong)
 
 
 def test_evaluate_a_world_of_true_actions(trained):

@@ -17,14 +17,15 @@ RANKS = {
     0: {"random", "errors"},
     1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures", "sources"},
+    3: {"layers", "tokens", "pictures", "sources", "world_file"},
     4: {"quantize", "conv", "markup", "readers"},
     5: {"registry", "facing", "report_page", "importing"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
-    9: {"player", "rollouts", "fidelity", "action_report"},
-    10: {"probe"},
+    9: {"surroundings", "rollouts", "fidelity", "action_report"},
+    10: {"player", "probe"},
+    11: {"cloning"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {

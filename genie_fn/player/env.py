@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genie_fn import data, random, world
+from genie_fn import random, surroundings, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.world import Programs, World
@@ -89,11 +89,10 @@ class WorldEnv(gymnasium.Env):
 def from_run(
     run: str = "runs/demo/dynamics", root: str = "data/coinrun", starts: int = 64, device: str = "cpu", **options: Any
 ) -> WorldEnv:
-    """The world of a dynamics run, started from held-out frames of a dataset. `options` are `WorldEnv`'s."""
-    dreamt, store = world.load(run, device), data.open_store(root)
-    world.check_resolution(dreamt.tokenizer, store.height, store.width, run)
-    clips = data.read_clips(store, data.eval_clips(store, "test", 1, starts), 1)
-    return WorldEnv(dreamt, clips.frames[:, 0], **options)
+    """The world of a dynamics run, started from held-out frames of a dataset, or of a world file, started from its own.
+    `options` are `WorldEnv`'s."""
+    dreamt = world.load(run, device)
+    return WorldEnv(dreamt, surroundings.of(run, dreamt, root, starts).starts, **options)
 
 
 gymnasium.register(ID, entry_point=from_run)

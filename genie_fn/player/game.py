@@ -8,6 +8,7 @@ as if alone. But of one game only one call may run at a time, since the library 
 
 import contextlib
 import difflib
+import importlib.util
 import os
 import zlib
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Step(NamedTuple):
 
     frame: np.ndarray  # (H, W, 3) uint8 RGB
     ended: bool
+    reward: float
 
 
 def procgen():
@@ -45,6 +47,11 @@ def procgen():
     except ImportError as error:
         raise UserError(f"Procgen cannot be imported ({error}): `pip install procgen-mirror 'numpy<2'`.") from error
     return procgen.env
+
+
+def there(meta: dict) -> bool:
+    """Whether a store's data, by its `meta`, came from a game, and Procgen is installed; this does not import it."""
+    return "collection" in meta and importlib.util.find_spec("procgen") is not None
 
 
 def check(name: str, mode: str) -> None:
@@ -94,8 +101,8 @@ def step(game: Game, action: int) -> Step:
     if not 0 <= action < len(ACTIONS):  # the library would read beyond its table
         raise UserError(f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}")
     game.env.act(np.array([action]))
-    _, observation, first = game.env.observe()
-    return Step(observation["rgb"][0], bool(first[0]))
+    reward, observation, first = game.env.observe()
+    return Step(observation["rgb"][0], bool(first[0]), float(reward[0]))
 
 
 def save(game: Game) -> bytes:

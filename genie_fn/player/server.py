@@ -18,10 +18,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from genie_fn import data, video
+from genie_fn import video
 from genie_fn.errors import UserError
+from genie_fn.player import game
 from genie_fn.player.engine import Engine
 from genie_fn.player.recording import MAX_STEPS, number
+from genie_fn.surroundings import Surroundings
 
 try:
     import uvicorn
@@ -38,7 +40,6 @@ except ImportError as error:
 
 PAGE = Path(__file__).parent / "page"
 LOCAL = ("127.0.0.1", "localhost", "::1")
-CLIPS = 64  # held-out frames to start from
 UPLOAD = 4 << 20  # bytes of an image
 IMAGES = 32  # uploaded images kept
 SAFE = {
@@ -64,13 +65,12 @@ class Limits:
 class Server:
     """The application and what it keeps: places, uploaded images, start frames. `app` is the ASGI application."""
 
-    def __init__(self, engine: Engine, run: str, identity: str, store: data.Store | None, token: str, limits: Limits):
-        self.engine, self.identity, self.store, self.limits = engine, identity, store, limits
+    def __init__(self, engine: Engine, run: str, identity: str, beside: Surroundings, token: str, limits: Limits):
+        self.engine, self.identity, self.starts, self.limits = engine, identity, beside.starts, limits
         self.places: dict[str, Place] = {}
         self.images: dict[str, np.ndarray] = {}
         self.size = engine.cfg[0].height, engine.cfg[0].width
-        self.clips = held_out(store) if store else []
-        self.world = described(engine, run, store, len(self.clips))
+        self.world = described(engine, run, beside)
         self.heavy = asyncio.Semaphore(2)  # images and films in the making
         self.stop: Callable = lambda: None
         routes = [
@@ -203,23 +203,15 @@ class Server:
             if not isinstance(message.get("image"), str) or message["image"] not in self.images:
                 raise UserError("that image is no longer here: choose it again")
             return self.images[message["image"]]
-        if not len(self.clips):
+        if not len(self.starts):
             raise UserError("this world has no dataset beside it: start from an image")
-        clip = number(message, "clip", 0, 10**9) % len(self.clips)
-        return data.read_clips(self.store, self.clips[clip : clip + 1], 1).frames[0, 0]
+        return self.starts[number(message, "clip", 0, 10**9) % len(self.starts)]
 
 
-def held_out(store: data.Store) -> np.ndarray | list:
-    """The clips of one frame to start from; none where all of a small dataset is for training."""
-    if not store.count("test"):
-        return []
-    return data.eval_clips(store, "test", 1, min(CLIPS, len(data.clip_starts(store, "test", 1))))
-
-
-def described(engine: Engine, run: str, store: data.Store | None, clips: int) -> dict:
+def described(engine: Engine, run: str, beside: Surroundings) -> dict:
     """What the page is told of the world."""
     (coder, model), found = engine.cfg, engine.found
-    names = list(found.names) if found else list(store.action_names) if store else []
+    names = list(found.names if found else beside.names)
     known = not engine.latent or found is not None
     return {
         "run": run,
@@ -231,8 +223,8 @@ def described(engine: Engine, run: str, store: data.Store | None, clips: int) ->
         "kind": "latent" if engine.latent else "true",
         "names": names,
         "map": found._asdict() if found and engine.latent else None,
-        "clips": clips,
-        "game": known and bool(engine.meta and "collection" in engine.meta) and (coder.height, coder.width) == (64, 64),
+        "clips": len(beside.starts),
+        "game": known and game.there(engine.meta or {}) and (coder.height, coder.width) == (game.SIZE, game.SIZE),
     }
 
 
