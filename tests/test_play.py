@@ -3,12 +3,13 @@
 import os
 import re
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
 
 import play
-from genie_fn import data
+from genie_fn import action_map, data
 from genie_fn.errors import UserError
 from genie_fn.player import server
 
@@ -31,6 +32,19 @@ def served(monkeypatch, stage, tmp_path, capsys):
         return *found, " ".join(capsys.readouterr().err.split()), opened
 
     return serve
+
+
+def test_real_actions_are_those_of_the_map_or_the_dataset(stage, tmp_path):
+    dream, found, store = stage
+    cfg = play.Config(data=str(store.root))
+    assert play.real_actions(cfg, str(tmp_path), dream) == {}
+    action_map.save(found, tmp_path)
+    assert play.real_actions(cfg, str(tmp_path), dream) == dict(zip(found.names, found.to_latent, strict=True))
+    model = replace(dream.dynamics.cfg, actions=store.num_actions)
+    true = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
+    assert play.real_actions(cfg, "", true) == {name: i for i, name in enumerate(store.action_names)}
+    assert play.real_actions(play.Config(data="nowhere"), "", true) == {}
+    assert play.real_actions(cfg, "", dream._replace(lam=None)) == {}  # of a dataset with other actions
 
 
 def test_on_this_machine_alone_there_is_no_token(served):
