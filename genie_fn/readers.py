@@ -60,10 +60,8 @@ FORMATS = _formats()
 def _read_video(source: Source, threads: int) -> Iterator[Shown]:
     limits = {"max_pixels": str(MAX_PIXELS)}
     own = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    known, turn = (
-        False,
-        None,
-    )  # of the first frame: asked of every one, each would be kept until the garbage is collected
+    known = False
+    turn = None  # that of the first frame: asked of each, all would be kept until garbage is collected
     try:
         with av.open(str(source.files[0]), options=limits, container_options=own, metadata_errors="replace") as file:
             stream = file.streams.best("video")
@@ -83,7 +81,9 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
                 time = number / rate if frame.pts is None or not frame.time_base else frame.pts * frame.time_base
                 turn = _matrix(frame) if turn is None else turn
                 yield Shown(time, partial(_picture, frame, turn), 1 / aspect if turn[0, 1] else aspect)
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except Unreadable:
+        raise
+    except Exception as error:  # PyAV raises many kinds
         raise Unreadable(f"{'it is damaged' if known else 'it cannot be read as a video'} ({_words(error)})") from error
 
 
@@ -109,7 +109,8 @@ def _decoded(file: av.container.InputContainer, stream: av.VideoStream) -> Itera
 
 
 def _words(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return said.partition("\n")[0].lower()[:100]
 
 
 def _check_size(width: int, height: int) -> None:
@@ -129,7 +130,7 @@ def _matrix(frame: av.VideoFrame) -> np.ndarray:
 def _picture(frame: av.VideoFrame, turn: np.ndarray) -> Image.Image:
     try:
         pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
-    except (av.FFmpegError, ValueError, MemoryError) as error:
+    except Exception as error:  # PyAV raises many kinds
         raise Unreadable(f"a frame cannot be shown ({_words(error)})") from error
     if turn[0, 1]:
         pixels, turn = pixels.swapaxes(0, 1), turn[::-1]

@@ -103,6 +103,20 @@ def clip():
     return random.randint(random.key(4), (2, 7, 32, 32, 3), 0, 256).to(torch.uint8)
 
 
+@pytest.fixture
+def careful():
+    """No more than a gigabyte of memory beyond what the process has already, where Linux can see to that."""
+    if not sys.platform.startswith("linux"):
+        return (yield)
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 @pytest.fixture(scope="session")
 def cubin_sizes():
     """Compile a module's kernels for sm_80, sm_90 and sm_100 without a GPU: the sizes of all that came out."""

@@ -1,7 +1,6 @@
 """Actions beside videos: what is read, and for what is wrong one sentence with the file and the line."""
 
 import re
-import resource
 
 import numpy as np
 import pytest
@@ -126,17 +125,6 @@ def fuzz(tmp_path, content, suffix):
         assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500
 
 
-@pytest.fixture(scope="module", autouse=True)
-def careful():
-    """No more than a gigabyte beyond what the process has already."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 WORDS = [
     "action",
     "frame",
@@ -177,12 +165,12 @@ QUIETLY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scop
 
 @settings(max_examples=200, **QUIETLY)
 @CASES
-def test_whatever_the_text_there_is_an_answer(tmp_path, content, suffix):
+def test_whatever_the_text_there_is_an_answer(tmp_path, careful, content, suffix):
     fuzz(tmp_path, content, suffix)
 
 
 @pytest.mark.slow
 @settings(max_examples=2000, **QUIETLY)
 @CASES
-def test_whatever_the_text_there_is_an_answer_at_length(tmp_path, content, suffix):
+def test_whatever_the_text_there_is_an_answer_at_length(tmp_path, careful, content, suffix):
     fuzz(tmp_path, content, suffix)

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import play
 from genie_fn import action_map, data, surroundings
 from genie_fn.errors import UserError
 from genie_fn.player import server
+from genie_fn.surroundings import Surroundings
 
 CPU = torch.device("cpu")
 
@@ -32,6 +34,19 @@ def served(monkeypatch, stage, tmp_path, capsys):
         return *found, " ".join(capsys.readouterr().err.split()), opened
 
     return serve
+
+
+def test_real_actions_are_those_of_the_map_or_the_dataset(stage):
+    dream, found, store = stage
+    beside = surroundings.of_store(store)
+    assert play.real_actions(beside, dream) == {}
+    mapped = play.real_actions(beside._replace(found=found), dream)
+    assert mapped == dict(zip(found.names, found.to_latent, strict=True))
+    model = replace(dream.dynamics.cfg, actions=store.num_actions)
+    true = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
+    assert play.real_actions(beside, true) == {name: i for i, name in enumerate(store.action_names)}
+    assert play.real_actions(Surroundings(), true) == {}
+    assert play.real_actions(beside, dream._replace(lam=None)) == {}  # of a dataset with other actions
 
 
 def test_on_this_machine_alone_there_is_no_token(served):

@@ -3,7 +3,6 @@
 import functools
 import gc
 import io
-import resource
 import struct
 import tempfile
 import threading
@@ -220,17 +219,6 @@ def original(suffix):
     """The bytes of a whole file."""
     with tempfile.TemporaryDirectory() as folder:
         return save(Path(folder) / f"a{suffix}", FRAMES).read_bytes()
-
-
-@pytest.fixture
-def careful():
-    """No more than a gigabyte beyond what the process has already."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def consume(path, fps=0.0):
