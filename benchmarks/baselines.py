@@ -187,5 +187,6 @@ def with_backend(name: str, attend: Callable) -> Callable:
 
 def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:
     """A ratio of times counts only if both ways have the same result, up to a share of its norm."""
-    if not (a.double() - b.double()).norm() <= tolerance * b.double().norm():
-        raise RuntimeError(f"{what} differ between the variants, so their times cannot be compared")
+    apart = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
+    if not apart <= tolerance:
+        raise RuntimeError(f"{what} differ by {apart:.1e} between the variants, so their times cannot be compared")

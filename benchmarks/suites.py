@@ -224,7 +224,8 @@ def _tokenizer_step(cfg, preset: str, shape: tuple[int, int], mode: str, device:
     case = f"tokenizer {preset}, {shape[0]} x {shape[1]} frames, compile {mode}"
     work = Work(counts.tokenizer_step(model, *shape), counts.state_bytes(spec))
     ceiling = timing.measure_ceiling(device, DTYPES[model.encoder.dtype])
-    agree = partial(baselines.check_same, what="the losses", tolerance=1e-2 if device.type == "cuda" else 1e-3)
+    tolerance = 2e-2 if device.type == "cuda" or model.encoder.dtype == "bfloat16" else 1e-3
+    agree = partial(baselines.check_same, what="the losses", tolerance=tolerance)
     rows = compare(case, ways, cfg.repeats, shape[0] * shape[1], work, ceiling, agree)
     return with_peaks(rows, ways, device)
 
