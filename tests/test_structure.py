@@ -15,9 +15,9 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
+    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map", "parts"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures"},
+    3: {"layers", "tokens", "pictures", "step"},
     4: {"quantize", "conv", "markup"},
     5: {"registry", "facing", "report_page"},
     6: {"blueprint"},
@@ -41,7 +41,7 @@ MODELS = {
     "adversarial",
     "world",
 }
-TRAINING = {"optim", "data", "tokens", "sharding", "train"}
+TRAINING = {"optim", "data", "tokens", "sharding", "step", "train"}
 
 
 def parse(path):
