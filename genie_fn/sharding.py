@@ -113,12 +113,12 @@ def cut(spec: ParamSpec, shards: int) -> int | None:
     torch.chunk divides an axis: into pieces of equal size but for the last, so that some processes may have none.
     """
     shape = spec.shape
-    if shards == 1 or spec.whole or _small(spec):
+    if shards == 1 or spec.whole or small(spec):
         return None
     return min(range(len(shape)), key=lambda axis: -(-shape[axis] // shards) / max(shape[axis], 1))
 
 
-def _small(spec: ParamSpec) -> bool:
+def small(spec: ParamSpec) -> bool:
     """Whether a leaf costs more to divide than to keep: its gradient goes with others in one exchange."""
     return math.prod(spec.shape) < SMALL
 
@@ -214,10 +214,10 @@ def scatter(grads: Tree, spec: Tree, layout: Layout) -> Tree:
     if layout.count == 1:
         return grads
 
-    few = iter(total([g for s, g in zip(*map(tree.leaves, (spec, grads)), strict=True) if _small(s)], layout))
+    few = iter(total([g for s, g in zip(*map(tree.leaves, (spec, grads)), strict=True) if small(s)], layout))
 
     def one(s: ParamSpec, g: Tensor) -> Tensor:
-        if _small(s):
+        if small(s):
             return next(few) / layout.count
         axis = cut(s, layout.shards)
         if axis is None:

@@ -4,6 +4,7 @@ The processes find each other as torchrun would let them, through environment va
 first process saves as FOLDER/JOB.pt.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_dynamics
 import train_tokenizer
-from genie_fn import adversarial, blueprint, dynamics, lam, quantize, random, sharding, tokenizer, train, tree
+from genie_fn import adversarial, blueprint, dynamics, lam, layers, quantize, random, sharding, tokenizer, train, tree
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.facing import FacingConfig
@@ -26,7 +29,7 @@ from genie_fn.step import init_state, make_step
 from genie_fn.tokenizer import TokenizerConfig
 
 STEPS, BATCH, FRAMES, SIDE = 20, 8, 3, 16
-STACK = STConfig(layers=1, dim=12, heads=2, mlp=2, window=3)  # 12 and 24: divided by 2, not by 8, and 4 leaves 3 each
+STACK = STConfig(layers=1, dim=10, heads=1, mlp=1, window=3)  # four processes hold 3, 3, 3 and 1 of 10
 # A large eps, so that gradients of the size of rounding errors do not become whole steps; clipping always works.
 OPTIM = OptimConfig(lr=1e-2, warmup=3, ema=0.9, weight_decay=0.1, eps=1e-3, clip=0.05)
 KEY = random.key(5)
@@ -83,7 +86,28 @@ def dynamics_stage() -> Stage:
     return Stage(train_dynamics.objective(cfg, along), spec, quantize.initial_use(VQ), update, {}, batch)
 
 
+def toy_stage() -> Stage:
+    """What a step can have in the smallest graph: masks, a statistic of the whole batch, a codebook, two optimizers."""
+    spec = {
+        "in": layers.linear_spec(48, 5),
+        "quantizer": quantize.spec(VQ),
+        "out": layers.linear_spec(5, 48, bias=True),
+    }
+
+    def loss(params, batch, key, step, part):
+        x_BTI = layers.to_float(batch.frames[:, :, 0]).flatten(2)
+        hidden = random.bernoulli(key, 0.3, x_BTI.shape, row=part.first(len(x_BTI)))
+        q = quantize.quantize(params["quantizer"], layers.linear(params["in"], x_BTI * ~hidden), VQ, part)
+        error = (layers.linear(params["out"], q.codes) - x_BTI).square() * hidden
+        weighted = error.mean() / part.mean(hidden.float().mean() * x_BTI.abs().mean())
+        return weighted + q.loss, ({"mse": error.mean()} | q.metrics, q)
+
+    apart = {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}
+    return Stage(loss, spec, quantize.initial_use(VQ), quantize.codebook_update(VQ), apart, clips)
+
+
 STAGES = {
+    "toy": toy_stage,
     "lfq": lambda: tokenizer_stage(LFQ),
     "vq": lambda: tokenizer_stage(VQ),
     "gan": lambda: tokenizer_stage(LFQ, gan=0.5),
@@ -117,17 +141,78 @@ def run(name: str, **options) -> dict:
     return {"state": whole._asdict(), "rows": rows, "held": held}
 
 
+class Counted(TorchDispatchMode):
+    """Adds up the bytes of each kind of exchange: of its argument or of its result, whichever is larger."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = dict.fromkeys(("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"), 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # its own operations on plain tensors come here, too
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "_c10d_functional" and (name := func._schema.name.split("::")[1]) in self.bytes:
+            self.bytes[name] += max(args[0].nbytes, result.nbytes)
+        return result
+
+
+def counted(kind: str) -> dict:
+    """What a step of the dynamics exchanges, and the most that any process holds of its state."""
+    stage, cfg = dynamics_stage(), config(sharding=kind)
+    layout = sharding.layout(kind)
+    state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, layout=layout)
+    step = make_step(stage.loss, stage.spec, cfg, stage.update)
+    batch = tree.map(lambda x: x[sharding.share(BATCH, 1)], stage.batch(0))
+    with Counted() as mode:
+        step(state, batch, KEY)
+    held = torch.tensor(sum(x.nbytes for x in tree.leaves(sharding.local((state.params, state.opt, state.ema)))))
+    if sharding.count() > 1:
+        torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
+    return {"bytes": mode.bytes, "held": held.item(), "shards": layout.shards}
+
+
+def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
+    """A run of the loop, whose last process is told to stop during one step."""
+    stage = STAGES["vq"]()
+    cfg = config(steps=6, save_every=2, sample_every=3, out=str(folder / "run"), resume=resume, sharding="sharded")
+    share = sharding.share(BATCH, 1)
+    state = train.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
+    begun = sharding.full(state)._asdict()
+
+    def batches():
+        for s in range(int(state.step), cfg.steps):
+            if s == stop_at and sharding.rank() == sharding.count() - 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield tree.map(lambda x: x[share], stage.batch(s))
+
+    def sample(weights, path: Path) -> None:
+        assert sharding.rank() == 0 and tree.count(weights) == tree.count(stage.spec)
+        path.touch()
+
+    step = make_step(stage.loss, stage.spec, cfg, stage.update)
+    try:
+        state = train.fit(step, state, batches(), cfg, sample)
+    except KeyboardInterrupt:
+        return {"begun": begun, "stopped": True}
+    return {"begun": begun, "state": sharding.full(state)._asdict(), "stopped": False}
+
+
 JOBS = {
-    "lfq": lambda folder: run("lfq", sharding="sharded"),
-    "vq": lambda folder: run("vq", sharding="sharded"),
-    "gan": lambda folder: run("gan", sharding="sharded"),
-    "dynamics": lambda folder: run("dynamics", sharding="hybrid"),
+    "sharded": lambda folder: run("gan", sharding="sharded"),
+    "hybrid": lambda folder: run("dynamics", sharding="hybrid"),
     "replicated": lambda folder: run("vq", sharding="replicated"),
     "accumulated": lambda folder: run("gan", accumulate=2),
-    "compiled": lambda folder: run("vq", compile="step"),
+    "compiled": lambda folder: run("toy", compile="step"),
+    "compiled_vq": lambda folder: run("vq", compile="step"),
     "compiled_dynamics": lambda folder: run("dynamics", compile="step"),
-    "compiled_gan_accumulated": lambda folder: run("gan", compile="step", accumulate=2),
+    "compiled_accumulated": lambda folder: run("gan", compile="step", accumulate=2),
     "compiled_split": lambda folder: run("lfq", compile="split"),
+    "counted_sharded": lambda folder: counted("sharded"),
+    "counted_hybrid": lambda folder: counted("hybrid"),
+    "counted_replicated": lambda folder: counted("replicated"),
+    "stopped": lambda folder: fitted(folder, stop_at=2),
+    "resumed": lambda folder: fitted(folder, resume=True),
 }
 
 
