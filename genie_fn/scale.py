@@ -22,6 +22,7 @@ from genie_fn.tree import Tree
 
 NUMBER = 4  # bytes of a float32: parameters, moments, averages and gradients
 NODE = 8  # GPUs
+GPUS = (8, 64, 512, 4096)
 
 
 class Traffic(NamedTuple):
@@ -163,12 +164,13 @@ def models() -> list[Model]:
     ]
 
 
-def _row(cells: list) -> str:
+def row(cells: list) -> str:
+    """A line of a table in Markdown."""
     return "| " + " | ".join(cell if isinstance(cell, str) else f"{cell:,.2f}" for cell in cells) + " |"
 
 
 def _table(head: list[str], rows: list[list]) -> str:
-    return "\n".join([_row(head), "|---" * len(head) + "|", *map(_row, rows)])
+    return "\n".join([row(head), "|---" * len(head) + "|", *map(row, rows)])
 
 
 def needs(model: Model) -> list:
@@ -188,23 +190,15 @@ def exchanges(model: Model, gpus: int) -> list:
     return [model.name, str(gpus), mixed, sent.within / 1e9, sent.between / 1e9, divided, ring.within / 1e9]
 
 
+NEEDS = "|parameters|state|in 8 shards|for a step|in 8 shards|activations of a clip|all|in 8 shards".split("|")
+EXCHANGES = "|GPUs|hybrid: state|sent within a node|between nodes|sharded: state|sent".split("|")
+
+
 def main() -> None:
+    """Print both tables."""
     every = models()
-    step = "the step's weights and gradients"
-    head = [
-        "",
-        "parameters",
-        "state",
-        "in 8 shards",
-        step,
-        "in 8 shards",
-        "activations of a clip",
-        "all",
-        "in 8 shards",
-    ]
-    print(_table(head, [needs(model) for model in every]), end="\n\n")
-    head = ["", "GPUs", "hybrid: state", "sent within a node", "between nodes", "sharded: state", "sent"]
-    print(_table(head, [exchanges(model, gpus) for model in every for gpus in (8, 64, 512, 4096)]))
+    print(_table(NEEDS, [needs(model) for model in every]), end="\n\n")
+    print(_table(EXCHANGES, [exchanges(model, gpus) for model in every for gpus in GPUS]))
 
 
 if __name__ == "__main__":

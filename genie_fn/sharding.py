@@ -81,8 +81,9 @@ def layout(kind: str) -> Layout:
         return ALONE
     node = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
     if kind in ("hybrid", "auto") and count() % node:
-        raise UserError(f"{count()} processes are no rows of {node}: start as many on every node, or choose another "
-                        "--cfg.sharding")  # fmt: skip
+        raise UserError(
+            f"{count()} processes are no rows of {node}: start as many on every node, or choose another --cfg.sharding"
+        )
     shards = {"replicated": 1, "sharded": count()}.get(kind, node)
     return _layout(shards, "cuda" if dist.get_backend() == "nccl" else "cpu")
 
@@ -96,10 +97,11 @@ def _layout(shards: int, device: str) -> Layout:
 
 def share(batch_size: int, accumulate: int) -> slice:
     """Which clips of a batch are this process's. Raises UserError if they cannot be divided into equal parts."""
-    if batch_size % (count() * accumulate):
-        among = f"{count()} processes" + (f" in {accumulate} parts each" if accumulate > 1 else "")
-        raise UserError(f"a batch of {batch_size} clips cannot be divided equally among {among}: "
-                        f"make --cfg.batch-size a multiple of {count() * accumulate}")  # fmt: skip
+    if batch_size % (parts := count() * accumulate):
+        raise UserError(
+            f"a batch of {batch_size} clips cannot be divided into {parts} equal parts (processes: {count()}, "
+            f"--cfg.accumulate {accumulate}): make --cfg.batch-size a multiple of {parts}"
+        )
     own = batch_size // count()
     return slice(rank() * own, (rank() + 1) * own)
 

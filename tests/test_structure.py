@@ -23,7 +23,7 @@ RANKS = {
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
-    9: {"player", "rollouts", "fidelity", "action_report"},
+    9: {"player", "rollouts", "fidelity", "action_report", "scale"},
     10: {"probe"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
