@@ -97,7 +97,7 @@ def toy_stage() -> Stage:
         hidden = random.bernoulli(key, 0.3, x_BTI.shape, row=part.first(len(x_BTI)))
         q = quantize.quantize(params["quantizer"], layers.linear(params["in"], x_BTI * ~hidden), book, part)
         error = (layers.linear(params["out"], q.codes) - x_BTI).square() * hidden
-        weighted = error.mean() / part.mean(hidden.float().mean() * x_BTI.abs().mean())
+        weighted = error.mean() / part.mean((hidden * x_BTI.abs()).mean())
         return weighted + q.loss, ({"mse": error.mean()} | q.metrics, q)
 
     apart = {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}
