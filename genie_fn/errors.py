@@ -26,7 +26,7 @@ def run(main: Callable, presets: Mapping[str, Callable] | None = None) -> None:
         tyro.cli(_with_default(main, presets) if presets else main)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(2)  # torchrun ends this process meanwhile, if the first one has failed, too
+            time.sleep(10)  # torchrun ends this process meanwhile, if the first one has failed, too
         Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
