@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import data, dynamics, lam, quantize, random, tokenizer, tokens, train, world
+from genie_fn import data, dynamics, lam, quantize, random, sharding, tokenizer, tokens, train, world
 from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
@@ -24,6 +24,7 @@ from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import make_step
 from genie_fn.train import RunConfig
 from genie_fn.world import Stage, World
 
@@ -101,13 +102,14 @@ PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 def objective(cfg: Config, along: LamConfig | None):
     """The loss of a step on (ids, actions), or, if a latent action model is trained `along`, on (ids, frames)."""
 
-    def loss(params, batch, key, step):
+    def loss(params, batch, key, step, part):
         ids, given = batch
-        mask = dynamics.sample_mask(key, *ids.shape[:2], cfg.model)
+        mask = dynamics.sample_mask(key, *ids.shape[:2], cfg.model, part.first(len(ids)))
         if along is None:
-            return dynamics.loss(params, ids, given, mask, cfg.model)
-        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along)
-        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model)  # ids carry no gradient to the LAM
+            return dynamics.loss(params, ids, given, mask, cfg.model, part)
+        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, part)
+        # The actions' ids carry no gradient to the latent action model.
+        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, part)
         return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
 
     return loss
@@ -137,9 +139,13 @@ def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name
 
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
     encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
-    cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-    cache = tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console)
-    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start}
+
+    def fill() -> None:
+        cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
+        tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console)
+
+    sharding.by_first(fill)
+    cache, order = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens), train.order(cfg, start)
     return tokens.batches(cache, store, "train", cfg.num_frames, lambda *clip: train.to_device(clip, device), **order)
 
 
@@ -160,11 +166,7 @@ def main(cfg: Config) -> None:
     spec, stats, update = dynamics.spec(model), {}, None
     if along:
         spec, stats = spec | {"lam": lam.spec(along)}, quantize.initial_use(along.quantizer)
-        update_codes = quantize.codebook_update(along.quantizer)
-
-        def update(params, stats, q, key):
-            codes, stats = update_codes(params["lam"], stats, q, key)
-            return params | {"lam": codes}, stats
+        update = quantize.codebook_update(along.quantizer, "lam")
 
     train.announce("dynamics", spec, cfg, device)
     state = train.start(spec, stats, cfg, "dynamics", device)
@@ -180,7 +182,7 @@ def main(cfg: Config) -> None:
         pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
         train.draw(path, *(row for pair in pairs for row in pair))
 
-    step, first = train.make_step(objective(cfg, along), spec, cfg, update), int(state.step)
+    step, first = make_step(objective(cfg, along), spec, cfg, update), int(state.step)
     tokenize, name = encoders(cfg, coder, namer)
 
     def step_on_frames(state, batch: data.Batch, key):

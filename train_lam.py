@@ -17,6 +17,7 @@ from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import make_step
 from genie_fn.train import RunConfig
 
 
@@ -95,8 +96,8 @@ def main(cfg: Config) -> None:
     train.announce("latent actions", spec, cfg, device)
     state = train.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
 
-    def loss(params, batch, key, step):
-        return lam.loss(params, batch.frames, model)
+    def loss(params, batch, key, step, part):
+        return lam.loss(params, batch.frames, model, part)
 
     frames = train.held_out(store, cfg, 8, device).frames
 
@@ -108,7 +109,7 @@ def main(cfg: Config) -> None:
         train.draw(path, *rows)
 
     batches = train.batches(store, cfg, int(state.step), device)
-    step = train.make_step(loss, spec, cfg, quantize.codebook_update(quantizer))
+    step = make_step(loss, spec, cfg, quantize.codebook_update(quantizer))
     train.fit(step, state, batches, cfg, sample)
 
 

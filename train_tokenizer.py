@@ -9,12 +9,13 @@ python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from genie_fn import adversarial, blueprint, layers, metrics, quantize, tokenizer, train
+from genie_fn import adversarial, blueprint, layers, quantize, tokenizer, train
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError, run
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import make_step
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.train import RunConfig
 
@@ -132,16 +133,16 @@ def objective(cfg: Config, vgg: dict):
     model, extra = cfg.model, cfg.adversarial
     net = adversarial.discriminator(extra.discriminator)
 
-    def loss(params, batch, key, step):
+    def loss(params, batch, key, step, part):
         if not extra.gan and not vgg:
-            return tokenizer.loss(params, batch.frames, model)
+            return tokenizer.loss(params, batch.frames, model, part)
         video = layers.to_float(batch.frames)
-        made, q = tokenizer.reconstruct(params, video, model)
-        mse = (made - video).square().mean()
-        real, fake = adversarial.pick_frames(key, min(extra.frames, video.shape[1]), video, made)
+        made, q = tokenizer.reconstruct(params, video, model, part)
+        mse, shown = (made - video).square().mean(), min(extra.frames, video.shape[1])
+        real, fake = adversarial.pick_frames(key, shown, video, made, first=part.first(len(video)))
         last, critic = tokenizer.last_weight(params, model), params.get("discriminator")
-        more, terms = adversarial.losses(critic, net, vgg, real, fake, mse, last, step, extra)
-        return mse + q.loss + more, ({"mse": mse, "psnr": metrics.psnr(mse)} | q.metrics | terms, q)
+        more, terms = adversarial.losses(critic, net, vgg, real, fake, mse, last, step, extra, part)
+        return mse + q.loss + more, ({"mse": mse} | q.metrics | terms, q)
 
     return loss
 
@@ -173,7 +174,7 @@ def main(cfg: Config) -> None:
         train.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1])
 
     batches = train.batches(store, cfg, int(state.step), device)
-    step = train.make_step(objective(cfg, vgg), spec, cfg, quantize.codebook_update(quantizer), apart)
+    step = make_step(objective(cfg, vgg), spec, cfg, quantize.codebook_update(quantizer), apart)
     train.fit(step, state, batches, cfg, sample)
 
 

@@ -22,6 +22,7 @@ from genie_fn.kernels import attention, lfq
 from genie_fn.layers import DTYPES
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import init_state, make_step
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"cpu": {"demo": (16, 4), "small": (2, 4), "coinrun": (1, 4)}}
@@ -204,8 +205,8 @@ def _tokenizer_step(cfg, preset: str, shape: tuple[int, int], mode: str, device:
     run = train.RunConfig(compile=mode, optim=optim, device=str(device))
 
     def functional(run: train.RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
-        step = train.make_step(lambda params, batch, key, step: tokenizer.loss(params, batch, model), spec, run)
-        state = train.init_state(spec, random.key(0, device), optim, {})
+        step = make_step(lambda params, batch, key, step, part: tokenizer.loss(params, batch, model, part), spec, run)
+        state = init_state(spec, random.key(0, device), optim, {})
         held = [state._replace(params=tree.map(torch.clone, params))]
 
         def once() -> Tensor:

@@ -19,6 +19,7 @@ from genie_fn import blueprint, random, tree
 from genie_fn.blueprint import Blueprint
 from genie_fn.conv import Pass
 from genie_fn.errors import UserError
+from genie_fn.parts import WHOLE, Part
 from genie_fn.tree import Tree
 
 VGG_MEAN, VGG_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
@@ -147,10 +148,13 @@ def perceptual(params: Tree, real_MHWC: Tensor, fake_MHWC: Tensor, names: tuple[
     return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
 
 
-def pick_frames(key: Tensor, frames: int, *videos_BTHWC: Tensor) -> list[Tensor]:
-    """The same `frames` random frames of each clip of several videos, (B·frames, H, W, 3) each."""
+def pick_frames(key: Tensor, frames: int, *videos_BTHWC: Tensor, first: int | Tensor = 0) -> list[Tensor]:
+    """The same `frames` random frames of each clip of several videos, (B·frames, H, W, 3) each.
+
+    `first` is the place of the first of these clips in the whole batch.
+    """
     batch, length = videos_BTHWC[0].shape[:2]
-    order_BT = random.uniform(key, (batch, length)).argsort(1)[:, :frames]
+    order_BT = random.uniform(key, (batch, length), row=first).argsort(1)[:, :frames]
     rows = torch.arange(batch, device=key.device)[:, None]
     return [video[rows, order_BT].flatten(0, 1) for video in videos_BTHWC]
 
@@ -165,9 +169,10 @@ def gradient_penalty(params: Tree, real_MHWC: Tensor, net: Blueprint) -> Tensor:
     return slope.square().sum((1, 2, 3)).mean()
 
 
-def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: Tensor) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: Tensor, part: Part = WHOLE) -> Tensor:
     """|∂ reconstruction / ∂ last| / |∂ generator / ∂ last|, at most 10⁴ (VQGAN, equation 7; `last` is a weight)."""
-    a, b = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, generator))
+    slopes = (torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (reconstruction, generator))
+    a, b = (part.mean(slope).norm() for slope in slopes)
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
 
 
@@ -181,6 +186,7 @@ def losses(
     last: Tensor,
     step: Tensor,
     cfg: AdversarialConfig,
+    part: Part = WHOLE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All terms on frames in [-1, 1], as one scalar to add to the tokenizer's loss, and their values.
 
@@ -194,7 +200,8 @@ def losses(
     if cfg.gan:
         on = (step >= cfg.start).float()
         generator = -discriminate(tree.map(Tensor.detach, params), fake_MHWC, net).mean()
-        weight = adaptive_weight(reconstruction + total, generator, last) if cfg.adaptive else torch.ones_like(on)
+        whole = reconstruction + total
+        weight = adaptive_weight(whole, generator, last, part) if cfg.adaptive else torch.ones_like(on)
         real, fake = discriminate(params, torch.cat((real_MHWC, fake_MHWC.detach())), net).chunk(2)
         hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         penalty = gradient_penalty(params, real_MHWC, net) if cfg.penalty else torch.zeros_like(on)

@@ -367,16 +367,17 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    share: slice = slice(None),
     threads: int = 2,
     read: Callable[[np.ndarray], T] | None = None,
 ) -> Iterator[Batch | T]:
-    """An endless iterator whose s-th item is the batch of step `start_step + s`: see `clip_offsets`.
+    """An endless iterator whose s-th item is a `share` of the batch of step `start_step + s`: see `clip_offsets`.
 
     `read` makes a batch of its clips' offsets, by default `read_clips`. So many `threads` read four batches ahead;
     they end when the iterator is closed or dropped, and an error in one of them is raised here.
     """
     starts, read = clip_starts(store, split, num_frames), read or (lambda o: read_clips(store, o, num_frames))
-    return _prefetched(lambda step: read(clip_offsets(starts, seed, step, batch_size)), start_step, 4, threads)
+    return _prefetched(lambda step: read(clip_offsets(starts, seed, step, batch_size)[share]), start_step, 4, threads)
 
 
 def _prefetched(read: Callable[[int], T], step: int, prefetch: int, threads: int) -> Iterator[T]:

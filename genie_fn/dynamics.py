@@ -18,6 +18,7 @@ from tyro.conf import Suppress
 from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.layers import Cache, STConfig
+from genie_fn.parts import WHOLE, Part
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -126,22 +127,25 @@ def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
     return F.pad(actions_BT, (1, 0), value=cfg.actions)
 
 
-def sample_mask(key: Tensor, batch: int, frames: int, cfg: DynamicsConfig) -> Tensor:
-    """Which tokens training hides, (B, T, N): at a rate per clip, uniform on [mask_low, 1]; none in the first frame."""
+def sample_mask(key: Tensor, batch: int, frames: int, cfg: DynamicsConfig, first: int | Tensor = 0) -> Tensor:
+    """Which tokens training hides, (B, T, N): at a rate per clip, uniform on [mask_low, 1]; none in the first frame.
+
+    `first` is the place of the first of these clips in the whole batch, whose mask this is a part of.
+    """
     rate_key, mask_key = random.split(key).unbind(0)
-    rate_B = random.uniform(rate_key, (batch,), cfg.mask_low, 1.0)
-    mask_BTN = random.bernoulli(mask_key, rate_B[:, None, None], (batch, frames, cfg.tokens))
+    rate_B = random.uniform(rate_key, (batch,), cfg.mask_low, 1.0, row=first)
+    mask_BTN = random.bernoulli(mask_key, rate_B[:, None, None], (batch, frames, cfg.tokens), row=first)
     return mask_BTN & (torch.arange(frames, device=key.device) > 0)[:, None]
 
 
-def loss(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, mask_BTN: Tensor, cfg: DynamicsConfig):
+def loss(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, mask_BTN: Tensor, cfg: DynamicsConfig, part: Part = WHOLE):
     """Cross-entropy, in nats per token, of the hidden tokens given the others and the actions between frames (B, T-1).
 
     Returns the scalar loss and (metrics, ()).
     """
     hidden = torch.where(mask_BTN, cfg.codes, ids_BTN)
     logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
-    weight = mask_BTN.float() / mask_BTN.sum().clamp(min=1)
+    weight = mask_BTN.float() / part.mean(mask_BTN.sum().float()).clamp(min=1 / part.count)
     nats, right = 0.0, True
     for part, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
         nats = nats + F.cross_entropy(part.flatten(0, 2), target.flatten(), reduction="none").reshape(mask_BTN.shape)

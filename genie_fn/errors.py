@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 
 import tyro
@@ -17,11 +19,14 @@ def run(main: Callable, presets: Mapping[str, Callable] | None = None) -> None:
     """Parse the command line into `main(cfg)` and call it; a `UserError` becomes one sentence and exit code 2.
 
     `presets` are functions that return a config: `--cfg.preset NAME` chooses one, and the other flags override it.
-    Ctrl-C exits with 130, as a shell expects; whatever `main` wanted to save, it has saved by then.
+    Ctrl-C exits with 130, as a shell expects; whatever `main` wanted to save, it has saved by then. Of several
+    processes that fail together only the first says why.
     """
     try:
         tyro.cli(_with_default(main, presets) if presets else main)
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)  # torchrun ends this process meanwhile, if the first one has failed, too
         Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from genie_fn import layers
 from genie_fn.errors import UserError
+from genie_fn.parts import WHOLE, Part
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -129,12 +130,15 @@ def targets(video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
     return spans.mean(-1)
 
 
-def loss(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> tuple[Tensor, tuple[dict, Tensor]]:
+def loss(
+    params: Tree, video_BTHWC: Tensor, cfg: FacingConfig, part: Part = WHOLE
+) -> tuple[Tensor, tuple[dict, Tensor]]:
     """Squared error relative to the target's contrast, so that pale and vivid agents count alike, plus the code's loss.
 
     Every other clip is mirrored, so that neither direction is the rule. Returns the loss and (metrics, bits (B, T-1)).
     """
-    swap = torch.arange(len(video_BTHWC), device=video_BTHWC.device) % 2 == 1
+    place_B = torch.arange(len(video_BTHWC), device=video_BTHWC.device) + part.first(len(video_BTHWC))
+    swap = place_B % 2 == 1
     video = torch.where(swap[:, None, None, None, None], video_BTHWC.flip(3), video_BTHWC)
     found, wanted = quantize(params, encode(params, video, cfg), cfg), targets(video, cfg)
     frames = wanted.shape[1]
@@ -142,5 +146,5 @@ def loss(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> tuple[Tensor, 
     contrast = wanted.square().mean((2, 3, 4))
     relative = (error * (contrast + 0.01).rsqrt()).mean()
     lean = F.softplus(-(encode(params, video_BTHWC, cfg) @ params["code"]) / params["code"].square().sum()).mean()
-    metrics = {"facing_error": (error.mean() / contrast.mean().clamp(min=1e-6))}
+    metrics = {"facing_error": error.mean() / part.mean(contrast.mean()).clamp(min=1e-6)}
     return 3 * relative + found.loss + cfg.lean * lean, (metrics, found.bits_BT ^ swap[:, None])

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import blueprint, facing, layers, metrics, quantize
+from genie_fn import blueprint, facing, layers, quantize
 from genie_fn.blueprint import Blueprints
 from genie_fn.conv import Pass
 from genie_fn.errors import UserError
 from genie_fn.facing import FacingConfig
 from genie_fn.layers import STConfig
+from genie_fn.parts import WHOLE, Part
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
@@ -216,24 +217,26 @@ def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig)
     return video_BTHWC + layers.unpatchify(change, cfg.patch, cfg.height)
 
 
-def loss(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> tuple[Tensor, tuple[dict, Quantized]]:
+def loss(
+    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, part: Part = WHOLE
+) -> tuple[Tensor, tuple[dict, Quantized]]:
     """Motion-weighted squared error of the predicted next frames plus the quantiser's loss, on uint8 video; with
     `facing` its loss too.
 
     Returns the scalar loss and (metrics, quantised latents), whose ids are the actions, while the rest of them is the
-    scene's; `psnr` is unweighted.
+    scene's; `mse` is unweighted.
     """
     video = layers.to_float(video_BTHWC)
     past, target = video[:, :-1], video[:, 1:]
-    q = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer)
+    q = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer, part)
     error = (decode(params, past, q.codes, cfg) - target).square()
     moved = (target - past).abs().mean(-1, keepdim=True)
-    weight = (1 - cfg.motion) + cfg.motion * moved / moved.mean().clamp(min=1e-6)
+    weight = (1 - cfg.motion) + cfg.motion * moved / part.mean(moved.mean()).clamp(min=1e-6)
     weighted, mse = (weight * error).mean(), error.mean()
-    scores = {"mse": mse, "weighted_mse": weighted, "psnr": metrics.psnr(mse)}
+    scores = {"mse": mse, "weighted_mse": weighted}
     if not cfg.facing.side:
         return weighted + q.loss, (scores | q.metrics, q)
-    turned, (more, bits) = facing.loss(params["facing"], video, cfg.facing)
+    turned, (more, bits) = facing.loss(params["facing"], video, cfg.facing, part)
     actions = 2 * q.ids + bits
-    used = quantize.use(quantize.code_counts(actions, cfg.actions))
+    used = {"use": quantize.code_use(actions, cfg.actions)}
     return weighted + q.loss + turned, (scores | q.metrics | more | used, q._replace(ids=actions))

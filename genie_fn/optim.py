@@ -4,6 +4,7 @@ Every hyperparameter that changes during a run is a 0-D tensor, so that nothing 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +63,9 @@ def global_norm(grads: Tree) -> Tensor:
     return torch.stack([g.float().square().sum() for g in tree.leaves(grads)]).sum().sqrt()
 
 
-def clip(grads: Tree, limit: float) -> tuple[Tree, Tensor]:
+def clip(grads: Tree, limit: float, norm_of: Callable[[Tree], Tensor] = global_norm) -> tuple[Tree, Tensor]:
     """Scale the gradients so that their global norm is at most `limit`; also returns the norm before."""
-    norm = global_norm(grads)
+    norm = norm_of(grads)
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     return tree.map(lambda g: g * scale, grads), norm
 

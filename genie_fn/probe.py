@@ -17,6 +17,8 @@ from genie_fn.blueprint import Blueprint
 from genie_fn.conv import Pass
 from genie_fn.data import Store
 from genie_fn.optim import OptimConfig
+from genie_fn.parts import Part
+from genie_fn.step import init_state, make_step
 from genie_fn.train import RunConfig
 from genie_fn.tree import Tree
 
@@ -68,7 +70,7 @@ def fit(store: Store, size: int, cfg: RunConfig) -> Probe:
     net, parts = network(dim), spec(dim, store.height, store.width, store.num_actions)
     device = torch.device(cfg.device)
 
-    def loss(params: Tree, batch, key: Tensor, step: Tensor):
+    def loss(params: Tree, batch, key: Tensor, step: Tensor, part: Part):
         guess = logits(params, batch.frames, net)
         return F.cross_entropy(guess.flatten(0, 1), batch.actions.flatten()), ({}, ())
 
@@ -79,7 +81,7 @@ def descend(loss: Callable, parts: Tree, batches: Iterable, cfg: RunConfig, step
     """Train `cfg.steps` steps from the seed, without a folder; returns the averaged parameters. `steps` may be a range
     that shows how far it is."""
     key = random.key(cfg.seed, cfg.device)
-    state, step = train.init_state(parts, key, cfg.optim, {}), train.make_step(loss, parts, cfg)
+    state, step = init_state(parts, key, cfg.optim, {}), make_step(loss, parts, cfg)
     for _, batch in zip(range(cfg.steps) if steps is None else steps, batches, strict=False):
         state, _ = step(state, batch, key)
     return state.ema

@@ -3,7 +3,6 @@
 LFQ: Yu et al. 2023 (arXiv 2310.05737), section 3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq as lookup_free
+from genie_fn.parts import WHOLE, Part, Update
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -88,23 +88,23 @@ class Quantized(NamedTuple):
     metrics: dict[str, Tensor]
     z: Tensor
     """What was rounded, (..., K), detached."""
-    counts_V: Tensor
-    """How often each code was chosen."""
+    use_V: Tensor
+    """Each code's share of what was chosen."""
 
 
 def spec(cfg: QuantizerConfig) -> Tree:
     """VQ has its codebook (V, K), LFQ has none; both have their maps where the widths differ."""
-    book = {} if cfg.kind == "lfq" else {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False)}
+    book = {} if cfg.kind == "lfq" else {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)}
     if not cfg.input_dim:
         return book
     pair = {"in": (cfg.input_dim, cfg.dim), "out": (cfg.dim, cfg.input_dim)}
     return book | {name: layers.linear_spec(*sizes, bias=cfg.bias) for name, sizes in pair.items()}
 
 
-def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Quantized:
-    """z (..., width) → codes, ids and losses, all in float32."""
+def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
+    """z (..., width), which begins with the axis of the clips → codes, ids and losses, all in float32."""
     z = layers.linear(params["in"], z.float()) if cfg.input_dim else z
-    q = lfq(z, cfg) if cfg.kind == "lfq" else vq(params["codebook"], z, cfg)
+    q = lfq(z, cfg, part) if cfg.kind == "lfq" else vq(params["codebook"], z, cfg)
     return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
 
 
@@ -114,7 +114,7 @@ def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     return layers.linear(params["out"], codes) if cfg.input_dim else codes
 
 
-def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
+def lfq(z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
     """Signs of z (sign(0) = -1), ids Σ 2^k [z_k > 0], and the loss
 
     commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean),
@@ -122,15 +122,16 @@ def lfq(z: Tensor, cfg: QuantizerConfig) -> Quantized:
     the entropies averaged over the codebooks.
     """
     options = {"books": cfg.books, "temperature": cfg.temperature, "share": cfg.frac_sample, "impl": cfg.impl}
-    r = lookup_free.quantize(z.flatten(0, -2), **options)
+    clips = len(z) if z.dim() > 2 else 1
+    r = lookup_free.quantize(z.flatten(0, -2), **options, clips=clips, part=part)
     loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
     metrics = {"commit": r.commit, "sample_entropy": r.sample_entropy, "code_entropy": r.code_entropy}
     return _quantized(z.float(), r.codes_MK.reshape(z.shape), r.ids_M.reshape(z.shape[:-1]), loss, metrics, cfg)
 
 
 def _quantized(z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig) -> Quantized:
-    counts_V = code_counts(ids, cfg.codes)
-    return Quantized(codes, ids, loss, metrics | use(counts_V), z.detach(), counts_V)
+    use_V = code_use(ids, cfg.codes)
+    return Quantized(codes, ids, loss, metrics | {"use": use_V}, z.detach(), use_V)
 
 
 def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
@@ -151,40 +152,46 @@ def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
     return {} if cfg.kind == "lfq" else {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
 
 
-def codebook_update(cfg: QuantizerConfig) -> Callable:
-    """What a training step does to a model's codebook, `update(params, stats, q, key) -> (params, stats)`.
+def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
+    """What a training step does to a model's codebook; `model` is its place in the parameters, if not the top.
 
     It follows the use of VQ's codes (a moving average) and restarts the dead ones. LFQ needs neither.
     """
+    if cfg.kind == "lfq":
+        return None
 
-    def update(params: Tree, stats: Tree, q: Quantized, key: Tensor) -> tuple[Tree, Tree]:
-        if cfg.kind == "lfq":
-            return params, stats
-        use_V = stats["use"] + 0.02 * (q.counts_V / q.counts_V.sum() - stats["use"])
-        codebook, use_V = reset_dead_codes(params["quantizer"]["codebook"], use_V, q.z, key, cfg)
-        return params | {"quantizer": params["quantizer"] | {"codebook": codebook}}, {"use": use_V}
+    def collect(q: Quantized, key: Tensor, part: Part) -> Tree:
+        return {"use": q.use_V / part.count, "picks": pick_inputs(q.z, key, cfg.codes, part)}
 
-    return update
+    def apply(params: Tree, stats: Tree, sums: Tree) -> tuple[Tree, Tree]:
+        use_V = stats["use"] + 0.02 * (sums["use"] - stats["use"])
+        own = params[model] if model else params
+        codebook, use_V = reset_dead_codes(own["quantizer"]["codebook"], use_V, sums["picks"], cfg)
+        own = own | {"quantizer": own["quantizer"] | {"codebook": codebook}}
+        return params | {model: own} if model else own, {"use": use_V}
+
+    return Update(collect, apply)
 
 
-def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, z: Tensor, key: Tensor, cfg: QuantizerConfig):
-    """Move the codes whose share of use is under `reset_below` / V onto random inputs z (..., K) of this batch.
+def pick_inputs(z: Tensor, key: Tensor, count: int, part: Part = WHOLE) -> Tensor:
+    """So many random rows (count, K) of all of a batch's z (..., K); those that another part has are 0."""
+    flat_MK = z.float().flatten(0, -2)
+    rows = len(flat_MK)
+    row_V = random.randint(key, (count,), 0, rows * part.count) - part.first(rows)
+    here_V = (row_V >= 0) & (row_V < rows)
+    return torch.where(here_V[:, None], flat_MK[row_V.clamp(0, rows - 1)], 0.0)
+
+
+def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: QuantizerConfig):
+    """Move the codes whose share of use is under `reset_below` / V onto random inputs of this batch.
 
     Returns the new codebook and use: a moved code starts again at uniform use, so that it has time to be chosen.
     """
-    flat_MK = z.float().flatten(0, -2)
     dead_V = use_V < cfg.reset_below / cfg.codes
-    picks_VK = flat_MK[random.randint(key, (cfg.codes,), 0, len(flat_MK))]
     return torch.where(dead_V[:, None], picks_VK, codebook_VK), torch.where(dead_V, 1.0 / cfg.codes, use_V)
 
 
-def code_counts(ids: Tensor, codes: int) -> Tensor:
-    """How often each code occurs in ids (...): float32 (V,)."""
+def code_use(ids: Tensor, codes: int) -> Tensor:
+    """The share of each code in ids (...): float32 (V,)."""
     ones = torch.ones(ids.numel(), device=ids.device)
-    return torch.zeros(codes, device=ids.device).scatter_add(0, ids.flatten(), ones)
-
-
-def use(counts_V: Tensor) -> dict[str, Tensor]:
-    """`codes_used`, the number of codes that occur, and `perplexity`, exp of the entropy of their use."""
-    share_V = counts_V / counts_V.sum().clamp(min=1)
-    return {"codes_used": (counts_V > 0).sum(), "perplexity": torch.special.entr(share_V).sum().exp()}
+    return torch.zeros(codes, device=ids.device).scatter_add(0, ids.flatten(), ones) / ids.numel()

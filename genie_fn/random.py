@@ -52,15 +52,18 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     return torch.stack(_encrypt(key, data & _WORD), dim=-1)
 
 
-def bits(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
-    """Uniform 32-bit words, int64 of `shape` with values in [0, 2^32)."""
-    first, second = _encrypt(key, torch.arange(math.prod(shape), device=key.device))
+def bits(key: Tensor, shape: Sequence[int] = (), row: int | Tensor = 0) -> Tensor:
+    """Uniform 32-bit words, int64 of `shape` with values in [0, 2^32): those from `row` on of a longer array."""
+    counters = torch.arange(math.prod(shape), device=key.device) + row * math.prod(shape[1:])
+    first, second = _encrypt(key, counters)
     return (first ^ second).reshape(tuple(shape))
 
 
-def uniform(key: Tensor, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0) -> Tensor:
-    """float32 of `shape`, uniform on [low, high), with 23 random mantissa bits."""
-    unit = (bits(key, shape) >> 9).to(torch.float32) * 2.0**-23
+def uniform(
+    key: Tensor, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0, row: int | Tensor = 0
+) -> Tensor:
+    """float32 of `shape`, uniform on [low, high), with 23 random mantissa bits; `row` as in `bits`."""
+    unit = (bits(key, shape, row) >> 9).to(torch.float32) * 2.0**-23
     return unit if (low, high) == (0.0, 1.0) else (unit * (high - low) + low).clamp(min=low)
 
 
@@ -69,9 +72,9 @@ def normal(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
     return math.sqrt(2) * torch.erfinv(uniform(key, shape, low=-1.0 + 2.0**-24, high=1.0))
 
 
-def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int] = ()) -> Tensor:
-    """bool of `shape`, True with probability `p` (broadcast against `shape`)."""
-    return uniform(key, shape) < p
+def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int] = (), row: int | Tensor = 0) -> Tensor:
+    """bool of `shape`, True with probability `p` (broadcast against `shape`); `row` as in `bits`."""
+    return uniform(key, shape, row=row) < p
 
 
 def gumbel(key: Tensor, shape: Sequence[int] = ()) -> Tensor:

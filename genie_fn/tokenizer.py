@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import blueprint, layers, metrics, quantize, tree
+from genie_fn import blueprint, layers, quantize, tree
 from genie_fn.blueprint import Blueprints
 from genie_fn.conv import Pass
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
+from genie_fn.parts import WHOLE, Part
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
@@ -241,9 +242,11 @@ def detokenize(params: Tree, ids_BTN: Tensor, cfg: TokenizerConfig, frames: int 
     return layers.to_uint8(decode(params, quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer), cfg, frames))
 
 
-def reconstruct(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, Quantized]:
+def reconstruct(
+    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, part: Part = WHOLE
+) -> tuple[Tensor, Quantized]:
     """Video in [-1, 1] → its reconstruction and the quantised latents."""
-    q = quantize.quantize(params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer)
+    q = quantize.quantize(params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer, part)
     return decode(params, q.codes, cfg, video_BTHWC.shape[1]), q
 
 
@@ -255,12 +258,14 @@ def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
     return last["w"]
 
 
-def loss(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, tuple[dict, Quantized]]:
+def loss(
+    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, part: Part = WHOLE
+) -> tuple[Tensor, tuple[dict, Quantized]]:
     """Squared error of the reconstruction plus the quantiser's loss, on uint8 video.
 
     Returns the scalar loss and (metrics, quantised latents).
     """
     video = layers.to_float(video_BTHWC)
-    made, q = reconstruct(params, video, cfg)
+    made, q = reconstruct(params, video, cfg, part)
     mse = (made - video).square().mean()
-    return mse + q.loss, ({"mse": mse, "psnr": metrics.psnr(mse)} | q.metrics, q)
+    return mse + q.loss, ({"mse": mse} | q.metrics, q)

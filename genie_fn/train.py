@@ -1,4 +1,4 @@
-"""What the training stages share: the state, one pure step, its compilation, and the loop around it.
+"""What the training stages share beside the step: the configuration of a run, its beginning, and the loop.
 
 A run is a pure function of (config, step): the randomness of step s is `fold_in(run_key, s)`, and so is its batch. A
 checkpoint therefore holds no random state, and a killed run resumes bit for bit.
@@ -9,10 +9,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from genie_fn import checkpoint, data, graphs, impls, optim, random, tree, video
+from genie_fn import checkpoint, data, impls, random, sharding, tree, video
 from genie_fn.errors import UserError
 from genie_fn.optim import OptimConfig
+from genie_fn.step import TrainState, init_state
 from genie_fn.tree import Tree
 
 console = Console(stderr=True, highlight=False)
@@ -46,129 +48,37 @@ class RunConfig:
     compile: str = "step"
     """`step`: the whole training step is one graph; `split`: loss and optimizer are two; `off`: eager."""
     cuda_graph: bool = True
-    """On a GPU, replay the compiled step as a CUDA graph."""
+    """On a GPU, and with one process, replay the compiled step as a CUDA graph."""
     device: str = "auto"
+    sharding: str = "auto"
+    """Where the state of several processes (torchrun) lies: `replicated`, all of it on each; `sharded`, divided between
+    all; `hybrid`, divided within each node; `auto`: hybrid, which on one node is sharded."""
+    accumulate: int = 1
+    """Compute each process's share of a batch in so many parts, one after the other, to save memory."""
+    deterministic: bool = False
+    """Take torch's deterministic algorithms, slower on a GPU; where an operation has none, torch says so."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "num_frames", "save_every", "sample_every"):
+        for name in ("steps", "batch_size", "num_frames", "save_every", "sample_every", "accumulate"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--cfg.{flag} is {getattr(self, name)}, but must be at least 1")
         if self.compile not in ("off", "step", "split"):
             raise UserError(f"--cfg.compile is off, step or split, not {self.compile!r}")
-
-
-class TrainState(NamedTuple):
-    """Everything that a step changes; `ema` and `stats` are empty where a stage keeps none."""
-
-    step: Tensor
-    params: Tree
-    opt: Tree
-    ema: Tree
-    stats: Tree
-
-
-def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree, apart: Collection[str] = ()) -> TrainState:
-    """The state before the first step; the networks named in `apart` get no moving average."""
-    params = tree.init(spec, key)
-    average = tree.map(torch.clone, _without(params, apart)) if cfg.ema else {}
-    step = torch.zeros((), dtype=torch.int64, device=key.device)
-    return TrainState(step, params, optim.adamw_init(params), average, stats)
-
-
-def _without(params: Tree, names: Collection[str]) -> Tree:
-    return {name: value for name, value in params.items() if name not in names}
-
-
-def make_step(
-    loss_fn: Callable,
-    spec: Tree,
-    cfg: RunConfig,
-    update: Callable | None = None,
-    apart: Mapping[str, OptimConfig] | None = None,
-) -> Callable:
-    """`step(state, batch, run_key) -> (state, metrics)`: loss, gradients, clipping, AdamW, moving average.
-
-    `loss_fn(params, batch, key, step) -> (loss, (metrics, aux))`; `update(params, stats, aux, key) -> (params, stats)`
-    runs after the optimizer. `apart` names top-level networks that have an optimizer and a gradient clip of their own.
-    Compiled, the step is called like the pure one but overwrites the state that it is given.
-    """
-    decay, apart = tree.map(lambda s: s.decay, spec), apart or {}
-    groups = [("", cfg.optim, tuple(_without(spec, apart)))] + [(f"_{n}", c, (n,)) for n, c in apart.items()]
-
-    def backward(state: TrainState, batch: Any, key: Tensor, loss_fn: Callable = loss_fn):
-        return tree.value_and_grad(loss_fn)(state.params, batch, random.fold_in(key, state.step), state.step)
-
-    def optimize(state: TrainState, grads: Tree) -> tuple[Tree, Tree, dict]:
-        """Every group by its own optimizer; the trees come back in the order in which they were."""
-        params, opt, metrics = dict(state.params), {name: dict(moment) for name, moment in state.opt.items()}, {}
-        for suffix, optimizer, names in groups:
-            own, gradient, mask = ({name: whole[name] for name in names} for whole in (state.params, grads, decay))
-            moments = {moment: {name: whole[name] for name in names} for moment, whole in state.opt.items()}
-            gradient, norm = optim.clip(gradient, optimizer.clip)
-            lr = optim.learning_rate(state.step, cfg.steps, optimizer)
-            own, moments = optim.adamw(gradient, moments, own, state.step, lr, mask, optimizer)
-            params |= own
-            opt = {name: opt[name] | moments[name] for name in opt}
-            metrics |= {f"lr{suffix}": lr, f"grad_norm{suffix}": norm}
-        return params, opt, metrics
-
-    def apply(state: TrainState, grads: Tree, aux: Tree, key: Tensor) -> tuple[TrainState, dict]:
-        params, opt, metrics = optimize(state, grads)
-        stats = state.stats
-        if update is not None:
-            params, stats = update(params, stats, aux, random.fold_in(random.fold_in(key, state.step), 1))
-        average = optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema) if cfg.optim.ema else {}
-        return TrainState(state.step + 1, params, opt, average, stats), metrics
-
-    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
-        (loss, (metrics, aux)), grads = backward(state, batch, key)
-        state, more = apply(state, grads, aux, key)
-        return state, {"loss": loss} | metrics | more
-
-    replayed = graphs.recorded if cfg.cuda_graph and cfg.device.startswith("cuda") else lambda compiled: compiled
-    if cfg.compile == "off":
-        return step
-    if cfg.compile == "step":
-        return replayed(in_place(step))
-    fast_loss, fast_apply = torch.compile(loss_fn, fullgraph=True, dynamic=False), in_place(apply)
-
-    def split_step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
-        (loss, (metrics, aux)), grads = backward(state, batch, key, fast_loss)
-        state, more = fast_apply(state, grads, aux, key)
-        return state, {"loss": loss} | metrics | more
-
-    return replayed(split_step)
-
-
-def in_place(step: Callable) -> Callable:
-    """Compile `step(state, ...) -> (state, metrics)` so that the new state is written over the old one's tensors.
-
-    Donation, as JAX calls it: without it a step needs the memory of a second state, and CUDA graphs move.
-    """
-
-    def overwrite(state: TrainState, *args) -> tuple[Tensor, dict]:
-        new, metrics = step(state, *args)
-        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The step counter
-        # stays out of it: the compiler wrote it before the moving average had read it.
-        torch._foreach_copy_(tree.leaves(state._replace(step=())), tree.leaves(new._replace(step=())))
-        return new.step, metrics
-
-    compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)
-
-    def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
-        count, metrics = compiled(state, *args)
-        state.step.copy_(count)
-        return state, metrics
-
-    return donating
+        if self.sharding not in sharding.KINDS:
+            raise UserError(f"--cfg.sharding is one of {', '.join(sharding.KINDS)}, not {self.sharding!r}")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; anything else is torch's own name."""
+    """`auto` is CUDA where there is one; anything else is torch's own name. Each process of a node has its own GPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (own := os.environ.get("LOCAL_RANK")) is not None:
+        if int(own) >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise UserError(f"there are {found} GPUs for more processes: start torchrun with --nproc-per-node {found}")
+        name = f"cuda:{own}"
     try:
         torch.empty(0, device=name)
     except RuntimeError as error:
@@ -188,17 +98,41 @@ def pick_compile(mode: str, device: torch.device) -> str:
 def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
     """What every stage begins with: the device, the dataset, and a config settled for this machine."""
     device = pick_device(cfg.device)
+    sharding.join(device)
+    sharding.share(cfg.batch_size, cfg.accumulate)
+    console.quiet = sharding.rank() > 0
+    if cfg.deterministic:
+        _repeat_exactly()
     mode = pick_compile(cfg.compile, device)
     cfg = impls.resolve(replace(cfg, device=str(device), compile=mode), device, mode != "off")
     return cfg, data.open_store(cfg.data), device
 
 
+def _repeat_exactly() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix products are first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def start(
     spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.device, apart: Collection[str] = ()
 ) -> TrainState:
-    """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits."""
-    key = random.key(cfg.seed, device)
-    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats), apart)
+    """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits.
+
+    The first of several processes reads it and sends the others theirs.
+    """
+    key, layout = random.key(cfg.seed, device), sharding.layout(cfg.sharding)
+    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats), apart, layout)
+    read = {}
+
+    def load() -> bool:
+        read["state"] = _newest(state, cfg, stage, device)
+        return read["state"] is not None
+
+    return sharding.from_first(read.get("state"), state) if sharding.by_first(load) else state
+
+
+def _newest(state: TrainState, cfg: RunConfig, stage: str, device: torch.device) -> TrainState | None:
     found = checkpoint.latest(cfg.out)
     if found is not None and not cfg.resume:
         raise UserError(
@@ -206,15 +140,17 @@ def start(
             "pass --cfg.resume to continue it, or another folder with --cfg.out"
         )
     if found is None:
-        return state
-    loaded = checkpoint.load(cfg.out, stage=stage, device=device).state
+        return None
+    loaded = checkpoint.load(cfg.out, stage=stage, device=device if sharding.count() == 1 else "cpu").state
     return TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
 
 
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
     """Say what is about to be trained, and where."""
     size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
-    console.print(f"{stage} ({cfg.preset}): {size}, on {device}, compile {cfg.compile}, in {cfg.out}", soft_wrap=True)
+    many, layout = sharding.count(), sharding.layout(cfg.sharding)
+    place = f"{many} processes, state in {layout.shards} parts, {device}" if many > 1 else str(device)
+    console.print(f"{stage} ({cfg.preset}): {size}, on {place}, compile {cfg.compile}, in {cfg.out}", soft_wrap=True)
     kinds = {(path.split(".")[-1], name) for path, name in impls.chosen(cfg).items()}
     console.print("implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)), soft_wrap=True)
 
@@ -228,12 +164,21 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tenso
 
 
 def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.device) -> Iterator[data.Batch]:
-    """The training batches from `start_step` on, as tensors on `device`; frames stay uint8."""
+    """The training batches from `start_step` on, as tensors on `device`; frames stay uint8.
+
+    Each of several processes reads its own clips of them.
+    """
 
     def read(offsets: np.ndarray) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
         return data.Batch(*to_device(data.read_clips(store, offsets, cfg.num_frames), device))
 
-    return data.batches(store, "train", cfg.num_frames, cfg.batch_size, cfg.seed, start_step, read=read)
+    return data.batches(store, "train", cfg.num_frames, read=read, **order(cfg, start_step))
+
+
+def order(cfg: RunConfig, start_step: int) -> dict[str, Any]:
+    """Which clips a run reads, and when, as arguments of `data.batches`."""
+    share = sharding.share(cfg.batch_size, cfg.accumulate)
+    return {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start_step, "share": share}
 
 
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
@@ -257,23 +202,29 @@ def fit(
     """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
 
     `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and
-    SIGTERM finish the step, save and leave; the run then goes on with --cfg.resume.
+    SIGTERM finish the step, save and leave; the run then goes on with --cfg.resume. Of several processes, which all
+    leave at the same step, the first writes.
     """
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    log, batches, done, wait = _open_log(out / "metrics.jsonl", first), iter(batches), first, 0.0
+    batches, done, wait, writes = iter(batches), first, 0.0, sharding.rank() == 0
     began, saved, measured = time.perf_counter(), first, None
-    with checkpoint.manager(out) as saver, Stop() as stop, log, _progress() as bar:
+    saver, log = (checkpoint.manager(out), _open_log(out / "metrics.jsonl", first)) if writes else [nullcontext()] * 2
+    with saver, Stop() as stop, log, _progress() as bar:
         task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
 
         def report() -> None:
-            if measured is not None:
+            if measured is not None and writes:
                 at, seconds, waited, metrics = measured
                 row = {name: float(value) for name, value in metrics.items()}
                 print(json.dumps({"step": at, "seconds": seconds, "data_wait": waited} | row), file=log, flush=True)
                 bar.update(task, metrics=_headline(row))
 
-        while done < cfg.steps and not stop:
+        def save() -> None:
+            whole = sharding.to_first(state)
+            if writes:
+                checkpoint.save(saver, done, whole, cfg)
+
+        while done < cfg.steps and not sharding.anyone(bool(stop)):
             asked = time.perf_counter()
             batch = next(batches)
             wait += time.perf_counter() - asked
@@ -284,18 +235,20 @@ def fit(
                 measured = done, time.perf_counter() - began, wait, metrics
             bar.update(task, completed=done)
             if done % cfg.sample_every == 0 or done == cfg.steps:
-                sample(state.ema or state.params, out / "samples" / f"{done:07d}.png")
+                weights = sharding.full(state.ema or state.params)
+                if writes:
+                    sample(weights, out / "samples" / f"{done:07d}.png")
             if done % cfg.save_every == 0 or done == cfg.steps:
                 report()  # a checkpoint's step is never missing from the metrics
                 measured = None
-                checkpoint.save(saver, done, state, cfg)
+                save()
                 saved = done
         report()
         if done > saved:
-            checkpoint.save(saver, done, state, cfg)
+            save()
     spent = time.perf_counter() - began
     console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
-    if stop:
+    if done < cfg.steps:
         console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
         raise KeyboardInterrupt
     return state
@@ -313,6 +266,7 @@ def _progress() -> Progress:
 
 def _open_log(path: Path, step: int):
     """The metrics file, opened for appending, without the rows of steps that are about to be trained again."""
+    (path.parent / "samples").mkdir(parents=True, exist_ok=True)
     rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
     path.write_text("".join(line + "\n" for line in rows))
     return path.open("a")

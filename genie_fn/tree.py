@@ -29,13 +29,15 @@ leaves = pytree.tree_leaves
 class ParamSpec:
     """One parameter: its shape, how it starts, and whether weight decay applies to it.
 
-    `init` is "normal" (zero mean, standard deviation `std`), "zeros" or "ones".
+    `init` is "normal" (zero mean, standard deviation `std`), "zeros" or "ones". `whole`: every device keeps all of it,
+    however the others are divided.
     """
 
     shape: tuple[int, ...]
     init: str = "normal"
     std: float = 0.02
     decay: bool = True
+    whole: bool = False
 
     def draw(self, key: Tensor) -> Tensor:
         """The initial value, float32 of `shape`, on the key's device."""

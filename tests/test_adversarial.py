@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 import train_tokenizer
-from genie_fn import adversarial, blueprint, data, random, tokenizer, train, tree
+from genie_fn import adversarial, blueprint, data, random, tokenizer, tree
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import init_state, make_step
 from genie_fn.tokenizer import TokenizerConfig
 
 NET = DiscriminatorConfig(dim=8, mults=(1, 2), down=(1, 2), groups=4, heads=2, head_dim=8)
@@ -69,8 +70,8 @@ def run(cfg, steps=1, vgg=None):
     net = adversarial.discriminator(cfg.adversarial.discriminator)
     spec = tokenizer.spec(cfg.model) | {"discriminator": blueprint.spec(net)}
     apart = {"discriminator": cfg.critic}
-    state = train.init_state(spec, random.key(0), cfg.optim, {}, apart)
-    step, rows, first = train.make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, None, apart), [], state
+    state = init_state(spec, random.key(0), cfg.optim, {}, apart)
+    step, rows, first = make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, None, apart), [], state
     if cfg.compile != "off":
         first = tree.map(torch.clone, state)
     for _ in range(steps):

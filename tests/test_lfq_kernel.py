@@ -115,7 +115,7 @@ def test_a_step_through_the_quantiser_is_the_references(compiled):
     def step(params, x, cfg):
         def loss(params):
             q = quantize.quantize(params, x, cfg)
-            return (q.codes - target).square().mean() + q.loss, (q.metrics, q.ids, q.z, q.counts_V)
+            return (q.codes - target).square().mean() + q.loss, (q.metrics, q.ids, q.z, q.use_V)
 
         return tree.value_and_grad(loss)(params)
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genie_fn import quantize, random, tree
+from genie_fn import metrics, quantize, random, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
+from genie_fn.parts import WHOLE
 from genie_fn.quantize import QuantizerConfig
 
 
@@ -53,6 +54,7 @@ def test_sure_latents_have_right_entropies_and_finite_gradients(temperature):
 HUGE = """
 import resource, sys, torch
 from genie_fn.kernels import lfq
+from genie_fn.parts import WHOLE
 torch.set_num_threads(2)
 z = torch.randn(49_152, 18, generator=torch.Generator().manual_seed(0)).requires_grad_()
 sample, average = lfq.entropies(z, 1.0)
@@ -152,7 +154,7 @@ def test_vq_pulls_the_codebook_to_its_inputs_and_the_inputs_to_their_codes():
 def test_dead_codes_restart_on_inputs_and_used_ones_stay():
     codebook, z = random.normal(random.key(0), (5, 3)), random.normal(random.key(1), (2, 4, 3)) + 50
     use = torch.tensor([0.5, 0.019, 0.021, 0.459, 0.001])  # the limit is 0.1 / 5
-    new, new_use = quantize.reset_dead_codes(codebook, use, z, random.key(2), VQ)
+    new, new_use = quantize.reset_dead_codes(codebook, use, quantize.pick_inputs(z, random.key(2), 5), VQ)
     used, dead = [0, 2, 3], [1, 4]
     assert torch.equal(new[used], codebook[used]) and torch.equal(new_use[used], use[used])
     assert (new[dead][:, None] == z.flatten(0, 1)).all(-1).any(-1).all(), "a dead code was not moved onto an input"
@@ -164,31 +166,27 @@ def test_a_code_nobody_chooses_comes_back_to_life():
     book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
     params, stats = {"quantizer": {"codebook": book}, "other": torch.ones(2)}, quantize.initial_use(VQ)
     z, update = random.normal(random.key(0), (64, 3)), quantize.codebook_update(VQ)
-    assert quantize.quantize(params["quantizer"], z, VQ).metrics["codes_used"] == 1
+    assert (quantize.quantize(params["quantizer"], z, VQ).use_V > 0).sum() == 1
     for s in range(200):
         q = quantize.quantize(params["quantizer"], z, VQ)
-        params, stats = update(params, stats, q, random.fold_in(random.key(1), s))
-    assert quantize.quantize(params["quantizer"], z, VQ).metrics["codes_used"] == 5
+        params, stats = update.apply(params, stats, update.collect(q, random.fold_in(random.key(1), s), WHOLE))
+    assert (quantize.quantize(params["quantizer"], z, VQ).use_V > 0).sum() == 5
     assert torch.equal(params["quantizer"]["codebook"][0], torch.zeros(3)), "the used code was moved"
     assert torch.equal(params["other"], torch.ones(2))
 
 
 def test_lfq_keeps_no_statistics():
     cfg = QuantizerConfig(codes=4)
-    q = quantize.quantize({}, torch.ones(3, 2), cfg)
-    assert quantize.spec(cfg) == quantize.initial_use(cfg) == {}
-    assert quantize.codebook_update(cfg)({}, {}, q, random.key(0)) == ({}, {})
+    assert quantize.spec(cfg) == quantize.initial_use(cfg) == {} and quantize.codebook_update(cfg) is None
 
 
 def test_use_counts_codes_not_tokens():
-    counts = quantize.code_counts(torch.tensor([[0, 0, 3], [3, 0, 0]]), 5)
-    assert counts.tolist() == [4, 0, 0, 2, 0]
-    used = quantize.use(counts)
+    use = quantize.code_use(torch.tensor([[0, 0, 3], [3, 0, 0]]), 5)
+    torch.testing.assert_close(use, torch.tensor([4, 0, 0, 2, 0]) / 6)
+    used = metrics.summary({"use": use})
     assert used["codes_used"].item() == 2
     assert used["perplexity"].item() == pytest.approx(3 / 2 ** (2 / 3))
-    even = quantize.use(torch.full((8,), 7.0))
-    assert even["perplexity"].item() == pytest.approx(8)
-    assert quantize.use(torch.zeros(8))["perplexity"].isfinite()
+    assert metrics.summary({"lam_use": torch.full((8,), 1 / 8)})["lam_perplexity"].item() == pytest.approx(8)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +216,16 @@ def test_several_codebooks_have_entropies_of_their_own():
 
 
 def test_a_share_of_the_samples_is_spread_evenly():
-    z = torch.arange(1000.0)[:, None]
-    part = lfq.evenly_spread(z, 0.1)[:, 0]
+    part = lfq._spread(1000, 0.1, torch.device("cpu"))
     assert len(part) == 100 == len(part.unique())
-    assert torch.histc(part, 10, 0, 1000).min() >= 9
+    assert torch.histc(part.float(), 10, 0, 1000).min() >= 9
     assert len((part % 8).unique()) == 8, "always the same places"
-    assert lfq.evenly_spread(z, 1.0) is z
+    by_clip = lfq._spread(1000, 0.1, torch.device("cpu"), clips=10)
+    assert torch.equal(torch.bincount(by_clip // 100), torch.full((10,), 10))
+    assert len((by_clip % 100).unique()) > 50, "the same places of every clip"
+    rest = lfq._spread(400, 0.1, torch.device("cpu"), clips=4, first=6)
+    assert torch.equal(rest + 600, by_clip[60:]), "a part of a batch sees what the whole would"
+    assert lfq._spread(1000, 1.0, torch.device("cpu")) is None
     cfg = QuantizerConfig(codes=16)
     z = random.normal(random.key(0), (4096, 4))
     full, part = (quantize.lfq(z, replace(cfg, frac_sample=f)) for f in (1.0, 0.25))

@@ -15,15 +15,15 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
+    1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map", "parts"},
     2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures", "sources", "world_file"},
+    3: {"layers", "tokens", "pictures", "sources", "step", "world_file"},
     4: {"quantize", "conv", "markup", "readers"},
     5: {"registry", "facing", "report_page", "importing"},
     6: {"blueprint"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
-    9: {"surroundings", "rollouts", "fidelity", "action_report"},
+    9: {"surroundings", "rollouts", "fidelity", "action_report", "scale"},
     10: {"player", "probe"},
     11: {"cloning"},
 }
@@ -42,7 +42,7 @@ MODELS = {
     "adversarial",
     "world",
 }
-TRAINING = {"optim", "data", "tokens", "sharding", "train"}
+TRAINING = {"optim", "data", "tokens", "sharding", "step", "train"}
 
 
 def parse(path):

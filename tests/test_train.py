@@ -17,8 +17,9 @@ from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import TrainState, init_state, make_step
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.train import RunConfig, TrainState
+from genie_fn.train import RunConfig
 
 SMALL = STConfig(layers=1, dim=32, heads=2, mlp=2, window=3)
 MODEL = TokenizerConfig(32, 32, 16, SMALL, SMALL, QuantizerConfig(kind="vq", codes=8, latent_dim=4))
@@ -31,15 +32,15 @@ KEY = random.key(5)
 def make(cfg=CFG, model=MODEL, noise=0.0):
     """A step that uses all that a step can have: clipping, weight decay, averages, a codebook with dead codes."""
 
-    def loss(params, batch, key, step):
+    def loss(params, batch, key, step, part):
         value, aux = tokenizer.loss(params, batch, model)
         return value * (1 + noise * random.normal(key)) if noise else value, aux
 
-    return train.make_step(loss, tokenizer.spec(model), cfg, quantize.codebook_update(model.quantizer))
+    return make_step(loss, tokenizer.spec(model), cfg, quantize.codebook_update(model.quantizer))
 
 
 def fresh(model=MODEL):
-    return train.init_state(tokenizer.spec(model), random.key(0), OPTIM, quantize.initial_use(model.quantizer))
+    return init_state(tokenizer.spec(model), random.key(0), OPTIM, quantize.initial_use(model.quantizer))
 
 
 def batch_of(step):
@@ -110,7 +111,7 @@ def test_a_step_is_a_function_of_state_batch_and_key():
 
 
 def test_without_averages_or_statistics_their_trees_are_empty():
-    state = train.init_state(tokenizer.spec(MODEL), KEY, replace(OPTIM, ema=0.0), {})
+    state = init_state(tokenizer.spec(MODEL), KEY, replace(OPTIM, ema=0.0), {})
     assert state.ema == {} and state.stats == {}
 
 

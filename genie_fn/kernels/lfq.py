@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from genie_fn.errors import UserError
 from genie_fn.kernels import require_triton
+from genie_fn.parts import WHOLE, Part
 
 IMPLS = ("reference", "triton")
 
@@ -33,66 +34,76 @@ class Rounded(NamedTuple):
 
 
 def quantize(
-    z_MK: Tensor, *, books: int = 1, temperature: float = 1.0, share: float = 1.0, impl: str = "reference"
+    z_MK: Tensor,
+    *,
+    books: int = 1,
+    temperature: float = 1.0,
+    share: float = 1.0,
+    impl: str = "reference",
+    clips: int = 1,
+    part: Part = WHOLE,
 ) -> Rounded:
     """Round z (M, K), float32 or a shorter type. A `share` of the rows, evenly spread, is what the entropies see.
 
-    The K bits are cut into `books` codebooks, each with entropies of its own.
+    The K bits are cut into `books` codebooks, each with entropies of its own. The rows are those of so many `clips`, a
+    `part` of a batch, whose average assignment is the one that counts.
     """
+    rows_S = _spread(len(z_MK), share, z_MK.device, clips, part.first(clips))
     if impl == "triton":
-        return _quantize_triton(z_MK, books, temperature, share)
+        return _quantize_triton(z_MK, books, temperature, rows_S, part)
     z_MK = z_MK.float()
     positive = z_MK > 0
     codes = positive.to(z_MK.dtype) * 2 - 1
     ids = (positive * _bit_values(z_MK.shape[1], z_MK.device)).sum(-1)
-    pairs = [entropies(book_MK, temperature) for book_MK in evenly_spread(z_MK, share).chunk(books, -1)]
+    seen_SK = z_MK if rows_S is None else z_MK[rows_S]
+    pairs = [entropies(book_SK, temperature, part) for book_SK in seen_SK.chunk(books, -1)]
     sample, code = (torch.stack(x).mean() for x in zip(*pairs, strict=True))
     return Rounded(z_MK + (codes - z_MK).detach(), ids, (z_MK - codes).square().mean(), sample, code)
 
 
-def _quantize_triton(z_MK: Tensor, books: int, temperature: float, share: float) -> Rounded:
+def _quantize_triton(z_MK: Tensor, books: int, temperature: float, rows_S: Tensor | None, part: Part) -> Rounded:
     if (width := z_MK.shape[1] // books) > 30:  # the kernels number the codes of a book in 32 bits
         raise UserError(f"the impl triton takes at most 30 bits in a codebook, not {width}: take more codebooks")
     require_triton()
     from genie_fn.kernels import lfq_triton
 
-    rows_S, part_SK, times_M = _spread(len(z_MK), share, z_MK.device), z_MK, None
+    seen_SK, times_M = z_MK, None
     if rows_S is not None:
-        part_SK, once = z_MK[rows_S], torch.ones_like(rows_S)
+        seen_SK, once = z_MK[rows_S], torch.ones_like(rows_S)
         times_M = torch.zeros(len(z_MK), dtype=rows_S.dtype, device=z_MK.device).scatter_add(0, rows_S, once)
     codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / temperature)
-    average_XBA = lfq_triton.sum_codes(part_SK, books, 4 / temperature) / len(part_SK)
-    sample, code = sample / (len(part_SK) * books), _entropy(average_XBA) / books
+    average_XBA = part.mean(lfq_triton.sum_codes(seen_SK, books, 4 / temperature) / len(seen_SK))
+    sample, code = sample / (len(seen_SK) * books), _entropy(average_XBA) / books
     return Rounded(codes, ids, commit / z_MK.numel(), sample, code)
 
 
-def evenly_spread(z_MK: Tensor, share: float) -> Tensor:
-    """A share of the rows, spread over all clips, frames and places: steps of the golden ratio, modulo M."""
-    rows_S = _spread(len(z_MK), share, z_MK.device)
-    return z_MK if rows_S is None else z_MK[rows_S]
+def _spread(rows: int, share: float, device: torch.device, clips: int = 1, first: int | Tensor = 0) -> Tensor | None:
+    """Which are a share of the rows, spread over all frames and places, others in each clip, a few perhaps twice.
 
-
-def _spread(rows: int, share: float, device: torch.device) -> Tensor | None:
-    """Which rows those are, a few perhaps twice; None if all."""
+    None if all. Steps of the golden ratio, modulo a clip's rows, that go on from clip to clip, from the `first` on.
+    """
+    rows //= clips
     count = max(1, round(share * rows))
     if count == rows:
         return None
-    return (torch.arange(count, device=device, dtype=torch.float64) * 0.6180339887498949 % 1 * rows).long()
+    step_S = torch.arange(clips * count, device=device)
+    row_S = ((step_S + first * count).double() * 0.6180339887498949 % 1 * rows).long()
+    return row_S + step_S // count * rows
 
 
-def entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def entropies(z_MK: Tensor, temperature: float, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
     """Exact entropies, in nats, of the soft assignment softmax_c(2 z·c / τ) over all 2^K codes c in {-1, 1}^K.
 
     Returns the mean per-sample entropy and the entropy of the average assignment. The softmax is a product of K
     Bernoullis with logits s_k = 4 z_k / τ, so the first is a sum of K binary entropies; and with the bits cut into two
     halves, whose code probabilities are A and B, the average over M samples of all 2^K codes is the matrix product
-    BᵀA / M: memory M · 2^(K/2), not M · 2^K.
+    BᵀA / M: memory M · 2^(K/2), not M · 2^K. That average is the whole batch's, of which z is a `part`.
     """
     s_MK = 4.0 / temperature * z_MK
     sample = (F.softplus(s_MK) - s_MK * s_MK.sigmoid()).sum(-1).mean()
     half = z_MK.shape[1] // 2
     a, b = _code_probabilities(s_MK[:, :half]), _code_probabilities(s_MK[:, half:])
-    return sample, _entropy(b.T @ a / len(z_MK))
+    return sample, _entropy(part.mean(b.T @ a / len(z_MK)))
 
 
 def _code_probabilities(s_MK: Tensor) -> Tensor:

@@ -1,0 +1,229 @@
+"""What one of several processes does in tests/test_sharding.py: `python -m tests.ranks FOLDER JOB…`.
+
+The processes find each other as torchrun would let them, through environment variables. A job's result is what the
+first process saves as FOLDER/JOB.pt.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_dynamics
+import train_tokenizer
+from genie_fn import adversarial, blueprint, dynamics, lam, layers, quantize, random, sharding, tokenizer, train, tree
+from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.dynamics import DynamicsConfig
+from genie_fn.facing import FacingConfig
+from genie_fn.lam import LamConfig
+from genie_fn.layers import STConfig
+from genie_fn.optim import OptimConfig
+from genie_fn.quantize import QuantizerConfig
+from genie_fn.step import init_state, make_step
+from genie_fn.tokenizer import TokenizerConfig
+
+STEPS, BATCH, FRAMES, SIDE = 20, 8, 3, 16
+STACK = STConfig(layers=1, dim=10, heads=1, mlp=1, window=3)  # four processes hold 3, 3, 3 and 1 of 10
+# A large eps, so that gradients of the size of rounding errors do not become whole steps; clipping always works.
+OPTIM = OptimConfig(lr=1e-2, warmup=3, ema=0.9, weight_decay=0.1, eps=1e-3, clip=0.05)
+KEY = random.key(5)
+LFQ = QuantizerConfig(codes=32, entropy=0.5, commit=0.25, frac_sample=0.6)
+VQ = QuantizerConfig(kind="vq", codes=7, latent_dim=5, reset_below=0.5)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What `make_step` and `init_state` take, and the batch of a step."""
+
+    loss: Callable
+    spec: Any
+    stats: Any
+    update: Any
+    apart: dict
+    batch: Callable
+
+
+def video(step: int) -> torch.Tensor:
+    """The whole batch of a step: uint8 noise, the clips of unlike contrast, so that their statistics differ."""
+    pixels = random.randint(random.fold_in(random.key(8), step), (BATCH, FRAMES, SIDE, SIDE, 3), 0, 256)
+    return (pixels // torch.arange(1, BATCH + 1)[:, None, None, None, None]).to(torch.uint8)
+
+
+def clips(step: int) -> tuple:
+    return train.data.Batch(video(step), torch.zeros(BATCH, FRAMES - 1, dtype=torch.int64))
+
+
+def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
+    model = TokenizerConfig(SIDE, SIDE, 8, STACK, STACK, quantizer)
+    critic = DiscriminatorConfig(dim=8, mults=(1,), down=(2,), groups=4, heads=2, head_dim=4)
+    losses = AdversarialConfig(gan=gan, start=4, frames=2, discriminator=critic)
+    cfg = train_tokenizer.Config(model=model, adversarial=losses, critic=replace(OPTIM, ema=0.0, lr=5e-3))
+    spec, apart = tokenizer.spec(model), {}
+    if gan:
+        spec |= {"discriminator": blueprint.spec(adversarial.discriminator(critic))}
+        apart = {"discriminator": cfg.critic}
+    stats, update = quantize.initial_use(quantizer), quantize.codebook_update(quantizer)
+    return Stage(train_tokenizer.objective(cfg, {}), spec, stats, update, apart, clips)
+
+
+def dynamics_stage() -> Stage:
+    """With a latent action model trained along, which has every kind of its losses."""
+    along = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
+    model = DynamicsConfig(codes=11, tokens=4, actions=along.actions, stack=STACK)
+    cfg = train_dynamics.Config(model=model)
+    spec = dynamics.spec(model) | {"lam": lam.spec(along)}
+
+    def batch(step: int) -> tuple:
+        return random.randint(random.fold_in(random.key(9), step), (BATCH, FRAMES, 4), 0, 11), video(step)
+
+    update = quantize.codebook_update(VQ, "lam")
+    return Stage(train_dynamics.objective(cfg, along), spec, quantize.initial_use(VQ), update, {}, batch)
+
+
+def toy_stage() -> Stage:
+    """What a step can have in the smallest graph: masks, a statistic of the whole batch, a codebook, two optimizers."""
+    book = replace(VQ, commit=1.0)
+    spec = {"in": layers.linear_spec(48, 5), "quantizer": quantize.spec(book)}
+    spec |= {"out": layers.linear_spec(5, 48, bias=True)}
+
+    def loss(params, batch, key, step, part):
+        x_BTI = layers.to_float(batch.frames[:, :, 0]).flatten(2)
+        hidden = random.bernoulli(key, 0.3, x_BTI.shape, row=part.first(len(x_BTI)))
+        q = quantize.quantize(params["quantizer"], layers.linear(params["in"], x_BTI * ~hidden), book, part)
+        error = (layers.linear(params["out"], q.codes) - x_BTI).square() * hidden
+        weighted = error.mean() / part.mean((hidden * x_BTI.abs()).mean())
+        return weighted + q.loss, ({"mse": error.mean()} | q.metrics, q)
+
+    apart = {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}
+    return Stage(loss, spec, quantize.initial_use(book), quantize.codebook_update(book), apart, clips)
+
+
+STAGES = {
+    "toy": toy_stage,
+    "lfq": lambda: tokenizer_stage(LFQ),
+    "vq": lambda: tokenizer_stage(VQ),
+    "gan": lambda: tokenizer_stage(LFQ, gan=0.5),
+    "dynamics": dynamics_stage,
+}
+
+
+def config(**options) -> train.RunConfig:
+    sizes = {"steps": STEPS, "batch_size": BATCH, "num_frames": FRAMES, "compile": "off"}
+    return train.RunConfig(optim=OPTIM, **(sizes | options))
+
+
+def run(name: str, **options) -> dict:
+    """The state of a stage after so many steps, and the metrics of each: the same on all processes, or it fails."""
+    stage, cfg = STAGES[name](), config(**options)
+    layout, share = sharding.layout(cfg.sharding), sharding.share(BATCH, cfg.accumulate)
+    state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.apart), layout)
+    step, rows = make_step(stage.loss, stage.spec, cfg, stage.update, stage.apart), []
+    for s in range(STEPS):
+        batch = tree.map(lambda x: x[share], stage.batch(s))
+        with torch._dynamo.config.patch(error_on_recompile=s > 0):
+            state, row = step(state, batch, KEY)
+        rows.append({metric: float(value) for metric, value in row.items()})
+    whole = sharding.full(state)
+    for leaf in tree.leaves(whole):
+        first = leaf.clone()
+        if sharding.count() > 1:
+            torch.distributed.broadcast(first, 0)
+        assert torch.equal(first, leaf), "the processes have drifted apart"
+    held = sum(x.numel() for x in tree.leaves(sharding.local(state)))
+    return {"state": whole._asdict(), "rows": rows, "held": held}
+
+
+class Counted(TorchDispatchMode):
+    """Adds up the bytes of each kind of exchange: of its argument or of its result, whichever is larger."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = dict.fromkeys(("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"), 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # its own operations on plain tensors come here, too
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "_c10d_functional" and (name := func._schema.name.split("::")[1]) in self.bytes:
+            self.bytes[name] += max(args[0].nbytes, result.nbytes)
+        return result
+
+
+def counted(kind: str) -> dict:
+    """What a step of the dynamics exchanges, and the most that any process holds of its state."""
+    stage, cfg = dynamics_stage(), config(sharding=kind)
+    layout = sharding.layout(kind)
+    state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, layout=layout)
+    step = make_step(stage.loss, stage.spec, cfg, stage.update)
+    batch = tree.map(lambda x: x[sharding.share(BATCH, 1)], stage.batch(0))
+    with Counted() as mode:
+        step(state, batch, KEY)
+    held = torch.tensor(sum(x.nbytes for x in tree.leaves(sharding.local((state.params, state.opt, state.ema)))))
+    if sharding.count() > 1:
+        torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
+    return {"bytes": mode.bytes, "held": held.item(), "shards": layout.shards}
+
+
+def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
+    """A run of the loop, whose last process is told to stop during one step."""
+    stage = STAGES["vq"]()
+    cfg = config(steps=6, save_every=2, sample_every=3, out=str(folder / "run"), resume=resume, sharding="sharded")
+    share = sharding.share(BATCH, 1)
+    state = train.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
+    begun = sharding.full(state)._asdict()
+
+    def batches():
+        for s in range(int(state.step), cfg.steps):
+            if s == stop_at and sharding.rank() == sharding.count() - 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield tree.map(lambda x: x[share], stage.batch(s))
+
+    def sample(weights, path: Path) -> None:
+        assert sharding.rank() == 0 and tree.count(weights) == tree.count(stage.spec)
+        path.touch()
+
+    step = make_step(stage.loss, stage.spec, cfg, stage.update)
+    try:
+        state = train.fit(step, state, batches(), cfg, sample)
+    except KeyboardInterrupt:
+        return {"begun": begun, "stopped": True}
+    return {"begun": begun, "state": sharding.full(state)._asdict(), "stopped": False}
+
+
+JOBS = {
+    "sharded": lambda folder: run("gan", sharding="sharded"),
+    "hybrid": lambda folder: run("dynamics", sharding="hybrid"),
+    "replicated": lambda folder: run("vq", sharding="replicated"),
+    "accumulated": lambda folder: run("gan", accumulate=2),
+    "compiled": lambda folder: run("toy", compile="step"),
+    "compiled_vq": lambda folder: run("vq", compile="step"),
+    "compiled_dynamics": lambda folder: run("dynamics", compile="step"),
+    "compiled_accumulated": lambda folder: run("gan", compile="step", accumulate=2),
+    "compiled_split": lambda folder: run("lfq", compile="split"),
+    "counted_sharded": lambda folder: counted("sharded"),
+    "counted_hybrid": lambda folder: counted("hybrid"),
+    "counted_replicated": lambda folder: counted("replicated"),
+    "stopped": lambda folder: fitted(folder, stop_at=2),
+    "resumed": lambda folder: fitted(folder, resume=True),
+}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    sharding.join(torch.device("cpu"))
+    for job in sys.argv[2:]:
+        result = JOBS[job](folder)
+        if sharding.rank() == 0:
+            torch.save(result, folder / f"{job}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sharding.SMALL = 30  # most leaves of these models are to be divided
+    main()
