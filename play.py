@@ -67,11 +67,11 @@ class Config:
 
 
 def newest_run() -> str:
-    """The dynamics run under `runs` whose checkpoint is the newest."""
+    """The dynamics run under `runs` that was begun or continued last, of those that have a checkpoint."""
     found = [path.parent for path in Path("runs").glob("*/dynamics/checkpoints") if checkpoint.latest(path.parent)]
     if not found:
         raise UserError("there is no trained world under runs: make one with `make demo`, or name one with --cfg.run")
-    return str(max(found, key=lambda path: (path / "checkpoints").stat().st_mtime))
+    return str(max(found, key=lambda path: (checkpoint.order(path), str(path))))
 
 
 def parse_actions(text: str, choices: int) -> list[int]:
@@ -111,7 +111,7 @@ def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.devic
     from genie_fn.player import game, terminal
 
     frame = first_frame(cfg, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
-    found = action_map.load(folder)
+    found = action_map.load(folder, dream.dynamics.cfg.actions)
     to_latent = (found.to_latent if found else None) if dream.lam else list(range(len(game.ACTIONS)))
     prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
     if cfg.compile == "step":
@@ -139,7 +139,8 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
             f"{cfg.host}:{cfg.port} cannot be served ({error.strerror}): choose another --cfg.port"
         ) from error
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
-    engine = Engine(dream, device, action_map.load(folder), compiled, store and store.meta, cfg.sample)
+    found = action_map.load(folder, dream.dynamics.cfg.actions)
+    engine = Engine(dream, device, found, compiled, store and store.meta, cfg.sample)
     identity = world.fingerprint(*dream)
     server = Server(engine, folder, identity, store, token, Limits(cfg.visitors))
     everywhere = cfg.host in ("0.0.0.0", "::")

@@ -138,8 +138,9 @@ def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
     encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
     cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-    cache = tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console)
-    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start}
+    skip = train.on_damage(cfg)
+    cache = tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console, skip)
+    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start, "skip": skip}
     return tokens.batches(cache, store, "train", cfg.num_frames, lambda *clip: train.to_device(clip, device), **order)
 
 

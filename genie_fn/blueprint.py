@@ -22,6 +22,7 @@ from genie_fn.errors import UserError
 from genie_fn.registry import ALIASES, REGISTRY, Layer
 from genie_fn.tree import Tree
 
+MAX_REPEATS = 1000
 Blueprint = tuple  # of (name, ((option, value), ...)), hashable: what `parse` returns
 
 
@@ -65,7 +66,7 @@ def _entry(entry: Any, at: int) -> tuple[str, tuple]:
         layer.spec()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise _wrong(at, name, f"is impossible, {error}") from None
-    if repeats < 1 or (repeats > 1 and layer.outputs != layer.inputs):
+    if type(repeats) is not int or not 1 <= repeats <= MAX_REPEATS or (repeats > 1 and layer.outputs != layer.inputs):
         raise _wrong(at, name, f"cannot be repeated {repeats} times")
     return frozen
 

@@ -4,10 +4,8 @@ A run is a pure function of (config, step): the randomness of step s is `fold_in
 checkpoint therefore holds no random state, and a killed run resumes bit for bit.
 """
 
-import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,16 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from genie_fn import checkpoint, data, graphs, impls, optim, random, tree, video
-from genie_fn.errors import UserError
+from genie_fn import checkpoint, data, files, graphs, impls, optim, random, tree, video
+from genie_fn.errors import Stop, UserError, console
 from genie_fn.optim import OptimConfig
 from genie_fn.tree import Tree
 
-console = Console(stderr=True, highlight=False)
+PATIENCE = 20  # steps skipped in a row, after which a run that cannot go on ends
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,8 @@ class RunConfig:
     cuda_graph: bool = True
     """On a GPU, replay the compiled step as a CUDA graph."""
     device: str = "auto"
+    damaged: str = "refuse"
+    """What a file of the dataset that cannot be read does: `refuse` ends the run, `skip` takes other clips."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
@@ -57,6 +56,8 @@ class RunConfig:
                 raise UserError(f"--cfg.{flag} is {getattr(self, name)}, but must be at least 1")
         if self.compile not in ("off", "step", "split"):
             raise UserError(f"--cfg.compile is off, step or split, not {self.compile!r}")
+        if self.damaged not in ("refuse", "skip"):
+            raise UserError(f"--cfg.damaged is refuse or skip, not {self.damaged!r}")
 
 
 class TrainState(NamedTuple):
@@ -67,6 +68,8 @@ class TrainState(NamedTuple):
     opt: Tree
     ema: Tree
     stats: Tree
+    skipped: Tensor
+    """Steps that changed nothing, for their loss or a gradient was not finite: all, and those in a row up to now."""
 
 
 def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree, apart: Collection[str] = ()) -> TrainState:
@@ -74,7 +77,7 @@ def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree, apart: Co
     params = tree.init(spec, key)
     average = tree.map(torch.clone, _without(params, apart)) if cfg.ema else {}
     step = torch.zeros((), dtype=torch.int64, device=key.device)
-    return TrainState(step, params, optim.adamw_init(params), average, stats)
+    return TrainState(step, params, optim.adamw_init(params), average, stats, step.new_zeros(2))
 
 
 def _without(params: Tree, names: Collection[str]) -> Tree:
@@ -114,18 +117,21 @@ def make_step(
             metrics |= {f"lr{suffix}": lr, f"grad_norm{suffix}": norm}
         return params, opt, metrics
 
-    def apply(state: TrainState, grads: Tree, aux: Tree, key: Tensor) -> tuple[TrainState, dict]:
+    def apply(state: TrainState, loss: Tensor, grads: Tree, aux: Tree, key: Tensor) -> tuple[TrainState, dict]:
         params, opt, metrics = optimize(state, grads)
+        norms = [metrics[f"grad_norm{suffix}"] for suffix, _, _ in groups]
         stats = state.stats
         if update is not None:
             params, stats = update(params, stats, aux, random.fold_in(random.fold_in(key, state.step), 1))
         average = optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema) if cfg.optim.ema else {}
-        return TrainState(state.step + 1, params, opt, average, stats), metrics
+        new = TrainState(state.step + 1, params, opt, average, stats, state.skipped)
+        new = skip_unless_finite(state, new, loss, norms)
+        return new, {"loss": loss} | metrics | {"skipped": new.skipped[0], "skipped_in_a_row": new.skipped[1]}
 
     def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
         (loss, (metrics, aux)), grads = backward(state, batch, key)
-        state, more = apply(state, grads, aux, key)
-        return state, {"loss": loss} | metrics | more
+        state, more = apply(state, loss, grads, aux, key)
+        return state, metrics | more
 
     replayed = graphs.recorded if cfg.cuda_graph and cfg.device.startswith("cuda") else lambda compiled: compiled
     if cfg.compile == "off":
@@ -136,10 +142,20 @@ def make_step(
 
     def split_step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
         (loss, (metrics, aux)), grads = backward(state, batch, key, fast_loss)
-        state, more = fast_apply(state, grads, aux, key)
-        return state, {"loss": loss} | metrics | more
+        state, more = fast_apply(state, loss, grads, aux, key)
+        return state, metrics | more
 
     return replayed(split_step)
+
+
+def skip_unless_finite(state: TrainState, new: TrainState, loss: Tensor, norms: list[Tensor]) -> TrainState:
+    """`new`, if the loss and all gradients, by their norms, are finite; otherwise `state`, but for its counts."""
+    finite = torch.stack([loss, *norms]).isfinite().all()
+    count, bare = new.step, {"step": (), "skipped": ()}
+    kept = tree.map(lambda a, b: torch.where(finite, a, b), new._replace(**bare), state._replace(**bare))
+    skipped, in_a_row = state.skipped.unbind()
+    skipped = torch.stack((skipped + ~finite, (in_a_row + 1) * ~finite))
+    return kept._replace(step=count, skipped=skipped)
 
 
 def in_place(step: Callable) -> Callable:
@@ -207,8 +223,10 @@ def start(
         )
     if found is None:
         return state
-    loaded = checkpoint.load(cfg.out, stage=stage, device=device).state
-    return TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
+    loaded = {"skipped": state.skipped} | checkpoint.load(cfg.out, stage=stage, device=device).state
+    state = TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
+    console.print(f"continuing {cfg.out} from step {int(state.step)}", soft_wrap=True)
+    return state
 
 
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
@@ -233,12 +251,34 @@ def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.de
     def read(offsets: np.ndarray) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
         return data.Batch(*to_device(data.read_clips(store, offsets, cfg.num_frames), device))
 
-    return data.batches(store, "train", cfg.num_frames, cfg.batch_size, cfg.seed, start_step, read=read)
+    order = {"seed": cfg.seed, "start_step": start_step, "skip": on_damage(cfg)}
+    return data.batches(store, "train", cfg.num_frames, cfg.batch_size, read=read, **order)
+
+
+def on_damage(cfg: RunConfig) -> Callable[[str], None] | None:
+    """What is done about data that cannot be read: each damaged file is told once; None: the run ends."""
+    told: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            console.print(f"{sentence}: other clips take the place of its own", soft_wrap=True, markup=False)
+
+    return tell if cfg.damaged == "skip" else None
 
 
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
     """The same few validation clips at every call, for pictures during training."""
-    clips = data.read_clips(store, data.eval_clips(store, "val", cfg.num_frames, count), cfg.num_frames)
+    skip = on_damage(cfg)
+    offsets = data.eval_clips(store, "val", cfg.num_frames, count, skip=skip)
+    try:
+        clips = data.read_clips(store, offsets, cfg.num_frames)
+    except data.DamagedClips as damage:
+        whole = np.delete(offsets, [*damage.lost])
+        if skip is None or not len(whole):
+            raise
+        any(map(skip, damage.lost.values()))
+        clips = data.read_clips(store, np.resize(whole, count), cfg.num_frames)
     return data.Batch(*(torch.from_numpy(array).to(device) for array in clips))
 
 
@@ -257,90 +297,79 @@ def fit(
     """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
 
     `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and
-    SIGTERM finish the step, save and leave; the run then goes on with --cfg.resume.
+    SIGTERM finish the step, save and leave, and so do PATIENCE steps in a row whose loss was not finite; the run then
+    goes on with --cfg.resume. One process trains in a folder at a time.
     """
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    log, batches, done, wait = _open_log(out / "metrics.jsonl", first), iter(batches), first, 0.0
-    began, saved, measured = time.perf_counter(), first, None
-    with checkpoint.manager(out) as saver, Stop() as stop, log, _progress() as bar:
-        task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
+    source, done, saved, wait, began = iter(batches), first, first, 0.0, time.perf_counter()
+    measured, stuck = None, False
+    with files.exclusive(out, "trains in", "choose another --cfg.out"), Stop() as stop:
+        checkpoint.set_aside(out, first)
+        checkpoint.put_last(out)
+        write_row = files.open_log(out / "metrics.jsonl", first)
+        with checkpoint.manager(out) as saver, _progress() as bar:
+            task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
 
-        def report() -> None:
-            if measured is not None:
-                at, seconds, waited, metrics = measured
-                row = {name: float(value) for name, value in metrics.items()}
-                print(json.dumps({"step": at, "seconds": seconds, "data_wait": waited} | row), file=log, flush=True)
-                bar.update(task, metrics=_headline(row))
+            def report() -> None:
+                nonlocal stuck
+                saver.poll()
+                if measured is not None:
+                    at, seconds, waited, metrics = measured
+                    row = {name: float(value) for name, value in metrics.items()}
+                    stuck = row.pop("skipped_in_a_row", 0) >= PATIENCE
+                    if cfg.damaged == "skip":
+                        row["clips_skipped"] = getattr(batches, "skipped", 0)
+                    write_row({"step": at, "seconds": seconds, "data_wait": waited} | row)
+                    bar.update(task, metrics=_headline(row))
 
-        while done < cfg.steps and not stop:
-            asked = time.perf_counter()
-            batch = next(batches)
-            wait += time.perf_counter() - asked
-            state, metrics = step(state, batch, key)
-            report()  # of a step before, so that a GPU has its next work while its numbers are read
-            done, measured = done + 1, None
-            if done % 10 == 0 or done == cfg.steps:
-                measured = done, time.perf_counter() - began, wait, metrics
-            bar.update(task, completed=done)
-            if done % cfg.sample_every == 0 or done == cfg.steps:
-                sample(state.ema or state.params, out / "samples" / f"{done:07d}.png")
-            if done % cfg.save_every == 0 or done == cfg.steps:
-                report()  # a checkpoint's step is never missing from the metrics
-                measured = None
+            while done < cfg.steps and not stop and not stuck:
+                asked = time.perf_counter()
+                batch = next(source)
+                wait += time.perf_counter() - asked
+                state, metrics = step(state, batch, key)
+                report()  # of a step before, so that a GPU has its next work while its numbers are read
+                done, measured, stop.save = done + 1, None, True
+                if done % 10 == 0 or done == cfg.steps:
+                    measured = done, time.perf_counter() - began, wait, metrics
+                bar.update(task, completed=done)
+                if done % cfg.sample_every == 0 or done == cfg.steps:
+                    _try_to_draw(sample, state.ema or state.params, out / "samples" / f"{done:07d}.png")
+                if done % cfg.save_every == 0 or done == cfg.steps:
+                    report()  # a checkpoint's step is never missing from the metrics
+                    measured = None
+                    checkpoint.save(saver, done, state, cfg)
+                    saved = done
+            report()
+            if done > saved:
                 checkpoint.save(saver, done, state, cfg)
-                saved = done
-        report()
-        if done > saved:
-            checkpoint.save(saver, done, state, cfg)
-    spent = time.perf_counter() - began
-    console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
-    if stop:
-        console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
-        raise KeyboardInterrupt
+        spent = time.perf_counter() - began
+        console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
+        if stuck:
+            raise UserError(
+                f"the loss or a gradient was not finite for {PATIENCE} steps in a row, which changed nothing: the "
+                f"state before them is saved in {out}; lower --cfg.optim.lr or look at the data, and continue with "
+                "--cfg.resume"
+            )
+        if stop:
+            console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
+            stop.leave()
     return state
 
 
+def _try_to_draw(sample: Callable[[Tree, Path], None], weights: Tree, path: Path) -> None:
+    """A picture that cannot be written is missing; that is no reason to end a run."""
+    try:
+        sample(weights, path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        console.print(f"{path} cannot be written ({files.reason(error)}): free space", soft_wrap=True, markup=False)
+
+
 def _headline(row: dict[str, float]) -> str:
-    shown = [name for name in ("loss", "psnr", "accuracy", "perplexity") if name in row]
-    return "  ".join(f"{name} {row[name]:.3f}" for name in shown)
+    shown = [f"{name} {row[name]:.3f}" for name in ("loss", "psnr", "accuracy", "perplexity") if name in row]
+    return "  ".join(shown + [f"{name} {row[name]:.0f}" for name in ("skipped", "clips_skipped") if row.get(name)])
 
 
 def _progress() -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[metrics]}"), console=console)
-
-
-def _open_log(path: Path, step: int):
-    """The metrics file, opened for appending, without the rows of steps that are about to be trained again."""
-    rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
-    path.write_text("".join(line + "\n" for line in rows))
-    return path.open("a")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line that a kill cut short
-
-
-class Stop:
-    """True once Ctrl-C or SIGTERM has arrived, so a loop can end between two steps; a second one interrupts at once."""
-
-    def __enter__(self) -> "Stop":
-        self._asked = False
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def __bool__(self) -> bool:
-        return self._asked

@@ -15,12 +15,12 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map"},
-    2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures"},
-    4: {"quantize", "conv", "markup"},
-    5: {"registry", "facing", "report_page"},
-    6: {"blueprint"},
+    1: {"tree", "metrics", "video", "impls", "machine", "charts", "headlines", "files"},
+    2: {"kernels", "optim", "storage", "checkpoint", "sharding", "graphs", "action_map"},
+    3: {"layers", "data"},
+    4: {"quantize", "conv", "tokens", "pictures"},
+    5: {"registry", "facing", "markup"},
+    6: {"blueprint", "report_page"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
     9: {"player", "rollouts", "fidelity", "action_report"},
@@ -41,7 +41,7 @@ MODELS = {
     "adversarial",
     "world",
 }
-TRAINING = {"optim", "data", "tokens", "sharding", "train"}
+TRAINING = {"optim", "data", "storage", "tokens", "sharding", "train"}
 
 
 def parse(path):
