@@ -5,7 +5,7 @@ Nothing that they claim is believed, or given memory, before it has been checked
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +40,16 @@ def canonical(manifest: dict) -> bytes:
     return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
 
 
-def signed(header: dict, segments: list[Segment]) -> dict:
+def sha256(manifest: dict) -> str:
+    """The hash that a manifest holds of the rest of itself."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def signed(header: dict, segments: Iterable[Segment]) -> dict:
     """A manifest with its own hash."""
     manifest = {name: header[name] for name in HEADER}
     manifest |= {"version": VERSION, "segments": [segment._asdict() for segment in segments]}
-    return manifest | {"sha256": hashlib.sha256(canonical(manifest)).hexdigest()}
+    return manifest | {"sha256": sha256(manifest)}
 
 
 def damaged(what: str, root: Path) -> UserError:
@@ -68,7 +73,7 @@ def read_manifest(root: Path) -> tuple[dict, tuple[Segment, ...], str]:
 def parse(manifest: Any) -> tuple[dict, tuple[Segment, ...]]:
     """The header and the segments of a manifest of this version. ValueError says what is wrong with it."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
-    if hashlib.sha256(canonical(content)).hexdigest() != manifest.get("sha256"):
+    if sha256(content) != manifest.get("sha256"):
         raise ValueError("its hash is another's")
     header = {name: content[name] for name in HEADER}
     check_header(header)

@@ -190,7 +190,7 @@ def largest(folder: Path) -> Path:
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None] | None]:
-    """`folder` on a small file system of its own, yielding what fills it up and frees it; None where none is allowed."""
+    """`folder` on a small file system of its own: yields what fills it up and frees it, None where none is allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(["mount", *options], capture_output=True).returncode:
