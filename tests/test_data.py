@@ -244,7 +244,9 @@ def test_verify_names_the_damaged_level(tmp_path, name, damage):
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 1
     path.unlink() if damage == "missing" else path.write_bytes(content)
-    with pytest.raises(UserError, match="^Level 7 of .* is damaged"):
+    with pytest.raises(
+        UserError, match=f"^Level 7 of .* is {'damaged' if damage == 'flipped' else 'missing'}.* in the file .*{name}"
+    ):
         data.verify(data.open_store(store.root))
 
 
