@@ -66,7 +66,7 @@ def load(run: str | Path, choices: int = 0) -> ActionMap | None:
 
 def _sensible(found: ActionMap, choices: int) -> bool:
     """Whether names, counts and shares are such, and fit together."""
-    widths = {len(row) for row in found.table}
+    widths, shares = {len(row) for row in found.table}, (found.agreement, found.chance)
     return (
         len(found.names) == len(found.table) == len(found.to_latent)
         and len(widths) == 1

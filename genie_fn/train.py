@@ -72,6 +72,9 @@ class TrainState(NamedTuple):
     """Steps that changed nothing, for their loss or a gradient was not finite: all, and those in a row up to now."""
 
 
+NO_COUNTS = {"step": (), "skipped": ()}  # what `_replace` takes to leave the counters out
+
+
 def init_state(spec: Tree, key: Tensor, cfg: OptimConfig, stats: Tree, apart: Collection[str] = ()) -> TrainState:
     """The state before the first step; the networks named in `apart` get no moving average."""
     params = tree.init(spec, key)
@@ -151,11 +154,10 @@ def make_step(
 def skip_unless_finite(state: TrainState, new: TrainState, loss: Tensor, norms: list[Tensor]) -> TrainState:
     """`new`, if the loss and all gradients, by their norms, are finite; otherwise `state`, but for its counts."""
     finite = torch.stack([loss, *norms]).isfinite().all()
-    count, bare = new.step, {"step": (), "skipped": ()}
-    kept = tree.map(lambda a, b: torch.where(finite, a, b), new._replace(**bare), state._replace(**bare))
+    kept = tree.map(lambda a, b: torch.where(finite, a, b), new._replace(**NO_COUNTS), state._replace(**NO_COUNTS))
     skipped, in_a_row = state.skipped.unbind()
     skipped = torch.stack((skipped + ~finite, (in_a_row + 1) * ~finite))
-    return kept._replace(step=count, skipped=skipped)
+    return kept._replace(step=new.step, skipped=skipped)
 
 
 def in_place(step: Callable) -> Callable:
@@ -164,18 +166,19 @@ def in_place(step: Callable) -> Callable:
     Donation, as JAX calls it: without it a step needs the memory of a second state, and CUDA graphs move.
     """
 
-    def overwrite(state: TrainState, *args) -> tuple[Tensor, dict]:
+    def overwrite(state: TrainState, *args) -> tuple[tuple[Tensor, Tensor], dict]:
         new, metrics = step(state, *args)
-        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The step counter
-        # stays out of it: the compiler wrote it before the moving average had read it.
-        torch._foreach_copy_(tree.leaves(state._replace(step=())), tree.leaves(new._replace(step=())))
-        return new.step, metrics
+        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counters stay
+        # out of it: the compiler wrote the step before the moving average had read it.
+        torch._foreach_copy_(tree.leaves(state._replace(**NO_COUNTS)), tree.leaves(new._replace(**NO_COUNTS)))
+        return (new.step, new.skipped), metrics
 
     compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)
 
     def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
-        count, metrics = compiled(state, *args)
-        state.step.copy_(count)
+        (step, skipped), metrics = compiled(state, *args)
+        state.step.copy_(step)
+        state.skipped.copy_(skipped)
         return state, metrics
 
     return donating
