@@ -71,11 +71,9 @@ def _sensible(found: ActionMap, choices: int) -> bool:
         len(found.names) == len(found.table) == len(found.to_latent)
         and len(widths) == 1
         and choices in (0, *widths)
+        and type(found.names) is list
         and all(type(name) is str for name in found.names)
         and all(type(count) is int and 0 <= count < 2**53 for count in chain(*found.table))
         and all(type(latent) is int and 0 <= latent < min(widths) for latent in found.to_latent)
-        and all(
-            share is None or type(share) in (int, float) and 0 <= share <= 1
-            for share in (found.agreement, found.chance)
-        )
+        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares if share is not None)
     )

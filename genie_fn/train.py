@@ -98,7 +98,8 @@ def make_step(
 
     `loss_fn(params, batch, key, step) -> (loss, (metrics, aux))`; `update(params, stats, aux, key) -> (params, stats)`
     runs after the optimizer. `apart` names top-level networks that have an optimizer and a gradient clip of their own.
-    Compiled, the step is called like the pure one but overwrites the state that it is given.
+    A step whose loss or gradients are not finite changes nothing but the counts. Compiled, the step is called like the
+    pure one but overwrites the state that it is given.
     """
     decay, apart = tree.map(lambda s: s.decay, spec), apart or {}
     groups = [("", cfg.optim, tuple(_without(spec, apart)))] + [(f"_{n}", c, (n,)) for n, c in apart.items()]
@@ -168,7 +169,7 @@ def in_place(step: Callable) -> Callable:
 
     def overwrite(state: TrainState, *args) -> tuple[tuple[Tensor, Tensor], dict]:
         new, metrics = step(state, *args)
-        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counters stay
+        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counts stay
         # out of it: the compiler wrote the step before the moving average had read it.
         torch._foreach_copy_(tree.leaves(state._replace(**NO_COUNTS)), tree.leaves(new._replace(**NO_COUNTS)))
         return (new.step, new.skipped), metrics
