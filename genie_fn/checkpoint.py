@@ -9,8 +9,11 @@ import json
 import logging
 import math
 import shutil
+import sys
 import typing
+import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +26,15 @@ from genie_fn.errors import UserError, console
 from genie_fn.tree import Tree
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every save at length, and failures twice
+warnings.filterwarnings("ignore", r"coroutine '\w+Handler\.", RuntimeWarning)  # that it leaves behind when it fails
+
+
+def _unraisable(event: Any, tell: Callable = sys.unraisablehook) -> None:
+    if str(event.exc_value) != "Event loop is closed":
+        tell(event)
+
+
+sys.unraisablehook = _unraisable  # tensorstore's threads report to orbax's event loop, which an error has closed
 
 KEEP = 2
 CONFIG_BYTES, SUMS_BYTES = 1 << 20, 1 << 24  # the most that is read of each
