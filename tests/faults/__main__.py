@@ -1,13 +1,15 @@
 """Every fault in the way of every stage: python -m tests.faults --kills 30. Prints what was done and what came of it.
 
-Takes some ten minutes on one core; as root on Linux, since full disks are small file systems of their own.
+Takes some minutes on one core; as root on Linux, since full disks are small file systems of their own.
 """
 
+import io
 import random
 import sys
 import tempfile
 import time
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from genie_fn.errors import console
 from tests.faults import cases, rig
 
 
@@ -24,7 +27,9 @@ def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, o
     jobs = [(case, stage) for case in cases.CASES for stage in stages] + [(case, "") for case in cases.COLLECTING]
     jobs = [(case, stage) for case, stage in jobs if only in case.__name__]
     table, bad = Table("fault", "stage", "what came of it", "seconds"), 0
-    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar:
+    console.quiet = True  # what training prints would hide the table
+    output = Progress(console=Console(stderr=True))
+    with tempfile.TemporaryDirectory() as folder, output as bar, redirect_stdout(io.StringIO()):
         task = bar.add_task("training undisturbed", total=len(jobs))
         home = cases.prepare(Path(folder))
         for case, stage in jobs:
@@ -35,7 +40,7 @@ def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, o
                 verdict = case(home, *([stage] if stage else []), random.Random(f"{seed} {name} {stage}"), **count)
             except pytest.skip.Exception as skipped:
                 verdict = f"skipped: {skipped}"
-            except Exception:
+            except (Exception, pytest.fail.Exception):
                 verdict, bad = f"[red]FAILED[/red] {traceback.format_exc(limit=-3)}", bad + 1
             table.add_row(name, stage, verdict, f"{time.monotonic() - began:.0f}")
             bar.advance(task)

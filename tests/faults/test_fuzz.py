@@ -85,7 +85,7 @@ def fuzz(read: Callable, inputs: st.SearchStrategy, count: int) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < LIMIT
 
 
-counts = pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+counts = pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
