@@ -42,6 +42,7 @@ def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, o
                 verdict = f"skipped: {skipped}"
             except (Exception, pytest.fail.Exception):
                 verdict, bad = f"[red]FAILED[/red] {traceback.format_exc(limit=-3)}", bad + 1
+            bar.console.print(f"{name} {stage}: {verdict}")
             table.add_row(name, stage, verdict, f"{time.monotonic() - began:.0f}")
             bar.advance(task)
     Console().print(table)

@@ -3,6 +3,7 @@
 `home` holds the dataset, the finished stages of `rig.prepare`, and what the cases leave.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -218,7 +219,7 @@ def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
 def sigterm(home: Path, stage: str, chance: random.Random) -> str:
     """What a scheduler sends: a save, exit code 0, and the end of an undisturbed run when resumed."""
     out = f"terminated_{stage}"
-    process = rig.start(home / f"{out}.log", rig.work_of, home, stage, out)
+    process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
     began = time.monotonic()
     process.terminate()
@@ -226,6 +227,7 @@ def sigterm(home: Path, stage: str, chance: random.Random) -> str:
     seconds = time.monotonic() - began
     assert process.exitcode == 0, (home / f"{out}.log").read_text()[-2000:]
     step = checkpoint.latest(home / out)
+    assert step < rig.STEPS
     rig.train_stage(home, stage, out, resume=True)
     assert_same(home, stage, out)
     return f"saved step {step} and exited with 0 in {seconds:.1f} s"
@@ -234,8 +236,9 @@ def sigterm(home: Path, stage: str, chance: random.Random) -> str:
 def two_at_once(home: Path, stage: str, chance: random.Random) -> str:
     """Two runs in one folder: the second is refused, until the first is dead, however it died."""
     out = f"shared_{stage}"
-    process = rig.start(home / f"{out}.log", rig.work_of, home, stage, out)
+    process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
+    os.kill(process.pid, signal.SIGSTOP)  # it would be over before a slow machine has begun the second
     with pytest.raises(UserError, match=f"another process .* {home / out}"):
         rig.train_stage(home, stage, out, resume=True)
     process.kill()

@@ -118,6 +118,12 @@ def work_of(home: Path, stage: str, out: str, resume: bool = False) -> None:
     train_stage(home, stage, out, resume=resume)
 
 
+def slowly(home: Path, stage: str, out: str) -> None:
+    """The same, slow enough not to be over before it is disturbed."""
+    with at_step(None, lambda: time.sleep(0.2)):
+        train_stage(home, stage, out)
+
+
 def collect(root: Path, levels: int = 12) -> None:
     """What a process that collects does."""
     generate_dataset.main(collection(root, levels))
@@ -233,14 +239,14 @@ def failed_saves() -> Iterator[list[int]]:
 
 
 @contextmanager
-def at_step(step: int, act: Callable[[], object]) -> Iterator[None]:
-    """Within it, training calls `act` before it takes the batch of `step`, counted from 0."""
+def at_step(step: int | None, act: Callable[[], object]) -> Iterator[None]:
+    """Within it, training calls `act` before it takes the batch of `step`, counted from 0; None: of every step."""
     original = train.fit
 
     def fit(step_fn, state, batches, cfg, sample):
         def interrupted(source=batches, now=int(state.step)):
             for batch in source:
-                if now == step:
+                if step in (now, None):
                     act()
                 now += 1
                 yield batch
