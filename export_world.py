@@ -48,7 +48,7 @@ def main(cfg: Config) -> None:
     data.write_atomically(Path(cfg.output), content)
     for name, value in told.items():
         print(f"{name}: {value}")
-    if action_map.load(cfg.run) is None and dream.lam is not None:
+    if action_map.load(cfg.run, dream.dynamics.cfg.actions) is None and dream.lam is not None:
         print(f"arrow keys mean nothing in it: `python evaluate.py --cfg.run {cfg.run}` before would change that")
     print(f"{cfg.output}: {len(content) / 1e6:.1f} MB; play it with `python play.py --cfg.world {cfg.output}`")
 

@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genie_fn import data, video
-from genie_fn.errors import UserError, run
+from genie_fn import data, files, video
+from genie_fn.errors import UserError, run, terminable
 from genie_fn.player import game
 from genie_fn.player.game import ACTIONS, MAX_LEVEL, SIZE
 
@@ -92,7 +92,8 @@ def collect_level(cfg: Config, store: data.Store, index: int) -> data.Segment:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, and its death ends the worker
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are the parent's to handle, and its death ends the worker
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: os._exit(multiprocessing.parent_process().join() or 1), daemon=True).start()
 
 
@@ -161,11 +162,13 @@ def report(store: data.Store) -> None:
 def main(cfg: Config) -> None:
     """Collect video of a Procgen game."""
     check(cfg)
-    store = open_or_create(cfg, Path(cfg.root or f"data/{cfg.env}"))
-    if len(store.segments) == cfg.num_levels:
-        print(f"{store.root} is complete already: nothing to collect.")
+    root = Path(cfg.root or f"data/{cfg.env}")
+    store = open_or_create(cfg, root) if (root / data.MANIFEST).exists() else None
+    if store and len(store.segments) == cfg.num_levels:
+        print(f"{root} is complete already: nothing to collect.")
     else:
-        store = collect(cfg, store)
+        with files.exclusive(root, "collects into", "choose another --cfg.root"), terminable():
+            store = collect(cfg, open_or_create(cfg, root))
     if cfg.verify:
         print(f"{data.verify(store):,} frames match their checksums.")
     if cfg.export_mp4:

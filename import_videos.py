@@ -19,10 +19,10 @@ from typing import Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genie_fn import action_files, data, importing, sources
+from genie_fn import action_files, data, files, importing, sources
 from genie_fn.action_files import Known
 from genie_fn.data import Store
-from genie_fn.errors import UserError, run
+from genie_fn.errors import UserError, run, terminable
 from genie_fn.importing import Shape
 from genie_fn.sources import Source
 
@@ -162,11 +162,12 @@ def main(cfg: Config) -> None:
     root = Path(cfg.root)
     found = sources.find(cfg.src, root)
     read = {source.name: action_files.read(source.labels) for source in found if source.labels and cfg.actions}
-    store = open_or_create(cfg, root, action_files.names(list(read.values())))
-    new, skipped = choose(store, found)
-    labels = {s.name: action_files.to_ids(read[s.name], store.action_names) for s in new if s.name in read}
-    if new:
-        store = import_all(cfg, store, new, labels, skipped)
+    with files.exclusive(root, "imports to", "choose another --cfg.root"), terminable():
+        store = open_or_create(cfg, root, action_files.names(list(read.values())))
+        new, skipped = choose(store, found)
+        labels = {s.name: action_files.to_ids(read[s.name], store.action_names) for s in new if s.name in read}
+        if new:
+            store = import_all(cfg, store, new, labels, skipped)
     report(store, skipped)
     if wrong := sources.lacking(store.segments):
         raise UserError(f"{wrong} What there is has been kept in {root}.")

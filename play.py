@@ -71,11 +71,11 @@ class Config:
 
 
 def newest_run() -> str:
-    """The dynamics run under `runs` whose checkpoint is the newest."""
+    """The dynamics run under `runs` that was begun or continued last, of those that have a checkpoint."""
     found = [path.parent for path in Path("runs").glob("*/dynamics/checkpoints") if checkpoint.latest(path.parent)]
     if not found:
         raise UserError("there is no trained world under runs: make one with `make demo`, or name one with --cfg.run")
-    return str(max(found, key=lambda path: (path / "checkpoints").stat().st_mtime))
+    return str(max(found, key=lambda path: (checkpoint.order(path), str(path))))
 
 
 def parse_actions(text: str, choices: int) -> list[int]:
@@ -96,7 +96,7 @@ def look_around(cfg: Config, folder: str, dream: World) -> Surroundings:
             raise
         if browser:
             train.console.print(f"without held-out frames and the real game: {error}")
-        return Surroundings(found=action_map.load(folder))
+        return Surroundings(found=action_map.load(folder, dream.dynamics.cfg.actions))
 
 
 def first_frame(cfg: Config, dream: World, beside: Surroundings) -> np.ndarray:

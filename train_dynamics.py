@@ -139,10 +139,11 @@ def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name
 
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
     encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
+    skip = train.on_damage(cfg)
 
     def fill() -> None:
         cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-        tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console)
+        tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console, skip)
 
     sharding.by_first(fill)
     cache, order = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens), train.order(cfg, start)

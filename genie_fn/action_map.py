@@ -5,13 +5,16 @@ other way too, for the arrow keys. The map is kept beside the world, as `actions
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-FILE = "actions.json"
+from genie_fn import files
+
+FILE, FILE_BYTES = "actions.json", 1 << 20
 
 
 class ActionMap(NamedTuple):
@@ -48,14 +51,29 @@ def make(names: list[str], table: list[list[int]], agreement: float, chance: flo
 def save(found: ActionMap, run: str | Path) -> Path:
     """Write the map beside the world; returns the file."""
     path = Path(run) / FILE
-    path.write_text(json.dumps(found._asdict(), indent=1) + "\n")
+    files.write_atomically(path, (json.dumps(found._asdict(), indent=1) + "\n").encode())
     return path
 
 
-def load(run: str | Path) -> ActionMap | None:
-    """The map of a run, None where none was measured or it cannot be read."""
+def load(run: str | Path, choices: int = 0) -> ActionMap | None:
+    """The map of a run, None where none was measured or what is there is no map (to `choices` latent actions)."""
     try:
-        stored = json.loads((Path(run) / FILE).read_text())
-        return ActionMap(**stored)
+        found = ActionMap(**files.read_json(Path(run) / FILE, FILE_BYTES))
+        return found if sensible(found, choices) else None
     except (OSError, ValueError, TypeError):
         return None
+
+
+def sensible(found: ActionMap, choices: int) -> bool:
+    """Whether names, counts and shares are such, and fit together."""
+    widths, shares = {len(row) for row in found.table}, (found.agreement, found.chance)
+    return (
+        len(found.names) == len(found.table) == len(found.to_latent)
+        and len(widths) == 1
+        and choices in (0, *widths)
+        and type(found.names) is list
+        and all(type(name) is str for name in found.names)
+        and all(type(count) is int and 0 <= count < 2**53 for count in chain(*found.table))
+        and all(type(latent) is int and 0 <= latent < min(widths) for latent in found.to_latent)
+        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares if share is not None)
+    )

@@ -22,15 +22,15 @@ from genie_fn.errors import UserError
 from genie_fn.registry import ALIASES, REGISTRY, Layer
 from genie_fn.tree import Tree
 
-DEEPEST = 1000
+MAX_LAYERS = 1000
 Blueprint = tuple  # of (name, ((option, value), ...)), hashable: what `parse` returns
 
 
 def parse(description: Iterable) -> Blueprint:
     """Check a blueprint and make it hashable. UserError names the position of what is wrong, and the nearest name."""
     found = tuple(_entry(entry, i) for i, entry in enumerate(description))
-    if (depth := sum(repeats for _, repeats in _layers(found))) > DEEPEST:
-        raise UserError(f"a blueprint has at most {DEEPEST} layers, and this one {depth}: repeat them less often")
+    if (depth := sum(repeats for _, repeats in _layers(found))) > MAX_LAYERS:
+        raise UserError(f"a blueprint has at most {MAX_LAYERS} layers, and this one {depth}: repeat them less often")
     channels = None
     for i, (layer, _) in enumerate(_layers(found)):
         if layer.inputs is not None:
@@ -68,7 +68,7 @@ def _entry(entry: Any, at: int) -> tuple[str, tuple]:
         layer.spec()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise _wrong(at, name, f"is impossible, {error}") from None
-    if repeats < 1 or (repeats > 1 and layer.outputs != layer.inputs):
+    if type(repeats) is not int or not 1 <= repeats <= MAX_LAYERS or (repeats > 1 and layer.outputs != layer.inputs):
         raise _wrong(at, name, f"cannot be repeated {repeats} times")
     return frozen
 

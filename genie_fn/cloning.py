@@ -107,7 +107,7 @@ def fit(
             rows = data.clip_offsets(np.arange(len(offsets)), cfg.seed, step, cfg.batch_size)
             yield train.to_device((data.read_clips(store, offsets[rows], FRAMES).frames, target[rows]), device)
 
-    def loss(params: Tree, batch: tuple[Tensor, ...], key: Tensor, step: Tensor):
+    def loss(params: Tree, batch: tuple[Tensor, ...], key: Tensor, step: Tensor, part: Part):
         return F.cross_entropy(logits(params, batch[0], net), batch[1]), ({}, ())
 
     params = probe.descend(loss, parts, batches(), cfg, steps)

@@ -8,10 +8,9 @@ rewrites another, and it is written before the manifest names it: whatever a kil
 where frame t does not continue frame t-1.
 """
 
-import hashlib
-import json
 import os
 import zlib
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +21,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import tensorstore as ts
 
+from genie_fn import storage
 from genie_fn.errors import UserError
+from genie_fn.files import LOCK, exclusive, reason, write_atomically, writing
+from genie_fn.storage import BLOCK, CHUNK, MANIFEST, SPLITS, Segment, array_spec, damaged, open_arrays
 
 T = TypeVar("T")
-VERSION = 1
-SPLITS = ("train", "val", "test")
-BLOCK = 1000  # frames in a shard (one file); segments start at multiples of it
-CHUNK = 10  # frames compressed together: longer is smaller on disk, shorter wastes less when a short clip is read
-MANIFEST = "store.json"
+RETRIES = 10  # draws in place of damaged clips; should all of these be damaged too, the dataset is
 DTYPES = {"frames": "uint8", "actions": "uint8", "rewards": "float32", "level_seeds": "int32", "episode_starts": "bool"}
-HEADER = ("meta", "height", "width", "num_actions", "action_names")  # what the manifest says of the store as a whole
 CHECKED = ("frames", "actions", "rewards", "episode_starts")  # what a segment's checksum covers
 
 
@@ -47,15 +44,12 @@ class Recording(NamedTuple):
     info: dict = {}  # counts to keep with the segment, such as levels completed
 
 
-class Segment(NamedTuple):
-    """One entry of the manifest: frames [offset, offset + length) of the flat time axis."""
+class DamagedClips(UserError):
+    """Clips that cannot be read: `lost` says why, by their places among those that were asked for."""
 
-    level: int
-    split: str
-    offset: int
-    length: int
-    crc: int  # over the arrays named in CHECKED, in that order
-    info: dict
+    def __init__(self, lost: dict[int, str]):
+        super().__init__(f"{next(iter(lost.values()))}: restore it from a copy, or train without: --cfg.damaged skip")
+        self.lost = lost
 
 
 class Batch(NamedTuple):
@@ -89,84 +83,10 @@ def split_of(level: int) -> str:
     return {8: "val", 9: "test"}.get(level % 10, "train")
 
 
-def damaged(what: str, root: Path) -> UserError:
-    return UserError(f"{what}: restore the folder from a copy, or delete {root} and collect again.")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one, nothing between."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    if os.name == "posix":  # make the rename itself survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-def array_spec(path: Path, dtype: str, entry: tuple[int, ...] = (), chunk: int = BLOCK) -> dict:
-    """tensorstore's description of a new array along the time axis, of entries of shape `entry`: zarr3, zstd.
-
-    One file per block; `chunk` entries are compressed together.
-    """
-    zstd = {"name": "zstd", "configuration": {"level": 1}}
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    shard = {"chunk_shape": [chunk, *entry], "codecs": [little, zstd], "index_codecs": [little, {"name": "crc32c"}]}
-    return {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
-        "metadata": {
-            "shape": [0, *entry],
-            "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *entry]}},
-            "codecs": [{"name": "sharding_indexed", "configuration": shard}],
-        },
-        "store_data_equal_to_fill_value": True,  # so that a chunk that is not there is an error, never zeros
-    }
-
-
-def open_arrays(root: Path, names: Iterable[str], cache_bytes: int) -> dict[str, ts.TensorStore]:
-    """Arrays made by `array_spec`, for reading and writing. Raises UserError where one is missing or damaged."""
-    context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-    arrays = {}
-    for name in names:
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": str(root / name)},
-            "recheck_cached_data": "open",
-            "fill_missing_data_reads": False,
-            "store_data_equal_to_fill_value": True,
-        }
-        try:
-            arrays[name] = ts.open(spec, context=context).result()
-        except Exception as error:  # tensorstore raises several kinds
-            raise damaged(f"{root / name} is missing or damaged", root) from error
-    return arrays
-
-
-def _canonical(manifest: dict) -> bytes:
-    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _read_manifest(root: Path) -> dict:
-    """The manifest, checked against its own hash. A `UserError` says what is wrong with it."""
-    path = root / MANIFEST
-    if not path.is_file():
-        raise UserError(f"There is no dataset at {root}: make one with `python generate_dataset.py --cfg.root {root}`.")
-    try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["version"]
-        expected = manifest.pop("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(f"{path} is damaged", root) from error
-    if version != VERSION:
-        raise UserError(f"{path} is of version {version} and this program reads version {VERSION}: collect it again.")
-    if hashlib.sha256(_canonical(manifest)).hexdigest() != expected:
-        raise damaged(f"{path} is damaged", root)
-    return manifest | {"sha256": expected}
+def _kinds(height: int, width: int) -> dict[str, tuple[str, tuple, int]]:
+    """Dtype, shape of an entry, and entries that are compressed together, of every array of a store."""
+    entries = {"frames": ((height, width, 3), CHUNK)}
+    return {name: (dtype, *entries.get(name, ((), BLOCK))) for name, dtype in DTYPES.items()}
 
 
 def open_store(root: str | Path, cache_bytes: int = 1 << 30) -> Store:
@@ -176,17 +96,13 @@ def open_store(root: str | Path, cache_bytes: int = 1 << 30) -> Store:
     manifest says. The content of the segments is not read: see `verify`.
     """
     root = Path(root)
-    manifest = _read_manifest(root)
-    header = {name: manifest[name] for name in HEADER} | {"action_names": tuple(manifest["action_names"])}
-    segments = tuple(Segment(**segment) for segment in manifest["segments"])
-    arrays = open_arrays(root, DTYPES, cache_bytes)
-    store = Store(root=root, **header, segments=segments, data_hash=manifest["sha256"], arrays=arrays)
-    end = max((segment.offset + segment.length for segment in store.segments), default=0)
-    for name, array in store.arrays.items():
-        frame = (store.height, store.width, 3) if name == "frames" else ()
-        if array.shape[0] < end or array.shape[1:] != frame or array.dtype.name != DTYPES[name]:
+    header, segments, data_hash = storage.read_manifest(root)
+    arrays = open_arrays(root, _kinds(header["height"], header["width"]), cache_bytes)
+    end = segments[-1].offset + segments[-1].length if segments else 0
+    for name, array in arrays.items():
+        if array.shape[0] < end:
             raise damaged(f"{root / name} does not hold the {end} entries that {MANIFEST} promises", root)
-    return store
+    return Store(root=root, **header, segments=segments, data_hash=data_hash, arrays=arrays)
 
 
 def create(
@@ -199,21 +115,24 @@ def create(
     root = Path(root)
     if (root / MANIFEST).exists():
         raise UserError(f"{root} already holds a dataset: choose another folder, or delete it first.")
-    if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - set(DTYPES)):
+    if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - {*DTYPES, LOCK}):
         raise UserError(f"{root} already holds other files: choose a new or empty folder for the dataset.")
-    for name, dtype in DTYPES.items():
-        entry = ((height, width, 3), CHUNK) if name == "frames" else ()
-        ts.open(array_spec(root / name, dtype, *entry), open=True, create=True).result()
-    names = tuple(action_names)
-    return commit(Store(root, meta, height, width, num_actions, names, (), "", {}), ())
+    store = Store(root, meta, height, width, num_actions, tuple(action_names), (), "", {})
+    try:
+        storage.check_header(vars(store))
+    except ValueError as error:
+        raise UserError(
+            f"A dataset cannot be made at {root}, for its {error}: resize or rename what it is to hold."
+        ) from error
+    with writing(root):
+        for name, kind in _kinds(height, width).items():
+            ts.open(array_spec(root / name, *kind), open=True, create=True).result()
+    return commit(store, ())
 
 
 def commit(store: Store, segments: Iterable[Segment]) -> Store:
     """Make `segments` (the old ones too), which are already written, the content of the store, atomically."""
-    manifest = {name: getattr(store, name) for name in HEADER}
-    manifest |= {"version": VERSION, "segments": [segment._asdict() for segment in segments]}
-    manifest["sha256"] = hashlib.sha256(_canonical(manifest)).hexdigest()
-    write_atomically(store.root / MANIFEST, _canonical(manifest))
+    write_atomically(store.root / MANIFEST, storage.canonical(storage.signed(vars(store), segments)))
     return open_store(store.root)
 
 
@@ -229,9 +148,10 @@ def next_offset(store: Store) -> int:
 
 def reserve(store: Store, length: int) -> Store:
     """Extend the arrays to `length` entries where they are shorter; what is there stays."""
-    for array in store.arrays.values():
-        if array.shape[0] < length:
-            array.resize(exclusive_max=[length, *array.shape[1:]], expand_only=True).result()
+    with writing(store.root):
+        for array in store.arrays.values():
+            if array.shape[0] < length:
+                array.resize(exclusive_max=[length, *array.shape[1:]], expand_only=True).result()
     return open_store(store.root)
 
 
@@ -257,14 +177,20 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
         for name, array in store.arrays.items()
     ]
     crc = _checksum(recording)
-    for job in jobs:
-        job.result()
+    with writing(f"level {recording.level} of {store.root}"):
+        for job in jobs:
+            job.result()
     split = recording.split or split_of(recording.level)
     return Segment(recording.level, split, offset, length, crc, recording.info)
 
 
 def append_segments(store: Store, recordings: Iterable[Recording]) -> Store:
     """Append recordings of any length one by one; each exists from its own commit on. Returns the store, reopened."""
+    with exclusive(store.root, "collects into", "choose another folder"):
+        return _append(open_store(store.root), recordings)
+
+
+def _append(store: Store, recordings: Iterable[Recording]) -> Store:
     for recording in recordings:
         if recording.frames.shape[1:] != (store.height, store.width, 3) or not len(recording.frames):
             raise UserError(
@@ -278,7 +204,25 @@ def append_segments(store: Store, recordings: Iterable[Recording]) -> Store:
 
 
 def _read(store: Store, name: str, start: int, stop: int) -> np.ndarray:
+    """Entries [start, stop) of an array. No memory is taken for more than there are files for."""
+    files = -(-stop // BLOCK) - start // BLOCK
+    if files > 2 and files > len(os.listdir(store.root / name / "c")):
+        raise ValueError(f"{name} has fewer than {files} files")
     return np.asarray(store.arrays[name][start:stop].read().result())
+
+
+def _lost(store: Store, names: Iterable[str], start: int, stop: int) -> str | None:
+    """Which level, in which file, is the first that cannot be read of entries [start, stop) of some arrays."""
+    for name in names:
+        for block in range(start // BLOCK, -(-stop // BLOCK)):
+            try:
+                _read(store, name, max(start, block * BLOCK), min(stop, (block + 1) * BLOCK))
+            except Exception as error:  # tensorstore raises several kinds
+                at = bisect_right(store.segments, start, key=lambda segment: segment.offset) - 1
+                file = store.root / name / "c" / str(block) / ("0/0/0" if name == "frames" else "")
+                what = "missing" if not file.exists() else f"damaged on disk ({reason(error)})"
+                return f"Level {store.segments[at].level} of {store.root} is {what}, in the file {file}"
+    return None
 
 
 def read_segment(store: Store, segment: Segment) -> Recording:
@@ -287,7 +231,8 @@ def read_segment(store: Store, segment: Segment) -> Recording:
     try:
         arrays = {name: _read(store, name, start, stop) for name in CHECKED}
     except Exception as error:  # tensorstore raises several kinds
-        raise damaged(f"Level {segment.level} of {store.root} is damaged or missing on disk", store.root) from error
+        lost = _lost(store, CHECKED, start, stop) or f"Level {segment.level} of {store.root} could not be read"
+        raise DamagedClips({0: lost}) from error
     return Recording(segment.level, **arrays, split=segment.split, info=segment.info)
 
 
@@ -299,21 +244,19 @@ def verify(store: Store) -> int:
     return sum(segment.length for segment in store.segments)
 
 
-def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
-    """(S,) int64: every offset o of `split` where frames o..o+num_frames-1 lie in one segment and in one episode."""
+def clip_starts(store: Store, split: str, num_frames: int, skip: Callable[[str], None] | None = None) -> np.ndarray:
+    """(S,) int64: every offset o of `split` where frames o..o+num_frames-1 lie in one segment and in one episode.
+
+    `skip` is told of segments that are left out because their cuts cannot be read; without it that is an error.
+    """
     if split not in SPLITS or num_frames < 1:
         raise UserError(f"Cannot cut clips of {num_frames} frames from split {split!r}: choose one of {SPLITS}.")
     segments = [segment for segment in store.segments if segment.split == split and segment.length >= num_frames]
     found = [np.empty(0, np.int64)]
-    if segments:
-        end = max(segment.offset + segment.length for segment in segments)
-        try:
-            episode = np.cumsum(_read(store, "episode_starts", 0, end), dtype=np.int64)
-        except Exception as error:  # tensorstore raises several kinds
-            raise damaged(f"{store.root / 'episode_starts'} is damaged", store.root) from error
-        for segment in segments:
-            first = np.arange(segment.offset, segment.offset + segment.length - num_frames + 1)
-            found.append(first[episode[first] == episode[first + num_frames - 1]])
+    for segment, starts in zip(segments, _episode_starts(store, segments, skip), strict=True):
+        if starts is not None:
+            episode, first = np.cumsum(starts), np.arange(segment.length - num_frames + 1)
+            found.append(segment.offset + first[episode[first] == episode[first + num_frames - 1]])
     starts = np.concatenate(found)
     if not len(starts):
         uncut = f"{store.root} has no {split} clip of {num_frames} frames without a cut"
@@ -321,15 +264,37 @@ def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
     return starts
 
 
-def clip_offsets(starts: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """(batch_size,) int64 drawn from `starts`: a pure function of (seed, step), so a resumed run sees the same data."""
-    bits = np.random.Philox(key=np.array([seed % 2**64, step % 2**64], np.uint64))
+def _episode_starts(
+    store: Store, segments: list[Segment], skip: Callable[[str], None] | None
+) -> list[np.ndarray | None]:
+    """Of every segment its `episode_starts`; None where they cannot be read and `skip` has been told so."""
+    spans = [(segment.offset, segment.offset + segment.length) for segment in segments]
+    try:
+        whole = _read(store, "episode_starts", 0, spans[-1][1] if spans else 0)
+        return [whole[start:stop] for start, stop in spans]
+    except Exception:  # tensorstore raises several kinds
+        lost = [_lost(store, ("episode_starts",), *span) for span in spans]
+    for sentence in filter(None, lost):
+        if skip is None:
+            raise DamagedClips({0: sentence})
+        skip(sentence)
+    return [None if bad else _read(store, "episode_starts", *span) for bad, span in zip(lost, spans, strict=True)]
+
+
+def clip_offsets(starts: np.ndarray, seed: int, step: int, batch_size: int, again: int = 0) -> np.ndarray:
+    """(batch_size,) int64 drawn from `starts`: a pure function of (seed, step), so a resumed run sees the same data.
+
+    `again` numbers further draws of the same step.
+    """
+    bits = np.random.Philox(key=np.array([seed % 2**64, step % 2**64], np.uint64), counter=[0, 0, 0, again])
     return starts[np.random.Generator(bits).integers(0, len(starts), batch_size)]
 
 
-def eval_clips(store: Store, split: str, num_frames: int, count: int, seed: int = 0) -> np.ndarray:
+def eval_clips(
+    store: Store, split: str, num_frames: int, count: int, seed: int = 0, skip: Callable[[str], None] | None = None
+) -> np.ndarray:
     """(count,) int64: fixed clips for evaluation, all different, drawn from as many levels as possible, evenly."""
-    starts = clip_starts(store, split, num_frames)
+    starts = clip_starts(store, split, num_frames, skip)
     if len(starts) < count:
         raise UserError(
             f"{store.root} has {len(starts)} {split} clips of {num_frames} frames, fewer than the {count} asked for: "
@@ -345,7 +310,7 @@ def eval_clips(store: Store, split: str, num_frames: int, count: int, seed: int 
 
 
 def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
-    """Read the clips that start at `offsets` (B,) int64. Raises UserError if a file is damaged."""
+    """Read the clips that start at `offsets` (B,) int64. Raises DamagedClips where files are damaged."""
     frames = np.empty((len(offsets), num_frames, store.height, store.width, 3), np.uint8)
     source = store.arrays["frames"]
     try:
@@ -356,7 +321,10 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
         for job in jobs:
             job.result()
     except Exception as error:  # tensorstore raises several kinds
-        raise damaged(f"A clip of {store.root} is damaged or missing on disk", store.root) from error
+        parts = ((("frames",), num_frames), (("actions",), num_frames - 1))
+        why = ((_lost(store, names, o, o + length) for names, length in parts) for o in offsets.tolist())
+        lost = {i: sentence for i, found in enumerate(why) if (sentence := next(filter(None, found), None))}
+        raise DamagedClips(lost or {0: f"{store.root} could not be read ({reason(error)})"}) from error
     return Batch(frames, np.asarray(actions).astype(np.int64))
 
 
@@ -370,14 +338,48 @@ def batches(
     share: slice = slice(None),
     threads: int = 2,
     read: Callable[[np.ndarray], T] | None = None,
-) -> Iterator[Batch | T]:
+    skip: Callable[[str], None] | None = None,
+) -> "Batches[Batch | T]":
     """An endless iterator whose s-th item is a `share` of the batch of step `start_step + s`: see `clip_offsets`.
 
     `read` makes a batch of its clips' offsets, by default `read_clips`. So many `threads` read four batches ahead;
-    they end when the iterator is closed or dropped, and an error in one of them is raised here.
+    they end when the iterator is closed or dropped, and an error in one of them is raised here. With `skip`, clips that
+    cannot be read are told to it and others take their places: which ones depends on nothing but the step and what is
+    damaged.
     """
-    starts, read = clip_starts(store, split, num_frames), read or (lambda o: read_clips(store, o, num_frames))
-    return _prefetched(lambda step: read(clip_offsets(starts, seed, step, batch_size)[share]), start_step, 4, threads)
+    starts, read = clip_starts(store, split, num_frames, skip), read or (lambda o: read_clips(store, o, num_frames))
+
+    def read_step(step: int) -> tuple[Batch | T, list[str]]:
+        offsets, told = clip_offsets(starts, seed, step, batch_size)[share], []
+        for again in range(1, RETRIES):
+            try:
+                return read(offsets), told
+            except DamagedClips as damage:
+                if skip is None:
+                    raise
+                told += damage.lost.values()
+                lost = [*damage.lost]
+                offsets[lost] = clip_offsets(starts, seed, step, batch_size, again)[share][lost]
+        return read(offsets), told
+
+    return Batches(_prefetched(read_step, start_step, 4, threads), skip)
+
+
+class Batches(Iterator[T]):
+    """What `batches` returns; `skipped` counts the damaged clips whose places others have taken."""
+
+    def __init__(self, items: Iterator[tuple[T, list[str]]], skip: Callable[[str], None] | None):
+        self._items, self._skip, self.skipped = items, skip, 0
+
+    def __next__(self) -> T:
+        batch, told = next(self._items)
+        for sentence in told:
+            self._skip(sentence)
+        self.skipped += len(told)
+        return batch
+
+    def close(self) -> None:
+        self._items.close()
 
 
 def _prefetched(read: Callable[[int], T], step: int, prefetch: int, threads: int) -> Iterator[T]:

@@ -42,7 +42,8 @@ class DynamicsConfig:
     def __post_init__(self):
         if self.action_mode not in ("add", "prepend"):
             raise UserError(f"--cfg.model.action-mode is add or prepend, not {self.action_mode!r}")
-        if self.factors < 0 or self.factors > 1 and (self.codes.bit_count() > 1 or self.codes < 2**self.factors):
+        uneven = self.factors > 1 and (self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors)
+        if self.factors < 0 or uneven:
             raise UserError(
                 f"{self.codes} codes cannot be cut into {self.factors} factors, which takes a power of two of at least "
                 "a bit each: change --cfg.model.factors"

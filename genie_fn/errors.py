@@ -1,14 +1,19 @@
 """The command line: presets, flags, and the one way in which bad input ends, a sentence and exit code 2."""
 
 import difflib
+import errno
 import inspect
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import tyro
 from rich.console import Console
+
+console = Console(stderr=True, highlight=False)
 
 
 class UserError(Exception):
@@ -24,13 +29,63 @@ def run(main: Callable, presets: Mapping[str, Callable] | None = None) -> None:
     """
     try:
         tyro.cli(_with_default(main, presets) if presets else main)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _refuse(f"{error.filename or 'a file'} cannot be written ({error.strerror}): free space and begin again")
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # torchrun ends this process meanwhile, if the first one has failed, too
-        Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", markup=False, highlight=False)
-        sys.exit(2)
+        _refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _refuse(sentence: str) -> None:
+    console.print("error:", sentence, style="red", markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM, a scheduler's request to end, exits with 0: `finally` has saved what there was to save."""
+
+    def leave(*_) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Stop:
+    """True once Ctrl-C or SIGTERM has arrived, so that a loop can end between two steps and then `leave`.
+
+    A second one, and the first while there is nothing to `save` yet, ends the program at once.
+    """
+
+    def __enter__(self) -> "Stop":
+        self.save, self._asked = False, None
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _) -> None:
+        again, self._asked = self._asked is not None, number
+        if again or not self.save:
+            self.leave()
+
+    def __bool__(self) -> bool:
+        return self._asked is not None
+
+    def leave(self) -> None:
+        """As the user expects after Ctrl-C (see `run`), and a scheduler after SIGTERM: with exit code 0."""
+        raise KeyboardInterrupt if self._asked == signal.SIGINT else SystemExit(0)
 
 
 def _with_default(main: Callable, presets: Mapping[str, Callable]) -> Callable:

@@ -279,6 +279,15 @@ def anyone(asks: bool) -> bool:
     return bool(flag)
 
 
+def summed(number: int) -> int:
+    """The sum over all processes, who must all call this."""
+    if count() == 1:
+        return number
+    held = torch.tensor(number)
+    dist.all_reduce(held, group=_hosts())
+    return int(held)
+
+
 def by_first(function: Callable[[], Any]) -> Any:
     """What `function()` returns, or the UserError that it raises, in the first process; all get it, and all wait."""
     if count() == 1:

@@ -21,6 +21,11 @@ class TrainState(NamedTuple):
     opt: Tree
     ema: Tree
     stats: Tree
+    skipped: Tensor
+    """Steps that changed nothing, for their loss or a gradient was not finite: all, and those in a row up to now."""
+
+
+NO_COUNTS = {"step": (), "skipped": ()}  # what `_replace` takes to leave the counters out
 
 
 def init_state(
@@ -35,7 +40,7 @@ def init_state(
     params = sharding.place(tree.init(spec, key), spec, layout)
     average = tree.map(torch.clone, _without(params, apart)) if cfg.ema else {}
     step = torch.zeros((), dtype=torch.int64, device=key.device)
-    return TrainState(step, params, optim.adamw_init(params), average, stats)
+    return TrainState(step, params, optim.adamw_init(params), average, stats, step.new_zeros(2))
 
 
 def _without(params: Tree, names: Collection[str]) -> Tree:
@@ -72,7 +77,8 @@ def make_step(
     `loss_fn(params, batch, key, step, part) -> (loss, (metrics, aux))`: the metrics are means over clips, of which
     `metrics.summary` makes what is reported; `update` works on aux. `apart` names top-level networks that have an
     optimizer and a gradient clip of their own. `cfg` is a `train.RunConfig`. Each of several processes gives its own
-    clips of the batch. Compiled, the step is called like the pure one but overwrites the state that it is given.
+    clips of the batch. A step whose loss or gradients are not finite changes nothing but the counts. Compiled, the step
+    is called like the pure one but overwrites the state that it is given.
     """
     layout = sharding.layout(cfg.sharding)
     part = _backward(loss_fn, cfg.accumulate, layout, update)
@@ -198,9 +204,20 @@ def _apply(
             params, stats = update.apply(params, stats, sums)
         average = optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema) if cfg.optim.ema else {}
         scores = metrics.summary(tree.map(lambda x: x / count, scores))
-        return TrainState(state.step + 1, params, opt, average, stats), scores | found
+        new = TrainState(state.step + 1, params, opt, average, stats, state.skipped)
+        new = skip_unless_finite(state, new, scores["loss"], [found[f"grad_norm{suffix}"] for suffix, _, _ in groups])
+        return new, scores | found | {"skipped": new.skipped[0], "skipped_in_a_row": new.skipped[1]}
 
     return apply
+
+
+def skip_unless_finite(state: TrainState, new: TrainState, loss: Tensor, norms: list[Tensor]) -> TrainState:
+    """`new`, if the loss and all gradients, by their norms, are finite; otherwise `state`, but for its counts."""
+    finite = torch.stack([loss, *norms]).isfinite().all()
+    kept = tree.map(lambda a, b: torch.where(finite, a, b), new._replace(**NO_COUNTS), state._replace(**NO_COUNTS))
+    skipped, in_a_row = state.skipped.unbind()
+    skipped = torch.stack((skipped + ~finite, (in_a_row + 1) * ~finite))
+    return kept._replace(step=new.step, skipped=skipped)
 
 
 def _compiled(function: Callable) -> Callable:
@@ -223,18 +240,19 @@ def in_place(step: Callable) -> Callable:
     Donation, as JAX calls it: without it a step needs the memory of a second state, and CUDA graphs move.
     """
 
-    def overwrite(state: TrainState, *args) -> tuple[Tensor, dict]:
+    def overwrite(state: TrainState, *args) -> tuple[tuple[Tensor, Tensor], dict]:
         new, metrics = step(state, *args)
-        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The step counter
-        # stays out of it: the compiler wrote it before the moving average had read it.
-        torch._foreach_copy_(tree.leaves(state._replace(step=())), tree.leaves(new._replace(step=())))
-        return new.step, metrics
+        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counts stay
+        # out of it: the compiler wrote the step before the moving average had read it.
+        torch._foreach_copy_(tree.leaves(state._replace(**NO_COUNTS)), tree.leaves(new._replace(**NO_COUNTS)))
+        return (new.step, new.skipped), metrics
 
     compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)
 
     def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
-        count, metrics = compiled(state, *args)
-        state.step.copy_(count)
+        (step, skipped), metrics = compiled(state, *args)
+        state.step.copy_(step)
+        state.skipped.copy_(skipped)
         return state, metrics
 
     return donating

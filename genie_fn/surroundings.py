@@ -49,7 +49,7 @@ def of(run: str | Path, dream: World, root: str | Path, most: int = FRAMES) -> S
         return of_file(run)
     store = data.open_store(root)
     world.check_resolution(dream.tokenizer, store.height, store.width, run)
-    return of_store(store, most, action_map.load(run))
+    return of_store(store, most, action_map.load(run, dream.dynamics.cfg.actions))
 
 
 def results(run: str | Path) -> Path:
@@ -73,17 +73,7 @@ def of_file(path: str | Path) -> Surroundings:
 
 
 def _sound_map(found: ActionMap | None, actions: int) -> bool:
-    if found is None:
-        return True
-    cells = [cell for row in found.table for cell in row]
-    return (
-        _sound_names(found.names)
-        and len(found.names) == len(found.table) == len(found.to_latent)
-        and all(len(row) == actions for row in found.table)
-        and all(type(cell) is int and 0 <= cell < 2**53 for cell in cells)
-        and all(type(code) is int and 0 <= code < actions for code in found.to_latent)
-        and all(0 <= share <= 1 for share in (found.agreement, found.chance))
-    )
+    return found is None or action_map.sensible(found, actions) and _sound_names(found.names)
 
 
 def _sound_names(names: Any) -> bool:

@@ -11,6 +11,8 @@ so an interrupted build goes on where it was, and levels that are appended later
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +21,9 @@ import tensorstore as ts
 from rich.console import Console
 from rich.progress import track
 
-from genie_fn import data
+from genie_fn import data, files, storage
 from genie_fn.data import Segment, Store
-from genie_fn.errors import UserError
+from genie_fn.errors import UserError, terminable
 
 VERSION = 1
 MANIFEST = "tokens.json"
@@ -53,39 +55,81 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
     root = Path(root or store.root / "tokens") / identity[:16]
     kind = "uint16" if encoder.codes <= 2**16 else "uint32"
     entries = {"ids": (kind, (encoder.tokens,)), "first": (kind, (encoder.tokens,)), "actions": ("uint16", ())}
+    kinds = {name: (*entry, storage.CHUNK) for name, entry in entries.items()}
+    if not (root / MANIFEST).exists():
+        with _alone(root), files.writing(f"the token cache {root} (--cfg.tokens)"):
+            for name, entry in kinds.items() if not (root / MANIFEST).exists() else ():
+                ts.open(storage.array_spec(root / name, *entry), create=True, delete_existing=True).result()
+            files.write_atomically(root / MANIFEST, b"[]")
     try:
-        for name, (dtype, entry) in entries.items() if not (root / MANIFEST).exists() else ():
-            ts.open(data.array_spec(root / name, dtype, entry, data.CHUNK), create=True, delete_existing=True).result()
-    except Exception as error:  # tensorstore raises several kinds
-        raise UserError(f"the token cache {root} cannot be written: free space or change --cfg.tokens") from error
-    try:
-        rows = json.loads((root / MANIFEST).read_bytes()) if (root / MANIFEST).exists() else []
-        done = frozenset((int(offset), int(crc)) for offset, crc in rows)
-    except (ValueError, TypeError) as error:
+        arrays = storage.open_arrays(root, kinds, 1 << 28)
+    except UserError as error:
         raise _damaged(root) from error
-    return Cache(root, data.open_arrays(root, entries, 1 << 28), done)
+    return Cache(root, arrays, _done(root))
 
 
-def fill(cache: Cache, store: Store, split: str, num_frames: int, encoder: Encoder, console: Console) -> Cache:
-    """The cache with all of `split`, segment by segment, with a progress bar where something is missing."""
-    todo = [s for s in store.segments if s.split == split and (s.offset, s.crc) not in cache.done]
-    for segment in track(todo, f"encoding to {cache.root}", console=console, disable=not todo):
-        cache = add(cache, store, segment, num_frames, encoder)
+def _alone(root: Path) -> AbstractContextManager:
+    return files.exclusive(root, "fills the token cache", "choose another --cfg.tokens")
+
+
+def _done(root: Path) -> frozenset[tuple[int, int]]:
+    """The segments that a cache's manifest names, as (offset, checksum)."""
+    try:
+        rows = files.read_json(root / MANIFEST, storage.MANIFEST_BYTES)
+        if not all(type(number) is int for offset, crc in rows for number in (offset, crc)):
+            raise ValueError("not pairs of numbers")
+        return frozenset((offset, crc) for offset, crc in rows)
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(root) from error
+
+
+def fill(
+    cache: Cache,
+    store: Store,
+    split: str,
+    num_frames: int,
+    encoder: Encoder,
+    console: Console,
+    skip: Callable[[str], None] | None = None,
+) -> Cache:
+    """The cache with all of `split`, segment by segment, with a progress bar where something is missing.
+
+    `skip` is told of segments that cannot be read, and they are left out; without it that is an error. One process
+    fills a cache at a time; SIGTERM ends it as it ends training, and what is done by then is kept.
+    """
+    wanted = [segment for segment in store.segments if segment.split == split]
+    if all((s.offset, s.crc) in cache.done for s in wanted):
+        return cache
+    with _alone(cache.root), terminable():
+        cache = cache._replace(done=_done(cache.root))
+        todo = [s for s in wanted if (s.offset, s.crc) not in cache.done]
+        for segment in track(todo, f"encoding to {cache.root}", console=console, disable=not todo):
+            try:
+                recording = data.read_segment(store, segment)
+            except data.DamagedClips as damage:
+                if skip is None:
+                    raise
+                skip(damage.lost[0])
+            else:
+                cache = add(cache, segment, recording, num_frames, encoder)
     return cache
 
 
-def add(cache: Cache, store: Store, segment: Segment, num_frames: int, encoder: Encoder, batch: int = 64) -> Cache:
+def add(
+    cache: Cache, segment: Segment, recording: data.Recording, num_frames: int, encoder: Encoder, batch: int = 64
+) -> Cache:
     """The cache with one more segment, on disk when this returns."""
-    ids, first, actions = encode(data.read_segment(store, segment), num_frames, encoder, batch)
+    ids, first, actions = encode(recording, num_frames, encoder, batch)
     length = segment.offset + data.blocks(segment.length)
-    for name, values in (("ids", ids), ("first", first), ("actions", actions)):
-        array = cache.arrays[name]
-        if array.shape[0] < length:
-            array = array.resize(exclusive_max=[length, *array.shape[1:]], expand_only=True).result()
-            cache.arrays[name] = array
-        array[segment.offset : segment.offset + segment.length].write(values.astype(array.dtype.name)).result()
+    with files.writing(f"the token cache {cache.root} (--cfg.tokens)"):
+        for name, values in (("ids", ids), ("first", first), ("actions", actions)):
+            array = cache.arrays[name]
+            if array.shape[0] < length:
+                array = array.resize(exclusive_max=[length, *array.shape[1:]], expand_only=True).result()
+                cache.arrays[name] = array
+            array[segment.offset : segment.offset + segment.length].write(values.astype(array.dtype.name)).result()
     done = cache.done | {(segment.offset, segment.crc)}
-    data.write_atomically(cache.root / MANIFEST, json.dumps(sorted(done)).encode())
+    files.write_atomically(cache.root / MANIFEST, json.dumps(sorted(done)).encode())
     return cache._replace(done=done)
 
 
@@ -149,4 +193,5 @@ def _damaged(root: Path) -> UserError:
 
 def batches(cache: Cache, store: Store, split: str, num_frames: int, finish: Callable[..., Any], **order) -> Iterator:
     """As `data.batches`, of clips from the cache; `finish(ids, actions)` runs in the reading threads."""
-    return data.batches(store, split, num_frames, read=lambda o: finish(*read(cache, o, num_frames)), **order)
+    held = replace(store, segments=tuple(s for s in store.segments if (s.offset, s.crc) in cache.done))
+    return data.batches(held, split, num_frames, read=lambda o: finish(*read(cache, o, num_frames)), **order)

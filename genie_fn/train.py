@@ -4,30 +4,27 @@ A run is a pure function of (config, step): the randomness of step s is `fold_in
 checkpoint therefore holds no random state, and a killed run resumes bit for bit.
 """
 
-import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from genie_fn import checkpoint, data, impls, random, sharding, tree, video
-from genie_fn.errors import UserError
+from genie_fn import checkpoint, data, files, impls, random, sharding, tree, video
+from genie_fn.errors import Stop, UserError, console
 from genie_fn.optim import OptimConfig
 from genie_fn.step import TrainState, init_state
 from genie_fn.tree import Tree
 
-console = Console(stderr=True, highlight=False)
+PATIENCE = 20  # steps skipped in a row, after which a run that cannot go on ends
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,8 @@ class RunConfig:
     """Compute each process's share of a batch in so many parts, one after the other, to save memory."""
     deterministic: bool = False
     """Take torch's deterministic algorithms, slower on a GPU; where an operation has none, torch says so."""
+    damaged: str = "refuse"
+    """What a file of the dataset that cannot be read does: `refuse` ends the run, `skip` takes other clips."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
@@ -68,6 +67,8 @@ class RunConfig:
             raise UserError(f"--cfg.compile is off, step or split, not {self.compile!r}")
         if self.sharding not in sharding.KINDS:
             raise UserError(f"--cfg.sharding is one of {', '.join(sharding.KINDS)}, not {self.sharding!r}")
+        if self.damaged not in ("refuse", "skip"):
+            raise UserError(f"--cfg.damaged is refuse or skip, not {self.damaged!r}")
 
 
 def pick_device(name: str) -> torch.device:
@@ -141,8 +142,11 @@ def _newest(state: TrainState, cfg: RunConfig, stage: str, device: torch.device)
         )
     if found is None:
         return None
-    loaded = checkpoint.load(cfg.out, stage=stage, device=device if sharding.count() == 1 else "cpu").state
-    return TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
+    at = device if sharding.count() == 1 else "cpu"
+    loaded = {"skipped": state.skipped} | checkpoint.load(cfg.out, stage=stage, device=at).state
+    state = TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
+    console.print(f"continuing {cfg.out} from step {int(state.step)}", soft_wrap=True)
+    return state
 
 
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
@@ -177,13 +181,34 @@ def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.de
 
 def order(cfg: RunConfig, start_step: int) -> dict[str, Any]:
     """Which clips a run reads, and when, as arguments of `data.batches`."""
-    share = sharding.share(cfg.batch_size, cfg.accumulate)
-    return {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start_step, "share": share}
+    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start_step, "skip": on_damage(cfg)}
+    return order | {"share": sharding.share(cfg.batch_size, cfg.accumulate)}
+
+
+def on_damage(cfg: RunConfig) -> Callable[[str], None] | None:
+    """What is done about data that cannot be read: each damaged file is told once; None: the run ends."""
+    told: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            console.print(f"{sentence}: other clips take the place of its own", soft_wrap=True, markup=False)
+
+    return tell if cfg.damaged == "skip" else None
 
 
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
     """The same few validation clips at every call, for pictures during training."""
-    clips = data.read_clips(store, data.eval_clips(store, "val", cfg.num_frames, count), cfg.num_frames)
+    skip = on_damage(cfg)
+    offsets = data.eval_clips(store, "val", cfg.num_frames, count, skip=skip)
+    try:
+        clips = data.read_clips(store, offsets, cfg.num_frames)
+    except data.DamagedClips as damage:
+        whole = np.delete(offsets, [*damage.lost])
+        if skip is None or not len(whole):
+            raise
+        any(map(skip, damage.lost.values()))
+        clips = data.read_clips(store, np.resize(whole, count), cfg.num_frames)
     return data.Batch(*(torch.from_numpy(array).to(device) for array in clips))
 
 
@@ -202,21 +227,30 @@ def fit(
     """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
 
     `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and
-    SIGTERM finish the step, save and leave; the run then goes on with --cfg.resume. Of several processes, which all
-    leave at the same step, the first writes.
+    SIGTERM finish the step, save and leave, and so do PATIENCE steps in a row whose loss was not finite; the run then
+    goes on with --cfg.resume. Of several processes, which all leave at the same step, the first writes; no other run
+    trains in its folder meanwhile.
     """
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
-    batches, done, wait, writes = iter(batches), first, 0.0, sharding.rank() == 0
-    began, saved, measured = time.perf_counter(), first, None
-    saver, log = (checkpoint.manager(out), _open_log(out / "metrics.jsonl", first)) if writes else [nullcontext()] * 2
-    with saver, Stop() as stop, log, _progress() as bar:
+    source, done, saved, wait, began = iter(batches), first, first, 0.0, time.perf_counter()
+    measured, stuck, writes = None, False, sharding.rank() == 0
+    alone = _alone(out, first) if writes else nullcontext((None, None))
+    with Stop() as stop, alone as (saver, write_row), _progress() as bar:
         task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
 
         def report() -> None:
-            if measured is not None and writes:
-                at, seconds, waited, metrics = measured
-                row = {name: float(value) for name, value in metrics.items()}
-                print(json.dumps({"step": at, "seconds": seconds, "data_wait": waited} | row), file=log, flush=True)
+            nonlocal stuck
+            if writes:
+                saver.poll()
+            if measured is None:
+                return
+            at, seconds, waited, metrics = measured
+            row = {name: float(value) for name, value in metrics.items()}
+            stuck = row.pop("skipped_in_a_row", 0) >= PATIENCE
+            if cfg.damaged == "skip":
+                row["clips_skipped"] = sharding.summed(getattr(batches, "skipped", 0))
+            if writes:
+                write_row({"step": at, "seconds": seconds, "data_wait": waited} | row)
                 bar.update(task, metrics=_headline(row))
 
         def save() -> None:
@@ -224,20 +258,20 @@ def fit(
             if writes:
                 checkpoint.save(saver, done, whole, cfg)
 
-        while done < cfg.steps and not sharding.anyone(bool(stop)):
+        while done < cfg.steps and not stuck and not sharding.anyone(bool(stop)):
             asked = time.perf_counter()
-            batch = next(batches)
+            batch = next(source)
             wait += time.perf_counter() - asked
             state, metrics = step(state, batch, key)
             report()  # of a step before, so that a GPU has its next work while its numbers are read
-            done, measured = done + 1, None
+            done, measured, stop.save = done + 1, None, True
             if done % 10 == 0 or done == cfg.steps:
                 measured = done, time.perf_counter() - began, wait, metrics
             bar.update(task, completed=done)
             if done % cfg.sample_every == 0 or done == cfg.steps:
                 weights = sharding.full(state.ema or state.params)
                 if writes:
-                    sample(weights, out / "samples" / f"{done:07d}.png")
+                    _try_to_draw(sample, weights, out / "samples" / f"{done:07d}.png")
             if done % cfg.save_every == 0 or done == cfg.steps:
                 report()  # a checkpoint's step is never missing from the metrics
                 measured = None
@@ -248,53 +282,42 @@ def fit(
             save()
     spent = time.perf_counter() - began
     console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
+    if stuck:
+        raise UserError(
+            f"the loss or a gradient was not finite for {PATIENCE} steps in a row, which changed nothing: the "
+            f"state before them is saved in {out}; lower --cfg.optim.lr or look at the data, and continue with "
+            "--cfg.resume"
+        )
     if done < cfg.steps:
         console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
-        raise KeyboardInterrupt
+        stop.leave()
     return state
 
 
+@contextmanager
+def _alone(out: Path, first: int) -> Iterator[tuple[checkpoint.Saver, Callable[[dict], None]]]:
+    """What writes a run's checkpoints and metrics from step `first` on, in a folder that is held meanwhile."""
+    with files.exclusive(out, "trains in", "choose another --cfg.out"):
+        checkpoint.set_aside(out, first)
+        checkpoint.put_last(out)
+        with checkpoint.manager(out) as saver:
+            yield saver, files.open_log(out / "metrics.jsonl", first)
+
+
+def _try_to_draw(sample: Callable[[Tree, Path], None], weights: Tree, path: Path) -> None:
+    """A picture that cannot be written is missing; that is no reason to end a run."""
+    try:
+        sample(weights, path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        console.print(f"{path} cannot be written ({files.reason(error)}): free space", soft_wrap=True, markup=False)
+
+
 def _headline(row: dict[str, float]) -> str:
-    shown = [name for name in ("loss", "psnr", "accuracy", "perplexity") if name in row]
-    return "  ".join(f"{name} {row[name]:.3f}" for name in shown)
+    shown = [f"{name} {row[name]:.3f}" for name in ("loss", "psnr", "accuracy", "perplexity") if name in row]
+    return "  ".join(shown + [f"{name} {row[name]:.0f}" for name in ("skipped", "clips_skipped") if row.get(name)])
 
 
 def _progress() -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[metrics]}"), console=console)
-
-
-def _open_log(path: Path, step: int):
-    """The metrics file, opened for appending, without the rows of steps that are about to be trained again."""
-    (path.parent / "samples").mkdir(parents=True, exist_ok=True)
-    rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
-    path.write_text("".join(line + "\n" for line in rows))
-    return path.open("a")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line that a kill cut short
-
-
-class Stop:
-    """True once Ctrl-C or SIGTERM has arrived, so a loop can end between two steps; a second one interrupts at once."""
-
-    def __enter__(self) -> "Stop":
-        self._asked = False
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def __bool__(self) -> bool:
-        return self._asked

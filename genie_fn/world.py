@@ -99,11 +99,22 @@ def load_stage(
         raise UserError(f"{run} does not hold a {stage}: pass the folder of a run of train_{stage}.py")
     if stage == "lam" and loaded.config.get("train_lam"):  # a dynamics run that trained its latent actions along
         model, weights = loaded.config["lam_model"], weights["lam"]
-    module, config = MODULES[stage]
-    cfg = impls.resolve(checkpoint.from_dict(config, model), torch.device(device), compiled, anew=True)
-    spec = module.spec(cfg)
+    cfg, spec = describe(stage, model, run)
+    cfg = impls.resolve(cfg, torch.device(device), compiled, anew=True)
     own = {name: weights[name] for name in spec.keys() & weights.keys()}  # a run may train other networks along
     return Stage(cfg, checkpoint.check(own, spec, f"the {stage} in {run}")), loaded.config
+
+
+def describe(stage: str, model: dict, run: str | Path) -> tuple[TokenizerConfig | LamConfig | DynamicsConfig, Tree]:
+    """The configuration that a run has stored of a stage's model, and the spec of its parameters."""
+    module, config = MODULES[stage]
+    try:
+        cfg = checkpoint.from_dict(config, model)
+        return cfg, module.spec(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # numbers that make no sense fail wherever they are first used
+        raise UserError(f"the configuration of the {stage} in {run} makes no sense: train it again") from error
 
 
 def check_resolution(stage: Stage | None, height: int, width: int, run: str | Path) -> None:

@@ -1,6 +1,5 @@
 """The store and the clip sampler, on made-up recordings."""
 
-import hashlib
 import json
 import threading
 from itertools import islice
@@ -8,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from genie_fn import data
+from genie_fn import data, storage
 from genie_fn.errors import UserError
 
 SIDE = 8
@@ -38,8 +37,8 @@ def rewrite_manifest(root, **changes):
     path = root / data.MANIFEST
     manifest = json.loads(path.read_text()) | changes
     del manifest["sha256"]
-    manifest["sha256"] = hashlib.sha256(data._canonical(manifest)).hexdigest()
-    path.write_bytes(data._canonical(manifest))
+    manifest["sha256"] = storage.sha256(manifest)
+    path.write_bytes(storage.canonical(manifest))
 
 
 def test_segments_come_back_as_written(store):
@@ -143,9 +142,41 @@ def test_batches_raise_what_a_thread_met(tmp_path):
     iterator = data.batches(store, "train", 4, 8, seed=0)
     next(data.batches(store, "train", 4, 8, seed=0))
     (store.root / "frames/c/0/0/0/0").unlink()
-    with pytest.raises(UserError, match="damaged or missing"):
+    with pytest.raises(UserError, match="Level 0 of .* is missing, in the file .*frames/c/0/0/0/0"):
         next(data.batches(data.open_store(store.root), "train", 4, 8, seed=0))
     iterator.close()
+
+
+def test_other_clips_take_the_places_of_damaged_ones(tmp_path):
+    """The same ones at every reading, the undamaged clips of a batch stay, and every damaged file is told."""
+    store, told = make(tmp_path / "s", [recording(level, 40) for level in (0, 1, 2)]), []
+    whole = list(islice(data.batches(store, "train", 4, 8, seed=0), 6))
+    (store.root / "frames/c/1/0/0/0").unlink()
+    cuts = (store.root / "episode_starts/c/2").read_bytes()
+    (store.root / "episode_starts/c/2").write_bytes(b"")
+
+    def damaged():
+        return data.batches(data.open_store(store.root), "train", 4, 8, seed=0, skip=told.append)
+
+    with pytest.raises(UserError, match="Level 2 of .*episode_starts/c/2.*--cfg.damaged skip"):
+        data.batches(data.open_store(store.root), "train", 4, 8, seed=0)
+    first, again = damaged(), damaged()
+    for one, other in islice(zip(first, again, strict=True), 6):
+        np.testing.assert_array_equal(one.frames, other.frames)
+    assert first.skipped == again.skipped > 0
+    assert sum("episode_starts/c/2" in sentence for sentence in told) == 2
+    assert sum("frames/c/1/0/0/0" in sentence for sentence in told) == 2 * first.skipped
+    (store.root / "episode_starts/c/2").write_bytes(cuts)
+    third, kept = damaged(), 0
+    for before, after in islice(zip(whole, third, strict=False), 6):
+        kept += sum((a == b).all() for a, b in zip(before.frames, after.frames, strict=True))
+    assert third.skipped > 0 and kept >= 48 - third.skipped
+
+
+def test_nothing_is_made_that_could_not_be_opened(tmp_path):
+    for sizes in ((0, 8, 3), (8, 10**9, 3), (8, 8, 300)):
+        with pytest.raises(UserError, match="A dataset cannot be made"):
+            data.create(tmp_path / "s", {}, *sizes)
 
 
 def test_appending_leaves_old_files_alone_and_equals_one_go(tmp_path):
@@ -213,7 +244,9 @@ def test_verify_names_the_damaged_level(tmp_path, name, damage):
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 1
     path.unlink() if damage == "missing" else path.write_bytes(content)
-    with pytest.raises(UserError, match="^Level 7 of .* is damaged"):
+    with pytest.raises(
+        UserError, match=f"^Level 7 of .* is {'damaged' if damage == 'flipped' else 'missing'}.* in the file .*{name}"
+    ):
         data.verify(data.open_store(store.root))
 
 

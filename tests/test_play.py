@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import play
-from genie_fn import action_map, data, surroundings
+from genie_fn import action_map, checkpoint, data, surroundings
 from genie_fn.errors import UserError
 from genie_fn.player import server
 from genie_fn.surroundings import Surroundings
@@ -102,13 +102,16 @@ def test_the_newest_world_is_played(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="make demo"):
         play.newest_run()
-    for age, name in enumerate(("new", "old", "unfinished")):
-        folder = tmp_path / "runs" / name / "dynamics" / "checkpoints"
-        (folder / "5").mkdir(parents=True)
+    for age, name in enumerate(("older", "old", "new", "unfinished")):
+        run = tmp_path / "runs" / name / "dynamics"
+        (run / "checkpoints" / "5").mkdir(parents=True)
         if name == "unfinished":
-            (folder / "5").rmdir()
-        os.utime(folder, (1000 - age, 1000 - age))
+            (run / "checkpoints" / "5").rmdir()
+        checkpoint.put_last(run)
+        os.utime(run / "checkpoints", (1000 - age, 1000 - age))  # the clock went backwards meanwhile
     assert play.newest_run() == os.path.join("runs", "new", "dynamics")
+    checkpoint.put_last(tmp_path / "runs" / "old" / "dynamics")
+    assert play.newest_run() == os.path.join("runs", "old", "dynamics")
 
 
 def test_wrong_flags_are_a_sentence():

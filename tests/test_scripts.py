@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,36 +82,6 @@ def trained(home) -> Path:
     for stage, script in SCRIPTS.items():
         script.main(config(home, stage, stage))
     return home
-
-
-KILLED = """
-import sys, torch
-from pathlib import Path
-from tests import test_scripts
-torch.set_num_threads(int(sys.argv[4]))  # sums are rounded differently with another number of threads
-home, stage, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-test_scripts.SCRIPTS[stage].main(test_scripts.config(home, stage, out))
-"""
-
-
-@pytest.mark.parametrize("stage", list(SCRIPTS))
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(trained, stage):
-    out = f"killed_{stage}"
-    command = [sys.executable, "-c", KILLED, str(trained), stage, out, str(torch.get_num_threads())]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (checkpoint.latest(trained / out) or 0) < 20:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 20 <= checkpoint.latest(trained / out) < STEPS
-    SCRIPTS[stage].main(config(trained, stage, out, resume=True))
-    resumed, whole = (checkpoint.load(trained / name, stage=stage) for name in (out, stage))
-    assert resumed.step == whole.step == STEPS
-    left, right = tree.paths(resumed.state), tree.paths(whole.state)
-    assert left.keys() == right.keys()
-    assert not [path for path in left if not torch.equal(left[path], right[path])]
-    steps = [json.loads(line)["step"] for line in (trained / out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
 def test_dynamics_trains_from_the_token_cache_as_from_frames(trained, monkeypatch):

@@ -15,12 +15,12 @@ for _folder in ("kernels", "player"):
 # A module may import modules of a lower rank only; modules of one rank never import each other.
 RANKS = {
     0: {"random", "errors"},
-    1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "action_map", "parts"},
-    2: {"kernels", "optim", "data", "checkpoint", "sharding", "graphs"},
-    3: {"layers", "tokens", "pictures", "sources", "step", "world_file"},
-    4: {"quantize", "conv", "markup", "readers"},
-    5: {"registry", "facing", "report_page", "importing"},
-    6: {"blueprint"},
+    1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "parts", "files"},
+    2: {"kernels", "optim", "storage", "checkpoint", "sharding", "graphs", "action_map"},
+    3: {"layers", "data", "step", "world_file"},
+    4: {"quantize", "conv", "tokens", "pictures", "sources"},
+    5: {"registry", "facing", "markup", "readers"},
+    6: {"blueprint", "report_page", "importing"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
     8: {"world", "train", "perceptual"},
     9: {"surroundings", "rollouts", "fidelity", "action_report", "scale"},
@@ -42,7 +42,7 @@ MODELS = {
     "adversarial",
     "world",
 }
-TRAINING = {"optim", "data", "tokens", "sharding", "step", "train"}
+TRAINING = {"optim", "data", "storage", "tokens", "sharding", "step", "train"}
 
 
 def parse(path):

@@ -29,11 +29,16 @@ CFG = RunConfig(steps=6, compile="off", optim=OPTIM, save_every=2, sample_every=
 KEY = random.key(5)
 
 
-def make(cfg=CFG, model=MODEL, noise=0.0):
-    """A step that uses all that a step can have: clipping, weight decay, averages, a codebook with dead codes."""
+def make(cfg=CFG, model=MODEL, noise=0.0, bad=()):
+    """A step that uses all that a step can have: clipping, weight decay, averages, a codebook with dead codes.
+
+    The loss of the steps `bad` is NaN.
+    """
 
     def loss(params, batch, key, step, part):
         value, aux = tokenizer.loss(params, batch, model)
+        for number in bad:
+            value = torch.where(step == number, torch.nan, value)
         return value * (1 + noise * random.normal(key)) if noise else value, aux
 
     return make_step(loss, tokenizer.spec(model), cfg, quantize.codebook_update(model.quantizer))
@@ -73,7 +78,7 @@ def assert_same(a, b):
 def test_compiled_equals_eager_and_compiles_once(mode, kind):
     """Compilers drop, reorder and overwrite; and a second compilation would be a value burnt into the graph."""
     model = replace(MODEL, quantizer=QuantizerConfig(kind=kind, codes=8, latent_dim=4))
-    eager, compiled = make(model=model), make(replace(CFG, compile=mode), model)
+    eager, compiled = make(model=model, bad=(1,)), make(replace(CFG, compile=mode), model, bad=(1,))
     before = counters["stats"]["unique_graphs"]
     expected, state = fresh(model), fresh(model)
     for s in range(8):
@@ -83,11 +88,11 @@ def test_compiled_equals_eager_and_compiles_once(mode, kind):
             expected, expected_row = eager(expected, batch_of(s), KEY)
             for name, value in expected_row.items():
                 torch.testing.assert_close(
-                    row[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+                    row[name], value, rtol=1e-3, atol=1e-5, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
                 )
             torch.testing.assert_close(tree.paths(state), tree.paths(expected), rtol=1e-3, atol=2e-5)
     assert counters["stats"]["unique_graphs"] - before == {"step": 1, "split": 2}[mode]
-    assert state.step.item() == 8
+    assert state.step.item() == 8 and state.skipped.tolist() == [1, 0]
 
 
 def test_the_pure_step_leaves_its_state_alone():
@@ -99,6 +104,18 @@ def test_the_pure_step_leaves_its_state_alone():
     for path in tree.paths(state.params):
         assert {f"params/{path}", f"ema/{path}", f"opt/m/{path}", f"opt/v/{path}"} <= changed, path
     assert {"step", "stats/use"} <= changed
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_counts():
+    step, state = make(bad=(2, 3, 5)), fresh()
+    for s in range(6):
+        before, (state, row) = state, step(state, batch_of(s), KEY)
+        if s in (2, 3, 5):
+            assert_same(state._replace(step=before.step, skipped=before.skipped), before)
+        else:
+            assert not torch.equal(tree.leaves(state.params)[0], tree.leaves(before.params)[0])
+        assert int(state.step) == s + 1
+    assert state.skipped.tolist() == [3, 1] == [row["skipped"], row["skipped_in_a_row"]]
 
 
 def test_a_step_is_a_function_of_state_batch_and_key():
@@ -182,8 +199,9 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
         return train.fit(make(), state, batches(int(state.step), stop_at), cfg, lambda weights, path: None)
 
     whole = go("whole")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as left:
         go("stopped", stop_at=2)
+    assert left.value.code == 0
     assert checkpoint.latest(tmp_path / "stopped") == 3
     with pytest.raises(UserError, match="resume"):
         go("stopped")
@@ -239,6 +257,9 @@ def test_a_stored_config_with_other_fields_is_a_sentence():
         from_dict(Sized, {"names": []})
     with pytest.raises(UserError, match="colour"):
         from_dict(Config, asdict(Config()) | {"colour": 1})
+    for steps in ("9", None, 2**60, 1.5, True):
+        with pytest.raises(UserError, match="no sensible steps"):
+            from_dict(Config, asdict(Config()) | {"steps": steps})
 
 
 def test_fields_that_a_stored_config_is_too_old_for_take_their_defaults():

@@ -1,0 +1,53 @@
+"""Every fault in the way of every stage: python -m tests.faults --kills 30. Prints what was done and what came of it.
+
+Takes some minutes on one core; as root on Linux, since full disks are small file systems of their own.
+"""
+
+import io
+import random
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from genie_fn.errors import console
+from tests.faults import cases, rig
+
+
+def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, only: str = "") -> None:
+    """Inject everything, or only the cases that have a word in their names."""
+    jobs = [(case, stage) for case in cases.CASES for stage in stages] + [(case, "") for case in cases.COLLECTING]
+    jobs = [(case, stage) for case, stage in jobs if only in case.__name__]
+    table, bad = Table("fault", "stage", "what came of it", "seconds"), 0
+    console.quiet = True  # what training prints would hide the table
+    output = Progress(console=Console(stderr=True))
+    with tempfile.TemporaryDirectory() as folder, output as bar, redirect_stdout(io.StringIO()):
+        task = bar.add_task("training undisturbed", total=len(jobs))
+        home = cases.prepare(Path(folder))
+        for case, stage in jobs:
+            name = case.__name__.replace("_", " ")
+            bar.update(task, description=f"{name} {stage}")
+            began, count = time.monotonic(), {"count": kills} if name.startswith("kill") else {}
+            try:
+                verdict = case(home, *([stage] if stage else []), random.Random(f"{seed} {name} {stage}"), **count)
+            except pytest.skip.Exception as skipped:
+                verdict = f"skipped: {skipped}"
+            except (Exception, pytest.fail.Exception):
+                verdict, bad = f"[red]FAILED[/red] {traceback.format_exc(limit=-3)}", bad + 1
+            bar.console.print(f"{name} {stage}: {verdict}")
+            table.add_row(name, stage, verdict, f"{time.monotonic() - began:.0f}")
+            bar.advance(task)
+    Console().print(table)
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

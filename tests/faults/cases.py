@@ -1,0 +1,300 @@
+"""The faults, one function each: put it in the way of a stage, and assert that nothing was lost. Returns what was done.
+
+`home` holds the dataset, the finished stages of `rig.prepare`, and what the cases leave.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from genie_fn import checkpoint, data, tokens, train, world
+from genie_fn.errors import UserError
+from tests.faults import rig
+
+
+def prepare(home: Path) -> Path:
+    """The dataset, and every stage trained to its end with nothing in its way."""
+    rig.make_data(home / "data")
+    for stage in rig.STAGES:
+        rig.train_stage(home, stage, stage)
+    return home
+
+
+def assert_same(home: Path, stage: str, out: str) -> None:
+    wrong = rig.differing(home / out, home / stage)
+    assert not wrong, f"{out} differs from an undisturbed run in {wrong[:3]}"
+    steps = [row["step"] for row in rig.metrics(home / out)]
+    assert steps == [row["step"] for row in rig.metrics(home / stage)], "metrics are missing or there twice"
+
+
+def said(capture: str) -> str:
+    """Console output as one line."""
+    return " ".join(capture.split())
+
+
+def kills(home: Path, stage: str, chance: random.Random, count: int = 30) -> str:
+    """kill -9: the end is that of an undisturbed run, and every start continues from the newest save there was."""
+    moments, done, begun = [], 0, time.monotonic()
+    while done < count:
+        out = f"killed_{stage}_{done}"
+        log, saves = home / f"{out}.log", home / out / "checkpoints"
+
+        def saving(saves: Path = saves) -> bool:
+            return saves.is_dir() and any(not path.name.isdigit() for path in saves.iterdir())
+
+        def work(again: bool, out: str = out) -> tuple:
+            return rig.work_of, home, stage, out, (home / out / "checkpoints").exists()
+
+        log.touch()
+        newest = []
+        for moment in rig.kill_repeatedly(log, work, saving, count - done, 1.5, chance):
+            moments.append(moment)
+            newest.append(checkpoint.latest(home / out))
+        done += len(newest)
+        told = [int(line.split()[-1]) for line in log.read_text().splitlines() if line.startswith("continuing")]
+        # A start that was killed before it had read its checkpoint says nothing.
+        assert set(told) <= {step for step in newest if step} and told == sorted(told), (told, newest)
+        assert_same(home, stage, out)
+        if not newest:
+            break  # it had ended before it could be killed
+    return f"{done} kills, {moments.count('in a save')} of them in a save, {time.monotonic() - begun:.0f} s"
+
+
+def full_disk(home: Path, stage: str, chance: random.Random) -> str:
+    """Two saves in a row that fail end the run, and the last good one is intact; after a single one it goes on."""
+    with rig.small_disk(home / "small", 4096) as fill:
+        if fill is None:
+            pytest.skip("no file system of its own may be mounted here")
+        out = f"small/{stage}"
+
+        def fill_after_step_8() -> None:
+            rig.wait_until(lambda: checkpoint.latest(home / out) == 8)
+            fill()
+
+        with rig.at_step(10, fill_after_step_8), pytest.raises(UserError, match="No space left.*saved is of step 8"):
+            rig.train_stage(home, stage, out)
+        assert rig.final(home / out)[0] == 8
+        assert all(path.name.isdigit() for path in (home / out / "checkpoints").iterdir()), "a save that failed is left"
+        fill(free=True)
+
+        def free_after_a_failure() -> None:
+            rig.wait_until(lambda: failed)
+            fill(free=True)
+
+        with rig.failed_saves() as failed, rig.at_step(9, fill), rig.at_step(14, free_after_a_failure):
+            rig.train_stage(home, stage, out, resume=True)
+        assert failed == [12]
+        assert_same(home, stage, out)
+    return "ended after two failed saves, step 8 intact; after one that failed it went on"
+
+
+def full_disk_while_collecting(home: Path, chance: random.Random) -> str:
+    """The levels that were finished are kept, and the same command collects the others to the same bytes."""
+    whole = home / "collected"
+    if not whole.exists():
+        rig.collect(whole)
+    with rig.small_disk(home / "small", 3000) as fill:
+        if fill is None:
+            pytest.skip("no file system of its own may be mounted here")
+        root = home / "small" / "data"
+        with pytest.raises(UserError, match="No space left.*the same command goes on"):
+            rig.collect(root)
+        kept = len(data.open_store(root).segments)
+        assert data.verify(data.open_store(root)) == kept * 200 and kept < 12
+        shutil.copytree(root, home / "grown")
+    rig.collect(home / "grown")
+    assert content(home / "grown") == content(whole)
+    return f"{kept} of 12 levels were kept, the others collected afterwards"
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def kills_while_collecting(home: Path, chance: random.Random, count: int = 30) -> str:
+    whole, moments = home / "collected", []
+    if not whole.exists():
+        rig.collect(whole)
+    while len(moments) < count:
+        root = home / f"collected_{len(moments)}"
+        log = home / "collect.log"
+
+        def writing(root: Path = root) -> bool:
+            return bool([*root.rglob("*.__lock")] or [*root.glob(".store.json.*")])
+
+        def work(again: bool, root: Path = root) -> tuple:
+            return rig.collect, root
+
+        log.touch()
+        before = len(moments)
+        moments += rig.kill_repeatedly(log, work, writing, min(6, count - len(moments)), 0.8, chance)
+        assert content(root) == content(whole)
+        if len(moments) == before:
+            break
+    return f"{len(moments)} kills, {moments.count('in a save')} of them in a write"
+
+
+def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int = 3) -> str:
+    """One bit, or the end of a file, of the newest checkpoint: whoever loads it has the right bits, or older ones."""
+    passed, run = 0, home / f"damaged_{stage}"
+    for at in range(count):
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(home / stage, run)
+        newest = run / "checkpoints" / str(rig.STEPS)
+        found = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+        path = rig.largest(newest) if at < 2 else chance.choice(found)
+        if at % 2:
+            path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+        else:
+            rig.flip(path, chance.random())
+        with mock.patch.object(checkpoint.console, "print") as printed:
+            step, leaves = rig.final(run)
+            world.load_stage(run, "dynamics" if stage == "cached" else stage)
+        if step == rig.STEPS:
+            assert at >= 2 and not rig.differing(run, home / stage), f"{path} changed what is loaded"
+            continue
+        passed += 1
+        assert f"step {step} is used in its place" in str(printed.call_args)
+        rig.train_stage(home, stage, run.name, resume=True)
+        assert_same(home, stage, run.name)
+        assert (run / "damaged" / str(rig.STEPS)).is_dir()
+    for newest in (run / "checkpoints").iterdir():
+        rig.flip(rig.largest(newest))
+    with pytest.raises(UserError, match="cannot be read.*no older one"):
+        rig.train_stage(home, stage, run.name, resume=True)
+    return f"{count} damaged, {passed} told and passed over, the others of no consequence"
+
+
+def damaged_data(home: Path, stage: str, chance: random.Random) -> str:
+    """Refused with level and file, or skipped, and a run that was stopped then ends as one that was not."""
+    places, name = home / f"places_{stage}", f"frames/c/{3}/0/0/0"
+    shutil.copytree(home / "data", places / "data", ignore=shutil.ignore_patterns("tokens"))
+    path = places / "data" / name
+    rig.flip(path, 0.4)
+    here = {"data": str(places / "data")}
+    with pytest.raises(UserError, match=f"Level 3 of .*in the file .*{name}.*--cfg.damaged skip"):
+        rig.train_stage(home, stage, f"refused_{stage}", **here)
+    skip = here | {"damaged": "skip"}
+    rig.train_stage(home, stage, f"skipped_{stage}", **skip)
+
+    def stop() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with rig.at_step(10, stop), pytest.raises(SystemExit):
+        rig.train_stage(home, stage, f"stopped_{stage}", **skip)
+    rig.train_stage(home, stage, f"stopped_{stage}", resume=True, **skip)
+    assert not rig.differing(home / f"stopped_{stage}", home / f"skipped_{stage}")
+    count = rig.metrics(home / f"skipped_{stage}")[-1]["clips_skipped"]
+    assert stage == "cached" or count > 0
+    return f"refused with its name; {count:.0f} clips replaced, the same ones in a resumed run"
+
+
+def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
+    """NaN now and then changes nothing but counts; NaN without end stops the run with the state from before it."""
+    out = f"nan_{stage}"
+    with rig.poisoned({3, 5, 6}):
+        rig.train_stage(home, stage, out)
+    assert rig.metrics(home / out)[-1]["skipped"] == 3
+    _, leaves = rig.final(home / out)
+    assert all(x.isfinite().all() for x in leaves.values())
+    with mock.patch.object(train, "PATIENCE", 6), rig.poisoned(range(8, 99)):
+        with pytest.raises(UserError, match="not finite for 6 steps in a row.*--cfg.resume"):
+            rig.train_stage(home, stage, f"{out}_stuck")
+    step, stuck = rig.final(home / f"{out}_stuck")
+    rig.train_stage(home, stage, f"{out}_short", steps=8)  # its schedule is another, so only the shape can be compared
+    assert 14 <= step < rig.STEPS and all(x.isfinite().all() for x in stuck.values())
+    rig.train_stage(home, stage, f"{out}_stuck", resume=True)
+    assert rig.final(home / f"{out}_stuck")[0] == rig.STEPS
+    return f"3 steps skipped; stopped at step {step} after 6 in a row, and went on"
+
+
+def sigterm(home: Path, stage: str, chance: random.Random) -> str:
+    """What a scheduler sends: a save, exit code 0, and the end of an undisturbed run when resumed."""
+    out = f"terminated_{stage}"
+    process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
+    assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
+    began = time.monotonic()
+    process.terminate()
+    process.join(60)
+    seconds = time.monotonic() - began
+    assert process.exitcode == 0, (home / f"{out}.log").read_text()[-2000:]
+    step = checkpoint.latest(home / out)
+    assert step < rig.STEPS
+    rig.train_stage(home, stage, out, resume=True)
+    assert_same(home, stage, out)
+    return f"saved step {step} and exited with 0 in {seconds:.1f} s"
+
+
+def two_at_once(home: Path, stage: str, chance: random.Random) -> str:
+    """Two runs in one folder: the second is refused, until the first is dead, however it died."""
+    out = f"shared_{stage}"
+    process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
+    assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
+    os.kill(process.pid, signal.SIGSTOP)  # it would be over before a slow machine has begun the second
+    with pytest.raises(UserError, match=f"another process .* {home / out}"):
+        rig.train_stage(home, stage, out, resume=True)
+    process.kill()
+    process.join()
+    rig.train_stage(home, stage, out, resume=True)
+    assert_same(home, stage, out)
+    return "the second was refused, and let in when the first was killed"
+
+
+def jumping_clock(home: Path, stage: str, chance: random.Random) -> str:
+    """A clock that jumps, and files with times from anywhere: neither order nor bits change."""
+    out, real, ahead = f"clock_{stage}", time.time, [0.0]
+
+    def jump() -> None:
+        ahead[0] = chance.uniform(-1e9, 1e9)
+        rig.scramble_times(home / out, chance)
+
+    with mock.patch("time.time", lambda: real() + ahead[0]), rig.at_step(6, jump), rig.at_step(14, jump):
+        with rig.at_step(15, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(SystemExit):
+            rig.train_stage(home, stage, out)
+        jump()
+        rig.train_stage(home, stage, out, resume=True)
+    assert_same(home, stage, out)
+    assert all(0 <= row["seconds"] < 600 for row in rig.metrics(home / out))
+    return "stopped and resumed to the same bits"
+
+
+def two_collectors(home: Path, chance: random.Random) -> str:
+    root = home / "collected_by_two"
+    process = rig.start(home / "two.log", rig.collect, root, 500)
+    assert rig.wait_for(lambda: (root / data.MANIFEST).exists(), process)
+    with pytest.raises(UserError, match=f"another process collects into {root}"):
+        rig.collect(root, 500)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
+    kept = len(data.open_store(root).segments)
+    rig.collect(root, kept + 1)
+    return f"the second was refused; SIGTERM ended the first with {kept} levels and exit code 0"
+
+
+def two_fillers(home: Path, chance: random.Random) -> str:
+    store = data.open_store(home / "data")
+    encoder = tokens.Encoder(lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16)
+    cache = tokens.open_cache(store, 4, encoder, home / "fillers")
+
+    def again(frames: np.ndarray) -> np.ndarray:
+        with pytest.raises(UserError, match="another process fills the token cache"):
+            tokens.fill(cache, store, "train", 4, encoder, train.console)
+        return encoder.tokenize(frames)
+
+    filled = tokens.fill(cache, store, "train", 4, encoder._replace(tokenize=again), train.console)
+    assert len(filled.done) == 8
+    return "the second was refused"
+
+
+CASES = (kills, full_disk, damaged_checkpoint, damaged_data, poisoned_steps, sigterm, two_at_once, jumping_clock)
+COLLECTING = (kills_while_collecting, full_disk_while_collecting, two_collectors, two_fillers)
+torch.set_num_threads(1)

@@ -1,0 +1,42 @@
+"""Faults put in the way of training, collecting and caching, in short forms; the long: `python -m tests.faults`."""
+
+import random
+
+import pytest
+
+from tests.faults import cases, rig
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return cases.prepare(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("stage", rig.STAGES)
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(home, stage):
+    cases.kills(home, stage, random.Random(stage), 2)
+
+
+# The others go through the same loop in every stage, so each is put in the way of one; the long form tries them all.
+@pytest.mark.parametrize(
+    ("case", "stage"),
+    [
+        (cases.full_disk, "tokenizer"),
+        (cases.damaged_checkpoint, "lam"),
+        (cases.damaged_data, "tokenizer"),
+        (cases.damaged_data, "cached"),
+        (cases.poisoned_steps, "lam"),
+        (cases.sigterm, "dynamics"),
+        (cases.two_at_once, "cached"),
+        (cases.jumping_clock, "tokenizer"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_nothing_is_lost(home, case, stage):
+    case(home, stage, random.Random(0))
+
+
+@pytest.mark.parametrize("case", cases.COLLECTING[1:], ids=lambda case: case.__name__)
+def test_nothing_is_lost_while_collecting(home, case):
+    pytest.importorskip("procgen")
+    case(home, random.Random(0))
