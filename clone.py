@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from genie_fn import cloning, data, headlines, machine, probe, random, report_page, surroundings, train, world
+from genie_fn import cloning, data, files, headlines, machine, probe, random, report_page, surroundings, train, world
 from genie_fn.cloning import Expert, Policy
 from genie_fn.errors import UserError, run
 from genie_fn.player.game import ACTIONS
@@ -127,8 +127,8 @@ def summarise(record: dict) -> None:
 
 
 def write(record: dict, out: Path) -> None:
-    data.write_atomically(out / "clone.html", report_page.clone_page(record).encode())
-    data.write_atomically(out / "clone.json", (json.dumps(record) + "\n").encode())
+    files.write_atomically(out / "clone.html", report_page.clone_page(record).encode())
+    files.write_atomically(out / "clone.json", (json.dumps(record) + "\n").encode())
 
 
 def main(cfg: Config) -> None:

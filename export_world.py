@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import action_map, data, headlines, machine, surroundings, tree, world
+from genie_fn import action_map, data, files, headlines, machine, surroundings, tree, world
 from genie_fn.errors import UserError, run
 
 
@@ -45,7 +45,7 @@ def main(cfg: Config) -> None:
     dream, store = world.load(cfg.run), data.open_store(cfg.data)
     told = card(cfg, dream)
     content = surroundings.pack(cfg.run, dream, store, cfg.frames, told)
-    data.write_atomically(Path(cfg.output), content)
+    files.write_atomically(Path(cfg.output), content)
     for name, value in told.items():
         print(f"{name}: {value}")
     if action_map.load(cfg.run, dream.dynamics.cfg.actions) is None and dream.lam is not None:

@@ -142,7 +142,7 @@ def report(store: Store, skipped: dict[str, str]) -> None:
     ]
     told = {"meta": store.meta, "actions": store.action_names, "imported": held}
     told |= {"skipped": [{"file": name, "why": why} for name, why in skipped.items()]}
-    data.write_atomically(store.root / REPORT, json.dumps(told, indent=1).encode() + b"\n")
+    files.write_atomically(store.root / REPORT, json.dumps(told, indent=1).encode() + b"\n")
     size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
     splits = ", ".join(f"{store.count(split):,} {split}" for split in data.SPLITS)
     scenes, kinds = sum(video["episodes"] for video in held), store.num_actions or "no"

@@ -19,6 +19,7 @@ from genie_fn.blueprint import Blueprint
 from genie_fn.conv import Pass
 from genie_fn.data import Store
 from genie_fn.errors import UserError
+from genie_fn.parts import Part
 from genie_fn.player import game
 from genie_fn.player.game import ACTIONS, Game
 from genie_fn.train import RunConfig

@@ -116,7 +116,7 @@ WRONG = {
     "an unknown model": ((*CONTENT, "models", "new"), {}, "damaged .*new"),
     "a missing model": (MODEL, None, "damaged .*dynamics"),
     "an unknown option": ((*MODEL, "new"), 1, "differ in new"),
-    "an option of another type": ((*MODEL, "actions"), "4", "differ in actions"),
+    "an option of another type": ((*MODEL, "actions"), "4", "no sensible actions"),
     "an impossible option": ((*MODEL, "stack", "heads"), 0, "cannot have 0 heads"),
     "a giant": ((*MODEL, "stack", "layers"), 2**40, "what no configuration does"),
     "a long memory": ((*MODEL, "stack", "window"), 2**20, "do not fit together"),
