@@ -87,21 +87,17 @@ def dynamics_stage() -> Stage:
 
 
 def toy_stage() -> Stage:
-    """What a step can have in the smallest graph: masks, a statistic of the whole batch, a codebook, two optimizers."""
-    book = replace(VQ, commit=1.0)
-    spec = {"in": layers.linear_spec(48, 5), "quantizer": quantize.spec(book)}
-    spec |= {"out": layers.linear_spec(5, 48, bias=True)}
+    """Statistics of the whole batch and two optimizers in a graph that is soon compiled: it draws no random numbers."""
+    book = replace(LFQ, frac_sample=1.0)
+    spec = {"in": layers.linear_spec(48, 5), "out": layers.linear_spec(5, 48, bias=True)}
 
     def loss(params, batch, key, step, part):
         x_BTI = layers.to_float(batch.frames[:, :, 0]).flatten(2)
-        hidden = random.bernoulli(key, 0.3, x_BTI.shape, row=part.first(len(x_BTI)))
-        q = quantize.quantize(params["quantizer"], layers.linear(params["in"], x_BTI * ~hidden), book, part)
-        error = (layers.linear(params["out"], q.codes) - x_BTI).square() * hidden
-        weighted = error.mean() / part.mean((hidden * x_BTI.abs()).mean())
-        return weighted + q.loss, ({"mse": error.mean()} | q.metrics, q)
+        q = quantize.quantize({}, layers.linear(params["in"], x_BTI), book, part)
+        error = (layers.linear(params["out"], q.codes) - x_BTI).square() * x_BTI.abs()
+        return error.mean() / part.mean(x_BTI.abs().mean()) + q.loss, ({"mse": error.mean()} | q.metrics, q)
 
-    apart = {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}
-    return Stage(loss, spec, quantize.initial_use(book), quantize.codebook_update(book), apart, clips)
+    return Stage(loss, spec, {}, None, {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}, clips)
 
 
 STAGES = {

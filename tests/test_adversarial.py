@@ -12,6 +12,7 @@ from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
 from genie_fn.optim import OptimConfig
+from genie_fn.parts import WHOLE
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.step import init_state, make_step
 from genie_fn.tokenizer import TokenizerConfig
@@ -124,7 +125,7 @@ def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
     """One backward pass over one scalar gives what two separate losses give, the doubly derived penalty included."""
     params = tree.init(tokenizer.spec(MODEL), random.key(0)) | {"discriminator": critic}
     loss, step = train_tokenizer.objective(CFG, {}), torch.tensor(0)
-    _, grads = tree.value_and_grad(loss)(params, BATCH, random.fold_in(random.key(4), step), step)
+    _, grads = tree.value_and_grad(loss)(params, BATCH, random.fold_in(random.key(4), step), step, WHOLE)
     generator, discriminator = separate_gradients(params, {}, step)
     for path, expected in generator.items():
         torch.testing.assert_close(tree.paths(grads)[path], expected, rtol=1e-4, atol=1e-6, msg=path)
