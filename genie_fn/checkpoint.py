@@ -13,7 +13,7 @@ import sys
 import typing
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,7 +215,7 @@ def _read(run: str | Path, step: int) -> Loaded:
         sums, found = files.read_json(folder / "checksums" / "metadata", SUMS_BYTES), _sums(state)
         wrong = sorted(path for path in sums["state"] | found if sums["state"].get(path) != found.get(path))
         if wrong or sums["config"] != _config_sum(config):
-            raise Damaged(f"{wrong[0] if wrong else 'its configuration'} is not as it was saved")
+            raise Damaged(f"{ascii(wrong[0])[:200] if wrong else 'its configuration'} is not as it was saved")
     return Loaded(step, config, state)
 
 
@@ -286,12 +286,17 @@ def from_dict(cls: type, values: dict) -> Any:
     needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     if wrong := (values.keys() - hints.keys()) | (needed - values.keys()):
         raise UserError(
-            f"a stored {cls.__name__} and this version's differ in {', '.join(sorted(wrong))}: "
+            f"a stored {cls.__name__} and this version's differ in {_names(wrong)}: "
             "train again, or use the version that wrote it"
         )
     if wrong := [name for name, value in values.items() if not _fits(hints[name], value)]:
-        raise UserError(f"a stored {cls.__name__} has no sensible {', '.join(sorted(wrong))}: train again")
+        raise UserError(f"a stored {cls.__name__} has no sensible {_names(wrong)}: train again")
     return cls(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _names(found: Iterable[str]) -> str:
+    """Names from a file, which may be anything, for a sentence."""
+    return ", ".join(name if name.isidentifier() else ascii(name) for name in sorted(found))[:200]
 
 
 def _fits(hint: Any, value: Any) -> bool:

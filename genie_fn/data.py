@@ -23,7 +23,7 @@ import tensorstore as ts
 
 from genie_fn import storage
 from genie_fn.errors import UserError
-from genie_fn.files import LOCK, exclusive, reason, write_atomically, writing
+from genie_fn.files import LOCK, exclusive, partial_name, reason, write_atomically, writing
 from genie_fn.storage import BLOCK, CHUNK, MANIFEST, SPLITS, Segment, array_spec, damaged, open_arrays
 
 T = TypeVar("T")
@@ -115,7 +115,8 @@ def create(
     root = Path(root)
     if (root / MANIFEST).exists():
         raise UserError(f"{root} already holds a dataset: choose another folder, or delete it first.")
-    if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - {*DTYPES, LOCK}):
+    ours = {*DTYPES, LOCK, partial_name(root / MANIFEST).name}
+    if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - ours):
         raise UserError(f"{root} already holds other files: choose a new or empty folder for the dataset.")
     store = Store(root, meta, height, width, num_actions, tuple(action_names), (), "", {})
     try:

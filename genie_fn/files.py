@@ -38,9 +38,14 @@ def reason(error: BaseException) -> str:
     return next(known, said or type(error).__name__)
 
 
+def partial_name(path: Path) -> Path:
+    """Where a file is written before it replaces `path`: always there, so that what a kill leaves is overwritten."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one, nothing between."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_name(path)
     with writing(path):
         try:
             with open(partial, "wb") as file:

@@ -67,7 +67,7 @@ def read_manifest(root: Path) -> tuple[dict, tuple[Segment, ...], str]:
             raise UserError(f"{path} is of version {version!r:.20} and this program reads {VERSION}: collect it again.")
         return *parse(content), content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(f"{path} is damaged ({error!s:.100})", root) from error
+        raise damaged(f"{path} is damaged ({ascii(str(error)):.100})", root) from error
 
 
 def parse(manifest: Any) -> tuple[dict, tuple[Segment, ...]]:

@@ -268,8 +268,9 @@ def test_create_refuses_a_folder_in_use(tmp_path):
 
 def test_create_goes_on_where_a_killed_create_stopped(tmp_path):
     store = make(tmp_path / "s", [])
-    (store.root / data.MANIFEST).unlink()
+    (store.root / data.MANIFEST).rename(store.root / f".{data.MANIFEST}.partial")
     assert data.verify(make(tmp_path / "s")) > 0
+    assert not [*store.root.glob("*.partial")]
 
 
 def test_frames_of_another_size_are_refused(tmp_path):
