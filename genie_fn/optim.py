@@ -5,14 +5,14 @@ Every hyperparameter that changes during a run is a 0-D tensor, so that nothing 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from genie_fn import tree
 from genie_fn.errors import UserError
-from genie_fn.tree import Tree
+from genie_fn.tree import ParamSpec, Tree
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,14 @@ MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2  # of an update's entries, as AdamW's tends to be: one learning rate serves both (arXiv 2502.16982)
 
 
-def _is_stacked(p: Tensor, decayed: bool) -> bool:
+def _is_stacked(p: Tensor | ParamSpec, decayed: bool) -> bool:
     """Whether a leaf holds the matrices (L, inputs, outputs) of a stack of blocks."""
-    return p.ndim == 3 and decayed
+    return len(p.shape) == 3 and decayed
+
+
+def divisible(spec: Tree, cfg: OptimConfig) -> Tree:
+    """The spec as many devices may divide it: Muon needs every matrix of a stack in one place."""
+    return tree.map(lambda s: replace(s, axis=0) if cfg.muon and _is_stacked(s, s.decay) else s, spec)
 
 
 def adamw(

@@ -117,6 +117,8 @@ def cut(spec: ParamSpec, shards: int) -> int | None:
     shape = spec.shape
     if shards == 1 or spec.whole or small(spec):
         return None
+    if spec.axis is not None:
+        return spec.axis
     return min(range(len(shape)), key=lambda axis: -(-shape[axis] // shards) / max(shape[axis], 1))
 
 

@@ -37,7 +37,7 @@ def init_state(
     layout: Layout = sharding.ALONE,
 ) -> TrainState:
     """The state before the first step; the networks named in `apart` get no moving average."""
-    params = sharding.place(tree.init(spec, key), spec, layout)
+    params = sharding.place(tree.init(spec, key), optim.divisible(spec, cfg), layout)
     average = tree.map(torch.clone, _without(params, apart)) if cfg.ema else {}
     step = torch.zeros((), dtype=torch.int64, device=key.device)
     return TrainState(step, params, optim.adamw_init(params), average, stats, step.new_zeros(2))
@@ -80,7 +80,7 @@ def make_step(
     clips of the batch. A step whose loss or gradients are not finite changes nothing but the counts. Compiled, the step
     is called like the pure one but overwrites the state that it is given.
     """
-    layout = sharding.layout(cfg.sharding)
+    layout, spec = sharding.layout(cfg.sharding), optim.divisible(spec, cfg.optim)
     part = _backward(loss_fn, cfg.accumulate, layout, update)
     apply = _apply(spec, cfg, layout, update, apart or {})
 

@@ -300,6 +300,8 @@ def _alone(out: Path, first: int) -> Iterator[tuple[checkpoint.Saver, Callable[[
     with files.exclusive(out, "trains in", "choose another --cfg.out"):
         checkpoint.set_aside(out, first)
         checkpoint.put_last(out)
+        with files.writing(out):
+            (out / "samples").mkdir(exist_ok=True)
         with checkpoint.manager(out) as saver:
             yield saver, files.open_log(out / "metrics.jsonl", first)
 

@@ -30,7 +30,7 @@ class ParamSpec:
     """One parameter: its shape, how it starts, and whether weight decay applies to it.
 
     `init` is "normal" (zero mean, standard deviation `std`), "zeros" or "ones". `whole`: every device keeps all of it,
-    however the others are divided.
+    however the others are divided; `axis`: the only one along which it may be.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +38,7 @@ class ParamSpec:
     std: float = 0.02
     decay: bool = True
     whole: bool = False
+    axis: int | None = None
 
     def draw(self, key: Tensor) -> Tensor:
         """The initial value, float32 of `shape`, on the key's device."""

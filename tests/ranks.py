@@ -75,7 +75,7 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
 def dynamics_stage() -> Stage:
     """With a latent action model trained along, which has every kind of its losses."""
     along = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
-    model = DynamicsConfig(codes=11, tokens=4, actions=along.actions, stack=STACK)
+    model = DynamicsConfig(codes=11, tokens=4, actions=along.actions, stack=replace(STACK, layers=2))
     cfg = train_dynamics.Config(model=model)
     spec = dynamics.spec(model) | {"lam": lam.spec(along)}
 
@@ -117,6 +117,7 @@ def config(**options) -> train.RunConfig:
 def run(name: str, **options) -> dict:
     """The state of a stage after so many steps, and the metrics of each: the same on all processes, or it fails."""
     stage, cfg = STAGES[name](), config(**options)
+    cfg = replace(cfg, optim=replace(cfg.optim, muon=name == "dynamics"))
     layout, share = sharding.layout(cfg.sharding), sharding.share(BATCH, cfg.accumulate)
     state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.apart), layout)
     step, rows = make_step(stage.loss, stage.spec, cfg, stage.update, stage.apart), []
@@ -187,7 +188,7 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
     step = make_step(stage.loss, stage.spec, cfg, stage.update)
     try:
         state = train.fit(step, state, batches(), cfg, sample)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         return {"begun": begun, "stopped": True}
     return {"begun": begun, "state": sharding.full(state)._asdict(), "stopped": False}
 

@@ -12,7 +12,8 @@ from speedrun import Config
 
 STEP = 0.02  # seconds that a step of the stand-in takes
 TRAINER = f"""
-    import json, sys, time
+    import json, signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     flags = dict(word.removeprefix("--cfg.").split("=", 1) for word in sys.argv[1:] if "=" in word)
     import pathlib
     out = pathlib.Path(flags["out"]); out.mkdir(parents=True, exist_ok=True)

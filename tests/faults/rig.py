@@ -263,8 +263,8 @@ def poisoned(steps: Container[int]) -> Iterator[None]:
     original = tree.value_and_grad
 
     def value_and_grad(loss_fn: Callable, **options) -> Callable:
-        def wrapped(params, batch, key, step):
-            result, grads = original(loss_fn, **options)(params, batch, key, step)
+        def wrapped(params, batch, key, step, *rest):
+            result, grads = original(loss_fn, **options)(params, batch, key, step, *rest)
             return result, tree.map(lambda g: g * np.nan, grads) if int(step) in steps else grads
 
         return wrapped
