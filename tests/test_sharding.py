@@ -120,8 +120,11 @@ def test_no_operation_of_training_gives_other_bits_when_repeated(alone, stage):
 
 
 def test_the_state_is_divided(folder, alone):
-    """What a process holds; the moments and the average are divided as the parameters are."""
-    for job, most in (("sharded", 0.53), ("hybrid", 0.53), ("replicated", 1.0)):
+    """What a process holds; the moments and the average are divided as the parameters are.
+
+    In the hybrid run Muon moves the stacks, which are divided by layers, and some of them have a single one.
+    """
+    for job, most in (("sharded", 0.53), ("hybrid", 0.57), ("replicated", 1.0)):
         assert torch.load(folder / f"{job}.pt")["held"] <= most * alone(STAGE_OF[job])["held"]
 
 
