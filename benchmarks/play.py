@@ -66,7 +66,7 @@ def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) 
     if compiled and engine.ready != "compiled":
         raise UserError("compiling failed here: measure with --cfg.compile off")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = Server(engine, name, name, None, "", Limits())
+        server = Server(engine, name, name, Surroundings(), "", Limits())
         server.images["start"] = np.zeros((*server.size, 3), np.uint8)
         running = threading.Thread(target=serve_on, args=(server, listening), daemon=True)
         running.start()
