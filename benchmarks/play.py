@@ -17,6 +17,7 @@ from genie_fn import dynamics, random, tokenizer, train, tree
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
+from genie_fn.surroundings import Surroundings
 from genie_fn.world import Stage, World
 
 STACKS = {
