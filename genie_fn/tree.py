@@ -1,12 +1,11 @@
-"""Parameter pytrees: specs, initialisation, paths, selection by regex, and gradients.
+"""Parameter pytrees: specs, initialisation, paths and gradients.
 
 Trees are nested dicts (and NamedTuples) of tensors. A model publishes `spec(cfg)`, a tree of `ParamSpec`, from which
 initialisation, parameter count, the weight-decay mask and the checkpoint check all derive.
 """
 
-import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,21 +71,6 @@ def paths(tree: Tree) -> dict[str, Any]:
     found: dict[str, Any] = {}
     map_with_path(lambda path, leaf: found.setdefault(path, leaf), tree)
     return found
-
-
-def select(tree: Tree, rules: Sequence[tuple[str, Any]]) -> Tree:
-    """A tree of the value whose regex matches each leaf's path in full; the first match wins.
-
-    Raises ValueError when a path is covered by no rule: a parameter forgotten by a rule is a mistake, not a default.
-    """
-
-    def pick(path: str, _: Any) -> Any:
-        for pattern, value in rules:
-            if re.fullmatch(pattern, path):
-                return value
-        raise ValueError(f"no rule covers the parameter {path!r}: add one to {[pattern for pattern, _ in rules]}")
-
-    return map_with_path(pick, tree)
 
 
 def init(spec: Tree, key: Tensor) -> Tree:

@@ -55,15 +55,6 @@ def test_stack_adds_a_layer_axis_and_unstack_removes_it():
     assert not torch.equal(blocks[0]["a"]["w"], blocks[1]["a"]["w"]), "layers start out equal"
 
 
-def test_select_takes_the_first_rule_and_refuses_an_uncovered_path():
-    picked = tree.select(spec(), [("a/w", 1), ("a/.*", 2), (".*", 3)])
-    assert picked == {"a": {"w": 1, "b": 2}, "c": 3}
-    with pytest.raises(ValueError, match="'c'"):
-        tree.select(spec(), [("a/.*", 1)])
-    with pytest.raises(ValueError, match="a/w"):  # a rule must match the whole path
-        tree.select(spec(), [("a", 1), ("c", 1)])
-
-
 def toy_loss(params, x):
     hidden = torch.tanh(x @ params["a"]["w"] + params["a"]["b"])
     return hidden.square().mean() + params["c"].sin().sum(), {"hidden": hidden}
