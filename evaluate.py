@@ -26,6 +26,7 @@ from torch import Tensor
 from genie_fn import (
     action_map,
     action_report,
+    control,
     data,
     fidelity,
     headlines,
@@ -47,6 +48,7 @@ from genie_fn.errors import UserError, run
 from genie_fn.perceptual import WeightsConfig
 from genie_fn.pictures import Picture
 from genie_fn.report_page import Pictures
+from genie_fn.surroundings import Surroundings
 from genie_fn.world import World
 
 console = Console(stderr=True)
@@ -67,6 +69,8 @@ class Config:
     """Real frames before the dream; each is a protocol of its own, and all dream the same frames."""
     action_clips: int = 1000
     """Clips of 11 frames for the report on actions, which needs many transitions; fewer where the split has fewer."""
+    held: int = 20
+    """Starts from which left and right are held, if the data is of a game with such keys; 0 leaves it out."""
     probe_steps: int = 400
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     out: str = ""
@@ -81,9 +85,10 @@ class Config:
     def __post_init__(self):
         if self.clips < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(f"evaluation needs 2 clips and 4 frames or more, not {self.clips} and {self.frames}")
-        if not self.prompts or min(self.prompts) < 1 or self.action_clips < 2 or self.probe_steps < 0:
+        if not self.prompts or min(self.prompts) < 1 or self.action_clips < 2 or min(self.probe_steps, self.held) < 0:
             raise UserError(
-                "evaluation needs prompts of 1 frame or more, 2 --cfg.action-clips, 0 --cfg.probe-steps or more"
+                "evaluation needs prompts of 1 frame or more, 2 --cfg.action-clips, 0 --cfg.probe-steps and "
+                "--cfg.held or more"
             )
 
 
@@ -121,6 +126,18 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
     return report, [Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size]
 
 
+def hold_keys(dream: World, store: data.Store, cfg: Config, report: dict, key: Tensor, seconds: dict):
+    """How left and right are obeyed, and a film of it; nothing where there is no such key to hold."""
+    with timed(seconds, "held keys"):
+        found = action_report.to_map(report) if "true" in report else None
+        pressed = surroundings.real_actions(Surroundings(names=store.action_names, found=found), dream)
+        start = control.moments(store, cfg.split, cfg.held, cfg.seed) if cfg.held and pressed else None
+        if start is None:
+            return None, []
+        dreamed = control.hold(dream, start, pressed, key, cfg.sample)
+    return control.score(start, dreamed), pictures.held(start.frames, dreamed, control.KEYS)
+
+
 def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
@@ -132,7 +149,7 @@ def main(cfg: Config) -> None:
     offsets = data.eval_clips(store, cfg.split, cfg.frames + longest, cfg.clips, cfg.seed)
     frames, true = train.to_device(data.read_clips(store, offsets, cfg.frames + longest), device)
     levels = np.asarray(store.arrays["level_seeds"][offsets].read().result())
-    keys = random.split(random.key(cfg.seed, device), 4)
+    keys = random.split(random.key(cfg.seed, device), 5)
     with torch.no_grad():
         with timed(seconds, "tokenizer"):
             made, ids, again = fidelity.reconstruction(dream, frames)
@@ -146,6 +163,7 @@ def main(cfg: Config) -> None:
                 scores[str(prompt)] = rollouts.score(clip[:, prompt:], dreams[prompt], keys[2])
                 likeness[str(prompt)] = perceptual.measure(nets, clip[:, prompt:], dreams[prompt]["own"])
         report, strips = measure_actions(dream, store, cfg, device, keys[3], seconds)
+        report["held"], films = hold_keys(dream, store, cfg, report, keys[4], seconds)
     models = {name: tree.count(stage.params) for name, stage in dream._asdict().items() if stage}
     about = {"root": cfg.data, "hash": store.data_hash, "split": cfg.split, "clips": cfg.clips}
     record = {"schema": headlines.SCHEMA, "config": asdict(cfg), "machine": machine.describe(device), "models": models}
@@ -156,7 +174,7 @@ def main(cfg: Config) -> None:
     write(
         Path(cfg.out or surroundings.results(cfg.run) / "evaluation"),
         record,
-        Pictures(clips, worst, strips, shown),
+        Pictures(clips, worst, strips, shown, films),
         store.height,
     )
 

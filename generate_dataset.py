@@ -36,6 +36,7 @@ class Config:
     start_level: int = 0
     distribution_mode: Literal["easy", "hard", "extreme", "memory"] = "hard"
     steps_per_level: int = 1000
+    frame_skip: int = 1  # frames of the game per step: the action is held for so many, and the last one is kept
     policy: Literal["explorer", "random"] = "explorer"  # explorer holds actions, in coinrun mostly right and jump
     repeat_actions: bool = True  # off, with the random policy: never the same action twice in a row
     seed: int = 0
@@ -47,7 +48,8 @@ class Config:
 def check(cfg: Config) -> None:
     """Raise UserError for a config that cannot be collected."""
     game.check(cfg.env, cfg.distribution_mode)
-    for flag, least in {"num-levels": 1, "start-level": 0, "steps-per-level": 1, "seed": 0, "workers": 1}.items():
+    smallest = {"num-levels": 1, "start-level": 0, "steps-per-level": 1, "frame-skip": 1, "seed": 0, "workers": 1}
+    for flag, least in smallest.items():
         if not least <= (value := getattr(cfg, flag.replace("-", "_"))) <= MAX_LEVEL:
             raise UserError(f"--cfg.{flag} is {value}: choose a number from {least} to {MAX_LEVEL}.")
     if cfg.policy == "explorer" and not cfg.repeat_actions:
@@ -75,12 +77,11 @@ def play_level(cfg: Config, level: int) -> data.Recording:
     frames, rewards, starts = np.empty((steps, SIZE, SIZE, 3), "u1"), np.empty(steps, "f4"), np.empty(steps, bool)
     info = {"completed": 0, "reward": 0.0, "actions": np.bincount(actions, minlength=len(ACTIONS)).tolist()}
     _, observation, first = env.observe()
+    ended = first[0]
     for t in range(steps):
-        frames[t], starts[t] = observation["rgb"][0], first[0]
-        env.act(actions[t : t + 1])
-        reward, observation, first = env.observe()
-        rewards[t] = reward[0]
-        info["completed"] += int(first[0] and env.get_info()[0]["prev_level_complete"])
+        frames[t], starts[t] = observation["rgb"][0], ended
+        observation, ended, rewards[t] = game.advance(env, actions[t], cfg.frame_skip)
+        info["completed"] += int(ended and env.get_info()[0]["prev_level_complete"])
     env.close()
     return data.Recording(level, frames, actions, rewards, starts, info=info | {"reward": float(rewards.sum())})
 
@@ -118,7 +119,7 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
         return data.create(root, {"collection": wanted}, SIZE, SIZE, len(ACTIONS), ACTIONS)
     store = data.open_store(root)
     for name, value in wanted.items():
-        if (found := store.meta.get("collection", {}).get(name)) != value:
+        if (found := store.meta.get("collection", {}).get(name, getattr(Config, name))) != value:
             raise UserError(f"{root} was collected with {name} {found}, not {value}: choose another --cfg.root.")
     if len(store.segments) > cfg.num_levels:
         raise UserError(f"{root} already holds {len(store.segments)} levels: choose another --cfg.root for fewer.")

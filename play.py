@@ -124,14 +124,6 @@ def make_video(cfg: Config, folder: str, dream: World, device: torch.device) -> 
     print(f"{len(actions)} frames dreamed: {output}")
 
 
-def real_actions(beside: Surroundings, dream: World) -> dict[str, int]:
-    """The world's action for each real one that is known by name."""
-    if dream.lam:
-        return dict(zip(beside.found.names, beside.found.to_latent, strict=True)) if beside.found else {}
-    known = len(beside.names) == dream.dynamics.cfg.actions
-    return {name: action for action, name in enumerate(beside.names)} if known else {}
-
-
 def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
     """Until q is pressed."""
     from genie_fn.player import terminal
@@ -141,7 +133,7 @@ def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.devic
     prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
     if cfg.compile == "step":
         programs = world.compiled(device)
-    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, real_actions(beside, dream))
+    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, surroundings.real_actions(beside, dream))
 
 
 def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:

@@ -60,6 +60,7 @@ ROWS = (
     Row("the same of the supervised probe", "actions.probe.sides.information", 3),
     Row("accuracy of the best map to recorded actions", "actions.true.all.accuracy", 3),
     Row("the same by chance", "actions.true.all.chance", 3),
+    Row("left and right held are both obeyed, share of starts", "actions.held.share"),
     Row("actions move the picture differently: p, sideways", "actions.displacement.dx_p", 3),
     Row("p, up and down", "actions.displacement.dy_p", 3),
 )
@@ -192,7 +193,7 @@ def show(values: list[float] | None, digits: int = 2, unit: str = "") -> str:
 
 def verdicts(record: dict) -> list[str]:
     """What the numbers come to, in sentences."""
-    made = [_obeys(record), _dreams(record), _actions(record), _meaning(record), _movement(record)]
+    made = [_obeys(record), _dreams(record), _actions(record), _meaning(record), _movement(record), held(record)]
     return [sentence for sentence in made if sentence]
 
 
@@ -235,6 +236,17 @@ def _meaning(record: dict) -> str:
     steps = record["actions"]["probe"]["steps"]
     ceiling = f"a supervised probe of the same size tells after {steps} steps ({probe[0]:.3f})"
     return f"{says}; {told[0] / probe[0]:.0%} of what {ceiling}."
+
+
+def held(record: dict) -> str:
+    """What holding left and right does."""
+    it = record["actions"].get("held")
+    if not it:
+        return ""
+    return (
+        f"Held left and right both move the agent their way from {it['right_way']} of {it['starts']} starts; from "
+        f"{it['apart']} it ends further left under left than under right."
+    )
 
 
 def _movement(record: dict) -> str:

@@ -37,6 +37,15 @@ def choose(frames: Tensor, dreams: dict[str, Tensor], levels: np.ndarray) -> tup
     return [picture(i) for i in spread], [picture(i) for i in own.argsort().tolist()[:6]]
 
 
+def held(real: Tensor, dreamed: Tensor, keys: tuple[str, ...], most: int = 6) -> list[Picture]:
+    """A film per held key of up to `most` starts side by side, real above dreamed: (K, N, T, H, W, 3) uint8 each."""
+    films = []
+    for key, *pair in zip(keys, real[:, :most], dreamed[:, :most], strict=True):
+        beside = (torch.cat(tuple(side), 2) for side in pair)  # (N, T, H, W, 3) → (T, H, N W, 3)
+        films.append(Picture(above(*beside), f"{key} held"))
+    return films
+
+
 def rows(*videos: Tensor) -> np.ndarray:
     """Rows of frames (T, H, W, 3) as one (H', W', 3) uint8 image."""
     return video.grid(torch.stack(videos).cpu().numpy(), gap=2)

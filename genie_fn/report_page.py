@@ -10,12 +10,13 @@ from genie_fn.pictures import Picture
 
 
 class Pictures(NamedTuple):
-    """Dreams from lively to still, the worst of them, examples per action, and a reconstruction."""
+    """Dreams from lively to still, the worst of them, examples per action, a reconstruction, and held keys."""
 
     clips: list[Picture]
     worst: list[Picture]
     actions: list[Picture]
     reconstruction: Picture
+    held: list[Picture] = []
 
 
 def page(record: dict, pictures: Pictures, cloned: dict | None = None) -> str:
@@ -32,6 +33,7 @@ def page(record: dict, pictures: Pictures, cloned: dict | None = None) -> str:
         _dreams(pictures),
         _published(record) if record["data"]["meta"].get("collection", {}).get("env") == "coinrun" else "",
         *(_protocol(record, prompt) for prompt in record["rollouts"]),
+        _held(record, pictures.held),
         _actions(record, pictures.actions),
         clone_section(cloned) if cloned else "",
         _tokenizer(record, pictures.reconstruction),
@@ -148,6 +150,20 @@ def _actions(record: dict, strips: list[Picture]) -> str:
     if "true" in it:
         parts += [_told(it), _table(it, names)]
     return "".join(parts)
+
+
+def _held(record: dict, films: list[Picture]) -> str:
+    it = record["actions"].get("held")
+    if not it:
+        return ""
+    rows = []
+    for who in ("real", "dreamed"):
+        rows += [[f"{key}, {who}", ", ".join(f"{x:+d}" for x in it[who][key])] for key in it[who]]
+    return (
+        f"<h2>Held keys</h2><p>{escape(headlines.held(record))} From one real frame, where the real agent can go both "
+        f"ways, each key is held for {it['frames']} frames; real above, dreamed below.</p>{clips(films)}"
+        f"{table(['pixels that the agent goes right', 'from each start'], rows, left=(1,))}"
+    )
 
 
 def _per_action(it: dict, names: list[str]) -> str:

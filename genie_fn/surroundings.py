@@ -16,6 +16,7 @@ from genie_fn.errors import UserError
 from genie_fn.world import World
 
 FRAMES = 64  # of a dataset, to start from
+MOST_SKIPPED = 1000  # frames of the game per step
 
 
 class Surroundings(NamedTuple):
@@ -52,6 +53,14 @@ def of(run: str | Path, dream: World, root: str | Path, most: int = FRAMES) -> S
     return of_store(store, most, action_map.load(run, dream.dynamics.cfg.actions))
 
 
+def real_actions(beside: Surroundings, dream: World) -> dict[str, int]:
+    """The world's action for each real one that is known by name."""
+    if dream.lam:
+        return dict(zip(beside.found.names, beside.found.to_latent, strict=True)) if beside.found else {}
+    known = len(beside.names) == dream.dynamics.cfg.actions
+    return {name: action for action, name in enumerate(beside.names)} if known else {}
+
+
 def results(run: str | Path) -> Path:
     """The folder for what is measured of a run, its own, or of a world file, one beside it of the same name."""
     return Path(run).with_suffix("") if Path(run).is_file() else Path(run)
@@ -82,7 +91,9 @@ def _sound_names(names: Any) -> bool:
 
 def _sound_meta(meta: dict) -> bool:
     collection = meta.get("collection", {})
-    return all(isinstance(collection.get(name, ""), str) for name in ("env", "distribution_mode"))
+    skip = collection.get("frame_skip", 1)  # a game held for long would not answer
+    named = all(isinstance(collection.get(name, ""), str) for name in ("env", "distribution_mode"))
+    return named and type(skip) is int and 1 <= skip <= MOST_SKIPPED
 
 
 def pack(run: str, dream: World, store: Store, count: int, card: dict[str, str]) -> bytes:

@@ -39,14 +39,14 @@ def served(monkeypatch, stage, tmp_path, capsys):
 def test_real_actions_are_those_of_the_map_or_the_dataset(stage):
     dream, found, store = stage
     beside = surroundings.of_store(store)
-    assert play.real_actions(beside, dream) == {}
-    mapped = play.real_actions(beside._replace(found=found), dream)
+    assert surroundings.real_actions(beside, dream) == {}
+    mapped = surroundings.real_actions(beside._replace(found=found), dream)
     assert mapped == dict(zip(found.names, found.to_latent, strict=True))
     model = replace(dream.dynamics.cfg, actions=store.num_actions)
     true = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
-    assert play.real_actions(beside, true) == {name: i for i, name in enumerate(store.action_names)}
-    assert play.real_actions(Surroundings(), true) == {}
-    assert play.real_actions(beside, dream._replace(lam=None)) == {}  # of a dataset with other actions
+    assert surroundings.real_actions(beside, true) == {name: i for i, name in enumerate(store.action_names)}
+    assert surroundings.real_actions(Surroundings(), true) == {}
+    assert surroundings.real_actions(beside, dream._replace(lam=None)) == {}  # of a dataset with other actions
 
 
 def test_on_this_machine_alone_there_is_no_token(served):

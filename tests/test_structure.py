@@ -25,7 +25,7 @@ RANKS = {
     8: {"world", "train", "perceptual"},
     9: {"surroundings", "rollouts", "fidelity", "action_report", "scale"},
     10: {"player", "probe"},
-    11: {"cloning"},
+    11: {"cloning", "control"},
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 MODELS = {

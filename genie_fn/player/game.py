@@ -29,6 +29,7 @@ class Game(NamedTuple):
 
     env: Any  # procgen's ProcgenGym3Env of a single environment
     level: int
+    skip: int = 1  # frames of the game per step, as the data was collected
 
 
 class Step(NamedTuple):
@@ -86,9 +87,9 @@ def open_game(level: int, meta: dict, height: int = SIZE, width: int = SIZE) -> 
         )
     if not 0 <= level <= MAX_LEVEL:
         raise UserError(f"there is no level {level}: choose a number from 0 to {MAX_LEVEL}")
-    name, mode = collection["env"], collection["distribution_mode"]
+    name, mode, skip = collection["env"], collection["distribution_mode"], collection.get("frame_skip", 1)
     check(name, mode)
-    return Game(make_env(name, level, mode), level)
+    return Game(make_env(name, level, mode), level, skip)
 
 
 def frame(game: Game) -> np.ndarray:
@@ -96,13 +97,27 @@ def frame(game: Game) -> np.ndarray:
     return game.env.observe()[1]["rgb"][0]  # gym3 copies
 
 
+def advance(env, action: int, skip: int) -> tuple[dict, bool, float]:
+    """Hold an action for `skip` frames of Procgen's environment, or to the end of the episode.
+
+    Returns what is then observed, whether the episode ended, and the rewards' sum.
+    """
+    earned = 0.0
+    for _ in range(skip):
+        env.act(np.array([action]))
+        reward, observation, first = env.observe()
+        earned += float(reward[0])
+        if first[0]:
+            break
+    return observation, bool(first[0]), earned
+
+
 def step(game: Game, action: int) -> Step:
     """Take a real action, an index into ACTIONS."""
     if not 0 <= action < len(ACTIONS):  # the library would read beyond its table
         raise UserError(f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}")
-    game.env.act(np.array([action]))
-    reward, observation, first = game.env.observe()
-    return Step(observation["rgb"][0], bool(first[0]), float(reward[0]))
+    observation, ended, reward = advance(game.env, action, game.skip)
+    return Step(observation["rgb"][0], ended, reward)
 
 
 def save(game: Game) -> bytes:
