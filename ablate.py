@@ -122,7 +122,7 @@ def command(cfg: Config, variant: Variant, stage: str) -> list[str]:
         script, flags = "generate_dataset", {"root": at["dataset"], "num-levels": cfg.levels}
     elif stage == "evaluation":
         script, flags = "evaluate", {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1}
-        flags |= {"clips": cfg.clips, "action-clips": cfg.action_clips, "probe-steps": 0}
+        flags |= {"clips": cfg.clips, "action-clips": cfg.action_clips, "probe-steps": 0, "held": 0}
     else:
         steps = {"tokenizer": cfg.tokenizer_steps, "lam": cfg.lam_steps, "dynamics": cfg.dynamics_steps}[stage]
         script, flags = f"train_{stage}", {"data": at["dataset"], "out": at[stage], "steps": steps}

@@ -1,6 +1,7 @@
 """Play a trained world: in the browser, in the terminal, or from a list of actions to a video.
 
-    python play.py                                          # a page on this machine, of the newest trained world
+    python play.py                                          # a page on this machine, of the newest trained world,
+                                                            # or where none was trained yet, of the one in assets
     python play.py --cfg.world coinrun.safetensors          # a file of export_world.py, which needs no dataset
     python play.py --cfg.ui terminal
     python play.py --cfg.actions 3,3,1,0 --cfg.output out.mp4
@@ -29,11 +30,13 @@ from genie_fn.errors import UserError, run
 from genie_fn.surroundings import Surroundings
 from genie_fn.world import World
 
+SHIPPED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
+
 
 @dataclass(frozen=True)
 class Config:
     run: str = ""
-    """The folder of the dynamics run; empty: the newest under `runs`."""
+    """The folder of the dynamics run; empty: the newest under `runs`, or the world that comes along."""
     world: str = ""
     """A world file, in the place of a run and its dataset."""
     ui: Literal["browser", "terminal", "video"] = "browser"
@@ -71,11 +74,12 @@ class Config:
 
 
 def newest_run() -> str:
-    """The dynamics run under `runs` that was begun or continued last, of those that have a checkpoint."""
+    """The dynamics run under `runs` that was begun or continued last, of those that have a checkpoint; where there is
+    none, the world that comes with this repository."""
     found = [path.parent for path in Path("runs").glob("*/dynamics/checkpoints") if checkpoint.latest(path.parent)]
-    if not found:
+    if not found and not SHIPPED.is_file():
         raise UserError("there is no trained world under runs: make one with `make demo`, or name one with --cfg.run")
-    return str(max(found, key=lambda path: (checkpoint.order(path), str(path))))
+    return str(max(found, key=lambda path: (checkpoint.order(path), str(path)), default=SHIPPED))
 
 
 def parse_actions(text: str, choices: int) -> list[int]:
