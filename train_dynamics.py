@@ -104,12 +104,14 @@ def objective(cfg: Config, along: LamConfig | None):
 
     def loss(params, batch, key, step, part):
         ids, given = batch
-        mask = dynamics.sample_mask(key, *ids.shape[:2], cfg.model, part.first(len(ids)))
+        mask_key, corrupt_key = random.split(key).unbind(0)
+        mask = dynamics.sample_mask(mask_key, *ids.shape[:2], cfg.model, part.first(len(ids)))
+        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, part.first(len(ids)))
         if along is None:
-            return dynamics.loss(params, ids, given, mask, cfg.model, part)
+            return dynamics.loss(params, ids, given, mask, cfg.model, part, shown)
         lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, part)
         # The actions' ids carry no gradient to the latent action model.
-        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, part)
+        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, part, shown)
         return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
 
     return loss

@@ -35,6 +35,9 @@ class DynamicsConfig:
     stack: STConfig = field(default_factory=STConfig)
     mask_low: float = 0.5
     """The share of hidden tokens is uniform on [mask_low, 1] for each clip."""
+    corrupt: float = 0.0
+    """What training shows of a clip has a share of wrong tokens, uniform on [0, corrupt]: a dream's past is never as
+    clean as a real one."""
     factors: int = 0
     """Into how many parts an id's bits are cut, each with an embedding and a softmax of its own; 0: two from 2^14 codes
     on, otherwise one."""
@@ -42,6 +45,8 @@ class DynamicsConfig:
     def __post_init__(self):
         if self.action_mode not in ("add", "prepend"):
             raise UserError(f"--cfg.model.action-mode is add or prepend, not {self.action_mode!r}")
+        if not 0 <= self.corrupt <= 1:
+            raise UserError(f"--cfg.model.corrupt is a share, from 0 to 1, not {self.corrupt}")
         uneven = self.factors > 1 and (self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors)
         if self.factors < 0 or uneven:
             raise UserError(
@@ -139,12 +144,35 @@ def sample_mask(key: Tensor, batch: int, frames: int, cfg: DynamicsConfig, first
     return mask_BTN & (torch.arange(frames, device=key.device) > 0)[:, None]
 
 
-def loss(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, mask_BTN: Tensor, cfg: DynamicsConfig, part: Part = WHOLE):
+def corrupt(key: Tensor, ids_BTN: Tensor, cfg: DynamicsConfig, first: int | Tensor = 0) -> Tensor:
+    """`ids_BTN` as training shows them: at a rate per clip, uniform on [0, cfg.corrupt], replaced by ids drawn evenly.
+
+    `first` as in `sample_mask`. What is predicted stays as it is.
+    """
+    if not cfg.corrupt:
+        return ids_BTN
+    rate_key, place_key, id_key = random.split(key, 3).unbind(0)
+    rate_B = random.uniform(rate_key, ids_BTN.shape[:1], 0.0, cfg.corrupt, row=first)
+    wrong_BTN = random.bernoulli(place_key, rate_B[:, None, None], ids_BTN.shape, row=first)
+    drawn_BTN = (random.uniform(id_key, ids_BTN.shape, row=first) * cfg.codes).long()
+    return torch.where(wrong_BTN, drawn_BTN, ids_BTN)
+
+
+def loss(
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    mask_BTN: Tensor,
+    cfg: DynamicsConfig,
+    part: Part = WHOLE,
+    shown_BTN: Tensor | None = None,
+):
     """Cross-entropy, in nats per token, of the hidden tokens given the others and the actions between frames (B, T-1).
 
-    Returns the scalar loss and (metrics, ()).
+    Where they are not hidden, tokens are seen as in `shown_BTN`, if that is given. Returns the scalar loss and
+    (metrics, ()).
     """
-    hidden = torch.where(mask_BTN, cfg.codes, ids_BTN)
+    hidden = torch.where(mask_BTN, cfg.codes, ids_BTN if shown_BTN is None else shown_BTN)
     logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
     weight = mask_BTN.float() / part.mean(mask_BTN.sum().float()).clamp(min=1 / part.count)
     nats, right = 0.0, True

@@ -77,6 +77,27 @@ def test_masks_have_a_rate_of_their_own_and_spare_the_first_frame():
     assert dynamics.sample_mask(random.key(0), 2, 3, replace(cfg, mask_low=1.0))[:, 1:].all()
 
 
+def test_corruption_changes_what_is_shown_at_a_rate_per_clip_and_not_what_is_asked(dynamics_cfg):
+    cfg = replace(dynamics_cfg, corrupt=0.4)
+    ids = torch.zeros(200, 3, cfg.tokens, dtype=torch.int64)
+    shown = dynamics.corrupt(random.key(0), ids, cfg)
+    share = (shown != ids).float().mean((1, 2)) / (1 - 1 / cfg.codes)
+    assert 0 <= shown.min() and shown.max() == cfg.codes - 1
+    assert abs(share.mean() - 0.2) < 0.03 and share.max() < 0.7 and share.std() > 0.08
+    half = torch.cat(
+        [dynamics.corrupt(random.key(0), part, cfg, first) for first, part in ((0, ids[:120]), (120, ids[120:]))]
+    )
+    assert torch.equal(shown, half)
+    assert dynamics.corrupt(random.key(0), ids, dynamics_cfg) is ids
+
+    params = tree.init(dynamics.spec(cfg), random.key(1))
+    ids, mask = tokens(cfg), dynamics.sample_mask(random.key(5), B, T, cfg)
+    actions = torch.zeros(B, T - 1, dtype=torch.int64)
+    clean = dynamics.loss(params, ids, actions, mask, cfg)[0]
+    assert torch.equal(clean, dynamics.loss(params, ids, actions, mask, cfg, shown_BTN=torch.where(mask, 0, ids))[0])
+    assert not torch.equal(clean, dynamics.loss(params, ids, actions, mask, cfg, shown_BTN=(ids + 1) % cfg.codes)[0])
+
+
 def test_the_loss_is_cross_entropy_at_hidden_tokens_only(dynamics_cfg, monkeypatch):
     """With known logits: targets are the unmasked ids, hidden inputs are the mask id V, visible tokens do not count."""
     cfg, ids, mask = dynamics_cfg, tokens(dynamics_cfg), dynamics.sample_mask(random.key(5), B, T, dynamics_cfg)
