@@ -1,20 +1,23 @@
 """From nothing to a measured world in a fixed time: collect, train the three stages, evaluate; one row of results.
 
     python speedrun.py                                            # 20 minutes, for a CPU
-    python speedrun.py --cfg.preset small --cfg.minutes 30        # for a large GPU
+    python speedrun.py --cfg.preset small --cfg.minutes 30 --cfg.levels 5000     # for a large GPU
+    python speedrun.py --cfg.frame-skip 2 --cfg.world coinrun.safetensors        # and keep the world as one file
 
 Each stage has a share of the time. It begins, is timed, stops and saves, and goes on for as many steps as its share has
 room for: the learning rate's plan needs to know its end, and the clock decides where that is. The row goes to
-benchmarks/records/. What was interrupted is no record, and is begun anew.
+benchmarks/records/, beside a folder with what every stage logged. What was interrupted is no record, and is begun anew.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -33,6 +36,10 @@ class Config:
     minutes: float = 20
     preset: str = "demo"
     levels: int = 200
+    frame_skip: int = 1
+    """Frames of the game per step of the world, as in generate_dataset.py: more make a livelier world to play."""
+    actions: Literal["latent", "true"] = "latent"
+    """`true`: the recorded actions; the latent actions' share of the time is then the dynamics model's, too."""
     tokenizer: float = 0.35
     """Share of the time."""
     lam: float = 0.13
@@ -44,12 +51,23 @@ class Config:
     out: str = "runs/speedrun"
     """A new folder, for the dataset and the runs."""
     records: str = "benchmarks/records"
+    world: str = ""
+    """A file for the world, as of export_world.py; empty: none."""
 
     def __post_init__(self):
         if min(self.tokenizer, self.lam, self.dynamics) <= 0 or self.tokenizer + self.lam + self.dynamics >= 1:
             raise UserError("the shares --cfg.tokenizer, lam and dynamics are above 0, and together below 1")
         if self.minutes <= 0 or self.levels < 10:
             raise UserError("--cfg.minutes is above 0, and --cfg.levels at least 10, so that every split has one")
+        if self.world and Path(self.world).suffix != ".safetensors":
+            raise UserError(f"--cfg.world {self.world} should end in .safetensors")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What part of the time each stage has."""
+        if self.actions == "true":
+            return {"tokenizer": self.tokenizer, "dynamics": self.lam + self.dynamics}
+        return {stage: getattr(self, stage) for stage in STAGES}
 
 
 def start(name: str, **flags) -> subprocess.Popen:
@@ -80,7 +98,8 @@ def train(cfg: Config, stage: str, seconds: float) -> dict:
     began, folder = time.monotonic(), Path(cfg.out) / stage
     flags = {"preset": cfg.preset, "out": folder, "data": Path(cfg.out) / "data", "seed": cfg.seed}
     flags |= {"save_every": OPEN_END, "sample_every": OPEN_END}
-    flags |= {name: Path(cfg.out) / name for name in STAGES[:2]} if stage == "dynamics" else {}
+    if stage == "dynamics":
+        flags |= {name: Path(cfg.out) / name for name in STAGES[:2]} | {"actions": cfg.actions}
     process = start(f"train_{stage}", **flags, steps=OPEN_END)
     while process.poll() is None and (time.monotonic() < began + 0.15 * seconds or len(rows(folder)) < 3):
         time.sleep(0.2)
@@ -108,19 +127,31 @@ def main(cfg: Config) -> None:
     if Path(cfg.out).exists():
         raise UserError(f"{cfg.out} is there already, and a speedrun begins with nothing: delete it, or name --cfg.out")
     began, stages = time.monotonic(), {}
-    finish(start("generate_dataset", root=Path(cfg.out) / "data", num_levels=cfg.levels, seed=cfg.seed))
+    collected = {"root": Path(cfg.out) / "data", "num_levels": cfg.levels, "frame_skip": cfg.frame_skip}
+    finish(start("generate_dataset", **collected, seed=cfg.seed))
     stages["dataset"] = {"levels": cfg.levels, "seconds": round(time.monotonic() - began, 1)}
-    for stage in STAGES:
-        stages[stage] = train(cfg, stage, 60 * cfg.minutes * getattr(cfg, stage))
+    for stage, share in cfg.shares.items():
+        stages[stage] = train(cfg, stage, 60 * cfg.minutes * share)
     evaluated = time.monotonic()
     flags = {"run": Path(cfg.out) / "dynamics", "data": Path(cfg.out) / "data", "clips": cfg.clips, "prompts": 1}
     finish(start("evaluate", **flags))
     stages["evaluation"] = {"clips": cfg.clips, "seconds": round(time.monotonic() - evaluated, 1)}
     row = record(cfg, stages, began)
-    path = Path(cfg.records) / f"{row['date']}-{cfg.preset}-{cfg.minutes:g}min-seed{cfg.seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row, indent=1) + "\n")
+    path = keep(cfg, row)
+    if cfg.world:
+        finish(start("export_world", run=flags["run"], data=flags["data"], output=cfg.world))
     print(f"{row['minutes']} of {cfg.minutes:g} minutes: {path}")
+
+
+def keep(cfg: Config, row: dict) -> Path:
+    """Write the row and the stages' logs; where they were written."""
+    name = f"{row['date']}-{cfg.preset}-{cfg.actions}-{cfg.minutes:g}min-seed{cfg.seed}"
+    path, logs = Path(cfg.records) / f"{name}.json", Path(cfg.records) / name
+    logs.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row, indent=1) + "\n")
+    for stage in cfg.shares:
+        shutil.copyfile(Path(cfg.out) / stage / "metrics.jsonl", logs / f"{stage}.jsonl")
+    return path
 
 
 if __name__ == "__main__":

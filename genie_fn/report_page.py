@@ -125,9 +125,11 @@ def _by_frame(scores: dict) -> str:
         return [label, *(headlines.show([*triple]) for triple in ends)]
 
     names = {"random": "random actions", "shuffled": "another clip's actions", "copy_last": "copy-last, pooled"}
-    rows = [row(f"{names[n]}, {which}", scores[which]["delta"][n]) for which in ("moving", "all") for n in names]
-    head = ["own actions against", *(f"t = {t}" for t in range(1, len(rows[0])))]
-    return f"<details><summary>Δ_t PSNR by frame, in numbers</summary>{table(head, rows)}</details>"
+    halves, ways = ("moving", "all"), {"own": "own actions", "copy_last": "copy-last"}
+    psnr = [row(f"PSNR, {ways[way]}, {which}", scores[which]["psnr"][way]) for which in halves for way in ways]
+    rows = [row(f"gain over {names[n]}, {which}", scores[which]["delta"][n]) for which in halves for n in names]
+    head = ["", *(f"t = {t}" for t in range(1, len(rows[0])))]
+    return f"<details><summary>PSNR and Δ_t PSNR by frame, in numbers</summary>{table(head, psnr + rows)}</details>"
 
 
 def _actions(record: dict, strips: list[Picture]) -> str:
