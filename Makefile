@@ -1,17 +1,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PLAYABLE := .venv/.playable
 
 .PHONY: help install demo speedrun play test test-all lint format bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
 
-# The stamp comes last, so an installation that was cut short is taken up again.
-$(READY): pyproject.toml
+# The stamps come last, so an installation that was cut short is taken up again. Playing needs less, so it begins sooner.
+$(PLAYABLE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
 		{ echo 'genie_fn needs Python 3.11 or 3.12, which "$(PYTHON)" is not: name one with make PYTHON=...' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[play]'
+	@touch $@
+
+$(READY): $(PLAYABLE)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
@@ -27,7 +32,7 @@ demo: $(READY) ## collect data, train the three stages, evaluate; run it again t
 speedrun: $(READY) ## the best world that 20 minutes buy; its row goes to benchmarks/records
 	$(BIN)/python speedrun.py
 
-play: $(READY) ## play the newest trained world in the browser
+play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the one that comes along
 	$(BIN)/python play.py
 
 test: lint ## lint and run the tests
