@@ -2,6 +2,8 @@
 
     python ablate.py                              # every choice: hours on two CPU cores; run again, it goes on
     python ablate.py --cfg.choices actions        # one of them
+    python ablate.py --cfg.choices order steps temperature --cfg.worlds runs/a/dynamics runs/b/dynamics
+                                                  # choices in sampling, in worlds that are trained already
     python ablate.py --cfg.choices table          # the tables, from what was measured before
 
 Variants share whatever their choice does not touch: a choice in sampling trains nothing, one in the dynamics model
@@ -70,6 +72,8 @@ COLUMNS = (
 class Config:
     choices: tuple[str, ...] = tuple(CHOICES)
     seeds: int = 3
+    worlds: tuple[str, ...] = ()
+    """Runs of dynamics models in the place of seeds: nothing is trained, so the choices are of the evaluation's."""
     data: str = "data/coinrun"
     levels: int = 200  # of a dataset that is collected here
     tokenizer_steps: int = 500
@@ -87,6 +91,11 @@ class Config:
                 raise UserError(f"there is no choice {name!r}: --cfg.choices are of {', '.join(CHOICES)} and table")
         if min(self.seeds, self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1:
             raise UserError("--cfg.seeds, levels and steps are all at least 1")
+        trained = [name for name in self.choices if CHOICES.get(name, ("evaluation",))[0] != "evaluation"]
+        if self.worlds and trained:
+            raise UserError(
+                f"--cfg.worlds are trained already, which {trained[0]} changes: leave it out of --cfg.choices"
+            )
 
 
 class Variant(NamedTuple):
@@ -109,6 +118,9 @@ class Variant(NamedTuple):
 def folder(cfg: Config, variant: Variant, stage: str) -> Path:
     """Where a stage of a world lies; variants that do not change it share it."""
     tag = f"-{variant.choice}-{variant.name}" if variant.changes(stage) else ""
+    if cfg.worlds:
+        made = Path(cfg.worlds[variant.seed])
+        return made if stage == "dynamics" else Path(cfg.out) / "worlds" / str(made).replace("/", "-") / f"{stage}{tag}"
     if stage == "dataset":
         return Path(cfg.out) / f"dataset{tag}" if tag else Path(cfg.data)
     scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
@@ -139,12 +151,14 @@ def is_made(cfg: Config, variant: Variant, stage: str) -> bool:
     at = folder(cfg, variant, stage)
     if stage == "evaluation":
         return (at / "metrics.json").is_file()
+    if cfg.worlds:
+        return True
     return stage != "dataset" and checkpoint.latest(at) == getattr(cfg, f"{stage}_steps")
 
 
 def worlds(cfg: Config) -> Iterator[Variant]:
     """Seed by seed, so that an early stop leaves every variant with as many."""
-    for seed in range(cfg.seeds):
+    for seed in range(len(cfg.worlds) or cfg.seeds):
         for choice in cfg.choices:
             yield from (Variant(choice, name, seed) for name in VARIANTS[choice])
 
@@ -171,7 +185,8 @@ def collect(cfg: Config, choice: str) -> dict:
         record = headlines.read(str(folder(cfg, variant, "evaluation")))
         found = {column.label: headlines.find(record, column.path) for column in COLUMNS}
         rows.append({"name": variant.name, "seed": variant.seed} | {label: x[0] for label, x in found.items() if x})
-    scale = {name: getattr(cfg, name) for name in ("tokenizer_steps", "lam_steps", "dynamics_steps", "clips")}
+    trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
+    scale = {name: getattr(cfg, name) for name in (*trained, "clips")}
     return machine.describe(torch.device("cpu")) | {"about": CHOICES[choice][1], "scale": scale, "rows": rows}
 
 

@@ -2,7 +2,7 @@
 
     python benchmark.py                                     # every suite; results go to benchmarks/results
     python benchmark.py --cfg.suite step --cfg.presets demo small coinrun
-    python benchmark.py --cfg.suite table                   # the README's table, from those results
+    python benchmark.py --cfg.suite table                   # the README's tables, from those and speedrun.py's records
 
 Tables show the median and range of ratios; absolute times, which hold for one machine, go into JSON with its name.
 """
@@ -69,6 +69,7 @@ def main(cfg: Config) -> None:
     out = Path(cfg.out)
     if cfg.suite == "table":
         report.put(Path("README.md"), report.BEGIN, report.END, report.table(out))
+        report.put(Path("README.md"), *report.RUNS, report.speedruns(out.parent / "records"))
         return
     device = train.pick_device(cfg.device)
     out.mkdir(parents=True, exist_ok=True)

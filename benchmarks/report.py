@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from statistics import mean
 
+from genie_fn import headlines
 from genie_fn.errors import UserError
 
 BEGIN, END = "<!-- performance: python benchmark.py --cfg.suite table -->", "<!-- end of performance -->"
+RUNS = "<!-- speedruns: python benchmark.py --cfg.suite table -->", "<!-- end of speedruns -->"
+LEFT_OUT = ("displacement", "chance", "accuracy", "tokenizer, SSIM", "codes,")
+"""What of the headlines' paths and labels is in the records and not in the README."""
 
 
 def table(results: Path) -> str:
@@ -43,7 +47,8 @@ def ablations(records: dict[str, dict], columns: dict[str, int]) -> str:
         seeds = len({row["seed"] for row in rows})
         shown = {label: digits for label, digits in columns.items() if any(label in row for row in rows)}
         scale = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in record["scale"].items())
-        measured = f"`python ablate.py --cfg.choices {choice}`: {seeds} seeds, {scale}"
+        among = f"{seeds} seeds" if "lam_steps" in record["scale"] else f"{seeds} trained worlds (`--cfg.worlds`)"
+        measured = f"`python ablate.py --cfg.choices {choice}`: {among}, {scale}"
         lines += [f"### {record['about']}", "", measured, ""]
         lines += ["| " + " | ".join(["", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
         for name in dict.fromkeys(row["name"] for row in rows):
@@ -59,6 +64,30 @@ def _cell(rows: list[dict], name: str, label: str, digits: int) -> str:
     own = {row["seed"]: row[label] for row in rows if row["name"] == name}
     gains, shown = [own[seed] - base[seed] for seed in own], f"{mean(own.values()):.{digits}f}"
     return shown if name == rows[0]["name"] else f"{shown} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
+
+
+def speedruns(records: Path) -> str:
+    """Markdown: the records of speedrun.py side by side, by their headlines."""
+    runs = [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
+    if not runs:
+        raise UserError(f"there are no records in {records}: run `python speedrun.py` first")
+    configs = [run["config"] for run in runs]
+    lines = ["| | " + " | ".join(f"{c['preset']}, {c['minutes']:g} min, seed {c['seed']}" for c in configs) + " |"]
+    lines += ["|---" * (len(runs) + 1) + "|"]
+
+    def line(label: str, cells: list[str]) -> None:
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+
+    line("machine", [run["device"] for run in runs])
+    line("minutes taken", [f"{run['minutes']:.1f}" for run in runs])
+    stages = list(dict.fromkeys(name for run in runs for name in run["stages"] if "steps" in run["stages"][name]))
+    steps = [[str(run["stages"].get(stage, {}).get("steps", "–")) for stage in stages] for run in runs]
+    line("steps: " + ", ".join(stages), [", ".join(each) for each in steps])
+    for row in headlines.ROWS:
+        shown = [headlines.show(run["results"].get(row.label), row.digits, row.unit) for run in runs]
+        if {*shown} != {"–"} and not any(word in row.label or word in row.path for word in LEFT_OUT):
+            line(row.label, shown)
+    return "\n".join(lines)
 
 
 def put(path: Path, begin: str, end: str, content: str) -> None:

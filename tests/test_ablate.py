@@ -68,15 +68,27 @@ def test_variants_share_what_their_choice_does_not_touch():
 
 def test_the_table_shows_means_and_paired_differences(tmp_path):
     rows = [{"name": n, "seed": s, "dB": x} for n, s, x in (("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, 2.0), ("b", 1, 2.5))]
-    records = {"actions": {"about": "How", "scale": {"clips": 4}, "rows": rows}}
+    records = {"actions": {"about": "How", "scale": {"lam_steps": 3, "clips": 4}, "rows": rows}}
     table = report.ablations(records, {"dB": 2, "absent": 1})
     assert "| a | 1.50 |" in table and "| b | 2.75 (+0.50 to +2.00) |" in table
-    assert "absent" not in table and "2 seeds, clips 4" in table
+    assert "absent" not in table and "2 seeds, lam steps 3, clips 4" in table
     page, path = tmp_path / "page.md", tmp_path / "ablations.json"
     page.write_text("above\n{}\nold\n{}\nbelow\n".format(*ablate.MARKS))
     path.write_text(json.dumps(records))
     ablate.main(Config(choices=("table",), results=str(path), docs=str(page)))
     assert "old" not in page.read_text() and page.read_text().startswith("above") and "### How" in page.read_text()
+
+
+def test_trained_worlds_take_the_place_of_seeds(monkeypatch):
+    cfg = replace(CFG, choices=("steps",), worlds=("runs/a/dynamics", "runs/b/dynamics"))
+    every = list(ablate.worlds(cfg))
+    assert len(every) == 2 * len(ablate.VARIANTS["steps"])
+    assert len({ablate.folder(cfg, variant, "evaluation") for variant in every}) == len(every)
+    for variant in every:
+        made = [stage for stage in ablate.READS if not ablate.is_made(cfg, variant, stage)]
+        assert made == ["evaluation"]
+        found = parsed(monkeypatch, ablate.command(cfg, variant, "evaluation"))
+        assert found.run == cfg.worlds[variant.seed] and found.sample.steps == int(variant.name)
 
 
 def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
@@ -86,6 +98,6 @@ def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
 
 
 def test_bad_configs_are_a_sentence():
-    for wrong in ({"choices": ("nope",)}, {"seeds": 0}):
+    for wrong in ({"choices": ("nope",)}, {"seeds": 0}, {"choices": ("order", "data"), "worlds": ("a",)}):
         with pytest.raises(UserError):
             Config(**wrong)

@@ -197,10 +197,32 @@ def test_the_table_is_made_from_results(tmp_path):
         report.put(readme, report.BEGIN, report.END, report.table(tmp_path))
 
 
-def test_the_readme_shows_the_stored_results():
+def test_the_table_of_speedruns_is_made_from_records(tmp_path):
+    stages = {"dataset": {"levels": 9}, "tokenizer": {"steps": 7}, "dynamics": {"steps": 5}}
+    results = {"tokenizer, PSNR": [23.456], "4th dreamed frame, moving clips": [14.1, 13.0, 15.2], "actions used": [6]}
+    for seed in (0, 1):
+        config = {"preset": "demo", "minutes": 20, "seed": seed}
+        row = {"config": config, "device": "a machine", "minutes": 19.96, "stages": stages, "results": results}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(row))
+        results = {"tokenizer, PSNR": [24.0]}
+    lines = report.speedruns(tmp_path).splitlines()
+    assert lines[0] == "| | demo, 20 min, seed 0 | demo, 20 min, seed 1 |" and lines[1] == "|---|---|---|"
+    assert "| steps: tokenizer, dynamics | 7, 5 | 7, 5 |" in lines and "| minutes taken | 20.0 | 20.0 |" in lines
+    assert "| tokenizer, PSNR | 23.46 dB | 24.00 dB |" in lines
+    assert "| 4th dreamed frame, moving clips | 14.10 dB [13.00, 15.20] | – |" in lines
+    assert {line.count("|") for line in lines} == {4}
+    with pytest.raises(UserError, match="no records"):
+        report.speedruns(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("marks", "made", "folder"),
+    [((report.BEGIN, report.END), report.table, "results"), (report.RUNS, report.speedruns, "records")],
+)
+def test_the_readme_shows_what_is_stored(marks, made, folder):
     root = suites.ROOT
-    shown = (root / "README.md").read_text().split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.table(root / "benchmarks" / "results")
+    shown = (root / "README.md").read_text().split(marks[0])[1].split(marks[1])[0].strip()
+    assert shown == made(root / "benchmarks" / folder)
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
