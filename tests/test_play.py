@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import play
-from genie_fn import action_map, checkpoint, data, surroundings
+from genie_fn import action_map, checkpoint, data, surroundings, world
 from genie_fn.errors import UserError
 from genie_fn.player import server
 from genie_fn.surroundings import Surroundings
@@ -100,8 +100,11 @@ def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, 
 
 def test_the_newest_world_is_played(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(play, "SHIPPED", tmp_path / "shipped.safetensors")
     with pytest.raises(UserError, match="make demo"):
         play.newest_run()
+    play.SHIPPED.touch()
+    assert play.newest_run() == str(play.SHIPPED)
     for age, name in enumerate(("older", "old", "new", "unfinished")):
         run = tmp_path / "runs" / name / "dynamics"
         (run / "checkpoints" / "5").mkdir(parents=True)
@@ -112,6 +115,12 @@ def test_the_newest_world_is_played(tmp_path, monkeypatch):
     assert play.newest_run() == os.path.join("runs", "new", "dynamics")
     checkpoint.put_last(tmp_path / "runs" / "old" / "dynamics")
     assert play.newest_run() == os.path.join("runs", "old", "dynamics")
+
+
+def test_the_world_that_comes_along_is_one():
+    dream, beside = world.load(play.SHIPPED), surroundings.of_file(play.SHIPPED)
+    assert {"LEFT", "RIGHT"} <= surroundings.real_actions(beside, dream).keys(), "arrow keys mean nothing in it"
+    assert len(beside.starts) >= 8 and "licence MIT" in beside.card
 
 
 def test_wrong_flags_are_a_sentence():
