@@ -2,8 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PLAYABLE := .venv/.playable
+DOCS_READY := .venv/.docs-ready
 
-.PHONY: help install demo speedrun play test test-all lint format bench gpu clean
+.PHONY: help install demo speedrun play test test-all lint format bench gpu docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -18,6 +19,10 @@ $(PLAYABLE): pyproject.toml
 
 $(READY): $(PLAYABLE)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 install: $(READY) ## create or update .venv
@@ -57,6 +62,10 @@ gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every 
 	$(PYTHON) -m pytest -q tests/test_time_attention.py tests/test_space_attention.py tests/test_lfq_kernel.py tests/test_graphs.py
 	$(PYTHON) benchmark.py --cfg.suite all
 
+docs: $(DOCS_READY) ## build the documentation to site/index.html, strictly: broken links end it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'open site/index.html'
+
 clean: ## remove .venv, caches and build outputs; data and runs stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './data/*' -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,8 +1,10 @@
 """Quantisers: lookup-free (LFQ) and vector (VQ). Vectors become codes and integer ids, with the losses that train both.
 
-LFQ: Yu et al. 2023 (arXiv 2310.05737), section 3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937).
+LFQ: Yu et al. 2023 (arXiv 2310.05737), section 3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937). What a kind has to
+say for itself stands in `KINDS`; docs/how-to/quantiser.md adds a third.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,23 +47,22 @@ class QuantizerConfig:
     """LFQ's: "reference", torch operations, or "triton", kernels for a GPU that write no probabilities to memory."""
 
     def __post_init__(self):
-        if self.kind not in ("lfq", "vq"):
-            raise UserError(f"--cfg.model.quantizer.kind is lfq or vq, not {self.kind!r}")
+        if self.kind not in KINDS:
+            raise UserError(f"--cfg.model.quantizer.kind is {' or '.join(KINDS)}, not {self.kind!r}")
         if self.codes < 2 or self.temperature <= 0:
             raise UserError(
                 "a quantizer needs at least 2 codes and a temperature above 0: "
                 f"change --cfg.model.quantizer.codes {self.codes} or .temperature {self.temperature}"
             )
-        if self.kind == "lfq" and self.codes.bit_count() != 1:
-            raise UserError(f"lfq needs a power of two of codes, not {self.codes}: take {1 << self.codes.bit_length()}")
-        if self.books < 1 or self.books > 1 and (self.kind == "vq" or self.dim % self.books):
+        KINDS[self.kind].check(self)
+        if self.books < 1 or self.books > 1 and (self.kind != "lfq" or self.dim % self.books):
             raise UserError(
                 f"{self.books} codebooks need lfq and equal shares of its {self.dim} bits: "
                 "change --cfg.model.quantizer.books"
             )
         if not 0 < self.frac_sample <= 1:
             raise UserError(f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}")
-        if self.impl not in lookup_free.IMPLS or self.impl == "triton" and self.kind == "vq":
+        if self.impl not in lookup_free.IMPLS or self.impl == "triton" and self.kind != "lfq":
             raise UserError(
                 f"--cfg.model.quantizer.impl is reference, or triton for lfq: not {self.impl!r} for {self.kind}"
             )
@@ -69,12 +70,29 @@ class QuantizerConfig:
     @property
     def dim(self) -> int:
         """Channels of a code, K."""
-        return self.codes.bit_length() - 1 if self.kind == "lfq" else self.latent_dim
+        return KINDS[self.kind].dim(self)
 
     @property
     def width(self) -> int:
         """Channels of what is quantised, and of what comes out."""
         return self.input_dim or self.dim
+
+
+class Kind(NamedTuple):
+    """What a kind of quantiser is. Its functions get the quantiser's parameters, but for the maps in and out."""
+
+    dim: Callable[[QuantizerConfig], int]
+    """Channels of a code, K."""
+    quantize: Callable[[Tree, Tensor, QuantizerConfig, Part], "Quantized"]
+    """(params, z (..., K), cfg, part) → codes, ids and losses."""
+    lookup: Callable[[Tree, Tensor, QuantizerConfig], Tensor]
+    """(params, ids (...), cfg) → codes (..., K)."""
+    check: Callable[[QuantizerConfig], None] = lambda cfg: None
+    """Raises UserError where the options do not fit together."""
+    spec: Callable[[QuantizerConfig], Tree] = lambda cfg: {}
+    """Its own parameters."""
+    restarts: bool = False
+    """Whether it has a `codebook` whose dead codes are moved."""
 
 
 class Quantized(NamedTuple):
@@ -94,7 +112,7 @@ class Quantized(NamedTuple):
 
 def spec(cfg: QuantizerConfig) -> Tree:
     """VQ has its codebook (V, K), LFQ has none; both have their maps where the widths differ."""
-    book = {} if cfg.kind == "lfq" else {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)}
+    book = KINDS[cfg.kind].spec(cfg)
     if not cfg.input_dim:
         return book
     pair = {"in": (cfg.input_dim, cfg.dim), "out": (cfg.dim, cfg.input_dim)}
@@ -104,13 +122,13 @@ def spec(cfg: QuantizerConfig) -> Tree:
 def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
     """z (..., width), which begins with the axis of the clips → codes, ids and losses, all in float32."""
     z = layers.linear(params["in"], z.float()) if cfg.input_dim else z
-    q = lfq(z, cfg, part) if cfg.kind == "lfq" else vq(params["codebook"], z, cfg)
+    q = KINDS[cfg.kind].quantize(params, z, cfg, part)
     return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
 
 
 def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     """The codes (..., width) of ids (...): the inverse of quantisation."""
-    codes = lookup_free.codes_of(ids, cfg.dim) if cfg.kind == "lfq" else params["codebook"][ids]
+    codes = KINDS[cfg.kind].lookup(params, ids, cfg)
     return layers.linear(params["out"], codes) if cfg.input_dim else codes
 
 
@@ -149,7 +167,7 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
 
 def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
     """What a training state keeps for a quantiser: VQ's moving share of use per code, uniform at first."""
-    return {} if cfg.kind == "lfq" else {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
+    return {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)} if KINDS[cfg.kind].restarts else {}
 
 
 def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
@@ -157,7 +175,7 @@ def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
 
     It follows the use of VQ's codes (a moving average) and restarts the dead ones. LFQ needs neither.
     """
-    if cfg.kind == "lfq":
+    if not KINDS[cfg.kind].restarts:
         return None
 
     def collect(q: Quantized, key: Tensor, part: Part) -> Tree:
@@ -195,3 +213,26 @@ def code_use(ids: Tensor, codes: int) -> Tensor:
     """The share of each code in ids (...): float32 (V,)."""
     ones = torch.ones(ids.numel(), device=ids.device)
     return torch.zeros(codes, device=ids.device).scatter_add(0, ids.flatten(), ones) / ids.numel()
+
+
+def _check_bits(cfg: QuantizerConfig) -> None:
+    if cfg.codes.bit_count() != 1:
+        raise UserError(f"lfq needs a power of two of codes, not {cfg.codes}: take {1 << cfg.codes.bit_length()}")
+
+
+KINDS = {
+    "lfq": Kind(
+        dim=lambda cfg: cfg.codes.bit_length() - 1,
+        quantize=lambda params, z, cfg, part: lfq(z, cfg, part),
+        lookup=lambda params, ids, cfg: lookup_free.codes_of(ids, cfg.dim),
+        check=_check_bits,
+    ),
+    "vq": Kind(
+        dim=lambda cfg: cfg.latent_dim,
+        quantize=lambda params, z, cfg, part: vq(params["codebook"], z, cfg),
+        lookup=lambda params, ids, cfg: params["codebook"][ids],
+        spec=lambda cfg: {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)},
+        restarts=True,
+    ),
+}
+"""By the names that `QuantizerConfig.kind` takes."""

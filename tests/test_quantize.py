@@ -191,7 +191,7 @@ def test_use_counts_codes_not_tokens():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"kind": "fsq"}, {"codes": 6}, {"codes": 0}, {"codes": 1}, {"codes": -4}, {"kind": "vq", "codes": 0},
+    [{"kind": "none"}, {"codes": 6}, {"codes": 0}, {"codes": 1}, {"codes": -4}, {"kind": "vq", "codes": 0},
      {"temperature": 0.0}],
 )  # fmt: skip
 def test_bad_configs_are_a_sentence(bad):

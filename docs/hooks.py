@@ -1,0 +1,96 @@
+"""What `mkdocs build` does beside mkdocs.yml: pages made of what lies elsewhere, and equations as MathML.
+
+Nothing that a page needs is loaded from elsewhere, so the site can be read without a network.
+"""
+
+import ast
+import html
+import re
+from pathlib import Path
+
+import latex2mathml.converter
+from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "genie_fn"
+FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+PICTURES = (".gif", ".png", ".svg")
+
+
+def modules():
+    """Every module with a docstring, by its full name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if text := ast.get_docstring(ast.parse(path.read_text())):
+            found[name] = text
+    return found
+
+
+def tour():
+    """The notebooks, in order."""
+    return sorted((ROOT / "docs" / "tour").glob("*.ipynb"))
+
+
+def on_config(config):
+    """Fill in the parts of the navigation that follow from files."""
+    pages = {"Reference": ["reference/index.md", *(f"reference/{name}.md" for name in modules())]}
+    pages["Tour"] = [f"tour/{path.stem}.md" for path in tour()]
+    filled = [{title: pages.get(title, part) for title, part in entry.items()} for entry in config.nav]
+    config.nav = [entry for entry in filled if all(entry.values())]
+    return config
+
+
+def on_files(files, config):
+    for source, page in FROM_ROOT.items():
+        text = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text()).replace("](README.md", "](index.md")
+        files.append(File.generated(config, page, content=text))
+    for path in (ROOT / "assets").iterdir():
+        if path.suffix in PICTURES:
+            files.append(File.generated(config, f"assets/{path.name}", abs_src_path=str(path)))
+    for path in tour():
+        for name, content in notebook(path).items():
+            files.append(File.generated(config, f"tour/{name}", content=content))
+    found = modules()
+    for name in found:
+        content = f"---\ntitle: {name.removeprefix('genie_fn.')}\n---\n\n# {name}\n\n::: {name}\n"
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
+    rows = (f"| [`{name}`]({name}.md) | {first_sentence(text)} |\n" for name, text in found.items())
+    table = "# Reference\n\nFrom the docstrings of the code.\n\n| module | |\n|---|---|\n" + "".join(rows)
+    files.append(File.generated(config, "reference/index.md", content=table))
+    return files
+
+
+def first_sentence(docstring):
+    sentence = re.split(r"(?<=[.:])\s", docstring.replace("\n", " "), maxsplit=1)[0]
+    return sentence.rstrip(":").replace("|", "\\|")
+
+
+def notebook(path):
+    """A notebook as it was last run: its page and its pictures, by name."""
+    text, resources = MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
+    return {f"{path.stem}.md": text} | resources["outputs"]
+
+
+def on_page_markdown(markdown, **_):
+    """A list may follow a line of text without an empty line, as on GitHub."""
+    out, fenced, before = [], False, ""
+    for line in markdown.splitlines():
+        fenced ^= line.startswith("```")
+        item = re.match(r"(-|\d+\.) ", line)
+        if item and not fenced and before.strip() and not re.match(r"(-|\d+\.) | ", before):
+            out.append("")
+        out.append(line)
+        before = line
+    return "\n".join(out)
+
+
+def on_page_content(content, **_):
+    """What arithmatex marked as LaTeX, as MathML, which browsers show by themselves."""
+    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL)
+
+
+def mathml(match):
+    display = "block" if match[1] == "div" else "inline"
+    return latex2mathml.converter.convert(html.unescape(match[2]).strip(), display=display)
