@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo speedrun play test test-all lint format bench gpu clean
+.PHONY: help install demo speedrun play test test-all docs-test lint format bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -35,6 +35,10 @@ test: lint ## lint and run the tests
 
 test-all: lint ## the same, with the tests marked slow
 	$(BIN)/python -m pytest -m ''
+
+docs-test: $(READY) ## run every notebook of docs/tour in a fresh kernel
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[docs]'
+	$(BIN)/python -m pytest -m '' tests/test_tour.py
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
