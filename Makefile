@@ -4,7 +4,7 @@ READY := .venv/.ready
 PLAYABLE := .venv/.playable
 DOCS_READY := .venv/.docs-ready
 
-.PHONY: help install demo speedrun play test test-all lint format bench gpu docs clean
+.PHONY: help install demo speedrun play test test-all docs-test lint format bench gpu docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -45,6 +45,9 @@ test: lint ## lint and run the tests
 
 test-all: lint ## the same, with the tests marked slow
 	$(BIN)/python -m pytest -m ''
+
+docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel
+	$(BIN)/python -m pytest -m '' tests/test_tour.py
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .

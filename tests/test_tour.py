@@ -1,0 +1,59 @@
+"""The notebooks of docs/tour: run, clean, small, and (marked slow: `make docs-test`) that they still run."""
+
+import json
+import re
+
+import pytest
+
+from tests.test_structure import ROOT
+
+FOLDER = ROOT / "docs" / "tour"
+BOOKS = sorted(FOLDER.glob("*.ipynb"))
+MACHINE = re.compile(r"(?<![\w.\-/])/(home|root|tmp|usr|opt|work|mnt|var|Users)/|[A-Z]:\\|site-packages")
+each = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def test_all_are_listed_in_order():
+    listed = re.findall(r"\d+\. \[.*\]\((\w+\.ipynb)\)", (FOLDER / "README.md").read_text())
+    assert listed == [path.name for path in BOOKS] and len(BOOKS) == 7
+
+
+@each
+def test_was_run_from_top_to_bottom(path):
+    assert [cell["execution_count"] for cell in cells(path, "code")] == list(range(1, len(cells(path, "code")) + 1))
+    outputs = [output for cell in cells(path, "code") for output in cell["outputs"]]
+    assert outputs and not any(output["output_type"] == "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs), "a warning is no picture"
+
+
+@each
+def test_has_no_path_of_a_machine(path):
+    for cell in cells(path, "code") + cells(path, "markdown"):
+        shown = [
+            output | {"data": {k: v for k, v in output.get("data", {}).items() if "image" not in k}}
+            for output in cell.get("outputs", [])
+        ]
+        assert not MACHINE.search(json.dumps([cell["source"], shown]))
+
+
+@each
+def test_has_one_title(path):
+    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+    assert len(re.findall(r"(?m)^# ", text)) == 1 and text.startswith("# ")
+
+
+def test_they_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 2_500_000
+
+
+@pytest.mark.slow
+@each
+def test_runs(path):
+    pytest.importorskip("nbclient")
+    from docs.tour import run
+
+    run.execute(path)
