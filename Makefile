@@ -4,7 +4,7 @@ READY := .venv/.ready
 PLAYABLE := .venv/.playable
 DOCS_READY := .venv/.docs-ready
 
-.PHONY: help install demo speedrun play test test-all docs-test lint format bench gpu docs clean
+.PHONY: help install demo speedrun play test test-all docs-test lint format bench gpu speedrun-gpu docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -64,6 +64,9 @@ bench: $(READY) ## measure speed, and write the table of the README
 gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every benchmark at full size
 	$(PYTHON) -m pytest -q tests/test_time_attention.py tests/test_space_attention.py tests/test_lfq_kernel.py tests/test_graphs.py
 	$(PYTHON) benchmark.py --cfg.suite all
+
+speedrun-gpu: ## on a machine with a GPU and torch: the best world that 30 minutes buy, as a row and as a file
+	$(PYTHON) speedrun.py --cfg.preset small --cfg.minutes 30 --cfg.levels 5000 --cfg.clips 512 --cfg.world small.safetensors
 
 docs: $(DOCS_READY) ## build the documentation to site/index.html, strictly: broken links end it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
