@@ -26,7 +26,7 @@ from genie_fn.tree import Tree  # noqa: E402
 from genie_fn.world import World  # noqa: E402
 
 WORLDS = ("assets/worlds/coinrun.safetensors", "assets/worlds/coinrun-latent.safetensors")
-plt.rcParams |= {"figure.dpi": 64, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+plt.rcParams |= {"figure.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 plt.rcParams |= {"image.cmap": "magma", "image.interpolation": "nearest"}
 
 
