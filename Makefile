@@ -58,7 +58,7 @@ gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every 
 	$(PYTHON) benchmark.py --cfg.suite all
 
 docs: $(DOCS_READY) ## build the documentation to site/index.html, strictly: broken links end it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, with which warnings are not counted
 	@echo 'open site/index.html'
 
 clean: ## remove .venv, caches and build outputs; data and runs stay
