@@ -69,7 +69,7 @@ speedrun-gpu: ## on a machine with a GPU and torch: the best world that 30 minut
 	$(PYTHON) speedrun.py --cfg.preset small --cfg.minutes 30 --cfg.levels 5000 --cfg.clips 512 --cfg.world small.safetensors
 
 docs: $(DOCS_READY) ## build the documentation to site/index.html, strictly: broken links end it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, with which warnings are not counted
 	@echo 'open site/index.html'
 
 clean: ## remove .venv, caches and build outputs; data and runs stay
