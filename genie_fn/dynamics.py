@@ -1,6 +1,6 @@
 """The dynamics model: a space-time transformer that fills in the masked tokens of the next frame, given the action.
 
-Genie (arXiv 2402.15391), section 2.1.3, after MaskGIT (Chang et al. 2022, arXiv 2202.04200). Training hides tokens and
+Genie (arXiv 2402.15391), section 2.1, after MaskGIT (Chang et al. 2022, arXiv 2202.04200). Training hides tokens and
 predicts them; sampling starts from a hidden frame and reveals the surest tokens in a few steps. Since temporal
 attention is causal, the past's keys and values are computed once and cached.
 """
@@ -176,9 +176,9 @@ def loss(
     logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
     weight = mask_BTN.float() / part.mean(mask_BTN.sum().float()).clamp(min=1 / part.count)
     nats, right = 0.0, True
-    for part, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
-        nats = nats + F.cross_entropy(part.flatten(0, 2), target.flatten(), reduction="none").reshape(mask_BTN.shape)
-        right = right & (part.argmax(-1) == target)
+    for factor, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
+        nats = nats + F.cross_entropy(factor.flatten(0, 2), target.flatten(), reduction="none").reshape(mask_BTN.shape)
+        right = right & (factor.argmax(-1) == target)
     cross_entropy = (nats * weight).sum()
     return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": (right * weight).sum()}, ())
 

@@ -1,6 +1,6 @@
 """The latent action model: which of A discrete actions led from each frame to the next, learned without labels.
 
-Genie (arXiv 2402.15391), section 2.1.1: the encoder sees frames 1..t+1 and names action t; the decoder sees frames
+Genie (arXiv 2402.15391), section 2.1: the encoder sees frames 1..t+1 and names action t; the decoder sees frames
 1..t and action t, and predicts frame t+1, so that the few bits of the action must carry what changed. Two departures,
 both against collapse: the models also read the difference to the frame before, in which motion is easy to see, and
 errors count more where the picture truly changes.

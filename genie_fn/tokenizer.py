@@ -1,6 +1,6 @@
 """The video tokenizer: a causal autoencoder with a discrete bottleneck, a grid of N ids per coded frame.
 
-Two architectures behind one interface. `st_vivit`: Genie (arXiv 2402.15391), section 2.1.2 and Appendix F.2, a
+Two architectures behind one interface. `st_vivit`: Genie (arXiv 2402.15391), section 2.1 and Appendix F.2, a
 space-time transformer on patches. `magvit2`: Yu et al. 2023 (arXiv 2310.05737), a causal 3D convolutional network from
 blueprints, which may also compress time. In both, a grid of ids and what is decoded from it depend on nothing later
 than its own frame, or group of frames where time is compressed; this lets a world decode frame by frame from a cache.
