@@ -3,9 +3,11 @@
 Importing it goes to the root of the checkout: paths read as in the README, and the package shown is this checkout's.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -48,13 +50,23 @@ def choices(dream: World, beside: Surroundings) -> dict[str, int]:
     return {name: known[name] for name in ("LEFT", "NOOP", "RIGHT", "UP", "RIGHT+UP") if name in known}
 
 
-def clips(levels: Iterable[int], frames: int, each: int = 1, steps: int = 80) -> tuple[Tensor, Tensor]:
-    """Play levels of CoinRun as the demo's data is played, and cut `each` clips from the first `steps` frames of each.
+@functools.cache
+def collection(path: str) -> generate_dataset.Config:
+    """How the data of a world was collected: its game, frames per step, who played."""
+    known, told = {field.name for field in fields(generate_dataset.Config)}, surroundings.of_file(path).meta
+    return generate_dataset.Config(**{name: x for name, x in told.get("collection", {}).items() if name in known})
+
+
+def clips(
+    levels: Iterable[int], frames: int, each: int = 1, steps: int = 80, latent: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Play levels as they were played for the world of `world_file(latent)`, and cut `each` clips from the first
+    `steps` frames of each.
 
     Returns uint8 frames (B, T, H, W, 3) and the actions between them (B, T-1). Levels that end in 9 are held out from
     every training (`data.split_of`). No clip crosses the start of an episode.
     """
-    cfg, found = generate_dataset.Config(steps_per_level=steps), []
+    cfg, found = replace(collection(world_file(latent)), steps_per_level=steps), []
     for level in levels:
         played = generate_dataset.play_level(cfg, level)
         episode = np.cumsum(played.episode_starts)
