@@ -162,6 +162,7 @@ def main(cfg: Config) -> None:
     frozen = cfg.actions == "latent" and not along
     namer = world.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
+        sharding.check_same(world.fingerprint(stage), f"the model in {run_folder}")
         world.check_resolution(stage, store.height, store.width, run_folder)
     choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
     model = replace(cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices)

@@ -50,6 +50,10 @@ class Loaded(NamedTuple):
     state: Tree
 
 
+class Unsaved(UserError):
+    """Saving has failed, and is not to be tried again."""
+
+
 class Saver:
     """Writes the checkpoints of one run, one after another, in a thread; leaving the context waits for the last.
 
@@ -96,7 +100,7 @@ class Saver:
         kept = "none is saved yet" if newest is None else f"the newest that is saved is of step {newest}"
         what = f"the state of step {step} could not be saved in {self._run} ({files.reason(error)}), {kept}: free space"
         if last or again:
-            raise UserError(f"{what}, and continue with the same command and --cfg.resume") from error
+            raise Unsaved(f"{what}, and continue with the same command and --cfg.resume") from error
         console.print(f"{what}; training goes on, and the next save tries again", soft_wrap=True, markup=False)
 
 

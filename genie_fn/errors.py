@@ -36,6 +36,7 @@ def run(main: Callable, presets: Mapping[str, Callable] | None = None) -> None:
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # torchrun ends this process meanwhile, if the first one has failed, too
+            console.quiet = False
         _refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -63,8 +64,12 @@ def terminable() -> Iterator[None]:
 class Stop:
     """True once Ctrl-C or SIGTERM has arrived, so that a loop can end between two steps and then `leave`.
 
-    A second one, and the first while there is nothing to `save` yet, ends the program at once.
+    A second one, and the first while there is nothing to `save` yet, ends the program at once. Of several processes
+    none goes before the others: a scheduler tells each of them, and torchrun, when it is told, tells them again.
     """
+
+    def __init__(self, alone: bool = True):
+        self._alone = alone
 
     def __enter__(self) -> "Stop":
         self.save, self._asked = False, None
@@ -77,7 +82,7 @@ class Stop:
 
     def _ask(self, number: int, _) -> None:
         again, self._asked = self._asked is not None, number
-        if again or not self.save:
+        if (again and self._alone) or not self.save:
             self.leave()
 
     def __bool__(self) -> bool:

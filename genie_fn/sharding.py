@@ -294,13 +294,44 @@ def by_first(function: Callable[[], Any]) -> Any:
     """What `function()` returns, or the UserError that it raises, in the first process; all get it, and all wait."""
     if count() == 1:
         return function()
-    said = [None, None]
+    said, trouble = [None, None], None
     if rank() == 0:
         try:
             said[0] = function()
         except UserError as error:
-            said[1] = error
+            said[1], trouble = str(error), error
     dist.broadcast_object_list(said, 0, group=_hosts())
     if said[1] is not None:
-        raise said[1]
+        raise trouble or UserError(said[1])
     return said[0]
+
+
+def by_all(function: Callable[[], Any]) -> Any:
+    """What `function()` returns in each process, or a UserError in all, if any raises one; all wait."""
+    found = trouble = None
+    try:
+        found = function()
+    except UserError as error:
+        trouble = error
+    end_together(trouble)
+    return found
+
+
+def end_together(trouble: UserError | None) -> None:
+    """Raise in all processes, who must all call this, the UserError of the first that has one."""
+    if count() == 1:
+        said = [trouble]
+    else:
+        said = [None] * count()
+        dist.all_gather_object(said, trouble and str(trouble), group=_hosts())
+    if first := next(filter(None, said), None):
+        raise trouble or UserError(first)
+
+
+def check_same(value: str, what: str) -> None:
+    """Refuse what is not the same for all processes, who must all call this."""
+    if count() > 1:
+        found = [None] * count()
+        dist.all_gather_object(found, value, group=_hosts())
+        if len(set(found)) > 1:
+            raise UserError(f"{what} is not the same for all processes: let nothing write there, or copy it again")

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
         _repeat_exactly()
     mode = pick_compile(cfg.compile, device)
     cfg = impls.resolve(replace(cfg, device=str(device), compile=mode), device, mode != "off")
-    return cfg, data.open_store(cfg.data), device
+    store = sharding.by_all(lambda: data.open_store(cfg.data))
+    sharding.check_same(store.data_hash, cfg.data)
+    return cfg, store, device
 
 
 def _repeat_exactly() -> None:
@@ -227,21 +229,32 @@ def fit(
     """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
 
     `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and
-    SIGTERM finish the step, save and leave, and so do PATIENCE steps in a row whose loss was not finite; the run then
-    goes on with --cfg.resume. Of several processes, which all leave at the same step, the first writes; no other run
-    trains in its folder meanwhile.
+    SIGTERM finish the step, save and leave; so do PATIENCE steps in a row whose loss was not finite, and data that
+    cannot be read. The run then goes on with --cfg.resume. Of several processes, which all leave at the same step and
+    for the same reason, the first writes; no other run trains in its folder meanwhile.
     """
     out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
     source, done, saved, wait, began = iter(batches), first, first, 0.0, time.perf_counter()
-    measured, stuck, writes = None, False, sharding.rank() == 0
-    alone = _alone(out, first) if writes else nullcontext((None, None))
-    with Stop() as stop, alone as (saver, write_row), _progress() as bar:
-        task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
+    measured, stuck, trouble, writes = None, False, None, sharding.rank() == 0
+    with Stop(alone=sharding.count() == 1) as stop, ExitStack() as held, _progress() as bar:
+        saver = write_row = None
+
+        def begin() -> None:
+            nonlocal saver, write_row
+            saver, write_row = held.enter_context(_alone(out, first))
+
+        def attempt(function: Callable, *args) -> Any:
+            """What `function` returns. Its UserError waits until all processes know that there is one."""
+            nonlocal trouble
+            try:
+                return function(*args)
+            except UserError as error:
+                trouble = trouble or error
 
         def report() -> None:
             nonlocal stuck
             if writes:
-                saver.poll()
+                attempt(saver.poll)
             if measured is None:
                 return
             at, seconds, waited, metrics = measured
@@ -256,12 +269,16 @@ def fit(
         def save() -> None:
             whole = sharding.to_first(state)
             if writes:
-                checkpoint.save(saver, done, whole, cfg)
+                attempt(checkpoint.save, saver, done, whole, cfg)
 
-        while done < cfg.steps and not stuck and not sharding.anyone(bool(stop)):
+        sharding.by_first(begin)
+        task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
+        while done < cfg.steps and not stuck:
             asked = time.perf_counter()
-            batch = next(source)
+            batch = attempt(next, source)
             wait += time.perf_counter() - asked
+            if sharding.anyone(bool(stop or trouble)):
+                break
             state, metrics = step(state, batch, key)
             report()  # of a step before, so that a GPU has its next work while its numbers are read
             done, measured, stop.save = done + 1, None, True
@@ -278,8 +295,9 @@ def fit(
                 save()
                 saved = done
         report()
-        if done > saved:
+        if done > saved and not sharding.anyone(isinstance(trouble, checkpoint.Unsaved)):
             save()
+        sharding.end_together(trouble)
     spent = time.perf_counter() - began
     console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
     if stuck:

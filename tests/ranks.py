@@ -20,6 +20,7 @@ import train_tokenizer
 from genie_fn import adversarial, blueprint, dynamics, lam, layers, quantize, random, sharding, tokenizer, train, tree
 from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.dynamics import DynamicsConfig
+from genie_fn.errors import UserError
 from genie_fn.facing import FacingConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
@@ -179,6 +180,7 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
         for s in range(int(state.step), cfg.steps):
             if s == stop_at and sharding.rank() == sharding.count() - 1:
                 signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)  # as torchrun does once more
             yield tree.map(lambda x: x[share], stage.batch(s))
 
     def sample(weights, path: Path) -> None:
@@ -193,12 +195,40 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
     return {"begun": begun, "state": sharding.full(state)._asdict(), "stopped": False}
 
 
+def agreed(folder: Path) -> list[dict]:
+    """What each process is told where one fails, or has something else than the others."""
+    last = sharding.rank() == sharding.count() - 1
+
+    def fail(here: bool) -> None:
+        if here:
+            raise train.data.DamagedClips({0: f"Level {sharding.rank()}"})
+
+    attempts = {
+        "by_first": lambda: sharding.by_first(lambda: fail(not sharding.rank())),
+        "by_all": lambda: sharding.by_all(lambda: fail(last)),
+        "end_together": lambda: sharding.end_together(UserError("the last has ended") if last else None),
+        "check_same": lambda: sharding.check_same(str(sharding.rank()), "the data"),
+    }
+    told, everyone = {}, [None] * sharding.count()
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except UserError as error:
+            told[name] = str(error)
+    sharding.end_together(None)
+    sharding.check_same("one", "the data")
+    torch.distributed.all_gather_object(everyone, told)
+    return everyone
+
+
 JOBS = {
+    "agreed": agreed,
     "sharded": lambda folder: run("gan", sharding="sharded"),
     "hybrid": lambda folder: run("dynamics", sharding="hybrid"),
     "replicated": lambda folder: run("vq", sharding="replicated"),
     "accumulated": lambda folder: run("gan", accumulate=2),
     "compiled": lambda folder: run("toy", compile="step"),
+    "compiled_hybrid": lambda folder: run("toy", compile="step", sharding="hybrid"),
     "compiled_vq": lambda folder: run("vq", compile="step"),
     "compiled_dynamics": lambda folder: run("dynamics", compile="step"),
     "compiled_accumulated": lambda folder: run("gan", compile="step", accumulate=2),
@@ -206,7 +236,7 @@ JOBS = {
     "counted_sharded": lambda folder: counted("sharded"),
     "counted_hybrid": lambda folder: counted("hybrid"),
     "counted_replicated": lambda folder: counted("replicated"),
-    "stopped": lambda folder: fitted(folder, stop_at=2),
+    "stopped": lambda folder: fitted(folder, stop_at=3),
     "resumed": lambda folder: fitted(folder, resume=True),
 }
 

@@ -9,18 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from genie_fn import checkpoint, scale, sharding, tree
+from genie_fn import checkpoint, errors, scale, sharding, tree
 from genie_fn.errors import UserError
 from genie_fn.sharding import cut, held
 from genie_fn.tree import ParamSpec
 from tests import ranks
 
 ROOT = Path(__file__).parent.parent
-TWO = ["sharded", "replicated", "compiled", "counted_sharded", "counted_replicated", "stopped"]
+TWO = ["agreed", "sharded", "replicated", "compiled", "counted_sharded", "counted_replicated", "stopped"]
 FOUR = ["hybrid", "counted_hybrid", "resumed"]
-COMPILED = ["compiled_vq", "compiled_dynamics", "compiled_accumulated", "compiled_split"]
+COMPILED = {
+    "compiled_hybrid": 4,
+    "compiled_vq": 2,
+    "compiled_dynamics": 2,
+    "compiled_accumulated": 2,
+    "compiled_split": 2,
+}
 STAGE_OF = {"sharded": "gan", "hybrid": "dynamics", "replicated": "vq", "compiled": "toy"}
 STAGE_OF |= {
+    "compiled_hybrid": "toy",
     "compiled_vq": "vq",
     "compiled_dynamics": "dynamics",
     "compiled_accumulated": "gan",
@@ -96,9 +103,9 @@ def test_many_processes_are_one(folder, alone, job):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", COMPILED)
-def test_compiled_many_processes_are_one(tmp_path, alone, job):
-    together(tmp_path, 2, 2, [job])
+@pytest.mark.parametrize(("job", "count"), COMPILED.items())
+def test_compiled_many_processes_are_one(tmp_path, alone, job, count):
+    together(tmp_path, count, 2, [job])
     assert_equal_runs(torch.load(tmp_path / f"{job}.pt"), alone(STAGE_OF[job]))
 
 
@@ -150,6 +157,27 @@ def test_all_leave_at_the_same_step_and_the_first_writes(folder):
     assert torch.load(folder / "stopped.pt")["stopped"]
     assert (folder / "stopped_at").read_text() == "3"
     assert (folder / "run" / "samples" / "0000003.png").exists()
+
+
+def test_all_are_told_why_one_fails(folder):
+    one, other = torch.load(folder / "agreed.pt")
+    assert one == other and len(one) == 4
+    assert one["by_first"].startswith("Level 0: restore it") and one["by_all"].startswith("Level 1: restore it")
+    assert one["end_together"] == "the last has ended" and "the data is not the same" in one["check_same"]
+
+
+def test_a_process_that_fails_alone_says_why(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(errors.console, "quiet", True)  # as `train.prepare` makes those of all but the first
+    monkeypatch.setattr(errors.sys, "argv", ["train"])
+
+    def main() -> None:
+        raise UserError("the disk of this node is full")
+
+    with pytest.raises(SystemExit) as left:
+        errors.run(main)
+    assert left.value.code == 2 and "the disk of this node is full" in capsys.readouterr().err
 
 
 def test_a_checkpoint_fits_any_number_of_processes_to_the_bit(folder, alone):

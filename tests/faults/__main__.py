@@ -24,7 +24,9 @@ from tests.faults import cases, rig
 
 def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, only: str = "") -> None:
     """Inject everything, or only the cases that have a word in their names."""
-    jobs = [(case, stage) for case in cases.CASES for stage in stages] + [(case, "") for case in cases.COLLECTING]
+    jobs = [(case, stage) for case in (*cases.CASES, *cases.RANKS) for stage in stages] + [
+        (case, "") for case in cases.COLLECTING
+    ]
     jobs = [(case, stage) for case, stage in jobs if only in case.__name__]
     table, bad = Table("fault", "stage", "what came of it", "seconds"), 0
     console.quiet = True  # what training prints would hide the table

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from genie_fn import checkpoint, data, tokens, train, world
+from genie_fn import checkpoint, data, storage, tokens, train, world
 from genie_fn.errors import UserError
 from tests.faults import rig
 
@@ -295,6 +295,120 @@ def two_fillers(home: Path, chance: random.Random) -> str:
     return "the second was refused"
 
 
+# Two processes that train one model
+
+
+def prepare_ranks(home: Path, stage: str) -> Path:
+    """The run of two processes with nothing in its way, made when it is first asked for."""
+    if not (home / f"two_{stage}").exists():
+        finish_ranks(home, stage, f"two_{stage}", False)
+    return home / f"two_{stage}"
+
+
+def finish_ranks(home: Path, stage: str, out: str, resume: bool = True) -> None:
+    """Train to the end in two processes."""
+    codes = rig.end_ranks(rig.start_ranks(home / out, rig.work_of, home, stage, out, resume))
+    assert codes == [0, 0], (codes, logs(home, out))
+
+
+def logs(home: Path, out: str) -> list[str]:
+    return [said((home / f"{out}.{rank}").read_text()) for rank in (0, 1)]
+
+
+def assert_resumes_to_the_same(home: Path, stage: str, out: str) -> None:
+    whole = prepare_ranks(home, stage)
+    finish_ranks(home, stage, out)
+    assert_same(home, whole.name, out)
+
+
+def ranks_terminated(home: Path, stage: str, chance: random.Random) -> str:
+    """SIGTERM to all processes, and once more, as torchrun sends it on: one save, and all leave with 0."""
+    out = f"ranks_terminated_{stage}"
+    processes = rig.start_ranks(home / out, rig.slowly, home, stage, out)
+    assert rig.wait_for(lambda: checkpoint.latest(home / out), processes[0])
+    for _ in range(2):
+        for process in processes:
+            process.terminate()
+        time.sleep(0.05)
+    assert rig.end_ranks(processes) == [0, 0], logs(home, out)
+    step = checkpoint.latest(home / out)
+    assert step < rig.STEPS and logs(home, out)[0].count("stopped and saved") == 1, logs(home, out)
+    assert_resumes_to_the_same(home, stage, out)
+    return f"saved step {step}, exit codes 0"
+
+
+def ranks_killed(home: Path, stage: str, chance: random.Random) -> str:
+    """kill -9 of one process ends the other; of all; a second run beside them is refused in all its processes."""
+    out, resume = f"ranks_killed_{stage}", False
+    for victims in ([1], [0], [0, 1]):
+        before = checkpoint.latest(home / out) or 0
+        processes = rig.start_ranks(home / out, rig.slowly, home, stage, out, resume)
+        assert rig.wait_for(lambda: (checkpoint.latest(home / out) or 0) > before, processes[0])  # noqa: B023
+        if len(victims) == 2:
+            second = rig.start_ranks(home / "second", rig.slowly, home, stage, out, True)
+            assert rig.end_ranks(second) == [2, 2], logs(home, "second")
+            assert all(f"another process trains in {home / out}" in log for log in logs(home, "second"))
+        time.sleep(chance.uniform(0, 0.2))
+        for victim in victims:
+            processes[victim].kill()
+        codes = rig.end_ranks(processes)
+        assert all(codes) and checkpoint.latest(home / out) < rig.STEPS, (codes, logs(home, out))
+        resume = True
+    assert_resumes_to_the_same(home, stage, out)
+    return "the others ended, too; resumed to the same bits; a second run was refused"
+
+
+def ranks_damaged_data(home: Path, stage: str, chance: random.Random) -> str:
+    """A file that only the second process reads: both end with the same sentence, saved, and go on once it is back."""
+    out, store = f"ranks_damaged_{stage}", data.open_store(home / "data")
+    starts, first = data.clip_starts(store, "train", 4), {}
+    for step in range(rig.STEPS):
+        for rank, offset in enumerate(data.clip_offsets(starts, 0, step, 2).tolist()):
+            first.setdefault(offset // storage.BLOCK, (step, rank))
+    block, step = max(((b, s) for b, (s, rank) in first.items() if rank == 1), key=lambda found: found[1])
+    path = home / "data" / "frames" / "c" / str(block) / "0" / "0" / "0"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    try:
+        codes = rig.end_ranks(rig.start_ranks(home / out, rig.work_of, home, stage, out))
+    finally:
+        path.write_bytes(content)
+    assert codes == [2, 2] and all(f"in the file {path}" in log for log in logs(home, out)), (codes, logs(home, out))
+    assert (checkpoint.latest(home / out) or 0) == step > 0
+    assert_resumes_to_the_same(home, stage, out)
+    return f"both ended with its name, saved at step {step}"
+
+
+def ranks_full_disk(home: Path, stage: str, chance: random.Random) -> str:
+    """Two saves of the first process fail: both end with the same sentence, and the last good step is intact."""
+    with rig.small_disk(home / "small", 4096) as fill:
+        if fill is None:
+            pytest.skip("no file system of its own may be mounted here")
+        out, log = f"small/{stage}", f"ranks_full_{stage}"
+        processes = rig.start_ranks(home / log, rig.slowly, home, stage, out)
+        assert rig.wait_for(lambda: checkpoint.latest(home / out), processes[0])
+        fill()
+        codes = rig.end_ranks(processes)
+        fill(free=True)
+        step = checkpoint.latest(home / out)
+        wanted = f"No space left on device), the newest that is saved is of step {step}"
+        assert codes == [2, 2] and all(wanted in told for told in logs(home, log)), (codes, logs(home, log))
+        assert_resumes_to_the_same(home, stage, out)
+    return f"both ended, step {step} intact"
+
+
+def ranks_poisoned(home: Path, stage: str, chance: random.Random) -> str:
+    """NaN gradients in one process are skipped by both, as if they were in both."""
+    one, both = f"ranks_nan_{stage}", f"ranks_nans_{stage}"
+    for out, ranks in ((one, "1"), (both, "01")):
+        codes = rig.end_ranks(rig.start_ranks(home / out, rig.poisoned_in, tuple(ranks), home, stage, out))
+        assert codes == [0, 0], (codes, logs(home, out))
+    assert rig.metrics(home / one)[-1]["skipped"] == 3
+    assert_same(home, both, one)
+    return "3 steps skipped by both"
+
+
 CASES = (kills, full_disk, damaged_checkpoint, damaged_data, poisoned_steps, sigterm, two_at_once, jumping_clock)
+RANKS = (ranks_terminated, ranks_killed, ranks_damaged_data, ranks_full_disk, ranks_poisoned)
 COLLECTING = (kills_while_collecting, full_disk_while_collecting, two_collectors, two_fillers)
 torch.set_num_threads(1)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import generate_dataset
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import checkpoint, data, train, tree
+from genie_fn import checkpoint, data, sharding, train, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -113,14 +114,51 @@ def start(log: Path, work: Callable, *arguments) -> multiprocessing.Process:
     return process
 
 
+def start_ranks(log: Path, work: Callable, *arguments, count: int = 2) -> list[multiprocessing.Process]:
+    """So many processes of one run, as torchrun would start them, each with a clock that is off by its own decades.
+
+    The log of each has its number as a suffix.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    where |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    ranks = [where | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [start(log.with_suffix(f".{r['RANK']}"), _rank, r, work, arguments) for r in ranks]
+
+
+def _rank(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
+    os.environ.update(environment)
+    sharding.SMALL = 30  # most leaves are to be divided
+    real, off = time.time, random.Random(str(environment)).uniform(-1e9, 1e9)
+    with mock.patch("time.time", lambda: real() + off):
+        work(*arguments)
+
+
+def end_ranks(processes: list[multiprocessing.Process], seconds: float = 600) -> list[int]:
+    """The exit codes of processes that have to end by themselves, the others soon after the first."""
+    for process in processes:
+        process.join(seconds)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
 def work_of(home: Path, stage: str, out: str, resume: bool = False) -> None:
     """What a process of a training stage does."""
     train_stage(home, stage, out, resume=resume)
 
 
-def slowly(home: Path, stage: str, out: str) -> None:
+def slowly(home: Path, stage: str, out: str, resume: bool = False) -> None:
     """The same, slow enough not to be over before it is disturbed."""
     with at_step(None, lambda: time.sleep(0.2)):
+        train_stage(home, stage, out, resume=resume)
+
+
+def poisoned_in(ranks: tuple[str, ...], home: Path, stage: str, out: str) -> None:
+    """A run in which the gradients of some steps are NaN in some of its processes."""
+    with poisoned({3, 5, 6} if os.environ["RANK"] in ranks else ()):
         train_stage(home, stage, out)
 
 

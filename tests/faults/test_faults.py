@@ -36,6 +36,11 @@ def test_nothing_is_lost(home, case, stage):
     case(home, stage, random.Random(0))
 
 
+@pytest.mark.parametrize("case", cases.RANKS, ids=lambda case: case.__name__)
+def test_nothing_is_lost_by_two_processes(home, case):
+    case(home, "tokenizer", random.Random(0))
+
+
 @pytest.mark.parametrize("case", cases.COLLECTING[1:], ids=lambda case: case.__name__)
 def test_nothing_is_lost_while_collecting(home, case):
     pytest.importorskip("procgen")
