@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genie_fn import data, files, video
+from genie_fn import data, video
 from genie_fn.errors import UserError, run, terminable
 from genie_fn.player import game
 from genie_fn.player.game import ACTIONS, MAX_LEVEL, SIZE
@@ -168,7 +168,7 @@ def main(cfg: Config) -> None:
     if store and len(store.segments) == cfg.num_levels:
         print(f"{root} is complete already: nothing to collect.")
     else:
-        with files.exclusive(root, "collects into", "choose another --cfg.root"), terminable():
+        with data.alone(root, "collects into", "choose another --cfg.root"), terminable():
             store = collect(cfg, open_or_create(cfg, root))
     if cfg.verify:
         print(f"{data.verify(store):,} frames match their checksums.")

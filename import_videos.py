@@ -162,7 +162,7 @@ def main(cfg: Config) -> None:
     root = Path(cfg.root)
     found = sources.find(cfg.src, root)
     read = {source.name: action_files.read(source.labels) for source in found if source.labels and cfg.actions}
-    with files.exclusive(root, "imports to", "choose another --cfg.root"), terminable():
+    with data.alone(root, "imports to", "choose another --cfg.root"), terminable():
         store = open_or_create(cfg, root, action_files.names(list(read.values())))
         new, skipped = choose(store, found)
         labels = {s.name: action_files.to_ids(read[s.name], store.action_names) for s in new if s.name in read}

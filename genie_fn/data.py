@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -23,7 +24,7 @@ import tensorstore as ts
 
 from genie_fn import storage
 from genie_fn.errors import UserError
-from genie_fn.files import LOCK, exclusive, partial_name, reason, write_atomically, writing
+from genie_fn.files import LOCK, partial_name, reason, write_atomically, writing
 from genie_fn.storage import BLOCK, CHUNK, MANIFEST, SPLITS, Segment, array_spec, damaged, open_arrays
 
 T = TypeVar("T")
@@ -185,9 +186,14 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
     return Segment(recording.level, split, offset, length, crc, recording.info)
 
 
+def alone(root: str | Path, doing: str, instead: str) -> AbstractContextManager:
+    """Hold the store at `root` as the only one that writes there: see `storage.alone`."""
+    return storage.alone(root, DTYPES, doing, instead)
+
+
 def append_segments(store: Store, recordings: Iterable[Recording]) -> Store:
     """Append recordings of any length one by one; each exists from its own commit on. Returns the store, reopened."""
-    with exclusive(store.root, "collects into", "choose another folder"):
+    with alone(store.root, "collects into", "choose another folder"):
         return _append(open_store(store.root), recordings)
 
 

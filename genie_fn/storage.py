@@ -5,14 +5,15 @@ Nothing that they claim is believed, or given memory, before it has been checked
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorstore as ts
 
 from genie_fn.errors import UserError
-from genie_fn.files import read_json
+from genie_fn.files import exclusive, read_json
 
 MANIFEST, VERSION = "store.json", 1
 MANIFEST_BYTES, METADATA_BYTES = 1 << 26, 1 << 16  # the most that is read of a manifest, of an array's metadata
@@ -133,6 +134,20 @@ def array_spec(path: Path, dtype: str, entry: tuple[int, ...] = (), chunk: int =
         },
         "store_data_equal_to_fill_value": True,  # so that a chunk that is not there is an error, never zeros
     }
+
+
+@contextmanager
+def alone(root: str | Path, names: Iterable[str], doing: str, instead: str) -> Iterator[None]:
+    """`files.exclusive` for who writes the arrays `names` of a folder, without what a killed writer has left there.
+
+    tensorstore writes a file as `….__lock` and renames it. One that is left is written over but not shortened: the end
+    of a longer one would stay behind the new content.
+    """
+    with exclusive(root, doing, instead):
+        for name in names:
+            for path in (Path(root) / name).rglob("*.__lock"):
+                path.unlink(missing_ok=True)
+        yield
 
 
 def open_arrays(root: Path, kinds: Mapping[str, tuple[str, tuple, int]], cache_bytes: int) -> dict[str, ts.TensorStore]:

@@ -27,6 +27,7 @@ from genie_fn.errors import UserError, terminable
 
 VERSION = 1
 MANIFEST = "tokens.json"
+ARRAYS = ("ids", "first", "actions")
 
 
 class Encoder(NamedTuple):
@@ -54,7 +55,7 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
     identity = hashlib.sha256(f"{VERSION} {num_frames} {encoder.identity}".encode()).hexdigest()
     root = Path(root or store.root / "tokens") / identity[:16]
     kind = "uint16" if encoder.codes <= 2**16 else "uint32"
-    entries = {"ids": (kind, (encoder.tokens,)), "first": (kind, (encoder.tokens,)), "actions": ("uint16", ())}
+    entries = dict(zip(ARRAYS, ((kind, (encoder.tokens,)), (kind, (encoder.tokens,)), ("uint16", ())), strict=True))
     kinds = {name: (*entry, storage.CHUNK) for name, entry in entries.items()}
     if not (root / MANIFEST).exists():
         with _alone(root), files.writing(f"the token cache {root} (--cfg.tokens)"):
@@ -69,7 +70,7 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
 
 
 def _alone(root: Path) -> AbstractContextManager:
-    return files.exclusive(root, "fills the token cache", "choose another --cfg.tokens")
+    return storage.alone(root, ARRAYS, "fills the token cache", "choose another --cfg.tokens")
 
 
 def _done(root: Path) -> frozenset[tuple[int, int]]:

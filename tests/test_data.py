@@ -200,6 +200,20 @@ def test_a_segment_without_its_manifest_entry_does_not_exist(tmp_path):
     assert data.verify(store) == 70 and store.segments[1].offset == data.BLOCK
 
 
+def test_what_a_killed_writer_left_half_written_is_not_written_over(tmp_path):
+    """tensorstore writes into a `__lock` file that it finds, and would leave the end of a longer one behind."""
+    store = make(tmp_path / "s", [recording(0, 50)])
+    for name in data.DTYPES:
+        metadata = (store.root / name / "zarr.json").read_text()
+        (store.root / name / "zarr.json.__lock").write_text(metadata.replace('"shape":[1000', '"shape":[500000'))
+    for chunk in ("frames/c/1/0/0/0", "actions/c/1"):
+        path = store.root / f"{chunk}.__lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0" * 10**6)
+    store = data.append_segments(store, [recording(1, 60)])
+    assert data.verify(data.open_store(store.root)) == 110
+
+
 def test_a_missing_store_names_the_command(tmp_path):
     with pytest.raises(UserError, match=f"python generate_dataset.py --cfg.root {tmp_path / 'none'}"):
         data.open_store(tmp_path / "none")
