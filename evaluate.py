@@ -185,11 +185,11 @@ def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
     cloned = headlines.read_clone(surroundings.results(record["config"]["run"]))
     (out / "report.html").write_text(report_page.page(record, shown, cloned), encoding="utf-8")
-    pictures.write(out, shown.clips, side)
+    pictures.write(out, shown.clips, side, shown.held)
     for sentence in headlines.verdicts(record):
         print("-", sentence)
     tell({record["config"]["run"]: record})
-    names = "report.html", "metrics.json", "dream.gif", "strip.png"
+    names = "report.html", "metrics.json", "dream.gif", "strip.png", *(("held.gif",) if shown.held else ())
     print("written:", *(out / name for name in names))  # a path broken over two lines cannot be copied
 
 

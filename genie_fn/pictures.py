@@ -51,12 +51,15 @@ def rows(*videos: Tensor) -> np.ndarray:
     return video.grid(torch.stack(videos).cpu().numpy(), gap=2)
 
 
-def write(out: Path, clips: list[Picture], side: int) -> None:
-    """dream.gif and strip.png: the clips, real above dreamed."""
+def write(out: Path, clips: list[Picture], side: int, films: list[Picture]) -> None:
+    """dream.gif and strip.png: the clips, real above dreamed; held.gif: the films of held keys above each other."""
     pairs = [picture.frames[:, : 2 * side] for picture in clips]
     video.write_video(out / "dream.gif", np.concatenate(pairs, 2), fps=5, scale=2)
     strips = np.concatenate([np.stack((pair[:, :side], pair[:, side:])) for pair in pairs])
     video.write_png(out / "strip.png", video.enlarge(video.grid(strips), 2))
+    if films:
+        together = np.concatenate([film.frames for film in films], 1)
+        video.write_video(out / "held.gif", together, fps=5, scale=2)
 
 
 def strip(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:

@@ -23,9 +23,20 @@ def test_lively_clips_come_first_and_the_worst_dreams_are_shown(tmp_path):
     real, own, shuffled = np.split(spread[0].frames, 3, 1)
     assert np.array_equal(real, frames[2]) and np.array_equal(own[1:], dreams["own"][2])
     assert np.array_equal(own[0], real[0]) and np.array_equal(shuffled, real)
-    pictures.write(tmp_path, spread, 16)
+    pictures.write(tmp_path, spread, 16, [])
+    assert not (tmp_path / "held.gif").exists()
     assert np.array(Image.open(tmp_path / "strip.png")).shape == (2 * (12 * 17 - 1), 2 * (4 * 17 - 1), 3)
     assert Image.open(tmp_path / "dream.gif").size == (6 * 32, 64)
+
+
+def test_held_keys_are_one_film(tmp_path):
+    real, dreamed = (torch.full((2, 3, 5, 8, 8, 3), shade, dtype=torch.uint8) for shade in (50, 200))
+    films = pictures.held(real, dreamed, ("LEFT", "RIGHT"))
+    pictures.write(tmp_path, [pictures.Picture(np.zeros((5, 16, 8, 3), np.uint8), "")], 8, films)
+    film = Image.open(tmp_path / "held.gif")
+    assert film.size == (2 * 3 * 8, 2 * 4 * 8)
+    rows = np.array(film.convert("L"))[::16, 0]
+    assert [row > 100 for row in rows] == [False, True, False, True], "real above dreamed, for each key"
 
 
 def test_a_strip_shows_transitions_and_what_changed(tmp_path):
