@@ -46,8 +46,8 @@ test: lint ## lint and run the tests
 test-all: lint ## the same, with the tests marked slow
 	$(BIN)/python -m pytest -m ''
 
-docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel
-	$(BIN)/python -m pytest -m '' tests/test_tour.py
+docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, and follow every guide of docs/how-to
+	$(BIN)/python -m pytest -m '' tests/test_tour.py tests/test_how_to.py
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The guides of docs/how-to, followed to the letter: in a copy of the checkout, every block as a reader would take it.
+"""The guides of docs/how-to, followed to the letter (slow: `make docs-test`), every block in a copy of the checkout.
 
 A diff changes files: what it shows must occur once, so a guide that no longer fits the code fails here. A block that
 begins with a file's name, `# tests/test_fsq.py`, is that whole file. Commands are run. What comes out is linted.
@@ -60,6 +60,7 @@ def run(root, *command):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_a_guide_ends_in_its_own_passing_test(guide, checkout):
     said = ""
