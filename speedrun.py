@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import torch
@@ -105,13 +106,18 @@ def train(cfg: Config, stage: str, seconds: float) -> dict:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)  # it saves, and ends as after Ctrl-C
     finish(process, 130)
-    first, *_, last = rows(folder)
-    pace = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+    last, pace = rows(folder)[-1], _pace(rows(folder))
     again = time.monotonic() - began - last["step"] * pace  # what a start takes; compiling comes from a cache by then
     steps = last["step"] + max(10, int((began + seconds - time.monotonic() - again) / pace))
     console.rule(f"{stage}: {1 / pace:.2f} steps/s, {steps} steps in all")
     finish(start(f"train_{stage}", **flags, steps=steps, resume=True))
     return {"steps": steps, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _pace(measured: list[dict]) -> float:
+    """Seconds per step, the median: other work on the machine for a moment should not count for the whole run."""
+    pairs = zip(measured[:-1], measured[1:], strict=True)
+    return median((b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs)
 
 
 def record(cfg: Config, stages: dict, began: float) -> dict:

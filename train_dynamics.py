@@ -66,7 +66,7 @@ def _config(preset: str, **options) -> Config:
 
 def demo() -> Config:
     """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores, uncompiled like the others of the demo."""
-    model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4), corrupt=0.2)
+    model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
     lam_model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
