@@ -114,7 +114,7 @@ SLOWLY = """
 import sys, time
 import import_videos as script
 write = script.importing.write
-script.importing.write = lambda *given: (time.sleep(0.05), write(*given))[1]
+script.importing.write = lambda *given: (time.sleep(0.3), write(*given))[1]
 script.main(script.Config(src=sys.argv[1], root=sys.argv[2], size=16, workers=2))
 """
 
