@@ -14,7 +14,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "genie_fn"
-FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "assets/worlds/README.md": "worlds.md"}
 PICTURES = (".gif", ".png", ".svg")
 
 
@@ -44,7 +44,9 @@ def on_config(config):
 
 def on_files(files, config):
     for source, page in FROM_ROOT.items():
-        text = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text()).replace("](README.md", "](index.md")
+        text = re.sub(r"\]\((\.\./)*docs/", "](", (ROOT / source).read_text())
+        for other, target in FROM_ROOT.items():
+            text = text.replace(f"]({other}", f"]({target}")
         files.append(File.generated(config, page, content=text))
     for path in (ROOT / "assets").iterdir():
         if path.suffix in PICTURES:
