@@ -15,6 +15,7 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "genie_fn"
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "assets/worlds/README.md": "worlds.md"}
+TOUR = "tour/README.md"
 PICTURES = (".gif", ".png", ".svg")
 
 
@@ -36,7 +37,7 @@ def tour():
 def on_config(config):
     """Fill in the parts of the navigation that follow from files."""
     pages = {"Reference": ["reference/index.md", *(f"reference/{name}.md" for name in modules())]}
-    pages["Tour"] = [f"tour/{path.stem}.md" for path in tour()]
+    pages["Tour"] = [TOUR, *(f"tour/{path.stem}.md" for path in tour())]
     filled = [{title: pages.get(title, part) for title, part in entry.items()} for entry in config.nav]
     config.nav = [entry for entry in filled if all(entry.values())]
     return config
@@ -51,6 +52,9 @@ def on_files(files, config):
     for path in (ROOT / "assets").iterdir():
         if path.suffix in PICTURES:
             files.append(File.generated(config, f"assets/{path.name}", abs_src_path=str(path)))
+    files.remove(files.get_file_from_path(TOUR))
+    text = (ROOT / "docs" / TOUR).read_text().replace(".ipynb)", ".md)")
+    files.append(File.generated(config, TOUR, content=text))
     for path in tour():
         for name, content in notebook(path).items():
             files.append(File.generated(config, f"tour/{name}", content=content))
