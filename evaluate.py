@@ -73,6 +73,8 @@ class Config:
     """Starts from which left and right are held, if the data is of a game with such keys; 0 leaves it out."""
     probe_steps: int = 400
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
+    brief: bool = False
+    """Leave out what takes long beside the headlines: dreams in one go and from the true past, held keys, the probe."""
     out: str = ""
     """Where the results go; by default `evaluation` in the run's folder, or in one named like the world file."""
     compare: tuple[str, ...] = ()
@@ -141,7 +143,7 @@ def hold_keys(dream: World, store: data.Store, cfg: Config, report: dict, key: T
 def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
-    cfg = replace(cfg, run=cfg.world or cfg.run)
+    cfg = replace(cfg, run=cfg.world or cfg.run, **({"held": 0, "probe_steps": 0} if cfg.brief else {}))
     device, seconds = train.pick_device(cfg.device), {}
     dream, nets = world.load(cfg.run, device), perceptual.load(cfg.weights, device)
     store, longest = data.open_store(cfg.data), max(cfg.prompts)
@@ -159,7 +161,7 @@ def main(cfg: Config) -> None:
             clip, pressed = frames[:, longest - prompt :], true[:, longest - prompt :]
             with timed(seconds, f"{prompt} → {cfg.frames} frames"):
                 actions = actions_between(dream, clip, pressed)
-                dreams[prompt] = rollouts.dream_all(dream, clip, actions, prompt, keys[1], cfg.sample)
+                dreams[prompt] = rollouts.dream_all(dream, clip, actions, prompt, keys[1], cfg.sample, cfg.brief)
                 scores[str(prompt)] = rollouts.score(clip[:, prompt:], dreams[prompt], keys[2])
                 likeness[str(prompt)] = perceptual.measure(nets, clip[:, prompt:], dreams[prompt]["own"])
         report, strips = measure_actions(dream, store, cfg, device, keys[3], seconds)

@@ -41,10 +41,10 @@ class Config:
     """Frames of the game per step of the world, as in generate_dataset.py: more make a livelier world to play."""
     actions: Literal["latent", "true"] = "latent"
     """`true`: the recorded actions; the latent actions' share of the time is then the dynamics model's, too."""
-    tokenizer: float = 0.35
+    tokenizer: float = 0.33
     """Share of the time."""
-    lam: float = 0.13
-    dynamics: float = 0.34
+    lam: float = 0.11
+    dynamics: float = 0.45
     """What the three leave is for collecting and evaluating."""
     clips: int = 64
     """Of the evaluation."""
@@ -140,7 +140,7 @@ def main(cfg: Config) -> None:
         stages[stage] = train(cfg, stage, 60 * cfg.minutes * share)
     evaluated = time.monotonic()
     flags = {"run": Path(cfg.out) / "dynamics", "data": Path(cfg.out) / "data", "clips": cfg.clips, "prompts": 1}
-    finish(start("evaluate", **flags))
+    finish(start("evaluate", **flags, brief=True))
     stages["evaluation"] = {"clips": cfg.clips, "seconds": round(time.monotonic() - evaluated, 1)}
     row = record(cfg, stages, began)
     path = keep(cfg, row)

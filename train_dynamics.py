@@ -43,6 +43,9 @@ class Config(RunConfig):
     """Where those are kept; by default in the dataset's folder."""
     train_lam: bool = False
     """Train the latent action model along, from its start; --cfg.lam is then not read."""
+    mirror: bool = False
+    """Show every second batch in a mirror, for worlds in which left and right should be equally well known though the
+    data goes one way; of recorded actions, LEFT and RIGHT are then swapped."""
     lam_model: LamConfig = field(default_factory=LamConfig)
     """That model."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -57,6 +60,8 @@ class Config(RunConfig):
             raise UserError("--cfg.train-lam trains latent actions, but --cfg.actions is true: leave one of them out")
         if self.train_lam and self.cache:
             raise UserError("--cfg.train-lam reads frames, and the token cache holds none: add --cfg.no-cache")
+        if self.mirror and self.cache:
+            raise UserError("--cfg.mirror turns frames, and the token cache holds none: add --cfg.no-cache")
 
 
 def _config(preset: str, **options) -> Config:
@@ -133,6 +138,13 @@ def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, 
     return tokenize, name if namer else None
 
 
+def mirror(batch: data.Batch, number: torch.Tensor, swap_A: torch.Tensor | None) -> data.Batch:
+    """A batch as step `number` sees it in --cfg.mirror: every second one turned, recorded actions through `swap_A`."""
+    turned = number % 2 == 1
+    actions = batch.actions if swap_A is None else torch.where(turned, swap_A[batch.actions], batch.actions)
+    return data.Batch(torch.where(turned, batch.frames.flip(-2), batch.frames), actions)
+
+
 def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int) -> Iterator:
     """Batches of ids and actions from the token cache, which is filled first."""
 
@@ -187,10 +199,13 @@ def main(cfg: Config) -> None:
         train.draw(path, *(row for pair in pairs for row in pair))
 
     step, first = make_step(objective(cfg, along), spec, cfg, update), int(state.step)
+    swaps = cfg.mirror and cfg.actions == "true"
+    swap = torch.tensor(data.mirrored(store.action_names), device=device) if swaps else None
     tokenize, name = encoders(cfg, coder, namer)
 
     def step_on_frames(state, batch: data.Batch, key):
         """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
+        batch = mirror(batch, state.step, swap) if cfg.mirror else batch
         given = name(batch.frames) if name else batch.frames if along else batch.actions
         return step(state, (tokenize(batch.frames), given), key)
 

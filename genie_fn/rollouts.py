@@ -46,13 +46,14 @@ def at_once(dream: World, key: Tensor, prompt_BTHWC: Tensor, actions: Tensor, sa
 
 
 def dream_all(
-    dream: World, frames: Tensor, actions: Tensor, prompt: int, key: Tensor, sample: SampleConfig
+    dream: World, frames: Tensor, actions: Tensor, prompt: int, key: Tensor, sample: SampleConfig, brief: bool = False
 ) -> dict[str, Tensor]:
     """The frames after the prompt as dreamed in every way, (B, T - prompt, H, W, 3) uint8 each.
 
     `own`: given the clip's own actions; `shuffled`: from the prompt on another clip's; `random`: uniform ones. They
     share random numbers, so that a world that ignores actions dreams the same frames. `one_go`: own actions, all at
     once; `true_past`: own actions, every frame from the real ones before it; `copy_last`: the prompt's last frame.
+    `brief` leaves out `one_go` and `true_past`.
     """
     chance_key, key = random.split(key).unbind(0)
     chance = random.randint(chance_key, actions.shape, 0, dream.dynamics.cfg.actions)
@@ -70,8 +71,9 @@ def dream_all(
         return true_past(dream, prompt, key, frames, actions, sample)
 
     found = {name: batched(continued, key, first, chosen) for name, chosen in given.items()}
-    found["one_go"] = batched(together, key, first, actions)
-    if prompt == 1:  # with more the prompts differ in no more than the first frames
+    if not brief:
+        found["one_go"] = batched(together, key, first, actions)
+    if prompt == 1 and not brief:  # with more the prompts differ in no more than the first frames
         found["true_past"] = batched(corrected, key, frames, actions)
     found["copy_last"] = first[:, -1:].expand_as(found["own"])
     return found

@@ -75,6 +75,14 @@ def test_actions_between_prompt_frames_are_always_the_own_ones(monkeypatch):
     assert not torch.equal(chance[:, 2:], actions[:, 2:])
 
 
+def test_brief_leaves_out_two_ways_and_changes_no_other():
+    dream = made(obeys=True)
+    frames, actions = clips(dream, 4)
+    all_ways, fewer = (rollouts.dream_all(dream, frames, actions, 1, random.key(3), SAMPLE, x) for x in (False, True))
+    assert all_ways.keys() - fewer.keys() == {"one_go", "true_past"}
+    assert all(torch.equal(all_ways[way], fewer[way]) for way in fewer)
+
+
 def test_the_true_past_is_what_later_frames_are_dreamed_from():
     dream = made(obeys=True)
     frames, actions = clips(dream, 4)

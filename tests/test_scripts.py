@@ -304,6 +304,31 @@ def test_latent_actions_trained_along(trained):
         replace(cfg, actions="true")
 
 
+def test_every_second_batch_is_seen_in_a_mirror(trained):
+    """Other parameters after the second step, not after the first: the actions change sides with the picture."""
+
+    def after(steps: int, mirror: bool) -> dict:
+        cfg = replace(config(trained, "dynamics", f"mirror-{steps}-{mirror}"), steps=steps, actions="true")
+        train_dynamics.main(replace(cfg, mirror=mirror, optim=OptimConfig(lr=1e-3)))
+        return tree.paths(checkpoint.load(Path(cfg.out), stage="dynamics").state["params"])
+
+    for steps in (1, 2):
+        plain, turned = (after(steps, mirror) for mirror in (False, True))
+        assert all(torch.equal(plain[path], turned[path]) for path in plain) == (steps == 1)
+    batch = data.Batch(torch.arange(24).reshape(1, 2, 2, 2, 3), torch.tensor([[2]]))
+    swap = torch.tensor(data.mirrored(["LEFT", "NOOP", "RIGHT"]))
+    there = train_dynamics.mirror(batch, torch.tensor(3), swap)
+    assert torch.equal(there.frames[:, :, :, 0], batch.frames[:, :, :, 1]) and there.actions.tolist() == [[0]]
+    back = train_dynamics.mirror(there, torch.tensor(5), swap)
+    assert torch.equal(back.frames, batch.frames) and torch.equal(back.actions, batch.actions)
+    still, latent = (
+        train_dynamics.mirror(batch, torch.tensor(4), swap),
+        train_dynamics.mirror(batch, torch.tensor(3), None),
+    )
+    assert torch.equal(still.frames, batch.frames) and torch.equal(still.actions, batch.actions)
+    assert torch.equal(latent.frames, there.frames), "latent actions are inferred from what is seen"
+
+
 BAD = {
     "no dataset": (["train_tokenizer.py", "--cfg.data", "nowhere"], "generate_dataset.py"),
     "no tokenizer": (["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "nowhere"], "train_tokenizer.py"),
