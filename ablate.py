@@ -79,8 +79,6 @@ class Config:
     tokenizer_steps: int = 500
     lam_steps: int = 350
     dynamics_steps: int = 350
-    batch_size: int = 16
-    """Of the tokenizer and the dynamics model, as in the demo; half of it makes twice the steps in the same time."""
     clips: int = 64
     action_clips: int = 300
     out: str = "runs/ablations"
@@ -125,7 +123,7 @@ def folder(cfg: Config, variant: Variant, stage: str) -> Path:
         return made if stage == "dynamics" else Path(cfg.out) / "worlds" / str(made).replace("/", "-") / f"{stage}{tag}"
     if stage == "dataset":
         return Path(cfg.out) / f"dataset{tag}" if tag else Path(cfg.data)
-    scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}-{cfg.batch_size}"
+    scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
     return Path(cfg.out) / scale / f"seed{variant.seed}" / f"{stage}{tag}"
 
 
@@ -141,7 +139,6 @@ def command(cfg: Config, variant: Variant, stage: str) -> list[str]:
         steps = {"tokenizer": cfg.tokenizer_steps, "lam": cfg.lam_steps, "dynamics": cfg.dynamics_steps}[stage]
         script, flags = f"train_{stage}", {"data": at["dataset"], "out": at[stage], "steps": steps}
         flags |= {"seed": variant.seed, "save-every": steps, "sample-every": steps}
-        flags |= {} if stage == "lam" else {"batch-size": cfg.batch_size}
         flags |= {name: at[name] for name in READS[stage] if name != "dataset"}
     words = [word for name, value in flags.items() for word in (f"--cfg.{name}", str(value))]
     words += ["--cfg.resume"] if script.startswith("train_") else ["--cfg.brief"] if script == "evaluate" else []
@@ -188,7 +185,7 @@ def collect(cfg: Config, choice: str) -> dict:
         record = headlines.read(str(folder(cfg, variant, "evaluation")))
         found = {column.label: headlines.find(record, column.path) for column in COLUMNS}
         rows.append({"name": variant.name, "seed": variant.seed} | {label: x[0] for label, x in found.items() if x})
-    trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps", "batch_size")
+    trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
     scale = {name: getattr(cfg, name) for name in (*trained, "clips")}
     return machine.describe(torch.device("cpu")) | {"about": CHOICES[choice][1], "scale": scale, "rows": rows}
 

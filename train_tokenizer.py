@@ -43,7 +43,7 @@ def _st_vivit(preset: str, **options) -> Config:
 def demo() -> Config:
     """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, where compiling would cost more than it saves."""
     optim = OptimConfig(lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
-    return _st_vivit("demo", steps=900, batch_size=16, num_frames=4, compile="off", optim=optim)
+    return _st_vivit("demo", steps=1800, batch_size=8, num_frames=4, compile="off", optim=optim)
 
 
 def small() -> Config:
