@@ -71,7 +71,8 @@ COLUMNS = (
 @dataclass(frozen=True)
 class Config:
     choices: tuple[str, ...] = tuple(CHOICES)
-    seeds: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Several processes can train one each, with the same `out`; the last command names them all for the tables."""
     worlds: tuple[str, ...] = ()
     """Runs of dynamics models in the place of seeds: nothing is trained, so the choices are of the evaluation's."""
     data: str = "data/coinrun"
@@ -89,8 +90,8 @@ class Config:
         for name in self.choices:
             if name not in (*CHOICES, "table"):
                 raise UserError(f"there is no choice {name!r}: --cfg.choices are of {', '.join(CHOICES)} and table")
-        if min(self.seeds, self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1:
-            raise UserError("--cfg.seeds, levels and steps are all at least 1")
+        if not self.seeds or min(self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1:
+            raise UserError("--cfg.seeds names one or more, and --cfg.levels and steps are all at least 1")
         trained = [name for name in self.choices if CHOICES.get(name, ("evaluation",))[0] != "evaluation"]
         if self.worlds and trained:
             raise UserError(
@@ -158,7 +159,7 @@ def is_made(cfg: Config, variant: Variant, stage: str) -> bool:
 
 def worlds(cfg: Config) -> Iterator[Variant]:
     """Seed by seed, so that an early stop leaves every variant with as many."""
-    for seed in range(len(cfg.worlds) or cfg.seeds):
+    for seed in range(len(cfg.worlds)) if cfg.worlds else cfg.seeds:
         for choice in cfg.choices:
             yield from (Variant(choice, name, seed) for name in VARIANTS[choice])
 
