@@ -233,83 +233,94 @@ def fit(
     cannot be read. The run then goes on with --cfg.resume. Of several processes, which all leave at the same step and
     for the same reason, the first writes; no other run trains in its folder meanwhile.
     """
-    out, key, first = Path(cfg.out), random.key(cfg.seed, state.step.device), int(state.step)
+    key, first = random.key(cfg.seed, state.step.device), int(state.step)
     source, done, saved, wait, began = iter(batches), first, first, 0.0, time.perf_counter()
-    measured, stuck, trouble, writes = None, False, None, sharding.rank() == 0
     with Stop(alone=sharding.count() == 1) as stop, ExitStack() as held, _progress() as bar:
-        saver = write_row = None
-
-        def begin() -> None:
-            nonlocal saver, write_row
-            saver, write_row = held.enter_context(_alone(out, first))
-
-        def attempt(function: Callable, *args) -> Any:
-            """What `function` returns. Its UserError waits until all processes know that there is one."""
-            nonlocal trouble
-            try:
-                return function(*args)
-            except UserError as error:
-                trouble = trouble or error
-
-        def report() -> None:
-            nonlocal stuck
-            if writes:
-                attempt(saver.poll)
-            if measured is None:
-                return
-            at, seconds, waited, metrics = measured
-            row = {name: float(value) for name, value in metrics.items()}
-            stuck = row.pop("skipped_in_a_row", 0) >= PATIENCE
-            if cfg.damaged == "skip":
-                row["clips_skipped"] = sharding.summed(getattr(batches, "skipped", 0))
-            if writes:
-                write_row({"step": at, "seconds": seconds, "data_wait": waited} | row)
-                bar.update(task, metrics=_headline(row))
-
-        def save() -> None:
-            whole = sharding.to_first(state)
-            if writes:
-                attempt(checkpoint.save, saver, done, whole, cfg)
-
-        sharding.by_first(begin)
-        task = bar.add_task(out.name, total=cfg.steps, completed=first, metrics="compiling")
-        while done < cfg.steps and not stuck:
+        run = _Run(cfg, batches, first, held, bar)
+        while done < cfg.steps and not run.stuck:
             asked = time.perf_counter()
-            batch = attempt(next, source)
+            batch = run.attempt(next, source)
             wait += time.perf_counter() - asked
-            if sharding.anyone(bool(stop or trouble)):
+            if sharding.anyone(bool(stop or run.trouble)):
                 break
             state, metrics = step(state, batch, key)
-            report()  # of a step before, so that a GPU has its next work while its numbers are read
-            done, measured, stop.save = done + 1, None, True
+            run.report()  # of a step before, so that a GPU has its next work while its numbers are read
+            done, stop.save = done + 1, True
             if done % 10 == 0 or done == cfg.steps:
-                measured = done, time.perf_counter() - began, wait, metrics
-            bar.update(task, completed=done)
+                run.measured = done, time.perf_counter() - began, wait, metrics
+            bar.update(run.task, completed=done)
             if done % cfg.sample_every == 0 or done == cfg.steps:
                 weights = sharding.full(state.ema or state.params)
-                if writes:
-                    _try_to_draw(sample, weights, out / "samples" / f"{done:07d}.png")
+                if run.writes:
+                    _try_to_draw(sample, weights, run.out / "samples" / f"{done:07d}.png")
             if done % cfg.save_every == 0 or done == cfg.steps:
-                report()  # a checkpoint's step is never missing from the metrics
-                measured = None
-                save()
+                run.report()  # a checkpoint's step is never missing from the metrics
+                run.save(done, state)
                 saved = done
-        report()
-        if done > saved and not sharding.anyone(isinstance(trouble, checkpoint.Unsaved)):
-            save()
-        sharding.end_together(trouble)
+        run.report()
+        if done > saved and not sharding.anyone(isinstance(run.trouble, checkpoint.Unsaved)):
+            run.save(done, state)
+        sharding.end_together(run.trouble)
     spent = time.perf_counter() - began
     console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
-    if stuck:
+    if run.stuck:
         raise UserError(
             f"the loss or a gradient was not finite for {PATIENCE} steps in a row, which changed nothing: the "
-            f"state before them is saved in {out}; lower --cfg.optim.lr or look at the data, and continue with "
+            f"state before them is saved in {run.out}; lower --cfg.optim.lr or look at the data, and continue with "
             "--cfg.resume"
         )
     if done < cfg.steps:
         console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
         stop.leave()
     return state
+
+
+class _Run:
+    """A run as `fit` leaves it behind: rows of metrics, checkpoints, and what went wrong.
+
+    Of several processes, which all call the same methods, only the first `writes`.
+    """
+
+    def __init__(self, cfg: RunConfig, batches: Iterable, first: int, held: ExitStack, bar: Progress):
+        self.cfg, self.batches, self.bar, self.out = cfg, batches, bar, Path(cfg.out)
+        self.writes, self.stuck = sharding.rank() == 0, False
+        self.trouble: UserError | None = None
+        self.measured: tuple[int, float, float, dict[str, Tensor]] | None = None
+        """A step that `report` is to tell of: its number, the seconds until then, those of waiting, and its metrics."""
+
+        def begin() -> None:
+            self._saver, self._write_row = held.enter_context(_alone(self.out, first))
+
+        sharding.by_first(begin)
+        self.task = bar.add_task(self.out.name, total=cfg.steps, completed=first, metrics="compiling")
+
+    def attempt(self, function: Callable, *args) -> Any:
+        """What `function` returns. Its UserError waits in `trouble` until all processes know that there is one."""
+        try:
+            return function(*args)
+        except UserError as error:
+            self.trouble = self.trouble or error
+
+    def report(self) -> None:
+        """Write the row of what was `measured`, once, and see whether it was the last of too many that were skipped."""
+        if self.writes:
+            self.attempt(self._saver.poll)
+        if self.measured is None:
+            return
+        (at, seconds, waited, metrics), self.measured = self.measured, None
+        row = {name: float(value) for name, value in metrics.items()}
+        self.stuck = row.pop("skipped_in_a_row", 0) >= PATIENCE
+        if self.cfg.damaged == "skip":
+            row["clips_skipped"] = sharding.summed(getattr(self.batches, "skipped", 0))
+        if self.writes:
+            self._write_row({"step": at, "seconds": seconds, "data_wait": waited} | row)
+            self.bar.update(self.task, metrics=_headline(row))
+
+    def save(self, done: int, state: TrainState) -> None:
+        """A checkpoint of all that the processes hold of the state."""
+        whole = sharding.to_first(state)
+        if self.writes:
+            self.attempt(checkpoint.save, self._saver, done, whole, self.cfg)
 
 
 @contextmanager
