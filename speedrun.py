@@ -5,7 +5,8 @@
     python speedrun.py --cfg.frame-skip 2 --cfg.world coinrun.safetensors        # and keep the world as one file
 
 Each stage has a share of the time. It begins, is timed, stops and saves, and goes on for as many steps as its share has
-room for: the learning rate's plan needs to know its end, and the clock decides where that is. The row goes to
+room for: the learning rate's plan needs to know its end, and the clock decides where that is. The evaluation is the
+brief one of evaluate.py: for the probe, held keys and all ways to dream run that by itself. The row goes to
 benchmarks/records/, beside a folder with what every stage logged. What was interrupted is no record, and is begun anew.
 """
 
