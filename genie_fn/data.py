@@ -65,7 +65,7 @@ def mirrored(names: Sequence[str]) -> list[int]:
     swap = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
     found = ["+".join(swap.get(key, key) for key in name.split("+")) for name in names]
     if sorted(found) != sorted(names) or found == list(names):
-        raise UserError(f"these actions have no left and right to swap in a mirror: {', '.join(names)}")
+        raise UserError(f"--cfg.mirror swaps LEFT and RIGHT, but the actions are {', '.join(names)}: leave it out")
     return [list(names).index(name) for name in found]
 
 

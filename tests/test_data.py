@@ -108,7 +108,7 @@ def test_actions_in_a_mirror():
     names = ["LEFT+DOWN", "NOOP", "RIGHT", "RIGHT+DOWN", "LEFT", "UP"]
     assert data.mirrored(names) == [3, 1, 4, 0, 2, 5]
     for none in (["UP", "DOWN"], ["LEFT", "UP"], ["0", "1"]):
-        with pytest.raises(UserError, match="no left and right"):
+        with pytest.raises(UserError, match="leave it out"):
             data.mirrored(none)
 
 
