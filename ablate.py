@@ -62,7 +62,7 @@ COLUMNS = (
     headlines.Row("tokenizer, dB", "reconstruction.psnr"),
     headlines.Row("t = 1, moving, dB", "rollouts.1.moving.psnr.own@1"),
     headlines.Row("t = 4, moving, dB", "rollouts.1.moving.psnr.own@4"),
-    headlines.Row("10 frames, all, dB", "rollouts.1.all.psnr.own@average"),
+    headlines.Row("mean of the frames, all, dB", "rollouts.1.all.psnr.own@average"),
     headlines.Row("Δ₄ shuffled, moving, dB", "rollouts.1.moving.delta.shuffled@4"),
     headlines.Row("actions' NMI", "actions.true.all.information", 3),
 )
@@ -81,6 +81,8 @@ class Config:
     lam_steps: int = 350
     dynamics_steps: int = 350
     clips: int = 64
+    frames: int = 10
+    """That are dreamed of each clip."""
     action_clips: int = 300
     out: str = "runs/ablations"
     results: str = "benchmarks/ablations.json"
@@ -135,7 +137,7 @@ def command(cfg: Config, variant: Variant, stage: str) -> list[str]:
         script, flags = "generate_dataset", {"root": at["dataset"], "num-levels": cfg.levels}
     elif stage == "evaluation":
         script, flags = "evaluate", {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1}
-        flags |= {"clips": cfg.clips, "action-clips": cfg.action_clips}
+        flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
     else:
         steps = {"tokenizer": cfg.tokenizer_steps, "lam": cfg.lam_steps, "dynamics": cfg.dynamics_steps}[stage]
         script, flags = f"train_{stage}", {"data": at["dataset"], "out": at[stage], "steps": steps}
@@ -187,7 +189,7 @@ def collect(cfg: Config, choice: str) -> dict:
         found = {column.label: headlines.find(record, column.path) for column in COLUMNS}
         rows.append({"name": variant.name, "seed": variant.seed} | {label: x[0] for label, x in found.items() if x})
     trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
-    scale = {name: getattr(cfg, name) for name in (*trained, "clips")}
+    scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")}
     return machine.describe(torch.device("cpu")) | {"about": CHOICES[choice][1], "scale": scale, "rows": rows}
 
 
