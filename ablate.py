@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import report
-from genie_fn import checkpoint, headlines, machine
+from genie_fn import checkpoint, headlines, machine, rollouts
 from genie_fn.errors import UserError, run
 
 ROOT = Path(__file__).parent
@@ -72,12 +72,13 @@ COLUMNS = (
 class Config:
     choices: tuple[str, ...] = tuple(CHOICES)
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Several processes can train one each, with the same `out`; the last command names them all for the tables."""
+    """These, not how many. Once the data is there, several processes can train one each, with the same `out`; when they
+    have ended, one command that names them all makes the tables."""
     worlds: tuple[str, ...] = ()
     """Runs of dynamics models in the place of seeds: nothing is trained, so the choices are of the evaluation's."""
     data: str = "data/coinrun"
     levels: int = 200  # of a dataset that is collected here
-    tokenizer_steps: int = 500
+    tokenizer_steps: int = 1000
     lam_steps: int = 350
     dynamics_steps: int = 350
     clips: int = 64
@@ -94,6 +95,8 @@ class Config:
                 raise UserError(f"there is no choice {name!r}: --cfg.choices are of {', '.join(CHOICES)} and table")
         if not self.seeds or min(self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1:
             raise UserError("--cfg.seeds names one or more, and --cfg.levels and steps are all at least 1")
+        if self.clips < 2 or self.frames < rollouts.HEADLINE:
+            raise UserError(f"--cfg.clips is at least 2 and --cfg.frames {rollouts.HEADLINE}, as for evaluate.py")
         trained = [name for name in self.choices if CHOICES.get(name, ("evaluation",))[0] != "evaluation"]
         if self.worlds and trained:
             raise UserError(
@@ -153,7 +156,8 @@ def is_made(cfg: Config, variant: Variant, stage: str) -> bool:
     """Whether nothing is left to do for a stage."""
     at = folder(cfg, variant, stage)
     if stage == "evaluation":
-        return (at / "metrics.json").is_file()
+        asked = {"clips": cfg.clips, "frames": cfg.frames, "action_clips": cfg.action_clips}
+        return (at / "metrics.json").is_file() and asked.items() <= headlines.read(str(at))["config"].items()
     if cfg.worlds:
         return True
     return stage != "dataset" and checkpoint.latest(at) == getattr(cfg, f"{stage}_steps")
@@ -195,9 +199,10 @@ def collect(cfg: Config, choice: str) -> dict:
 
 def main(cfg: Config) -> None:
     path = Path(cfg.results)
-    records = json.loads(path.read_text()) if path.is_file() else {}
     if cfg.choices != ("table",):
         measure(cfg)
+    records = json.loads(path.read_text()) if path.is_file() else {}
+    if cfg.choices != ("table",):
         records |= {choice: collect(cfg, choice) for choice in cfg.choices}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records, indent=1) + "\n")

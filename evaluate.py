@@ -74,7 +74,8 @@ class Config:
     probe_steps: int = 400
     """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
     brief: bool = False
-    """Leave out what takes long beside the headlines: dreams in one go and from the true past, held keys, the probe."""
+    """Leave out what takes long beside the headlines: dreams in one go and from the true past, held keys and the probe,
+    whatever --cfg.held and --cfg.probe-steps say."""
     out: str = ""
     """Where the results go; by default `evaluation` in the run's folder, or in one named like the world file."""
     compare: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class Config:
     """Share of the time."""
     lam: float = 0.11
     dynamics: float = 0.45
-    """What the three leave is for collecting and evaluating."""
+    """What the three leave is for collecting and evaluating: two minutes on two CPU cores, also of five."""
     clips: int = 64
     """Of the evaluation."""
     seed: int = 0

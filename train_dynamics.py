@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import data, dynamics, lam, quantize, random, sharding, tokenizer, tokens, train, world
+from genie_fn import data, dynamics, lam, mirror, quantize, random, sharding, tokenizer, tokens, train, world
 from genie_fn.blueprint import Blueprints
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError, run
@@ -44,8 +44,8 @@ class Config(RunConfig):
     train_lam: bool = False
     """Train the latent action model along, from its start; --cfg.lam is then not read."""
     mirror: bool = False
-    """Show every second batch in a mirror, for worlds in which left and right should be equally well known though the
-    data goes one way; of recorded actions, LEFT and RIGHT are then swapped."""
+    """Show every second batch in a mirror, for data that goes one way; of recorded actions LEFT and RIGHT are swapped.
+    The frozen models have not seen such frames: CoinRun's tokenizer loses 0.4 dB on them."""
     lam_model: LamConfig = field(default_factory=LamConfig)
     """That model."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -138,13 +138,6 @@ def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, 
     return tokenize, name if namer else None
 
 
-def mirror(batch: data.Batch, number: torch.Tensor, swap_A: torch.Tensor | None) -> data.Batch:
-    """A batch as step `number` sees it in --cfg.mirror: every second one turned, recorded actions through `swap_A`."""
-    turned = number % 2 == 1
-    actions = batch.actions if swap_A is None else torch.where(turned, swap_A[batch.actions], batch.actions)
-    return data.Batch(torch.where(turned, batch.frames.flip(-2), batch.frames), actions)
-
-
 def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int) -> Iterator:
     """Batches of ids and actions from the token cache, which is filled first."""
 
@@ -170,6 +163,8 @@ def main(cfg: Config) -> None:
     world.check_framewise(coder, cfg.tokenizer)
     if cfg.actions == "true" and not store.num_actions:
         raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
+    swaps = cfg.mirror and cfg.actions == "true"
+    swap = torch.tensor(mirror.actions(store.action_names), device=device) if swaps else None
     along = replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     frozen = cfg.actions == "latent" and not along
     namer = world.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
@@ -199,13 +194,11 @@ def main(cfg: Config) -> None:
         train.draw(path, *(row for pair in pairs for row in pair))
 
     step, first = make_step(objective(cfg, along), spec, cfg, update), int(state.step)
-    swaps = cfg.mirror and cfg.actions == "true"
-    swap = torch.tensor(data.mirrored(store.action_names), device=device) if swaps else None
     tokenize, name = encoders(cfg, coder, namer)
 
     def step_on_frames(state, batch: data.Batch, key):
         """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
-        batch = mirror(batch, state.step, swap) if cfg.mirror else batch
+        batch = mirror.every_second(batch, state.step, swap) if cfg.mirror else batch
         given = name(batch.frames) if name else batch.frames if along else batch.actions
         return step(state, (tokenize(batch.frames), given), key)
 

@@ -12,7 +12,7 @@ import os
 import zlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -58,15 +58,6 @@ class Batch(NamedTuple):
 
     frames: np.ndarray
     actions: np.ndarray
-
-
-def mirrored(names: Sequence[str]) -> list[int]:
-    """For each recorded action the one that it is in a mirror: LEFT and RIGHT, in names such as LEFT+UP, swapped."""
-    swap = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
-    found = ["+".join(swap.get(key, key) for key in name.split("+")) for name in names]
-    if sorted(found) != sorted(names) or found == list(names):
-        raise UserError(f"--cfg.mirror swaps LEFT and RIGHT, but the actions are {', '.join(names)}: leave it out")
-    return [list(names).index(name) for name in found]
 
 
 @dataclass(frozen=True)

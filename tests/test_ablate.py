@@ -10,7 +10,7 @@ import pytest
 import ablate
 from ablate import Config, Variant
 from benchmarks import report
-from genie_fn import errors
+from genie_fn import errors, headlines
 from genie_fn.errors import UserError
 
 CFG = Config(out="runs/x", data="data/x")
@@ -98,6 +98,18 @@ def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
 
 
 def test_bad_configs_are_a_sentence():
-    for wrong in ({"choices": ("nope",)}, {"seeds": ()}, {"choices": ("order", "data"), "worlds": ("a",)}):
+    sampled = {"choices": ("order", "data"), "worlds": ("a",)}
+    for wrong in ({"choices": ("nope",)}, {"seeds": ()}, {"frames": 3}, {"clips": 1}, sampled):
         with pytest.raises(UserError):
             Config(**wrong)
+
+
+def test_an_evaluation_of_other_clips_is_made_anew(tmp_path):
+    cfg, variant = replace(CFG, out=str(tmp_path), clips=5, frames=4), Variant("actions", "add", 0)
+    at = ablate.folder(cfg, variant, "evaluation")
+    at.mkdir(parents=True)
+    assert not ablate.is_made(cfg, variant, "evaluation")
+    config = {"clips": 5, "frames": 4, "action_clips": cfg.action_clips, "seed": 0}
+    (at / "metrics.json").write_text(json.dumps({"schema": headlines.SCHEMA, "config": config}))
+    assert ablate.is_made(cfg, variant, "evaluation")
+    assert not ablate.is_made(replace(cfg, frames=10), variant, "evaluation")

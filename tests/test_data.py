@@ -104,14 +104,6 @@ def test_clip_offsets_cover_all_starts_evenly():
     assert (abs(np.bincount(draws) - 1000) < 150).all()
 
 
-def test_actions_in_a_mirror():
-    names = ["LEFT+DOWN", "NOOP", "RIGHT", "RIGHT+DOWN", "LEFT", "UP"]
-    assert data.mirrored(names) == [3, 1, 4, 0, 2, 5]
-    for none in (["UP", "DOWN"], ["LEFT", "UP"], ["0", "1"]):
-        with pytest.raises(UserError, match="leave it out"):
-            data.mirrored(none)
-
-
 def test_eval_clips_differ_and_spread_over_levels(store):
     clips = data.eval_clips(store, "train", 2, 50)
     np.testing.assert_array_equal(clips, data.eval_clips(store, "train", 2, 50))

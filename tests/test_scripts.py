@@ -166,6 +166,14 @@ def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
     assert str(tmp_path / "b") in (tmp_path / "compare.html").read_text()
 
 
+def test_a_brief_evaluation_has_the_headlines_and_no_more(trained, tmp_path):
+    evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path), prompts=(1,), brief=True))
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert {*found["rollouts"]["1"]["all"]["psnr"]} == {"own", "shuffled", "random", "copy_last"}
+    assert found["actions"]["held"] is None and "probe" not in found["actions"] and "true" in found["actions"]
+    assert "Δ_t PSNR" in (tmp_path / "report.html").read_text()
+
+
 def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp_path, capsys):
     path = tmp_path / "square.safetensors"
     exported = {"run": str(trained / "dynamics"), "output": str(path), "frames": 3}
@@ -315,16 +323,6 @@ def test_every_second_batch_is_seen_in_a_mirror(trained):
     for steps in (1, 2):
         plain, turned = (after(steps, mirror) for mirror in (False, True))
         assert all(torch.equal(plain[path], turned[path]) for path in plain) == (steps == 1)
-    batch = data.Batch(torch.arange(24).reshape(1, 2, 2, 2, 3), torch.tensor([[2]]))
-    swap = torch.tensor(data.mirrored(["LEFT", "NOOP", "RIGHT"]))
-    there = train_dynamics.mirror(batch, torch.tensor(3), swap)
-    assert torch.equal(there.frames[:, :, :, 0], batch.frames[:, :, :, 1]) and there.actions.tolist() == [[0]]
-    back = train_dynamics.mirror(there, torch.tensor(5), swap)
-    assert torch.equal(back.frames, batch.frames) and torch.equal(back.actions, batch.actions)
-    still = train_dynamics.mirror(batch, torch.tensor(4), swap)
-    assert torch.equal(still.frames, batch.frames) and torch.equal(still.actions, batch.actions)
-    untold = train_dynamics.mirror(batch, torch.tensor(3), None)  # latent actions are inferred from what is seen
-    assert torch.equal(untold.frames, there.frames) and torch.equal(untold.actions, batch.actions)
 
 
 BAD = {

@@ -40,7 +40,8 @@ def stand_ins(tmp_path, monkeypatch):
     for stage in speedrun.STAGES:
         (tmp_path / f"train_{stage}.py").write_text(textwrap.dedent(TRAINER))
     (tmp_path / "generate_dataset.py").write_text("")
-    written = "import pathlib, sys; run = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.run=')][0]\n"
+    written = "import pathlib, sys; assert '--cfg.brief' in sys.argv\n"
+    written += "run = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.run=')][0]\n"
     written += f"pathlib.Path(run, 'metrics.json').write_text({json.dumps(json.dumps(EVALUATION))})\n"
     (tmp_path / "evaluate.py").write_text(written)
     exported = "import pathlib, sys; out = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.output=')][0]\n"

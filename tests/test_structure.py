@@ -18,7 +18,7 @@ RANKS = {
     1: {"action_files", "tree", "metrics", "video", "impls", "machine", "charts", "headlines", "parts", "files"},
     2: {"kernels", "optim", "storage", "checkpoint", "sharding", "graphs", "action_map"},
     3: {"layers", "data", "step", "world_file"},
-    4: {"quantize", "conv", "tokens", "pictures", "sources"},
+    4: {"quantize", "conv", "tokens", "pictures", "sources", "mirror"},
     5: {"registry", "facing", "markup", "readers"},
     6: {"blueprint", "report_page", "importing"},
     7: {"tokenizer", "lam", "dynamics", "adversarial"},
