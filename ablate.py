@@ -43,6 +43,7 @@ CHOICES = {
     "order": ("evaluation", "Which tokens a MaskGIT step reveals"),
     "steps": ("evaluation", "MaskGIT steps per frame"),
     "temperature": ("evaluation", "Temperature of the sampled tokens"),
+    "guidance": ("evaluation", "By how much sampling exaggerates what the action changes"),
     "data": ("dataset", "Who played the training videos (all are evaluated on the explorer's)"),
 }
 """The stage that a choice changes, and what it is about."""
@@ -54,6 +55,7 @@ VARIANTS = {
     "order": {"confidence": "", "random": "--cfg.sample.order random"},
     "steps": {"8": "", **{str(n): f"--cfg.sample.steps {n}" for n in (2, 4, 25)}},
     "temperature": {"1": "", **{str(x): f"--cfg.sample.temperature {x}" for x in (0.0, 0.3, 0.6)}},
+    "guidance": {"0": "", "1": "--cfg.sample.guidance 1"},
     "data": {"explorer": "", "random": "--cfg.policy random"},
 }
 """The flags of every variant; the first is the demo's."""

@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import webbrowser
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from genie_fn import action_map, checkpoint, random, surroundings, train, video, world
-from genie_fn.dynamics import SampleConfig
+from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError, run
 from genie_fn.surroundings import Surroundings
 from genie_fn.world import World
@@ -62,7 +62,7 @@ class Config:
     compile: Literal["auto", "off", "step"] = "auto"
     """`step` compiles the frame, which takes a minute; auto: for the page, which is played meanwhile."""
     device: str = "auto"
-    sample: SampleConfig = field(default_factory=SampleConfig)
+    sample: SampleConfig = PLAY
 
     def __post_init__(self):
         if not 0 <= self.port < 2**16 or self.visitors < 1 or min(self.fps, self.scale) < 1:

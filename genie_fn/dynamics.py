@@ -72,13 +72,20 @@ class SampleConfig:
     """Which tokens a step reveals: those of highest `confidence`, or `random` ones."""
     noise: float = 1.0
     """Gumbel noise on the log-confidence at the first step, annealed to zero at the last."""
+    guidance: float = 0.0
+    """How far to go beyond what the action predicts, away from what no action in particular does: more obedience, for
+    twice the time."""
 
     def __post_init__(self):
-        if self.steps < 1 or self.temperature < 0 or self.order not in ("confidence", "random"):
+        if self.steps < 1 or min(self.temperature, self.guidance) < 0 or self.order not in ("confidence", "random"):
             raise UserError(
-                "sampling needs at least 1 step, a temperature of at least 0 and the order confidence or random: "
-                f"got {self.steps}, {self.temperature} and {self.order!r}"
+                "sampling needs at least 1 step, a temperature and guidance of at least 0 and the order confidence or "
+                f"random: got {self.steps}, {self.temperature}, {self.guidance} and {self.order!r}"
             )
+
+
+PLAY = SampleConfig(steps=4, guidance=1.0)
+"""How worlds are played: keys are obeyed more often, in the time of 8 steps without guidance (docs/LOG.md)."""
 
 
 class Step(NamedTuple):
@@ -126,6 +133,21 @@ def logits_next(
     x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
     x, cache = layers.st_transformer(params["stack"], x + params["place"], cfg.stack, cache, extend=extend)
     return layers.linear(params["head"], x[:, :, -cfg.tokens :]).float(), cache
+
+
+def guided_logits(
+    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig, guidance: float
+) -> Tensor:
+    """`logits_next` with the action made to count more: l + guidance · (l - l'), with l' under the mean of all actions'
+    embeddings, in the place of a null action that training would have to know (classifier-free guidance, Ho & Salimans
+    2022, arXiv 2207.12598, equation 6)."""
+    logits, _ = logits_next(params, ids_BTN, actions_BT, cache, cfg, extend=False)
+    if not guidance:
+        return logits
+    table = params["action"]
+    known = params | {"action": torch.cat((table, table[: cfg.actions].mean(0, keepdim=True)))}
+    unmoved, _ = logits_next(known, ids_BTN, torch.full_like(actions_BT, len(table)), cache, cfg, extend=False)
+    return logits + guidance * (logits - unmoved)
 
 
 def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
@@ -244,7 +266,7 @@ def unmask(
     sample: SampleConfig,
 ) -> tuple[Tensor, Tensor]:
     """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them; `key` is the frame's."""
-    logits_B1NV, _ = logits_next(params, ids_BN[:, None], action_B[:, None], cache, cfg, extend=False)
+    logits_B1NV = guided_logits(params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance)
     return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
@@ -340,7 +362,7 @@ def generate_at_once(
     count, temperature = torch.arange(sample.steps + 1, device=device), torch.tensor(sample.temperature, device=device)
     for k in count[:-1]:
         shown = new_BM.unflatten(1, (future, cfg.tokens))
-        logits, _ = logits_next(params, shown, entering_BT[:, frames:], cache, cfg)
+        logits = guided_logits(params, shown, entering_BT[:, frames:], cache, cfg, sample.guidance)
         step, chance = Step(k, count[-1], temperature), random.fold_in(key, k)
         new_BM, _ = reveal(logits.flatten(1, 2), new_BM, step, chance, sample, cfg.sizes)
     return torch.cat((ids_BTN, new_BM.unflatten(1, (future, cfg.tokens))), 1)

@@ -266,12 +266,20 @@ def uncached_generate(params, ids, actions, key, cfg, sample):
         for k in range(sample.steps):
             sequence = torch.cat((video, frame[:, None]), 1)
             logits, _ = dynamics.logits_next(params, sequence, entering[:, : t + 1], None, cfg)
+            if sample.guidance:
+                table, none = params["action"], entering[:, : t + 1].clone()
+                none[:, -1] = len(table)
+                mean = params | {"action": torch.cat((table, table[:-1].mean(0, keepdim=True)))}
+                logits += sample.guidance * (logits - dynamics.logits_next(mean, sequence, none, None, cfg)[0])
             frame, _ = reveal(logits[:, -1], frame, k, sample, key=random.fold_in(frame_key, k))
         video = torch.cat((video, frame[:, None]), 1)
     return video
 
 
-@pytest.mark.parametrize(("prompt", "sample"), [(1, SampleConfig(3)), (6, SampleConfig(2, 0.7, "random"))])
+@pytest.mark.parametrize(
+    ("prompt", "sample"),
+    [(1, SampleConfig(3)), (6, SampleConfig(2, 0.7, "random")), (2, SampleConfig(2, guidance=1.5))],
+)
 def test_cached_generation_equals_uncached_past_the_window(dynamics_params, dynamics_cfg, prompt, sample):
     ids, moves = tokens(dynamics_cfg, frames=prompt), actions(dynamics_cfg, count=prompt - 1 + 7)
     cached = dynamics.generate(dynamics_params, ids, moves, random.key(7), dynamics_cfg, sample)
@@ -311,6 +319,21 @@ def test_an_action_changes_its_frame_and_no_earlier_one(dynamics_params, dynamic
     assert not torch.equal(a[:, 3], b[:, 3])
 
 
+def test_guidance_exaggerates_what_the_action_changes_and_nothing_else(dynamics_params, dynamics_cfg):
+    cfg, ids, moves = dynamics_cfg, tokens(dynamics_cfg, 2, 1), actions(dynamics_cfg, 2, 1)
+    cache = dynamics.empty_cache(cfg, 2)
+
+    def logits(params, guidance):
+        return dynamics.guided_logits(params, ids, moves, cache, cfg, guidance)
+
+    plain, double, half = (logits(dynamics_params, x) for x in (0.0, 2.0, 0.5))
+    assert torch.equal(plain, dynamics.logits_next(dynamics_params, ids, moves, cache, cfg)[0])
+    torch.testing.assert_close(double - plain, 4 * (half - plain), rtol=1e-3, atol=1e-4)
+    assert (double - plain).abs().max() > 0.01
+    deaf = dynamics_params | {"action": dynamics_params["action"][:1].expand_as(dynamics_params["action"])}
+    torch.testing.assert_close(logits(deaf, 2.0), logits(deaf, 0.0))
+
+
 def test_generation_is_a_function_of_its_key(dynamics_params, dynamics_cfg):
     ids, moves, sample = tokens(dynamics_cfg, 4, 1), actions(dynamics_cfg, 4, 2), SampleConfig(2)
     a, b, c = (dynamics.generate(dynamics_params, ids, moves, random.key(s), dynamics_cfg, sample) for s in (0, 0, 1))
@@ -319,7 +342,7 @@ def test_generation_is_a_function_of_its_key(dynamics_params, dynamics_cfg):
 
 
 def test_bad_configs_are_a_sentence():
-    for bad in ({"steps": 0}, {"temperature": -1.0}, {"order": "greedy"}):
+    for bad in ({"steps": 0}, {"temperature": -1.0}, {"order": "greedy"}, {"guidance": -0.5}):
         with pytest.raises(UserError):
             SampleConfig(**bad)
     with pytest.raises(UserError, match="prepend"):

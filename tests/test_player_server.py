@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from genie_fn import impls, random, surroundings, world
-from genie_fn.dynamics import SampleConfig
+from genie_fn.dynamics import PLAY
 from genie_fn.player import game, recording
 from genie_fn.player.engine import Engine
 from genie_fn.player.server import SAFE, Limits, Server
@@ -160,7 +160,7 @@ def test_a_frame_is_the_worlds_own(serve, stage):
         assert np.array_equal(start, seen.numpy().ravel())
         for t, (action, arrays) in enumerate(zip(actions, shown, strict=True), 1):
             key = random.fold_in(random.key(5), t)
-            state, frame = world.step(dream, state, torch.tensor([action]), key, SampleConfig())
+            state, frame = world.step(dream, state, torch.tensor([action]), key, PLAY)
             assert np.array_equal(arrays["rgb"], frame.pixels.numpy().ravel())
             assert np.array_equal(arrays["ids"], frame.ids[0]) and np.array_equal(arrays["revealed"], frame.step[0])
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from genie_fn import action_map, impls, metrics, random, tokenizer, tree, world
-from genie_fn.dynamics import SampleConfig
+from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.player import game, session
 from genie_fn.player.session import Moment, Note, Session
@@ -64,7 +64,7 @@ class Engine:
         found: action_map.ActionMap | None,
         compiled: bool,
         meta: dict | None = None,
-        sample: SampleConfig = SampleConfig(),  # noqa: B008, it is frozen
+        sample: SampleConfig = PLAY,
     ):
         self.device, self.sample, self.found, self.meta = device, sample, found, meta
         self.latent = dream.lam is not None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from genie_fn import random, surroundings, world
-from genie_fn.dynamics import SampleConfig
+from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.world import Programs, World
 
@@ -21,7 +21,6 @@ except ImportError as error:
     raise UserError(f"Gymnasium cannot be imported ({error}): `pip install 'genie_fn[play]'`.") from error
 
 ID = "genie_fn/Dream-v0"
-SAMPLE = SampleConfig()
 
 
 class WorldEnv(gymnasium.Env):
@@ -39,7 +38,7 @@ class WorldEnv(gymnasium.Env):
         dreamt: World,
         starts_MHWC: np.ndarray,
         horizon: int = 128,
-        sample: SampleConfig = SAMPLE,
+        sample: SampleConfig = PLAY,
         programs: Programs = world.EAGER,
         render_mode: str | None = None,
     ):
