@@ -131,7 +131,7 @@ def test_a_visit(serve, stage):
     dream, found, store = stage
     with visit(serve()) as page:
         told = page.hello
-        assert told["frame"] is None and told["settings"] == {"temperature": 1.0, "steps": 8}
+        assert told["frame"] is None and told["settings"] == {"temperature": 1.0, "steps": PLAY.steps}
         expected = {"height": 64, "width": 64, "grid": [4, 4], "codes": 16, "actions": 5, "kind": "latent"}
         assert expected.items() <= told["world"].items() and told["world"]["names"] == list(game.ACTIONS)
         assert told["world"]["map"]["to_latent"] == found.to_latent and told["world"]["clips"] == 40
