@@ -117,11 +117,12 @@ def make_video(cfg: Config, folder: str, dream: World, device: torch.device) -> 
     actions = parse_actions(cfg.actions, dream.dynamics.cfg.actions)
     frame = first_frame(cfg, dream, look_around(cfg, folder, dream))
     programs = world.compiled(device) if cfg.compile == "step" else world.EAGER
+    sample = world.played(dream, cfg.sample)
     key, frames = random.key(cfg.seed, device), [frame]
     state, _ = world.reset(dream, torch.from_numpy(frame).to(device)[None, None])
     for t, action in enumerate(track(actions, "dreaming", console=Console(stderr=True)), 1):
         pressed = torch.tensor([action], device=device)
-        state, shown = world.step(dream, state, pressed, random.fold_in(key, t), cfg.sample, programs)
+        state, shown = world.step(dream, state, pressed, random.fold_in(key, t), sample, programs)
         frames.append(shown.pixels[0].cpu().numpy())
     output = cfg.output or "out.mp4"
     video.write_video(output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
@@ -137,7 +138,8 @@ def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.devic
     prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
     if cfg.compile == "step":
         programs = world.compiled(device)
-    terminal.play(dream, prompt, cfg.sample, cfg.seed, programs, surroundings.real_actions(beside, dream))
+    sample = world.played(dream, cfg.sample)
+    terminal.play(dream, prompt, sample, cfg.seed, programs, surroundings.real_actions(beside, dream))
 
 
 def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:

@@ -72,20 +72,24 @@ class SampleConfig:
     """Which tokens a step reveals: those of highest `confidence`, or `random` ones."""
     noise: float = 1.0
     """Gumbel noise on the log-confidence at the first step, annealed to zero at the last."""
-    guidance: float = 0.0
+    guidance: float | None = None
     """How far to go beyond what the action predicts, away from what no action in particular does: more obedience, for
-    twice the time."""
+    twice the time. None: not at all, but in play of recorded actions by 1 (`world.played`)."""
 
     def __post_init__(self):
-        if self.steps < 1 or min(self.temperature, self.guidance) < 0 or self.order not in ("confidence", "random"):
+        if (
+            self.steps < 1
+            or min(self.temperature, self.guidance or 0) < 0
+            or self.order not in ("confidence", "random")
+        ):
             raise UserError(
                 "sampling needs at least 1 step, a temperature and guidance of at least 0 and the order confidence or "
                 f"random: got {self.steps}, {self.temperature}, {self.guidance} and {self.order!r}"
             )
 
 
-PLAY = SampleConfig(steps=4, guidance=1.0)
-"""How worlds are played: keys are obeyed more often, in the time of 8 steps without guidance (docs/LOG.md)."""
+PLAY = SampleConfig(steps=4)
+"""How worlds are played, see `world.played`: with guidance these take the time of 8 steps without."""
 
 
 class Step(NamedTuple):
@@ -136,7 +140,7 @@ def logits_next(
 
 
 def guided_logits(
-    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig, guidance: float
+    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig, guidance: float | None
 ) -> Tensor:
     """`logits_next` with the action made to count more: l + guidance · (l - l'), with l' under the mean of all actions'
     embeddings, in the place of a null action that training would have to know (classifier-free guidance, Ho & Salimans

@@ -6,7 +6,7 @@ session can be kept, branched and replayed.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -266,6 +266,12 @@ def step(
     codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
     video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
     return State(cache, decoder), Frame(layers.to_uint8(video.squeeze(-4)), ids, probability, step_of)
+
+
+def played(world: World, sample: SampleConfig) -> SampleConfig:
+    """How a world is played: unless that is chosen, with guidance 1 if its actions are recorded ones, which are then
+    obeyed more often, and with none if they are latent, where it only costs (docs/LOG.md)."""
+    return replace(sample, guidance=0.0 if world.lam else 1.0) if sample.guidance is None else sample
 
 
 def rollout(

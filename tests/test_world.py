@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genie_fn import random, tokenizer, tree, world
-from genie_fn.dynamics import SampleConfig
+from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 
 SAMPLE = SampleConfig(steps=3)
@@ -91,3 +91,11 @@ def test_compiled_programs_give_the_same_session(dream, clip):
     eager = world.rollout(dream, clip[:, :1], actions, random.key(7), sample)
     fast = world.rollout(dream, clip[:, :1], actions, random.key(7), sample, world.compiled())
     assert (eager.int() - fast.int()).abs().max() <= 1
+
+
+def test_recorded_actions_are_played_with_guidance_unless_it_is_chosen(dream):
+    told = dream._replace(lam=None)
+    assert world.played(told, PLAY).guidance == 1 and world.played(dream, PLAY).guidance == 0
+    for chosen in (0.0, 2.5):
+        sample = SampleConfig(guidance=chosen)
+        assert world.played(told, sample) == world.played(dream, sample) == sample

@@ -66,7 +66,7 @@ class Engine:
         meta: dict | None = None,
         sample: SampleConfig = PLAY,
     ):
-        self.device, self.sample, self.found, self.meta = device, sample, found, meta
+        self.device, self.sample, self.found, self.meta = device, world.played(dream, sample), found, meta
         self.latent = dream.lam is not None
         batches = () if device.type == "cpu" else SIZES
         self._ways = {False: Way(_settled(dream, device, False), Programs(), dict.fromkeys(batches, world.vmapped()))}

@@ -51,7 +51,8 @@ class WorldEnv(gymnasium.Env):
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(model.cfg.actions)
         self.render_mode, self.horizon = render_mode, horizon
-        self._world, self._starts, self._sample, self._programs = dreamt, starts_MHWC, sample, programs
+        self._world, self._starts, self._programs = dreamt, starts_MHWC, programs
+        self._sample = world.played(dreamt, sample)
         self._device = model.params["token"].device
         self._key = self._state = self._pixels = None
         self._steps = 0
