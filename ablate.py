@@ -200,12 +200,12 @@ def collect(cfg: Config, choice: str) -> dict:
 
 
 def main(cfg: Config) -> None:
-    path = Path(cfg.results)
+    path, found = Path(cfg.results), {}
     if cfg.choices != ("table",):
         measure(cfg)
-    records = json.loads(path.read_text()) if path.is_file() else {}
-    if cfg.choices != ("table",):
-        records |= {choice: collect(cfg, choice) for choice in cfg.choices}
+        found = {choice: collect(cfg, choice) for choice in cfg.choices}
+    records = (json.loads(path.read_text()) if path.is_file() else {}) | found
+    if found:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records, indent=1) + "\n")
     report.put(Path(cfg.docs), *MARKS, report.ablations(records, {column.label: column.digits for column in COLUMNS}))
