@@ -47,7 +47,7 @@ test-all: lint ## the same, with the tests marked slow
 	$(BIN)/python -m pytest -m ''
 
 docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, and follow every guide of docs/how-to
-	$(BIN)/python -m pytest -m '' tests/test_tour.py tests/test_how_to.py
+	$(BIN)/python -m pytest -m '' tests/docs/test_tour.py tests/docs/test_how_to.py
 
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
@@ -62,7 +62,7 @@ bench: $(READY) ## measure speed, and write the table of the README
 	$(BIN)/python benchmark.py --cfg.suite table
 
 gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every benchmark at full size
-	$(PYTHON) -m pytest -q tests/test_time_attention.py tests/test_space_attention.py tests/test_lfq_kernel.py tests/test_graphs.py
+	$(PYTHON) -m pytest -q tests/kernels/test_time_attention.py tests/kernels/test_space_attention.py tests/kernels/test_lfq.py tests/runtime/test_graphs.py
 	$(PYTHON) benchmark.py --cfg.suite all
 
 speedrun-gpu: ## on a machine with a GPU and torch: the best world that 30 minutes buy, as a row and as a file

@@ -22,8 +22,12 @@ import torch
 from rich.console import Console
 
 from benchmarks import report
-from genie_fn import checkpoint, headlines, machine, rollouts
-from genie_fn.errors import UserError, run
+from genie_fn.errors import UserError
+from genie_fn.evaluation import rollouts
+from genie_fn.evaluation.report import headlines
+from genie_fn.runtime import provenance
+from genie_fn.runtime.cli import run
+from genie_fn.training import checkpoint
 
 ROOT = Path(__file__).parent
 MARKS = "<!-- ablations: python ablate.py -->", "<!-- end of ablations -->"
@@ -196,7 +200,7 @@ def collect(cfg: Config, choice: str) -> dict:
         rows.append({"name": variant.name, "seed": variant.seed} | {label: x[0] for label, x in found.items() if x})
     trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
     scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")}
-    return machine.describe(torch.device("cpu")) | {"about": CHOICES[choice][1], "scale": scale, "rows": rows}
+    return provenance.describe(torch.device("cpu")) | {"about": CHOICES[choice][1], "scale": scale, "rows": rows}
 
 
 def main(cfg: Config) -> None:

@@ -17,8 +17,10 @@ from rich.table import Table
 
 from benchmarks import report
 from benchmarks.suites import SUITES
-from genie_fn import dynamics, machine, tokenizer, train
-from genie_fn.errors import UserError, run
+from genie_fn import dynamics, tokenizer
+from genie_fn.errors import UserError
+from genie_fn.runtime import backend, provenance
+from genie_fn.runtime.cli import run
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def main(cfg: Config) -> None:
         report.put(Path("README.md"), report.BEGIN, report.END, report.table(out))
         report.put(Path("README.md"), *report.RUNS, report.speedruns(out.parent / "records"))
         return
-    device = train.pick_device(cfg.device)
+    device = backend.pick_device(cfg.device)
     out.mkdir(parents=True, exist_ok=True)
-    where = machine.describe(device)
+    where = provenance.describe(device)
     for name in SUITES if cfg.suite == "all" else [cfg.suite]:
         rows, path = SUITES[name](cfg, device), out / f"{name}-{device.type}.json"
         path.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n")

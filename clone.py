@@ -21,10 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from genie_fn import cloning, data, files, headlines, machine, probe, random, report_page, surroundings, train, world
-from genie_fn.cloning import Expert, Policy
-from genie_fn.errors import UserError, run
-from genie_fn.player.game import ACTIONS
+from genie_fn import data, random, world
+from genie_fn.bundle import loading, surroundings
+from genie_fn.data.procgen import ACTIONS
+from genie_fn.errors import UserError
+from genie_fn.evaluation import cloning, inverse_dynamics
+from genie_fn.evaluation.cloning import Expert, Policy
+from genie_fn.evaluation.report import headlines, report_page
+from genie_fn.runtime import backend, files, provenance
+from genie_fn.runtime.cli import run
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,9 @@ def begin(cfg: Config, path: Path, origin: dict) -> dict:
 def policies(cfg: Config, store: data.Store, expert: Expert, codes: int, seed: int, bar: Progress) -> dict[str, Policy]:
     """All that play, by name."""
     settings = replace(
-        probe.settings(cfg.steps, seed, train.pick_device(cfg.device)), batch_size=cfg.batch_size, num_frames=1
+        inverse_dynamics.settings(cfg.steps, seed, backend.pick_device(cfg.device)),
+        batch_size=cfg.batch_size,
+        num_frames=1,
     )
 
     def learn(target: np.ndarray, kinds: int, what: str) -> Policy:
@@ -98,7 +105,7 @@ def policies(cfg: Config, store: data.Store, expert: Expert, codes: int, seed: i
 
 def watch(cfg: Config, store: data.Store, dream: world.World, record: dict, bar: Progress) -> Expert:
     """The expert's moments under latent names; what there is to know of it goes into the record."""
-    found, device = cloning.episodes(store), train.pick_device(cfg.device)
+    found, device = cloning.episodes(store), backend.pick_device(cfg.device)
     task = bar.add_task("watching the expert", total=None)
 
     def name(frames, true):
@@ -132,13 +139,13 @@ def write(record: dict, out: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    dream, store = world.load(cfg.run, train.pick_device(cfg.device)), data.open_store(cfg.data)
+    dream, store = loading.load(cfg.run, backend.pick_device(cfg.device)), data.open_store(cfg.data)
     if dream.lam is None:
         raise UserError(f"{cfg.run} was trained on true actions: cloning needs a world of latent ones")
-    world.check_resolution(dream.lam, store.height, store.width, cfg.run)
+    loading.check_resolution(dream.lam, store.height, store.width, cfg.run)
     out = Path(cfg.out or surroundings.results(cfg.run))
     out.mkdir(parents=True, exist_ok=True)
-    record = begin(cfg, out / "clone.json", {"lam": world.fingerprint(dream.lam), "data": store.data_hash})
+    record = begin(cfg, out / "clone.json", {"lam": loading.fingerprint(dream.lam), "data": store.data_hash})
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     if missing := [seed for seed in range(cfg.seeds) if str(seed) not in record["seeds"]]:
         with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -150,7 +157,7 @@ def main(cfg: Config) -> None:
                 for name, policy in bar.track(playing, description=f"seed {seed}: playing"):
                     solved[name] = cloning.play(policy, levels, chance).astype(int).tolist()
                 record["seeds"][str(seed)] = {"solved": solved, "seconds": round(time.monotonic() - began, 1)}
-                record["machine"] = machine.describe(train.pick_device(cfg.device))
+                record["machine"] = provenance.describe(backend.pick_device(cfg.device))
                 summarise(record)
                 write(record, out)
     table = Table("policy", "levels solved", "more than random")

@@ -23,32 +23,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import (
-    action_map,
-    action_report,
-    control,
-    data,
-    fidelity,
-    headlines,
-    lam,
-    machine,
-    perceptual,
-    pictures,
-    probe,
-    random,
-    report_page,
-    rollouts,
-    surroundings,
-    train,
-    tree,
-    world,
-)
+from genie_fn import data, lam, random, tree, world
+from genie_fn.bundle import action_map, loading, surroundings
+from genie_fn.bundle.surroundings import Surroundings
 from genie_fn.dynamics import SampleConfig
-from genie_fn.errors import UserError, run
-from genie_fn.perceptual import WeightsConfig
-from genie_fn.pictures import Picture
-from genie_fn.report_page import Pictures
-from genie_fn.surroundings import Surroundings
+from genie_fn.errors import UserError
+from genie_fn.evaluation import action_report, fidelity, held_keys, inverse_dynamics, perceptual, rollouts
+from genie_fn.evaluation.perceptual import WeightsConfig
+from genie_fn.evaluation.report import headlines, pictures, report_page
+from genie_fn.evaluation.report.pictures import Picture
+from genie_fn.evaluation.report.report_page import Pictures
+from genie_fn.runtime import backend, provenance
+from genie_fn.runtime.cli import run
+from genie_fn.training import setup
 from genie_fn.world import World
 
 console = Console(stderr=True)
@@ -119,9 +106,9 @@ def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: T
     if "true" in report and cfg.probe_steps:
         size = tree.count(lam.encoder(dream.lam.params))
         with timed(seconds, "probe"), torch.enable_grad():
-            judge = probe.fit(store, size, probe.settings(cfg.probe_steps, cfg.seed, device))
-        guess = action_report.label(store, offsets, 11, lambda *clip: probe.guess(judge, clip[0]), device)
-        report["probe"] = probe.measure(judge, size, found, guess, report["true"], store.action_names)
+            judge = inverse_dynamics.fit(store, size, inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device))
+        guess = action_report.label(store, offsets, 11, lambda *clip: inverse_dynamics.guess(judge, clip[0]), device)
+        report["probe"] = inverse_dynamics.measure(judge, size, found, guess, report["true"], store.action_names)
         report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
     if "true" in report and not Path(cfg.run).is_file():  # which holds its own
         action_map.save(action_report.to_map(report), cfg.run)
@@ -134,23 +121,23 @@ def hold_keys(dream: World, store: data.Store, cfg: Config, report: dict, key: T
     with timed(seconds, "held keys"):
         found = action_report.to_map(report) if "true" in report else None
         pressed = surroundings.real_actions(Surroundings(names=store.action_names, found=found), dream)
-        start = control.moments(store, cfg.split, cfg.held, cfg.seed) if cfg.held and pressed else None
+        start = held_keys.moments(store, cfg.split, cfg.held, cfg.seed) if cfg.held and pressed else None
         if start is None:
             return None, []
-        dreamed = control.hold(dream, start, pressed, key, cfg.sample)
-    return control.score(start, dreamed), pictures.held(start.frames, dreamed, control.KEYS)
+        dreamed = held_keys.hold(dream, start, pressed, key, cfg.sample)
+    return held_keys.score(start, dreamed), pictures.held(start.frames, dreamed, held_keys.KEYS)
 
 
 def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
     cfg = replace(cfg, run=cfg.world or cfg.run, **({"held": 0, "probe_steps": 0} if cfg.brief else {}))
-    device, seconds = train.pick_device(cfg.device), {}
-    dream, nets = world.load(cfg.run, device), perceptual.load(cfg.weights, device)
+    device, seconds = backend.pick_device(cfg.device), {}
+    dream, nets = loading.load(cfg.run, device), perceptual.load(cfg.weights, device)
     store, longest = data.open_store(cfg.data), max(cfg.prompts)
-    world.check_resolution(dream.tokenizer, store.height, store.width, cfg.run)
+    loading.check_resolution(dream.tokenizer, store.height, store.width, cfg.run)
     offsets = data.eval_clips(store, cfg.split, cfg.frames + longest, cfg.clips, cfg.seed)
-    frames, true = train.to_device(data.read_clips(store, offsets, cfg.frames + longest), device)
+    frames, true = setup.to_device(data.read_clips(store, offsets, cfg.frames + longest), device)
     levels = np.asarray(store.arrays["level_seeds"][offsets].read().result())
     keys = random.split(random.key(cfg.seed, device), 5)
     with torch.no_grad():
@@ -169,7 +156,12 @@ def main(cfg: Config) -> None:
         report["held"], films = hold_keys(dream, store, cfg, report, keys[4], seconds)
     models = {name: tree.count(stage.params) for name, stage in dream._asdict().items() if stage}
     about = {"root": cfg.data, "hash": store.data_hash, "split": cfg.split, "clips": cfg.clips}
-    record = {"schema": headlines.SCHEMA, "config": asdict(cfg), "machine": machine.describe(device), "models": models}
+    record = {
+        "schema": headlines.SCHEMA,
+        "config": asdict(cfg),
+        "machine": provenance.describe(device),
+        "models": models,
+    }
     record |= {"data": about | {"levels": len(np.unique(levels)), "meta": store.meta}, "seconds": seconds}
     record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
     clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import action_map, data, files, headlines, machine, surroundings, tree, world
-from genie_fn.errors import UserError, run
+from genie_fn import data, tree, world
+from genie_fn.bundle import action_map, loading, surroundings
+from genie_fn.errors import UserError
+from genie_fn.evaluation.report import headlines
+from genie_fn.runtime import files, provenance
+from genie_fn.runtime.cli import run
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,22 @@ class Config:
     """How many of them."""
 
     def __post_init__(self):
-        if not 1 <= self.frames <= world.MOST_STARTS:
-            raise UserError(f"--cfg.frames is {self.frames}: choose a number from 1 to {world.MOST_STARTS}")
+        if not 1 <= self.frames <= loading.MOST_STARTS:
+            raise UserError(f"--cfg.frames is {self.frames}: choose a number from 1 to {loading.MOST_STARTS}")
         if Path(self.output).suffix != ".safetensors":
             raise UserError(f"--cfg.output {self.output} should end in .safetensors")
 
 
 def card(cfg: Config, dream: world.World) -> dict[str, str]:
     """Where the world comes from and how good it is, for people."""
-    where = machine.describe(torch.device("cpu"))
+    where = provenance.describe(torch.device("cpu"))
     size = sum(tree.count(stage.params) for stage in dream if stage)
     origin = {"run": cfg.run, "licence": "MIT", "exported": where["date"], "commit": where["commit"] or "unknown"}
     return origin | {"parameters": f"{size:,}"} | headlines.brief(cfg.run)
 
 
 def main(cfg: Config) -> None:
-    dream, store = world.load(cfg.run), data.open_store(cfg.data)
+    dream, store = loading.load(cfg.run), data.open_store(cfg.data)
     told = card(cfg, dream)
     content = surroundings.pack(cfg.run, dream, store, cfg.frames, told)
     files.write_atomically(Path(cfg.output), content)

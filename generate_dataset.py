@@ -19,10 +19,12 @@ from typing import Literal
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genie_fn import data, video
-from genie_fn.errors import UserError, run, terminable
-from genie_fn.player import game
-from genie_fn.player.game import ACTIONS, MAX_LEVEL, SIZE
+from genie_fn import data
+from genie_fn.data import procgen, video
+from genie_fn.data.procgen import ACTIONS, MAX_LEVEL, SIZE
+from genie_fn.errors import UserError
+from genie_fn.runtime.cli import run
+from genie_fn.runtime.signals import terminable
 
 EXPLORER_WEIGHTS = {"coinrun": [0.5, 2, 2, 0.5, 2, 1, 0.5, 4, 9, 0, 0, 0, 0, 0, 0]}  # by action: mostly right, jumping
 EXPLORER_HOLD = 3  # mean frames: long enough to clear gaps, short enough that most 4-frame clips see a change
@@ -47,7 +49,7 @@ class Config:
 
 def check(cfg: Config) -> None:
     """Raise UserError for a config that cannot be collected."""
-    game.check(cfg.env, cfg.distribution_mode)
+    procgen.check(cfg.env, cfg.distribution_mode)
     smallest = {"num-levels": 1, "start-level": 0, "steps-per-level": 1, "frame-skip": 1, "seed": 0, "workers": 1}
     for flag, least in smallest.items():
         if not least <= (value := getattr(cfg, flag.replace("-", "_"))) <= MAX_LEVEL:
@@ -72,7 +74,7 @@ def choose_actions(cfg: Config, level: int) -> np.ndarray:
 
 def play_level(cfg: Config, level: int) -> data.Recording:
     """Play `level` for steps_per_level frames, over as many episodes as it takes."""
-    env = game.make_env(cfg.env, level, cfg.distribution_mode)
+    env = procgen.make_env(cfg.env, level, cfg.distribution_mode)
     actions, steps = choose_actions(cfg, level), cfg.steps_per_level
     frames, rewards, starts = np.empty((steps, SIZE, SIZE, 3), "u1"), np.empty(steps, "f4"), np.empty(steps, bool)
     info = {"completed": 0, "reward": 0.0, "actions": np.bincount(actions, minlength=len(ACTIONS)).tolist()}
@@ -80,7 +82,7 @@ def play_level(cfg: Config, level: int) -> data.Recording:
     ended = first[0]
     for t in range(steps):
         frames[t], starts[t] = observation["rgb"][0], ended
-        observation, ended, rewards[t] = game.advance(env, actions[t], cfg.frame_skip)
+        observation, ended, rewards[t] = procgen.advance(env, actions[t], cfg.frame_skip)
         info["completed"] += int(ended and env.get_info()[0]["prev_level_complete"])
     env.close()
     return data.Recording(level, frames, actions, rewards, starts, info=info | {"reward": float(rewards.sum())})

@@ -19,12 +19,16 @@ from typing import Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genie_fn import action_files, data, files, importing, sources
-from genie_fn.action_files import Known
+from genie_fn import data
 from genie_fn.data import Store
-from genie_fn.errors import UserError, run, terminable
-from genie_fn.importing import Shape
-from genie_fn.sources import Source
+from genie_fn.data.importing import action_labels, resampling, sources
+from genie_fn.data.importing.action_labels import Known
+from genie_fn.data.importing.resampling import Shape
+from genie_fn.data.importing.sources import Source
+from genie_fn.errors import UserError
+from genie_fn.runtime import files
+from genie_fn.runtime.cli import run
+from genie_fn.runtime.signals import terminable
 
 REPORT = "imported.json"
 SHOWN = 10  # lines of a list on the console
@@ -101,8 +105,8 @@ def choose(store: Store, found: list[Source]) -> tuple[list[Source], dict[str, s
 def import_all(cfg: Config, store: Store, new: list[Source], labels: dict[str, Known], skipped: dict) -> Store:
     """Import the new sources in their order. Whatever ends this, the videos finished by then are kept."""
     shape, stop = Shape(cfg.size, cfg.fit, cfg.fps, cfg.cuts), threading.Event()
-    streams = (functools.partial(importing.parts, s, shape, labels.get(s.name), stop, cfg.workers) for s in new)
-    results = importing.in_order(streams, cfg.workers)
+    streams = (functools.partial(resampling.parts, s, shape, labels.get(s.name), stop, cfg.workers) for s in new)
+    results = resampling.in_order(streams, cfg.workers)
     segments, at, done = list(store.segments), data.next_offset(store), False
     level = max((segment.level for segment in segments), default=-1) + 1
     began, due, frames = time.monotonic(), 0.0, 0
@@ -110,7 +114,7 @@ def import_all(cfg: Config, store: Store, new: list[Source], labels: dict[str, K
         task = bar.add_task("", total=len(new))
         try:
             for source, stream in zip(new, results, strict=True):
-                store, written, why = importing.write(store, source, level, stream, at, cfg.min_frames)
+                store, written, why = resampling.write(store, source, level, stream, at, cfg.min_frames)
                 segments, level = segments + written, level + bool(written)
                 if why:
                     skipped[source.name] = why
@@ -127,9 +131,8 @@ def import_all(cfg: Config, store: Store, new: list[Source], labels: dict[str, K
             results.close()
             store = data.commit(store, sources.settle(segments) if done else segments)
             if not done:
-                print(
-                    f"Kept {len(importing.videos(segments))} videos in {store.root}: the same command imports the rest."
-                )
+                count = len(resampling.videos(segments))
+                print(f"Kept {count} videos in {store.root}: the same command imports the rest.")
     return store
 
 
@@ -138,7 +141,7 @@ def report(store: Store, skipped: dict[str, str]) -> None:
     held = [
         {"file": name, "split": own[0].split, "frames": sum(s.length for s in own)}
         | {"episodes": sum(s.info["episodes"] for s in own), "note": own[0].info["note"]}
-        for name, own in importing.videos(store.segments).items()
+        for name, own in resampling.videos(store.segments).items()
     ]
     told = {"meta": store.meta, "actions": store.action_names, "imported": held}
     told |= {"skipped": [{"file": name, "why": why} for name, why in skipped.items()]}
@@ -161,11 +164,11 @@ def main(cfg: Config) -> None:
     """Import videos."""
     root = Path(cfg.root)
     found = sources.find(cfg.src, root)
-    read = {source.name: action_files.read(source.labels) for source in found if source.labels and cfg.actions}
+    read = {source.name: action_labels.read(source.labels) for source in found if source.labels and cfg.actions}
     with data.alone(root, "imports to", "choose another --cfg.root"), terminable():
-        store = open_or_create(cfg, root, action_files.names(list(read.values())))
+        store = open_or_create(cfg, root, action_labels.names(list(read.values())))
         new, skipped = choose(store, found)
-        labels = {s.name: action_files.to_ids(read[s.name], store.action_names) for s in new if s.name in read}
+        labels = {s.name: action_labels.to_ids(read[s.name], store.action_names) for s in new if s.name in read}
         if new:
             store = import_all(cfg, store, new, labels, skipped)
     report(store, skipped)

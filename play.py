@@ -24,10 +24,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from genie_fn import action_map, checkpoint, random, surroundings, train, video, world
+from genie_fn import random, world
+from genie_fn.bundle import action_map, loading, surroundings
+from genie_fn.bundle.surroundings import Surroundings
+from genie_fn.data import video
 from genie_fn.dynamics import PLAY, SampleConfig
-from genie_fn.errors import UserError, run
-from genie_fn.surroundings import Surroundings
+from genie_fn.errors import UserError
+from genie_fn.runtime import backend
+from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import console
+from genie_fn.training import checkpoint
 from genie_fn.world import World
 
 SHIPPED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
@@ -99,7 +105,7 @@ def look_around(cfg: Config, folder: str, dream: World) -> Surroundings:
         if Path(folder).is_file() or not (browser or cfg.image):
             raise
         if browser:
-            train.console.print(f"without held-out frames and the real game: {error}")
+            console.print(f"without held-out frames and the real game: {error}")
         return Surroundings(found=action_map.load(folder, dream.dynamics.cfg.actions))
 
 
@@ -131,7 +137,7 @@ def make_video(cfg: Config, folder: str, dream: World, device: torch.device) -> 
 
 def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
     """Until q is pressed."""
-    from genie_fn.player import terminal
+    from genie_fn.play import terminal
 
     beside = look_around(cfg, folder, dream)
     frame = first_frame(cfg, dream, beside)
@@ -144,8 +150,8 @@ def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.devic
 
 def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:
     """The page, until Ctrl-C."""
-    from genie_fn.player.engine import Engine
-    from genie_fn.player.server import LOCAL, Limits, Server, serve_on
+    from genie_fn.play.engine import Engine
+    from genie_fn.play.server import LOCAL, Limits, Server, serve_on
 
     beside = look_around(cfg, folder, dream)
     listening = socket.socket(socket.AF_INET6 if ":" in cfg.host else socket.AF_INET)
@@ -158,14 +164,14 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
         ) from error
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
     engine = Engine(dream, device, beside.found, compiled, beside.meta, cfg.sample)
-    server = Server(engine, folder, world.fingerprint(*dream), beside, token, Limits(cfg.visitors))
+    server = Server(engine, folder, loading.fingerprint(*dream), beside, token, Limits(cfg.visitors))
     everywhere = cfg.host in ("0.0.0.0", "::")
     name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
     port = listening.getsockname()[1]
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
     if beside.card:
-        train.console.print(beside.card, markup=False)
-    train.console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
+        console.print(beside.card, markup=False)
+    console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
     if cfg.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     serve_on(server, listening)
@@ -173,10 +179,10 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
 
 @torch.no_grad()
 def main(cfg: Config) -> None:
-    device, folder = train.pick_device(cfg.device), cfg.world or cfg.run or newest_run()
+    device, folder = backend.pick_device(cfg.device), cfg.world or cfg.run or newest_run()
     ui = "video" if cfg.actions or cfg.output else cfg.ui
-    mode = train.pick_compile({"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device)
-    dream = world.load(folder, device, mode != "off")
+    mode = backend.pick_compile({"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device)
+    dream = loading.load(folder, device, mode != "off")
     if ui == "video":
         make_video(cfg, folder, dream, device)
     elif ui == "terminal":

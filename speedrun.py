@@ -24,8 +24,10 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from genie_fn import headlines, machine
-from genie_fn.errors import UserError, run
+from genie_fn.errors import UserError
+from genie_fn.evaluation.report import headlines
+from genie_fn.runtime import provenance
+from genie_fn.runtime.cli import run
 
 ROOT = Path(__file__).parent
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -126,7 +128,7 @@ def record(cfg: Config, stages: dict, began: float) -> dict:
     measured = headlines.read(str(Path(cfg.out) / "dynamics"))
     found = {row.label: headlines.find(measured, row.path) for row in headlines.ROWS}
     took = {"minutes": round((time.monotonic() - began) / 60, 2), "stages": stages}
-    where = machine.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    where = provenance.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return where | took | {"config": asdict(cfg), "results": {label: value for label, value in found.items() if value}}
 
 

@@ -15,17 +15,22 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import data, dynamics, lam, mirror, quantize, random, sharding, tokenizer, tokens, train, world
-from genie_fn.blueprint import Blueprints
+from genie_fn import data, dynamics, lam, quantize, random, tokenizer, world
+from genie_fn.bundle import loading
+from genie_fn.data import augment, token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
-from genie_fn.errors import UserError, run
-from genie_fn.facing import FacingConfig
+from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.optim import OptimConfig
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.step import make_step
-from genie_fn.train import RunConfig
+from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import console
+from genie_fn.training import loop, setup, sharding
+from genie_fn.training.config import RunConfig
+from genie_fn.training.optim import OptimConfig
+from genie_fn.training.step import make_step
 from genie_fn.world import Stage, World
 
 
@@ -142,35 +147,37 @@ def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name
     """Batches of ids and actions from the token cache, which is filled first."""
 
     def on_arrays(function: Callable) -> Callable:
-        return lambda frames: function(*train.to_device([frames], device)).cpu().numpy()
+        return lambda frames: function(*setup.to_device([frames], device)).cpu().numpy()
 
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
-    encoder = tokens.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
-    skip = train.on_damage(cfg)
+    encoder = token_cache.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
+    skip = setup.on_damage(cfg)
 
     def fill() -> None:
-        cache = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-        tokens.fill(cache, store, "train", cfg.num_frames, encoder, train.console, skip)
+        cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
+        token_cache.fill(cache, store, "train", cfg.num_frames, encoder, console, skip)
 
     sharding.by_first(fill)
-    cache, order = tokens.open_cache(store, cfg.num_frames, encoder, cfg.tokens), train.order(cfg, start)
-    return tokens.batches(cache, store, "train", cfg.num_frames, lambda *clip: train.to_device(clip, device), **order)
+    cache, order = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens), setup.order(cfg, start)
+    return token_cache.batches(
+        cache, store, "train", cfg.num_frames, lambda *clip: setup.to_device(clip, device), **order
+    )
 
 
 def main(cfg: Config) -> None:
-    cfg, store, device = train.prepare(cfg)
-    coder, _ = world.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
-    world.check_framewise(coder, cfg.tokenizer)
+    cfg, store, device = setup.prepare(cfg)
+    coder, _ = loading.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
+    loading.check_framewise(coder, cfg.tokenizer)
     if cfg.actions == "true" and not store.num_actions:
         raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
     swaps = cfg.mirror and cfg.actions == "true"
-    swap = torch.tensor(mirror.actions(store.action_names), device=device) if swaps else None
+    swap = torch.tensor(augment.actions(store.action_names), device=device) if swaps else None
     along = replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     frozen = cfg.actions == "latent" and not along
-    namer = world.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
+    namer = loading.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
-        sharding.check_same(world.fingerprint(stage), f"the model in {run_folder}")
-        world.check_resolution(stage, store.height, store.width, run_folder)
+        sharding.check_same(loading.fingerprint(stage), f"the model in {run_folder}")
+        loading.check_resolution(stage, store.height, store.width, run_folder)
     choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
     model = replace(cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices)
     cfg = replace(cfg, model=model, lam_model=along or cfg.lam_model)
@@ -179,10 +186,10 @@ def main(cfg: Config) -> None:
         spec, stats = spec | {"lam": lam.spec(along)}, quantize.initial_use(along.quantizer)
         update = quantize.codebook_update(along.quantizer, "lam")
 
-    train.announce("dynamics", spec, cfg, device)
-    state = train.start(spec, stats, cfg, "dynamics", device)
+    setup.announce("dynamics", spec, cfg, device)
+    state = setup.start(spec, stats, cfg, "dynamics", device)
 
-    clips = train.held_out(store, cfg, 4, device)
+    clips = setup.held_out(store, cfg, 4, device)
 
     def sample(params, path: Path) -> None:
         """Real clips above dreams from their first frames."""
@@ -191,22 +198,22 @@ def main(cfg: Config) -> None:
         key = random.key(cfg.seed, device)
         frames = world.rollout(dream, clips.frames[:, :1], actions, key, cfg.sample)
         pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
-        train.draw(path, *(row for pair in pairs for row in pair))
+        setup.draw(path, *(row for pair in pairs for row in pair))
 
     step, first = make_step(objective(cfg, along), spec, cfg, update), int(state.step)
     tokenize, name = encoders(cfg, coder, namer)
 
     def step_on_frames(state, batch: data.Batch, key):
         """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
-        batch = mirror.every_second(batch, state.step, swap) if cfg.mirror else batch
+        batch = augment.every_second(batch, state.step, swap) if cfg.mirror else batch
         given = name(batch.frames) if name else batch.frames if along else batch.actions
         return step(state, (tokenize(batch.frames), given), key)
 
     if cfg.cache:
-        identity = f"{world.fingerprint(coder, namer)} {cfg.actions}"
-        train.fit(step, state, cached_batches(cfg, store, identity, tokenize, name, device, first), cfg, sample)
+        identity = f"{loading.fingerprint(coder, namer)} {cfg.actions}"
+        loop.fit(step, state, cached_batches(cfg, store, identity, tokenize, name, device, first), cfg, sample)
     else:
-        train.fit(step_on_frames, state, train.batches(store, cfg, first, device), cfg, sample)
+        loop.fit(step_on_frames, state, setup.batches(store, cfg, first, device), cfg, sample)
 
 
 if __name__ == "__main__":

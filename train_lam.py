@@ -9,16 +9,17 @@ python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from genie_fn import lam, layers, quantize, train
-from genie_fn.blueprint import Blueprints
-from genie_fn.errors import run
-from genie_fn.facing import FacingConfig
+from genie_fn import lam, layers, quantize
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.optim import OptimConfig
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.step import make_step
-from genie_fn.train import RunConfig
+from genie_fn.runtime.cli import run
+from genie_fn.training import loop, setup
+from genie_fn.training.config import RunConfig
+from genie_fn.training.optim import OptimConfig
+from genie_fn.training.step import make_step
 
 
 @dataclass(frozen=True)
@@ -89,28 +90,28 @@ PRESETS = {
 
 
 def main(cfg: Config) -> None:
-    cfg, store, device = train.prepare(cfg)
+    cfg, store, device = setup.prepare(cfg)
     model = replace(cfg.model, height=store.height, width=store.width)
     cfg = replace(cfg, model=model)
     spec, quantizer = lam.spec(model), model.quantizer
-    train.announce("latent actions", spec, cfg, device)
-    state = train.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
+    setup.announce("latent actions", spec, cfg, device)
+    state = setup.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
 
     def loss(params, batch, key, step, part):
         return lam.loss(params, batch.frames, model, part)
 
-    frames = train.held_out(store, cfg, 8, device).frames
+    frames = setup.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
         """Rows: a frame, the next one, and the next one predicted from the first and its latent action."""
         codes = lam.lookup(params, lam.infer_actions(params, frames, model), model)
         past = layers.to_float(frames[:, :-1])
         rows = [frames[:, -2], frames[:, -1], layers.to_uint8(lam.decode(params, past, codes, model)[:, -1])]
-        train.draw(path, *rows)
+        setup.draw(path, *rows)
 
-    batches = train.batches(store, cfg, int(state.step), device)
+    batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(loss, spec, cfg, quantize.codebook_update(quantizer))
-    train.fit(step, state, batches, cfg, sample)
+    loop.fit(step, state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

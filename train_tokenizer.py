@@ -9,15 +9,19 @@ python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from genie_fn import adversarial, blueprint, layers, quantize, tokenizer, train
-from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
-from genie_fn.blueprint import Blueprints
-from genie_fn.errors import UserError, run
-from genie_fn.optim import OptimConfig
+from genie_fn import layers, quantize, tokenizer
+from genie_fn.errors import UserError
+from genie_fn.nets import adversarial, blueprint
+from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets.blueprint import Blueprints
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.step import make_step
+from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import console
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.train import RunConfig
+from genie_fn.training import loop, setup
+from genie_fn.training.config import RunConfig
+from genie_fn.training.optim import OptimConfig
+from genie_fn.training.step import make_step
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def objective(cfg: Config, vgg: dict):
 
 
 def main(cfg: Config) -> None:
-    cfg, store, device = train.prepare(cfg)
+    cfg, store, device = setup.prepare(cfg)
     model = replace(cfg.model, height=store.height, width=store.width)
     cfg = replace(cfg, model=model)
     spec, quantizer, apart = tokenizer.spec(model), model.quantizer, {}
@@ -157,7 +161,7 @@ def main(cfg: Config) -> None:
         apart = {"discriminator": cfg.critic}
         tokenizer.last_weight(spec, model)  # refuses a decoder that has none
     vgg = adversarial.load_vgg(cfg.adversarial, device)
-    train.announce("tokenizer", spec, cfg, device)
+    setup.announce("tokenizer", spec, cfg, device)
     if model.arch == "magvit2":
         alone, nets = blueprint.starts_alone(cfg.num_frames, model.time_factor), model.blueprints
         clip, coded = (
@@ -165,17 +169,17 @@ def main(cfg: Config) -> None:
             (-(-cfg.num_frames // model.time_factor), *model.grid),
         )
         for net, shape, side in ((nets.encoder, clip, "encoder"), (nets.decoder, coded, "decoder")):
-            train.console.print(blueprint.table(net, shape, side, alone))
-    state = train.start(spec, quantize.initial_use(quantizer), cfg, "tokenizer", device, apart)
-    frames = train.held_out(store, cfg, 8, device).frames
+            console.print(blueprint.table(net, shape, side, alone))
+    state = setup.start(spec, quantize.initial_use(quantizer), cfg, "tokenizer", device, apart)
+    frames = setup.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
         _, ids = tokenizer.tokenize(params, frames, model)
-        train.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1])
+        setup.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1])
 
-    batches = train.batches(store, cfg, int(state.step), device)
+    batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(objective(cfg, vgg), spec, cfg, quantize.codebook_update(quantizer), apart)
-    train.fit(step, state, batches, cfg, sample)
+    loop.fit(step, state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

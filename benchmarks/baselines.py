@@ -17,7 +17,7 @@ from genie_fn.kernels import lfq
 from genie_fn.kernels.attention import rms_norm, rotary
 from genie_fn.layers import STConfig
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.train import RunConfig
+from genie_fn.training.config import RunConfig
 
 
 class Attention(nn.Module):

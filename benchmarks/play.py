@@ -13,11 +13,12 @@ from statistics import median, quantiles
 import numpy as np
 import torch
 
-from genie_fn import dynamics, random, tokenizer, train, tree
+from genie_fn import dynamics, random, tokenizer, tree
+from genie_fn.bundle.surroundings import Surroundings
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
-from genie_fn.surroundings import Surroundings
+from genie_fn.runtime import backend
 from genie_fn.world import Stage, World
 
 STACKS = {
@@ -44,7 +45,7 @@ def play_suite(cfg, device: torch.device) -> list[dict]:
         import websockets  # noqa: F401
     except ImportError as error:
         raise UserError(f"the suite play needs more packages ({error}): `pip install 'genie_fn[play]'`") from error
-    rows, mode = [], train.pick_compile(cfg.compile, device)
+    rows, mode = [], backend.pick_compile(cfg.compile, device)
     for preset in cfg.presets or (("demo", "coinrun") if device.type == "cuda" else ("demo",)):
         rows += measure(random_world(preset, device), preset, mode != "off", cfg, device)
     return rows
@@ -52,8 +53,8 @@ def play_suite(cfg, device: torch.device) -> list[dict]:
 
 def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) -> list[dict]:
     """The rows of one world."""
-    from genie_fn.player.engine import Engine
-    from genie_fn.player.server import Limits, Server, serve_on
+    from genie_fn.play.engine import Engine
+    from genie_fn.play.server import Limits, Server, serve_on
 
     steps = cfg.sample.steps
     variants = {"1 player": (1, steps), "4 players, each": (4, steps)}

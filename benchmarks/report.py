@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from genie_fn import headlines
 from genie_fn.errors import UserError
+from genie_fn.evaluation.report import headlines
 
 BEGIN, END = "<!-- performance: python benchmark.py --cfg.suite table -->", "<!-- end of performance -->"
 RUNS = "<!-- speedruns: python benchmark.py --cfg.suite table -->", "<!-- end of speedruns -->"

@@ -16,13 +16,16 @@ from torch._inductor.utils import fresh_cache
 from benchmarks import baselines, counts, timing
 from benchmarks.play import play_suite
 from benchmarks.timing import Work, compare
-from genie_fn import data, dynamics, graphs, impls, layers, random, tokenizer, train, tree
+from genie_fn import data, dynamics, layers, random, tokenizer, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import attention, lfq
 from genie_fn.layers import DTYPES
-from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.step import init_state, make_step
+from genie_fn.runtime import backend, graphs
+from genie_fn.runtime.console import console
+from genie_fn.training.config import RunConfig
+from genie_fn.training.optim import OptimConfig
+from genie_fn.training.step import init_state, make_step
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"cpu": {"demo": (16, 4), "small": (2, 4), "coinrun": (1, 4)}}
@@ -55,7 +58,7 @@ def data_suite(cfg, device: torch.device) -> list[dict]:
 
 def compiled(function: Callable, cfg, device: torch.device) -> Callable:
     """`function` as scripts run it: compiled if this machine can, and on a GPU replayed as a CUDA graph."""
-    if train.pick_compile(cfg.compile, device) == "off":
+    if backend.pick_compile(cfg.compile, device) == "off":
         return function
     fast = torch.compile(function, fullgraph=True, dynamic=False)
     return graphs.recorded(fast) if device.type == "cuda" else fast
@@ -66,7 +69,7 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
     """The frame that fills the window, batch 1, random weights. The cached way also extends its cache by the frame."""
     rows = []
     for mode in ("off", cfg.compile) if cfg.compile != "off" else ("off",):
-        model = impls.resolve(cfg.model, device, mode != "off")
+        model = backend.resolve(cfg.model, device, mode != "off")
         past, keys = model.stack.window - 1, random.split(random.key(0, device), 4)
         params = tree.init(dynamics.spec(model), keys[0])
         ids_BTN = random.randint(keys[1], (1, past, model.tokens), 0, model.codes)
@@ -129,7 +132,7 @@ def attention_suite(cfg, device: torch.device) -> list[dict]:
     """QK-norm, rotary positions and attention, forward and backward, over each axis; the baseline transposes."""
     gpu = device.type == "cuda"
     batch, frames, places, heads, dim = cfg.shape or ((48, 16, 256, 8, 64) if gpu else (4, 16, 64, 4, 32))
-    dtype, mode = (torch.bfloat16 if gpu else torch.float32), train.pick_compile(cfg.compile, device)
+    dtype, mode = (torch.bfloat16 if gpu else torch.float32), backend.pick_compile(cfg.compile, device)
     keys = random.split(random.key(0, device), 3)
     packed = random.normal(keys[0], (batch, frames, places, 3, heads, dim)).to(
         dtype
@@ -157,7 +160,7 @@ def attention_suite(cfg, device: torch.device) -> list[dict]:
             except RuntimeError as error:
                 if not name.startswith("SDPA "):
                     raise
-                train.console.print(f"{name} does not run over {axis}: {str(error).splitlines()[0]}")
+                console.print(f"{name} does not run over {axis}: {str(error).splitlines()[0]}")
                 continue
             expected = out if expected is None else expected
             baselines.check_same(out, expected, f"attention over {axis}", tolerance=2e-2 if gpu else 1e-4)
@@ -187,7 +190,7 @@ def _both_ways(way: Callable, inputs: tuple, mode: str) -> Callable:
 
 def step_suite(cfg, device: torch.device) -> list[dict]:
     """A training step of the tokenizer against an nn.Module's with the same weights, and one of the dynamics model."""
-    rows, mode = [], train.pick_compile(cfg.compile, device)
+    rows, mode = [], backend.pick_compile(cfg.compile, device)
     for preset in cfg.presets or (("small", "coinrun") if device.type == "cuda" else ("demo",)):
         shape = cfg.shape[:2] or SHAPES[device.type][preset]
         with fresh_cache():  # so that the first call's time is that of a cold compilation
@@ -198,13 +201,13 @@ def step_suite(cfg, device: torch.device) -> list[dict]:
 
 def _tokenizer_step(cfg, preset: str, shape: tuple[int, int], mode: str, device: torch.device) -> list[dict]:
     model = replace(tokenizer.PRESETS[preset], quantizer=QuantizerConfig(codes=1024))
-    model, optim = impls.resolve(model, device, mode != "off"), OptimConfig(warmup=1, ema=0.99)
+    model, optim = backend.resolve(model, device, mode != "off"), OptimConfig(warmup=1, ema=0.99)
     spec = tokenizer.spec(model)
     params = tree.init(spec, random.key(0, device))
     video = random.randint(random.key(1, device), (*shape, model.height, model.width, 3), 0, 256).to(torch.uint8)
-    run = train.RunConfig(compile=mode, optim=optim, device=str(device))
+    run = RunConfig(compile=mode, optim=optim, device=str(device))
 
-    def functional(run: train.RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
+    def functional(run: RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
         step = make_step(lambda params, batch, key, step, part: tokenizer.loss(params, batch, model, part), spec, run)
         state = init_state(spec, random.key(0, device), optim, {})
         held = [state._replace(params=tree.map(torch.clone, params))]

@@ -5,8 +5,8 @@ Genie (arXiv 2402.15391), section 2.1: the encoder sees frames 1..t+1 and names 
 both against collapse: the models also read the difference to the frame before, in which motion is easy to see, and
 errors count more where the picture truly changes.
 
-With `facing` an action also tells which way the agent looks (genie_fn/facing.py): codes for what the scene does, times
-two. The keys that are pressed show there, where the scene shows mostly the speed that they led to.
+With `facing` an action also tells which way the agent looks (genie_fn/nets/facing.py): codes for what the scene
+does, times two. The keys that are pressed show there, where the scene shows mostly the speed that they led to.
 
 `arch="blueprint"` builds both sides from blueprints over a grid of patches instead: the encoder may reduce the grid;
 the decoder may start from a coarser one and refine it, its layers conditioned on the action's code.
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import blueprint, facing, layers, quantize
-from genie_fn.blueprint import Blueprints
-from genie_fn.conv import Pass
+from genie_fn import layers, quantize
 from genie_fn.errors import UserError
-from genie_fn.facing import FacingConfig
 from genie_fn.layers import STConfig
+from genie_fn.nets import blueprint, facing
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.conv import Pass
+from genie_fn.nets.facing import FacingConfig
 from genie_fn.parts import WHOLE, Part
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import blueprint, layers, quantize, tree
-from genie_fn.blueprint import Blueprints
-from genie_fn.conv import Pass
+from genie_fn import layers, quantize, tree
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
+from genie_fn.nets import blueprint
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.conv import Pass
 from genie_fn.parts import WHOLE, Part
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree

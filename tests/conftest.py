@@ -13,11 +13,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run as Python here
 
-from genie_fn import action_map, data, dynamics, lam, metrics, random, tokenizer, tree, world
+from genie_fn import data, dynamics, lam, metrics, random, tokenizer, tree, world
+from genie_fn.bundle import action_map
+from genie_fn.data import procgen
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.player import game
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 
@@ -86,7 +87,7 @@ def stage(tmp_path_factory):
     namer = replace(LAM, height=64, width=64)
     stages = ((tokenizer, coder), (dynamics, model), (lam, namer))
     dream = world.World(*(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages)))
-    rng, names = np.random.default_rng(0), game.ACTIONS
+    rng, names = np.random.default_rng(0), procgen.ACTIONS
     meta = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
     store = data.create(tmp_path_factory.mktemp("stage") / "data", meta, 64, 64, len(names), names)
     frames = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""What one of several processes does in tests/test_sharding.py: `python -m tests.ranks FOLDER JOB…`.
+"""What one of several processes does in tests/training/test_sharding.py: `python -m tests.ranks FOLDER JOB…`.
 
 The processes find each other as torchrun would let them, through environment variables. A job's result is what the
 first process saves as FOLDER/JOB.pt.
@@ -17,17 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_dynamics
 import train_tokenizer
-from genie_fn import adversarial, blueprint, dynamics, lam, layers, quantize, random, sharding, tokenizer, train, tree
-from genie_fn.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn import data, dynamics, lam, layers, quantize, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
-from genie_fn.facing import FacingConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.optim import OptimConfig
+from genie_fn.nets import adversarial, blueprint
+from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.step import init_state, make_step
 from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.training import loop, setup, sharding
+from genie_fn.training.config import RunConfig
+from genie_fn.training.optim import OptimConfig
+from genie_fn.training.step import init_state, make_step
 
 STEPS, BATCH, FRAMES, SIDE = 20, 8, 3, 16
 STACK = STConfig(layers=1, dim=10, heads=1, mlp=1, window=3)  # four processes hold 3, 3, 3 and 1 of 10
@@ -57,7 +60,7 @@ def video(step: int) -> torch.Tensor:
 
 
 def clips(step: int) -> tuple:
-    return train.data.Batch(video(step), torch.zeros(BATCH, FRAMES - 1, dtype=torch.int64))
+    return data.Batch(video(step), torch.zeros(BATCH, FRAMES - 1, dtype=torch.int64))
 
 
 def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
@@ -110,9 +113,9 @@ STAGES = {
 }
 
 
-def config(**options) -> train.RunConfig:
+def config(**options) -> RunConfig:
     sizes = {"steps": STEPS, "batch_size": BATCH, "num_frames": FRAMES, "compile": "off"}
-    return train.RunConfig(optim=OPTIM, **(sizes | options))
+    return RunConfig(optim=OPTIM, **(sizes | options))
 
 
 def run(name: str, **options) -> dict:
@@ -173,7 +176,7 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
     stage = STAGES["vq"]()
     cfg = config(steps=6, save_every=2, sample_every=3, out=str(folder / "run"), resume=resume, sharding="sharded")
     share = sharding.share(BATCH, 1)
-    state = train.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
+    state = setup.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
     begun = sharding.full(state)._asdict()
 
     def batches():
@@ -189,7 +192,7 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
 
     step = make_step(stage.loss, stage.spec, cfg, stage.update)
     try:
-        state = train.fit(step, state, batches(), cfg, sample)
+        state = loop.fit(step, state, batches(), cfg, sample)
     except (KeyboardInterrupt, SystemExit):
         return {"begun": begun, "stopped": True}
     return {"begun": begun, "state": sharding.full(state)._asdict(), "stopped": False}
@@ -201,7 +204,7 @@ def agreed(folder: Path) -> list[dict]:
 
     def fail(here: bool) -> None:
         if here:
-            raise train.data.DamagedClips({0: f"Level {sharding.rank()}"})
+            raise data.DamagedClips({0: f"Level {sharding.rank()}"})
 
     attempts = {
         "by_first": lambda: sharding.by_first(lambda: fail(not sharding.rank())),

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genie_fn import facing, lam, layers, quantize, random, tree
-from genie_fn.blueprint import Blueprints
+from genie_fn import lam, layers, quantize, random, tree
 from genie_fn.errors import UserError
-from genie_fn.facing import FacingConfig
+from genie_fn.nets import facing
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.facing import FacingConfig
 
 
 @pytest.fixture(scope="module", params=["st_vivit", "blueprint", "facing"])

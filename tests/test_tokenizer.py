@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from genie_fn import layers, quantize, random, tokenizer, tree
-from genie_fn.blueprint import Blueprints
 from genie_fn.errors import UserError
+from genie_fn.nets.blueprint import Blueprints
 from genie_fn.tokenizer import TokenizerConfig
 
 LATER = slice(3, None)

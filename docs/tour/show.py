@@ -20,12 +20,15 @@ os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 
 import generate_dataset  # noqa: E402
-from genie_fn import data, optim, random, surroundings, tree, video  # noqa: E402
-from genie_fn.errors import UserError  # noqa: E402
-from genie_fn.optim import OptimConfig  # noqa: E402
-from genie_fn.surroundings import Surroundings  # noqa: E402
-from genie_fn.tree import Tree  # noqa: E402
-from genie_fn.world import World  # noqa: E402
+from genie_fn import data, random, tree
+from genie_fn.bundle import surroundings
+from genie_fn.bundle.surroundings import Surroundings
+from genie_fn.data import video
+from genie_fn.errors import UserError
+from genie_fn.training import optim
+from genie_fn.training.optim import OptimConfig
+from genie_fn.tree import Tree
+from genie_fn.world import World
 
 WORLDS = ("assets/worlds/coinrun.safetensors", "assets/worlds/coinrun-latent.safetensors")
 plt.rcParams |= {"figure.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}

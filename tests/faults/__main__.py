@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from genie_fn.errors import console
+from genie_fn.runtime.console import console
 from tests.faults import cases, rig
 
 

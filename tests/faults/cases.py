@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from genie_fn import checkpoint, data, storage, tokens, train, world
+from genie_fn import data
+from genie_fn.bundle import loading
+from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
+from genie_fn.runtime.console import console
+from genie_fn.training import checkpoint, loop
 from tests.faults import rig
 
 
@@ -157,7 +161,7 @@ def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int
             rig.flip(path, chance.random())
         with mock.patch.object(checkpoint.console, "print") as printed:
             step, leaves = rig.final(run)
-            world.load_stage(run, "dynamics" if stage == "cached" else stage)
+            loading.load_stage(run, "dynamics" if stage == "cached" else stage)
         if step == rig.STEPS:
             assert at >= 2 and not rig.differing(run, home / stage), f"{path} changed what is loaded"
             continue
@@ -205,7 +209,7 @@ def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
     assert rig.metrics(home / out)[-1]["skipped"] == 3
     _, leaves = rig.final(home / out)
     assert all(x.isfinite().all() for x in leaves.values())
-    with mock.patch.object(train, "PATIENCE", 6), rig.poisoned(range(8, 99)):
+    with mock.patch.object(loop, "PATIENCE", 6), rig.poisoned(range(8, 99)):
         with pytest.raises(UserError, match="not finite for 6 steps in a row.*--cfg.resume"):
             rig.train_stage(home, stage, f"{out}_stuck")
     step, stuck = rig.final(home / f"{out}_stuck")
@@ -282,15 +286,15 @@ def two_collectors(home: Path, chance: random.Random) -> str:
 
 def two_fillers(home: Path, chance: random.Random) -> str:
     store = data.open_store(home / "data")
-    encoder = tokens.Encoder(lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16)
-    cache = tokens.open_cache(store, 4, encoder, home / "fillers")
+    encoder = token_cache.Encoder(lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16)
+    cache = token_cache.open_cache(store, 4, encoder, home / "fillers")
 
     def again(frames: np.ndarray) -> np.ndarray:
         with pytest.raises(UserError, match="another process fills the token cache"):
-            tokens.fill(cache, store, "train", 4, encoder, train.console)
+            token_cache.fill(cache, store, "train", 4, encoder, console)
         return encoder.tokenize(frames)
 
-    filled = tokens.fill(cache, store, "train", 4, encoder._replace(tokenize=again), train.console)
+    filled = token_cache.fill(cache, store, "train", 4, encoder._replace(tokenize=again), console)
     assert len(filled.done) == 8
     return "the second was refused"
 

@@ -22,14 +22,15 @@ import generate_dataset
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import checkpoint, data, sharding, train, tree
+from genie_fn import data, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.optim import OptimConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.training import checkpoint, loop, sharding
+from genie_fn.training.optim import OptimConfig
 
 SIDE, STEPS, SAVE = 32, 24, 4
 STAGES = ("tokenizer", "lam", "dynamics", "cached")  # the last is the dynamics from the token cache
@@ -279,7 +280,7 @@ def failed_saves() -> Iterator[list[int]]:
 @contextmanager
 def at_step(step: int | None, act: Callable[[], object]) -> Iterator[None]:
     """Within it, training calls `act` before it takes the batch of `step`, counted from 0; None: of every step."""
-    original = train.fit
+    original = loop.fit
 
     def fit(step_fn, state, batches, cfg, sample):
         def interrupted(source=batches, now=int(state.step)):
@@ -291,7 +292,7 @@ def at_step(step: int | None, act: Callable[[], object]) -> Iterator[None]:
 
         return original(step_fn, state, interrupted(), cfg, sample)
 
-    with mock.patch.object(train, "fit", fit):
+    with mock.patch.object(loop, "fit", fit):
         yield
 
 

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import action_map, checkpoint, data, storage, tokens, tree, world
+from genie_fn import data, tree
+from genie_fn.bundle import action_map, loading
+from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
+from genie_fn.training import checkpoint
 from tests.faults import rig
 
 LIMIT = 2**20  # kilobytes
@@ -188,7 +191,7 @@ def test_checkpoint_configurations(stage, preset, count):
 
     def read(model) -> None:
         if isinstance(model, dict):  # as `load_stage` makes sure
-            cfg, spec = world.describe(stage, model, "runs/x")
+            cfg, spec = loading.describe(stage, model, "runs/x")
             tree.count(spec)
 
     fuzz(read, damaged(valid), count)
@@ -208,12 +211,12 @@ def test_action_maps(tmp_path, count):
 
 @counts
 def test_token_cache_manifests(store, tmp_path, count):
-    encoder = tokens.Encoder(lambda frames: np.zeros((*frames.shape[:2], 2), np.int64), None, "x", 2, 16)
-    cache = tokens.open_cache(store, 3, encoder, tmp_path)
+    encoder = token_cache.Encoder(lambda frames: np.zeros((*frames.shape[:2], 2), np.int64), None, "x", 2, 16)
+    cache = token_cache.open_cache(store, 3, encoder, tmp_path)
 
     def read(content: bytes) -> None:
-        (cache.root / tokens.MANIFEST).write_bytes(content)
-        tokens.open_cache(store, 3, encoder, tmp_path)
+        (cache.root / token_cache.MANIFEST).write_bytes(content)
+        token_cache.open_cache(store, 3, encoder, tmp_path)
 
     fuzz(read, as_bytes([[0, 5], [1000, 7]]), count)
 

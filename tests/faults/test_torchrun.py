@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genie_fn import checkpoint
+from genie_fn.training import checkpoint
 from tests.faults import rig
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,1 @@
+"""A trained world as a thing to load, save and give away."""

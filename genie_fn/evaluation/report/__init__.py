@@ -1,0 +1,1 @@
+"""The evaluation as an HTML page, tables and pictures."""

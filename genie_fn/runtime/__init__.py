@@ -1,0 +1,1 @@
+"""What every command needs: command line, console, signals, devices, files, provenance."""

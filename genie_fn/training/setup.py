@@ -1,0 +1,144 @@
+"""How a training stage begins: device, dataset, initial or resumed state, batches."""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genie_fn import data, random, tree
+from genie_fn.data import video
+from genie_fn.errors import UserError
+from genie_fn.runtime import backend
+from genie_fn.runtime.console import console
+from genie_fn.training import checkpoint, sharding
+from genie_fn.training.config import RunConfig
+from genie_fn.training.step import TrainState, init_state
+from genie_fn.tree import Tree
+
+
+def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
+    """What every stage begins with: the device, the dataset, and a config settled for this machine."""
+    device = backend.pick_device(cfg.device)
+    sharding.join(device)
+    sharding.share(cfg.batch_size, cfg.accumulate)
+    console.quiet = sharding.rank() > 0
+    if cfg.deterministic:
+        _repeat_exactly()
+    mode = backend.pick_compile(cfg.compile, device)
+    cfg = backend.resolve(replace(cfg, device=str(device), compile=mode), device, mode != "off")
+    store = sharding.by_all(lambda: data.open_store(cfg.data))
+    sharding.check_same(store.data_hash, cfg.data)
+    return cfg, store, device
+
+
+def _repeat_exactly() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix products are first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def start(
+    spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.device, apart: Collection[str] = ()
+) -> TrainState:
+    """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits.
+
+    The first of several processes reads it and sends the others theirs.
+    """
+    key, layout = random.key(cfg.seed, device), sharding.layout(cfg.sharding)
+    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats), apart, layout)
+    read = {}
+
+    def load() -> bool:
+        read["state"] = _newest(state, cfg, stage, device)
+        return read["state"] is not None
+
+    return sharding.from_first(read.get("state"), state) if sharding.by_first(load) else state
+
+
+def _newest(state: TrainState, cfg: RunConfig, stage: str, device: torch.device) -> TrainState | None:
+    found = checkpoint.latest(cfg.out)
+    if found is not None and not cfg.resume:
+        raise UserError(
+            f"{cfg.out} already holds a run, saved at step {found}: "
+            "pass --cfg.resume to continue it, or another folder with --cfg.out"
+        )
+    if found is None:
+        return None
+    at = device if sharding.count() == 1 else "cpu"
+    loaded = {"skipped": state.skipped} | checkpoint.load(cfg.out, stage=stage, device=at).state
+    state = TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
+    console.print(f"continuing {cfg.out} from step {int(state.step)}", soft_wrap=True)
+    return state
+
+
+def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
+    """Say what is about to be trained, and where."""
+    size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
+    many, layout = sharding.count(), sharding.layout(cfg.sharding)
+    place = f"{many} processes, state in {layout.shards} parts, {device}" if many > 1 else str(device)
+    console.print(f"{stage} ({cfg.preset}): {size}, on {place}, compile {cfg.compile}, in {cfg.out}", soft_wrap=True)
+    kinds = {(path.split(".")[-1], name) for path, name in backend.chosen(cfg).items()}
+    console.print("implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)), soft_wrap=True)
+
+
+def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Arrays as tensors on `device`: through pinned memory and without waiting where that is a GPU."""
+    tensors = (torch.from_numpy(array) for array in arrays)
+    if device.type != "cuda":
+        return tuple(tensors)
+    return tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)
+
+
+def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.device) -> Iterator[data.Batch]:
+    """The training batches from `start_step` on, as tensors on `device`; frames stay uint8.
+
+    Each of several processes reads its own clips of them.
+    """
+
+    def read(offsets: np.ndarray) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
+        return data.Batch(*to_device(data.read_clips(store, offsets, cfg.num_frames), device))
+
+    return data.batches(store, "train", cfg.num_frames, read=read, **order(cfg, start_step))
+
+
+def order(cfg: RunConfig, start_step: int) -> dict[str, Any]:
+    """Which clips a run reads, and when, as arguments of `data.batches`."""
+    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start_step, "skip": on_damage(cfg)}
+    return order | {"share": sharding.share(cfg.batch_size, cfg.accumulate)}
+
+
+def on_damage(cfg: RunConfig) -> Callable[[str], None] | None:
+    """What is done about data that cannot be read: each damaged file is told once; None: the run ends."""
+    told: set[str] = set()
+
+    def tell(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            console.print(f"{sentence}: other clips take the place of its own", soft_wrap=True, markup=False)
+
+    return tell if cfg.damaged == "skip" else None
+
+
+def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
+    """The same few validation clips at every call, for pictures during training."""
+    skip = on_damage(cfg)
+    offsets = data.eval_clips(store, "val", cfg.num_frames, count, skip=skip)
+    try:
+        clips = data.read_clips(store, offsets, cfg.num_frames)
+    except data.DamagedClips as damage:
+        whole = np.delete(offsets, [*damage.lost])
+        if skip is None or not len(whole):
+            raise
+        any(map(skip, damage.lost.values()))
+        clips = data.read_clips(store, np.resize(whole, count), cfg.num_frames)
+    return data.Batch(*(torch.from_numpy(array).to(device) for array in clips))
+
+
+def draw(path: Path, *rows: Tensor) -> None:
+    """Rows of frames, (T, H, W, 3) uint8 each, one above the other, as a PNG at three times the size."""
+    video.write_png(path, video.enlarge(video.grid(torch.stack(rows).cpu().numpy()), 3))

@@ -1,0 +1,176 @@
+"""Actions beside videos: what is read, and for what is wrong one sentence with the file and the line."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from genie_fn.data.importing import action_labels
+from genie_fn.errors import UserError
+
+
+def write(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+READ = {
+    "names.csv": ("action\nLEFT\nRIGHT\n", "row", [0, 1], ["LEFT", "RIGHT"]),
+    "bare.csv": ("3\n0\n\n2\n", "row", [0, 1, 2], [3, 0, 2]),
+    "frames.csv": ('\ufeffFrame,Action,fps\n0,LEFT,30\r\n7,"A, B",30\r\n', "frame", [0, 7], ["LEFT", "A, B"]),
+    "times.csv": ("action,time\n1,0\n2,0.25\n", "time", [0, 0.25], [1, 2]),
+    "bare.jsonl": ('"LEFT"\n"RIGHT"\n', "row", [0, 1], ["LEFT", "RIGHT"]),
+    "frames.jsonl": ('{"frame": 0, "action": 2}\n\n{"frame": 9, "action": 0, "x": [1]}\n', "frame", [0, 9], [2, 0]),
+    "times.jsonl": ('{"time": 0, "action": "A"}\n{"time": 1.5, "action": "B"}', "time", [0, 1.5], ["A", "B"]),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_rows_come_back(tmp_path, name):
+    text, by, at, actions = READ[name]
+    labels = action_labels.read(write(tmp_path, name, text))
+    assert (labels.by, labels.at.tolist(), labels.actions) == (by, at, actions)
+
+
+WRONG = {
+    "empty.csv": ("\n\n", "holds no actions"),
+    "header.csv": ("frame,action\n", "holds no actions"),
+    "latin.csv": ("action\nÄ".encode("latin-1"), "UTF-8"),
+    "cells.csv": ("frame,action\n0,1\n1,2,3\n", "line 3 has 3 cells for 2 columns"),
+    "two.csv": ("0,LEFT\n1,RIGHT\n", "line 1 names no column for the action"),
+    "quotes.csv": ('action\n"LEFT\n', "is not CSV"),
+    "late.csv": ("frame,action\n3,LEFT\n", "line 2 is the first, and begins at frame 3"),
+    "order.csv": ("frame,action\n0,1\n2,1\n2,0\n", "line 4 has the frame '2', not after"),
+    "half.csv": ("frame,action\n0,1\n1.5,1\n", "line 3 has the frame '1.5'"),
+    "nan.csv": ("time,action\n0,1\nnan,1\n", "line 3 has the time 'nan'"),
+    "both.csv": ("time,frame,action\n0,0,1\n", "line 2 needs an action"),
+    "nothing.csv": ("frame,action\n0,\n", "line 2 has the action ''"),
+    "large.csv": ("action\n256\n", "line 2 has the action 256"),
+    "long.csv": ("action\n" + "x" * 41 + "\n", "line 2 has the action"),
+    "json.jsonl": ("3\n{\n", "line 2 is not JSON"),
+    "deep.jsonl": ("[" * 100_000, "line 1 "),
+    "list.jsonl": ("[1]", "line 1 has the action"),
+    "digits.jsonl": ("1" * 5000, "line 1 is not JSON"),
+    "float.jsonl": ("1.5", "line 1 has the action 1.5"),
+    "truth.jsonl": ("true", "line 1 has the action True"),
+    "null.jsonl": ('{"frame": null, "action": 1}', "line 1 has the frame None"),
+    "missing.jsonl": ('{"frame": 1}', "line 1 needs an action"),
+    "fields.jsonl": ('{"frame": 0, "action": 1}\n2\n', "line 2 has other fields than line 1"),
+    "infinite.jsonl": ('{"time": 0, "action": 1}\n{"time": Infinity, "action": 1}', "line 2 has the time inf"),
+    "huge.jsonl": ('{"time": 0, "action": 1}\n{"time": ' + "9" * 400 + ', "action": 1}', "line 2 has the time"),
+}
+
+
+def one_sentence(error):
+    message = str(error.value)
+    return "\n" not in message and message.endswith(".") and len(message) < 400
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_in_a_sentence_with_its_line(tmp_path, name):
+    text, words = WRONG[name]
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        action_labels.read(write(tmp_path, name, text))
+    assert name in str(error.value) and one_sentence(error)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = write(tmp_path, "a.csv", "")
+    with open(path, "wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(UserError, match="larger than 64 MB"):
+        action_labels.read(path)
+
+
+def labels(tmp_path, name, *actions):
+    return action_labels.read(write(tmp_path, name, "action\n" + "\n".join(map(str, actions)) + "\n"))
+
+
+def test_names_are_sorted_and_numbers_are_their_own(tmp_path):
+    first, second = labels(tmp_path, "a.csv", "UP", "LEFT"), labels(tmp_path, "b.csv", "NOOP", "UP")
+    assert action_labels.names([first, second]) == ("LEFT", "NOOP", "UP")
+    assert action_labels.to_ids(first, ("LEFT", "NOOP", "UP")).ids.tolist() == [2, 0]
+    numbers = labels(tmp_path, "c.csv", 3, 0)
+    assert action_labels.names([numbers]) == ("0", "1", "2", "3")
+    assert action_labels.to_ids(numbers, ("0", "1", "2", "3")).ids.tolist() == [3, 0]
+    assert action_labels.names([]) == ()
+
+
+def test_names_that_do_not_go_together_are_refused(tmp_path):
+    names, numbers = labels(tmp_path, "a.csv", "UP"), labels(tmp_path, "b.csv", 1)
+    with pytest.raises(UserError, match=r"b\.csv are numbers and those of .*a\.csv names"):
+        action_labels.names([names, numbers])
+    with pytest.raises(UserError, match=r"a\.csv line 2 has the action 'UP', which is none of LEFT, RIGHT"):
+        action_labels.to_ids(names, ("LEFT", "RIGHT"))
+    with pytest.raises(UserError, match="300 different actions"):
+        action_labels.names([labels(tmp_path, "c.csv", *(f"a{i}" for i in range(300)))])
+
+
+def test_an_action_holds_until_the_next_row(tmp_path):
+    table = write(tmp_path, "a.csv", "frame,action\n0,5\n2,7\n4,5\n")
+    known = action_labels.to_ids(action_labels.read(table), tuple(map(str, range(8))))
+    assert action_labels.per_frame(known, 1, np.zeros(5)).tolist() == [5, 7, 7, 5, 5]
+    assert action_labels.objection(known, 5) == "" and "4" in action_labels.objection(known, 4)
+
+
+def fuzz(tmp_path, content, suffix):
+    path = write(tmp_path, f"fuzzed{suffix}", content)
+    try:
+        found = action_labels.read(path)
+        action_labels.to_ids(found, action_labels.names([found]))
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500
+
+
+WORDS = [
+    "action",
+    "frame",
+    "time",
+    ",",
+    ",",
+    "\n",
+    "\n",
+    "\r",
+    "0",
+    "1",
+    "7",
+    "1e999",
+    "-1",
+    "LEFT",
+    '"',
+    "{",
+    "}",
+    ":",
+]
+WORDS += [
+    '{"action": 1}\n',
+    '{"frame": 0, "action": "A"}\n',
+    "action\n",
+    "frame,action\n",
+    "[",
+    "NaN",
+    "null",
+    "\0",
+    "é",
+]
+CASES = given(
+    st.one_of(st.lists(st.sampled_from(WORDS), max_size=30).map(lambda words: "".join(words).encode()), st.binary()),
+    st.sampled_from([".csv", ".jsonl"]),
+)
+QUIETLY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@settings(max_examples=200, **QUIETLY)
+@CASES
+def test_whatever_the_text_there_is_an_answer(tmp_path, careful, content, suffix):
+    fuzz(tmp_path, content, suffix)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, **QUIETLY)
+@CASES
+def test_whatever_the_text_there_is_an_answer_at_length(tmp_path, careful, content, suffix):
+    fuzz(tmp_path, content, suffix)

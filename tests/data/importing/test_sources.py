@@ -1,0 +1,136 @@
+"""What is found in a folder, under which name, and which split it goes to."""
+
+import hashlib
+import os
+
+import pytest
+
+from genie_fn import data
+from genie_fn.data import Segment
+from genie_fn.data.importing import sources
+from genie_fn.errors import UserError
+
+
+def fill(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def found(root, src=None):
+    return [(source.name, source.kind) for source in sources.find(str(src or root), root / "store")]
+
+
+def test_a_folder_holds_videos_images_and_arrays_in_natural_order(tmp_path):
+    fill(
+        tmp_path,
+        "b_10.mp4",
+        "b_9.MKV",
+        "a/run 2/frame_10.png",
+        "a/run 2/frame_9.PNG",
+        "a/run 10/1.jpg",
+        "e.npy",
+        "f.gif",
+    )
+    fill(tmp_path, ".hidden.mp4", ".git/x.mp4", "store/frames/c/0", "b_9.csv", "a/run 2.jsonl")
+    kinds = {"a/run 2": "images", "a/run 10": "images", "b_9.MKV": "video", "b_10.mp4": "video"}
+    assert found(tmp_path) == [*kinds.items(), ("e.npy", "npy"), ("f.gif", "video")]
+    every = {source.name: source for source in sources.find(str(tmp_path), tmp_path / "store")}
+    assert [path.name for path in every["a/run 2"].files] == ["frame_9.PNG", "frame_10.png"]
+    assert every["b_9.MKV"].labels.name == "b_9.csv" and every["a/run 2"].labels.name == "run 2.jsonl"
+    assert every["b_10.mp4"].labels is None
+    assert every["a/run 2"].size() == len("a/run 2/frame_10.png") + len("a/run 2/frame_9.PNG")
+
+
+def test_globs_and_files_are_named_from_where_they_begin(tmp_path):
+    fill(tmp_path, "x/a.mp4", "x/deep/b.mp4", "x/c.txt", "y/d.mp4", "x/i/0.png")
+    assert [name for name, _ in found(tmp_path, tmp_path / "x" / "*.mp4")] == ["a.mp4"]
+    assert [name for name, _ in found(tmp_path, tmp_path / "*" / "*.mp4")] == ["x/a.mp4", "y/d.mp4"]
+    assert [name for name, _ in found(tmp_path, f"{tmp_path}/x/**/*.mp4")] == ["a.mp4", "deep/b.mp4"]
+    assert [name for name, _ in found(tmp_path, tmp_path / "*")] == [
+        "x/a.mp4",
+        "x/c.txt",
+        "x/deep/b.mp4",
+        "x/i",
+        "y/d.mp4",
+    ]
+    assert found(tmp_path, tmp_path / "x" / "a.mp4") == [("a.mp4", "video")]
+    assert found(tmp_path, tmp_path / "x" / "i") == [("i", "images")]
+
+
+def test_a_name_that_is_not_unicode_can_be_printed(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/a\xff.mp4", "wb"):
+        pass
+    (source,) = sources.find(str(tmp_path), tmp_path / "store")
+    assert source.name == "a\ufffd.mp4" and sources.split_of(source.name) and source.size() == 0
+
+
+def test_nothing_to_import_is_said(tmp_path):
+    for src in (tmp_path, tmp_path / "*.mp4"):
+        with pytest.raises(UserError, match="There are no videos"):
+            sources.find(str(src), tmp_path / "store")
+    with pytest.raises(UserError, match="There is no "):
+        sources.find(str(tmp_path / "nowhere"), tmp_path / "store")
+    fill(tmp_path, "a.mp4", "a.csv", "a.jsonl")
+    with pytest.raises(UserError, match="keep one of them"):
+        sources.find(str(tmp_path), tmp_path / "store")
+
+
+def test_content_is_recognised_under_another_name(tmp_path):
+    fill(tmp_path, "a.mp4", "b.mp4", "i/0.png", "i/1.png")
+    a, b, images = sources.find(str(tmp_path), tmp_path / "store")
+    assert sources.digest(a) != sources.digest(b)
+    (tmp_path / "b.mp4").write_text("a.mp4")
+    assert sources.digest(a) == sources.digest(b) != sources.digest(images)
+
+
+def test_the_split_is_the_folders_or_by_the_name_alone():
+    assert sources.split_of("train/a.mp4") == "train" and sources.split_of("val/deep/a.mp4") == "val"
+    assert sources.split_of("test/a.mp4") == "test"
+    names = [f"videos/{i}.mp4" for i in range(1000)]
+    splits = [sources.split_of(name) for name in names]
+    assert all(60 < splits.count(split) < 140 for split in ("val", "test"))
+    expected = {8: "val", 9: "test"}
+    for name, split in zip(names, splits, strict=True):
+        last = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10
+        assert split == expected.get(last, "train")
+
+
+def segments(*splits, names=None):
+    names = names or [f"{i}.mp4" for i in range(len(splits))]
+    return [
+        Segment(i, split, 0, 1, 0, {"file": name}) for i, (split, name) in enumerate(zip(splits, names, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("train train train", "train test val"),
+        ("train train train train val", "train train train test val"),
+        ("val val val", "val test train"),
+        ("train val train", "train val test"),
+        ("train val val", "train val test"),
+        ("train val test train", "train val test train"),
+    ],
+)  # fmt: skip
+def test_three_videos_fill_three_splits_with_the_newest(before, after):
+    settled = [segment.split for segment in sources.settle(segments(*before.split()))]
+    assert sorted(settled) == sorted(after.split()) and set(settled) == set(data.SPLITS)
+    assert settled == after.split()
+
+
+def test_parts_of_a_video_move_together():
+    parts = [Segment(level, "train", 0, 1, 0, {"file": f"{level}.mp4"}) for level in (0, 1, 1, 2)]
+    settled = [segment.split for segment in sources.settle(parts)]
+    assert settled[1] == settled[2] and set(settled) == set(data.SPLITS)
+
+
+def test_folders_have_the_last_word_and_what_lacks_is_counted():
+    given = segments("train", "train", "test", names=["train/a", "train/b", "test/c"])
+    assert [segment.split for segment in sources.settle(given)] == ["train", "train", "test"]
+    assert "1 more video is needed, in folders" in sources.lacking(given) and " val" in sources.lacking(given)
+    two = sources.settle(segments("train", "train"))
+    assert "1 more video is needed" in sources.lacking(two)
+    assert "2 more videos are needed" in sources.lacking(sources.settle(segments("train")))
+    assert sources.lacking(segments("train", "val", "test")) == ""

@@ -1,0 +1,107 @@
+"""The real game: the frames of the dataset, states that restore exactly, games that do not disturb each other."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+pytest.importorskip("procgen")
+
+import generate_dataset  # noqa: E402
+from genie_fn.data import procgen
+from genie_fn.errors import UserError
+
+META = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
+
+
+@pytest.fixture
+def opened():
+    found = procgen.open_game(11, META)
+    yield found
+    procgen.close(found)
+
+
+def actions(count, seed=0):
+    """Mostly to the right and jumping, so that episodes end."""
+    return np.random.default_rng(seed).choice([1, 4, 5, 7, 7, 8, 8, 8], count).tolist()
+
+
+def same(a, b):
+    return all(np.array_equal(x.frame, y.frame) and x.ended == y.ended for x, y in zip(a, b, strict=True))
+
+
+def test_a_level_is_that_of_the_dataset(opened):
+    recording = generate_dataset.play_level(generate_dataset.Config(steps_per_level=300), 11)
+    assert np.array_equal(procgen.frame(opened), recording.frames[0])
+    steps = [procgen.step(opened, action) for action in recording.actions[:-1]]
+    assert np.array_equal(np.stack([step.frame for step in steps]), recording.frames[1:])
+    assert [step.ended for step in steps] == recording.episode_starts[1:].tolist()
+    assert any(step.ended for step in steps), "nothing ended: the test sees no episode start"
+
+
+def test_a_saved_state_restores_exactly_also_elsewhere(opened):
+    """Across the end of an episode, too."""
+    for action in actions(30):
+        procgen.step(opened, action)
+    saved, shown = procgen.save(opened), procgen.frame(opened)
+    first = [procgen.step(opened, action) for action in actions(400, seed=1)]
+    assert any(step.ended for step in first) and not np.array_equal(procgen.frame(opened), shown)
+    other = procgen.open_game(11, META)
+    for again in (opened, other):
+        procgen.load(again, saved)
+        assert np.array_equal(procgen.frame(again), shown)
+        assert same(first, [procgen.step(again, action) for action in actions(400, seed=1)])
+    procgen.close(other)
+    assert len(saved) < 30_000
+
+
+def test_a_frame_stays_what_it_was(opened):
+    shown = procgen.frame(opened)
+    kept = shown.copy()
+    procgen.step(opened, procgen.ACTIONS.index("RIGHT"))
+    assert np.array_equal(shown, kept) and not np.array_equal(procgen.frame(opened), kept)
+
+
+def play(level):
+    found = procgen.open_game(level, META)
+    steps = [procgen.step(found, action) for action in actions(200, seed=level)]
+    procgen.close(found)
+    return steps
+
+
+def test_games_in_threads_are_those_played_one_by_one():
+    levels = range(6)
+    with ThreadPoolExecutor(len(levels)) as pool:
+        together = list(pool.map(play, levels))
+    assert all(same(steps, play(level)) for level, steps in zip(levels, together, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((3, META, 32, 64), "draws 64x64 frames and this world 32x64"),
+        ((3, {}), "not collected from a Procgen game"),
+        ((-1, META), "no level -1"),
+        ((10**10, META), "no level 10000000000"),
+        ((3, {"collection": {"env": "coinrum", "distribution_mode": "hard"}}), "did you mean 'coinrun'"),
+        ((3, {"collection": {"env": "coinrun", "distribution_mode": "extreme"}}), "no extreme mode"),
+        ((3, {"collection": {"env": "coinrun", "distribution_mode": "odd"}}), "no odd mode"),
+    ],
+)
+def test_what_cannot_be_opened_is_a_sentence(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        procgen.open_game(*arguments)
+
+
+@pytest.mark.parametrize("action", [-1, 15])
+def test_unknown_actions_are_a_sentence(opened, action):
+    with pytest.raises(UserError, match=f"no action {action}"):
+        procgen.step(opened, action)
+
+
+def test_a_missing_procgen_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "procgen", None)
+    monkeypatch.delitem(sys.modules, "procgen.env", raising=False)
+    with pytest.raises(UserError, match="pip install procgen-mirror"):
+        procgen.open_game(3, META)

@@ -1,0 +1,195 @@
+"""Behaviour cloning: what is learned from, what latent actions come to mean, and play in the real game."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import clone
+import generate_dataset
+from genie_fn import data, random
+from genie_fn.bundle import loading, surroundings
+from genie_fn.data.procgen import ACTIONS
+from genie_fn.errors import UserError
+from genie_fn.evaluation import cloning, inverse_dynamics
+from genie_fn.evaluation.cloning import FRAMES
+from genie_fn.evaluation.report import headlines, report_page
+
+CPU = torch.device("cpu")
+NOOP, RIGHT_UP = ACTIONS.index("NOOP"), ACTIONS.index("RIGHT+UP")
+META = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
+
+
+def always(action: int) -> cloning.Policy:
+    return cloning.constant(torch.eye(len(ACTIONS))[action])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Episodes of 20, 15 (solved), 8 (solved) and 37 (cut off) frames in two levels of train and one of test. A frame
+    is dark or bright by the action that is taken at it, and its first pixel tells its time."""
+    store = data.create(tmp_path_factory.mktemp("cloning") / "data", META, 32, 32, 15, ACTIONS)
+    for level in (1, 2, 9):
+        rng = np.random.default_rng(level)
+        actions, starts, rewards = 7 + rng.integers(0, 2, 80), np.zeros(80, bool), np.zeros(80)
+        frames = np.broadcast_to(np.uint8(100 * (actions - 7))[:, None, None, None], (80, 32, 32, 3)).copy()
+        frames[:, 0, 0] = np.arange(80)[:, None]
+        starts[[0, 20, 35, 43]], rewards[[34, 42]] = True, 10
+        store = data.append_segments(store, [data.Recording(level, frames, actions, rewards, starts)])
+    return store
+
+
+def test_episodes_are_told_apart(store):
+    found = cloning.episodes(store)
+    assert found.start[:4].tolist() == [0, 20, 35, 43] and found.end[:4].tolist() == [20, 35, 43, 80]
+    assert found.solved.tolist() == [False, True, True, False] * 3
+    assert found.whole.tolist() == [True, True, True, False] * 3
+    assert found.first.tolist() == [True, False, False, False] * 3
+    assert found.start[4:8].tolist() == [1000, 1020, 1035, 1043] and found.train.tolist() == [True] * 8 + [False] * 4
+
+
+def test_the_expert_is_watched_where_it_solves_a_level(store):
+    """Its latent actions, here the time that a frame shows, belong to the moments that they are given to."""
+    found = cloning.episodes(store)
+    expert = cloning.watch(store, found, lambda frames, true: frames[:, :-1, 0, 0, 0].long(), CPU, 100)
+    assert expert.offsets.tolist() == [*range(20, 32), *range(1020, 1032)]  # 8 frames are too few, level 9 is held out
+    assert (expert.latent == expert.offsets % 1000 + FRAMES - 1).all()
+    recorded = data.read_segment(store, store.segments[0]).actions
+    assert (expert.real[:12] == recorded[22:34]).all()
+    assert len(cloning.watch(store, found, lambda frames, true: true, CPU, 1).offsets) == 12
+
+
+def test_without_a_solved_episode_there_is_no_expert(stage):
+    with pytest.raises(UserError, match="no solved episode"):
+        cloning.episodes(stage[2])
+
+
+def test_a_policy_learns_what_comes_next(store):
+    expert = cloning.watch(store, cloning.episodes(store), lambda frames, true: true, CPU, 100)
+    settings = inverse_dynamics.settings(40, 0, CPU)
+    policy = cloning.fit(store, expert.offsets, expert.real - 7, 2, 4, settings, range(40))
+    with torch.no_grad():
+        guess = policy(torch.from_numpy(data.read_clips(store, expert.offsets, FRAMES).frames))
+    assert guess.shape == (24, 2) and (guess.argmax(1).numpy() == expert.real - 7).mean() > 0.9
+
+
+def test_latent_actions_mean_what_they_met():
+    latent, real = np.array([0, 0, 0, 2]), np.array([8, 8, 1, 4])
+    share = cloning.meaning(latent, real, 3)
+    assert share.shape == (3, len(ACTIONS)) and torch.allclose(share.sum(1), torch.ones(3).double())
+    assert share[0, 8] == pytest.approx(2 / 3) and share[2, 4] == 1
+    assert share[1, [1, 4, 8]].tolist() == [0.25, 0.25, 0.5]  # a code that was not among them
+    sure = cloning.meaning(latent, real, 3, commonest=True)
+    assert sure.argmax(1).tolist() == [8, 8, 4] and (sure.sum(1) == 1).all()
+    policy = cloning.translated(cloning.constant(torch.tensor([0.0, 0.0, 1.0])), sure)
+    assert policy(torch.zeros(2, FRAMES, 1, 1, 3)).argmax(1).tolist() == [4, 4]
+
+
+def test_shares_and_their_intervals():
+    even = torch.tensor([[1, 0, 1, 0], [1, 0, 1, 0]])
+    assert cloning.share(torch.ones(2, 4), random.key(0)) == [1, 1, 1]
+    mean, low, high = cloning.share(even, random.key(0))
+    assert mean == 0.5 and 0 <= low < 0.3 and 0.7 < high <= 1
+    assert cloning.share(even - even, random.key(0)) == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def levels():
+    return cloning.open_levels(4, META)
+
+
+def test_levels_are_held_out_and_play_repeats(levels):
+    assert [opened.level for opened, _ in levels] == [9, 19, 29, 39]
+    chance = np.random.default_rng(0).random((4, 150))
+    whole = cloning.play(always(RIGHT_UP), levels, chance)
+    assert 0 < whole.sum() < 4
+    assert (cloning.play(always(RIGHT_UP), levels[::-1], chance[::-1])[::-1] == whole).all()
+    assert not cloning.play(always(NOOP), levels, chance[:, :40]).any()
+    assert not cloning.play(always(RIGHT_UP), levels, chance[:, :5]).any()
+
+
+def test_policies_see_the_last_frames_and_are_drawn_from(levels):
+    """A policy that sees NOOP's stillness first, and then what moved; its draws follow the probabilities."""
+    seen = []
+
+    def look(frames):
+        seen.append(frames.clone())
+        return torch.eye(len(ACTIONS))[RIGHT_UP].expand(len(frames), -1)
+
+    cloning.play(look, levels[:2], np.zeros((2, 6)))
+    assert seen[0].shape == (2, FRAMES, 64, 64, 3) and torch.equal(seen[0][:, 0], seen[0][:, 2])
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert torch.equal(before[:, 1:], after[:, :-1])
+    assert not torch.equal(seen[-1][:, 0], seen[-1][:, 2])
+
+
+@pytest.fixture(scope="module")
+def home(stage, tmp_path_factory):
+    """A world file, and a dataset of the real game with solved episodes."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "world.safetensors").write_bytes(surroundings.pack(str(home), *stage[::2], 1, {}))
+    made = data.create(home / "data", META, 64, 64, 15, ACTIONS)
+    played = generate_dataset.Config(steps_per_level=250)
+    data.append_segments(made, [generate_dataset.play_level(played, level) for level in (0, 1)])
+    return home
+
+
+def config(home, **options) -> clone.Config:
+    sizes = {"levels": 2, "samples": (5,), "steps": 2, "dim": 4, "episodes": 3, "frames": 20, "batch_size": 4}
+    return clone.Config(str(home / "world.safetensors"), str(home / "data"), **sizes | {"seeds": 2} | options)
+
+
+def test_seeds_that_are_done_are_kept(home, monkeypatch, capsys):
+    played, play = [], cloning.play
+
+    def stopped(*given):
+        played.append(1)
+        if len(played) == 8:  # six policies a seed: in the second
+            raise KeyboardInterrupt
+        return play(*given)
+
+    monkeypatch.setattr(cloning, "play", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        clone.main(config(home))
+    first = headlines.read_clone(home / "world")
+    assert first["seeds"].keys() == {"0"}
+    clone.main(config(home))
+    record = headlines.read_clone(home / "world")
+    assert len(played) == 8 + 6 and record["seeds"]["0"] == first["seeds"]["0"] and record["seeds"].keys() == {"0", "1"}
+    names = {"random", "frequencies", "commonest", "oracle", "clone 5", "clone 5, commonest"}
+    assert record["shares"].keys() == names and record["gains"].keys() == names - {"random"}
+    assert 0 < record["expert"]["solved"] <= 1 and record["expert"]["levels"] == 2
+    capsys.readouterr()
+    clone.main(config(home))
+    assert len(played) == 14 and "latent, 5 labels" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other options"):
+        clone.main(config(home, steps=3))
+
+
+def test_what_cannot_be_cloned_is_a_sentence(home, stage, tmp_path):
+    for wrong in ({"seeds": 0}, {"samples": ()}):
+        with pytest.raises(UserError, match="--cfg"):
+            clone.Config(**wrong)
+    (tmp_path / "clone.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        clone.main(config(home, out=str(tmp_path)))
+    path = tmp_path / "true.safetensors"
+    path.write_bytes(loading.pack(stage[0]._replace(lam=None), torch.zeros(1, 64, 64, 3, dtype=torch.uint8), {}))
+    with pytest.raises(UserError, match="trained on true actions"):
+        clone.main(clone.Config(str(path), str(home / "data")))
+
+
+def test_the_pages_say_what_the_record_says():
+    record = {
+        "config": {"run": "runs/a & b/dynamics", "levels": 7},
+        "expert": {"solved": 0.456, "levels_solved": 0.5, "episodes": 1234, "levels": 200, "transitions": 80123},
+        "seeds": {"0": {}, "1": {}},
+        "shares": {"random": [0.1, 0.05, 0.2], "oracle": [0.5, 0.4, 0.6], "clone 50, commonest": [0.4, 0.3, 0.5]},
+        "gains": {"oracle": [0.4, 0.3, 0.5], "clone 50, commonest": [0.3, -0.1, 0.4]},
+    }
+    page = report_page.clone_page(record)
+    assert page.startswith("<!doctype html>") and "a &amp; b" in page
+    for words in ("80,123", "45.6%", "40.0 % [30.0, 50.0]", "30.0 % [-10.0, 40.0]", "latent, 50, commonest"):
+        assert words in page
+    assert json.loads(json.dumps(report_page.clone_rows(record)))[0] == ["random", "10.0 % [5.0, 20.0]", "–"]

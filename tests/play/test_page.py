@@ -1,0 +1,373 @@
+"""The page in a real browser, against the real server with a tiny untrained world."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genie_fn.bundle import surroundings
+from genie_fn.play.engine import Engine
+from genie_fn.play.server import Limits, Server, serve_on
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
+expect = sync_api.expect
+expect.set_options(timeout=30_000)  # on a busy machine everything takes long
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium")
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(scope="module")
+def site(stage):
+    """The address of a server in a thread."""
+    dream, found, store = stage
+    engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = Server(engine, "runs/tiny/dynamics", "tiny", surroundings.of_store(store), "", Limits())
+    threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
+    return f"http://localhost:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Open the page in a context of its own. At the end, nothing may have gone wrong unseen, nor left the origin."""
+    contexts, wrong, origin = [], [], site.replace("http", "ws")
+
+    def hear(message):
+        refused = message.location["url"].endswith("/upload")  # Chromium reports every refusal, though it is meant
+        if message.type in ("error", "warning") and not refused:
+            wrong.append(message.text)
+
+    def listen(page):
+        page.on("console", hear)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((site, "blob:")) or wrong.append(request.url))
+        page.on("websocket", lambda socket: socket.url.startswith(origin) or wrong.append(socket.url))
+
+    def visit(prepare=lambda page: None, **options):
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(30_000)
+        listen(page)
+        prepare(page)
+        page.goto(site)
+        expect(page.locator("body:not(.waiting) #actions button").first).to_be_visible()
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def pixels(page):
+    """What is on the canvas, as text that is equal for equal pixels."""
+    return page.locator("#dream").evaluate("canvas => canvas.toDataURL()")
+
+
+def play(page, keys, start=0):
+    """Press keys, each after the frame of the one before; what the canvas shows from frame `start` on."""
+    shown = [pixels(page)]
+    for t, key in enumerate(keys, start + 1):
+        page.keyboard.press(key)
+        expect(page.locator("#number")).to_have_text(str(t))
+        shown.append(pixels(page))
+    return shown
+
+
+def png(seed):
+    image, file = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), "u1"), io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def test_a_key_dreams_a_frame(visit):
+    page = visit()
+    shown = play(page, ["1", "2", "2", "3"])
+    assert len(set(shown)) == 5
+    expect(page.locator("#actions .chosen")).to_have_attribute("data-action", "2")
+    for figure in ("#fps", "#ms", "#trip"):
+        expect(page.locator(figure)).to_have_text(re.compile(r"^\d+$"))
+    expect(page.locator("#ready")).not_to_be_empty()
+    page.locator("#actions button").first.click()
+    expect(page.locator("#number")).to_have_text("5")
+
+
+def test_a_held_key_goes_on_and_nothing_piles_up(visit):
+    page = visit()
+    page.keyboard.down("1")
+    expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))
+    page.keyboard.up("1")
+    page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)  # what was on its way has arrived
+    reached = page.locator("#number").inner_text()
+    page.wait_for_timeout(300)
+    assert page.locator("#number").inner_text() == reached
+    page.keyboard.press("p")
+    expect(page.locator("#number")).to_have_text(re.compile(rf"^(?!{reached}$)"))
+    page.keyboard.press("p")
+    expect(page.locator("[data-do=run]")).to_have_attribute("aria-pressed", "false")
+
+
+def test_rewinding_shows_the_very_frame_and_play_goes_on_from_there(visit):
+    page = visit()
+    shown, number = play(page, ["1", "2", "3"]), page.locator("#number")
+    page.keyboard.press("Backspace")
+    expect(number).to_have_text("2 of 3")
+    assert pixels(page) == shown[2]
+    page.locator("#timeline").fill("0")
+    expect(number).to_have_text("0 of 3")
+    assert pixels(page) == shown[0]
+    page.keyboard.press("]")
+    expect(number).to_have_text("1 of 3")
+    assert pixels(page) == shown[1]
+    assert play(page, ["2"], 1)[1] == shown[2]  # the same action again, and what came later is gone
+
+
+def test_an_image_becomes_the_first_frame_however_it_comes(visit):
+    page = visit()
+    given = pixels(page)
+    play(page, ["1"])
+    page.locator("#image").set_input_files(png(1))
+    expect(page.locator("#number")).to_have_text("0")
+    expect(page.locator("#note")).to_contain_text("Your image")
+    mine = pixels(page)
+    assert mine != given
+    with page.expect_download() as download:
+        page.keyboard.press("d")
+    start = base64.b64decode(json.loads(download.value.path().read_text())["start"])
+    assert np.array_equal(Image.open(io.BytesIO(start)), Image.open(io.BytesIO(png(1)["buffer"])))
+    page.locator("#image").set_input_files(png(2))
+    page.wait_for_timeout(200)
+    assert pixels(page) not in (mine, given)
+    page.evaluate(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+            dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        list(png(1)["buffer"]),
+    )
+    page.wait_for_timeout(200)
+    assert pixels(page) == mine
+
+
+def test_a_wrong_file_is_told_in_a_sentence(visit):
+    page = visit()
+    alert = page.get_by_role("alert")
+    expect(alert).to_be_hidden()
+    for size in (100, 2**22 + 1):
+        page.locator("#image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"x" * size})
+        expect(alert).to_contain_text(re.compile(r"[a-z].*[.:]"))
+        page.keyboard.press("Escape")
+        expect(alert).to_be_hidden()
+    page.locator("#recording").set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": b"{}"})
+    expect(alert).to_contain_text("not a recording")
+    play(page, ["1"])
+    expect(alert).to_be_hidden()
+
+
+def test_a_recording_replays_to_identical_frames(visit):
+    page = visit()
+    shown = play(page, ["1", "3", "2"])
+    with page.expect_download() as download:
+        page.keyboard.press("d")
+    assert download.value.suggested_filename.endswith("-seed0-3.json")
+    recording = json.loads(download.value.path().read_text())
+    again = visit()
+    play(again, ["2"])
+    verdict = again.locator("#verdict")
+
+    def replay(content):
+        file = {"name": "r.json", "mimeType": "application/json", "buffer": json.dumps(content).encode()}
+        again.locator("#recording").set_input_files(file)
+
+    replay(recording)
+    expect(verdict).to_have_text("Identical to the recording: all 3 frames.")
+    assert pixels(again) == shown[3]
+    recording["frames"][1]["hash"] = "00000000"
+    replay(recording)
+    expect(verdict).to_have_text("Frame 2 differs from the recording.")
+
+
+def test_films_are_downloaded(visit):
+    page = visit()
+    play(page, ["1", "2"])
+    for key, magic in (("a", b"GIF8"), ("v", b"ftyp")):
+        with page.expect_download() as download:
+            page.keyboard.press(key)
+        assert magic in download.value.path().read_bytes()[:12]
+
+
+def test_the_real_game_beside_the_dream(visit):
+    page = visit()
+    expect(page.locator("#real")).to_be_hidden()
+    page.keyboard.press("g")
+    expect(page.locator("#real")).to_be_visible()
+    play(page, ["ArrowRight", "Space"])
+    expect(page.locator("#psnr")).to_have_text(re.compile(r"^\d+\.\d$"))
+    expect(page.locator("#psnr-mean")).to_have_text(re.compile(r"^\d+\.\d$"))
+    assert page.locator("#arrows .chosen").count() == 1
+    page.keyboard.press("k")
+    expect(page.locator("#real")).to_be_hidden()
+
+
+def test_a_look_inside(visit):
+    page = visit()
+    play(page, ["1"])
+    overlay = page.locator("#overlay")
+    plain = overlay.evaluate("canvas => canvas.toDataURL()")
+    looks = {plain}
+    for key in "ci":
+        page.keyboard.press(key)
+        looks.add(overlay.evaluate("canvas => canvas.toDataURL()"))
+    assert len(looks) == 3
+    page.locator("#dream").hover()
+    expect(page.get_by_role("tooltip")).to_contain_text(re.compile(r"row \d+, column \d+: token \d+, \d+ % sure"))
+    page.keyboard.press("i")
+    page.keyboard.press("c")
+    assert overlay.evaluate("canvas => canvas.toDataURL()") == plain
+    page.keyboard.press("m")
+    text = page.locator("#unmask-text")
+    expect(text).to_have_text(re.compile(r"step 1 of \d+: \d+ of \d+ tokens known"))
+    page.locator("#unmask").fill("2")
+    expect(text).to_have_text(re.compile(r"step 2 of"))
+    page.keyboard.press("Escape")
+    expect(text).to_be_hidden()
+
+
+def test_branches_go_their_own_ways(visit):
+    page = visit()
+    play(page, ["1", "2"])
+    page.keyboard.press("b")
+    chips = page.locator("#branches button")
+    expect(chips).to_have_count(2)
+    expect(page.locator("#number")).to_have_text("2")
+    there = play(page, ["3"], 2)
+    page.keyboard.press("x")
+    expect(page.locator("#number")).to_have_text("2")
+    here = play(page, ["1"], 2)
+    assert here[0] == there[0] and here[1] != there[1]
+    chips.nth(1).click()
+    expect(chips.nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("body.waiting")).to_have_count(0)
+    assert pixels(page) == there[1]
+
+
+def test_everything_from_the_keyboard(visit):
+    page = visit()
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.do ?? document.activeElement.id"))
+    buttons = set(page.locator("[data-do]:visible").evaluate_all("all => all.map(e => e.dataset.do)"))
+    assert buttons - {"forward", "back"} <= reached
+    assert {"clip", "seed", "level", "temperature", "steps", "speed"} <= reached
+    page.locator("#actions button").nth(1).focus()
+    page.keyboard.press("Enter")  # what has the focus is pressed, and the arrow keys still play
+    expect(page.locator("#number")).to_have_text("1")
+    page.locator("#temperature").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#temperature-out")).to_have_text("0.95")
+    page.keyboard.press(".")
+    expect(page.locator("#steps-out")).to_have_text("5")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    keys = page.locator("#keys kbd").all_inner_texts()
+    assert len(set(keys)) == len(keys), "one key, two meanings"
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_a_phone(visit):
+    page = visit(**PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    button = page.locator("#actions button").first
+    button.tap()
+    expect(page.locator("#number")).to_have_text("1")
+    page.wait_for_timeout(700)  # longer than a press has to be held
+    expect(page.locator("#number")).to_have_text("1")
+    box = button.bounding_box()
+    touch = page.context.new_cdp_session(page)
+    finger = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
+    expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))  # as long as the finger stays
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_timeout(200)
+    expect(page.locator("body.waiting")).to_have_count(0)
+    reached = page.locator("#number").inner_text()
+    page.wait_for_timeout(300)
+    assert page.locator("#number").inner_text() == reached
+    assert box["height"] >= 44 and box["y"] + box["height"] <= 844, "in reach without scrolling"
+
+
+def test_a_lost_connection_comes_back_to_its_session(visit):
+    sockets = []
+
+    def between(page):
+        page.route_web_socket(re.compile("/play"), lambda socket: sockets.append(socket) or socket.connect_to_server())
+
+    page = visit(between)
+    shown = play(page, ["1", "2"])
+    sockets[-1].close(code=1011)
+    expect(page.get_by_role("alert")).to_contain_text("connection is lost")
+    expect(page.locator("#link")).to_have_attribute("data-state", "connected")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert len(sockets) == 2 and pixels(page) == shown[2]
+    play(page, ["1"], 2)
+
+
+def test_a_reload_goes_on_and_a_session_that_is_gone_begins_anew(visit):
+    page = visit()
+    shown = play(page, ["1", "2"])
+    page.reload()
+    expect(page.locator("#number")).to_have_text("2")
+    assert pixels(page) == shown[2]
+    page.evaluate("sessionStorage.genie_fn = JSON.stringify({ session: 'gone', branches: [] })")
+    page.reload()
+    expect(page.locator("#note")).to_contain_text("no longer kept")
+    play(page, ["1"])
+
+
+def test_two_windows_do_not_fight_for_a_session(visit):
+    first, second = visit(), visit()
+    shown, number = play(first, ["1", "2"]), first.locator("#number")
+    second.evaluate("stored => { sessionStorage.genie_fn = stored }", first.evaluate("sessionStorage.genie_fn"))
+    second.reload()
+    expect(first.get_by_role("alert")).to_contain_text("another window")
+    play(second, ["3"], 2)
+    first.keyboard.press("1")  # brings the session back
+    expect(first.get_by_role("alert")).to_be_hidden()
+    expect(number).to_have_text("3")
+    assert pixels(first) == pixels(second) != shown[2]
+    expect(second.get_by_role("alert")).to_contain_text("another window")
+
+
+def test_a_full_server_is_told(visit, browser, site):
+    page = browser.new_page()
+
+    def full(socket):
+        socket.send(json.dumps({"type": "full", "message": "All 8 places are taken."}))
+        socket.close(code=1013)
+
+    page.route_web_socket(re.compile("/play"), full)
+    page.goto(site)
+    expect(page.get_by_role("alert")).to_contain_text("All 8 places are taken. This page asks again")
+    page.close()

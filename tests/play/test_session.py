@@ -1,0 +1,126 @@
+"""Sessions: a state that is joined again is the one that was there, bit for bit; what is kept, and what is shared."""
+
+import numpy as np
+import pytest
+import torch
+
+from genie_fn import dynamics, random, tokenizer, tree, world
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.layers import Cache, STConfig
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.play import session
+from genie_fn.play.session import Moment, Note
+from genie_fn.quantize import QuantizerConfig
+from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.world import Stage, World
+
+SAMPLE = SampleConfig(steps=2)
+NONE = np.zeros(4, np.uint8)
+
+
+def convolutional(dream):
+    """The same with a decoder whose state is no cache of keys and values."""
+    codes = QuantizerConfig("lfq", 16)
+    down = ("causal-conv3d", {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "stride": (1, 16, 16)})
+    up = ("depth2space_upsample", {"in_channels": 4, "out_channels": 3, "space_factor": 16})
+    nets = (down,), (("causal-conv3d", {"in_channels": 4, "out_channels": 4, "kernel_size": 3}), up)
+    cfg = TokenizerConfig(32, 32, 16, quantizer=codes, arch="magvit2", blueprints=Blueprints(*nets))
+    return dream._replace(tokenizer=Stage(cfg, tree.init(tokenizer.spec(cfg), random.key(8))))
+
+
+def windowless(dream, window):
+    cfg = DynamicsConfig(16, 4, 5, stack=STConfig(layers=2, dim=32, heads=2, window=window))
+    return World(dream.tokenizer, Stage(cfg, tree.init(dynamics.spec(cfg), random.key(3))), None)
+
+
+WORLDS = {"st_vivit": lambda dream: dream, "magvit2": convolutional, "window of 1": lambda d: windowless(d, 1)}
+WORLDS["another window"] = lambda dream: windowless(dream, 7)
+
+
+def states_of(dream, clip, frames):
+    """The state after each frame of a short play, the start included."""
+    with torch.no_grad():
+        state, _ = world.reset(dream, clip[:1, :1])
+        states = [state]
+        for t in range(frames):
+            states.append(world.step(dream, states[-1], torch.tensor([t % 3]), random.key(t), SAMPLE)[0])
+    return states
+
+
+def equal(a, b):
+    same_kind = tree.pytree.tree_structure(a) == tree.pytree.tree_structure(b)
+    return same_kind and all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+
+
+def moment(state):
+    return Moment(np.zeros((2, 2, 3), "u1"), NONE, NONE, NONE, session.added(state), Note(0, None, 1.0, 2, False))
+
+
+def begun(first):
+    return session.begun(first._replace(note=None), 0, np.zeros((2, 2, 3), "u1"))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_rebuilt_state_is_the_state_before_and_past_the_window(dream, clip, name):
+    """The window holds 4 frames: the first states are not full, the last have forgotten the start."""
+    states = states_of(WORLDS[name](dream), clip, 9)
+    play = begun(moment(states[0]))
+    for state in states[1:]:
+        play = session.extended(play, moment(state))
+    for at, state in enumerate(states):
+        assert equal(session.state(session.moved(play, at)), state)
+
+
+def test_a_piece_does_not_hold_the_cache_that_it_comes_from(dream, clip):
+    state = states_of(dream, clip, 1)[-1]
+    piece = session.added(state).dynamics
+    assert piece.k_LB1NGE.untyped_storage().nbytes() == state.dynamics.k_LBSNGE.nbytes / 3
+    assert 0 < begun(moment(state)).present.size < sum(x.nbytes for x in tree.leaves(state))
+
+
+def fake(t, size=10, frames=3):
+    """A moment with a state of a cache of `frames` frames, in which frame t is filled with t."""
+    k = torch.full((1, 1, frames, size, 1, 1), float(t))
+    return moment(Cache(k, k, torch.tensor(t)))
+
+
+def played(count, **options):
+    play = begun(fake(0, **options))
+    for t in range(1, count):
+        play = session.extended(play, fake(t, **options))
+    return play
+
+
+def test_the_oldest_frames_are_dropped_and_the_rest_can_be_continued(monkeypatch):
+    monkeypatch.setattr(session, "MOMENTS", 6)
+    play = played(20)
+    assert (play.at, play.newest, play.first, len(play.moments)) == (19, 19, 14, 6)
+    assert play.oldest == 16, "a state takes three frames"
+    assert session.moved(play, 0).at == 16 and session.moved(play, 99).at == 19
+    state = session.state(session.moved(play, 0))
+    assert state.k_LBSNGE[0, 0, :, 0, 0, 0].tolist() == [14, 15, 16] and state.seen == 16
+    assert len(play.notes) == 13, "frames 1 to 13, which are no longer kept"
+
+
+def test_memory_is_bounded_but_what_the_present_needs_is_kept(monkeypatch):
+    one = begun(fake(0, size=1000)).present.size
+    monkeypatch.setattr(session, "MEMORY", 8 * one)
+    assert len(played(20, size=1000).moments) == 8
+    monkeypatch.setattr(session, "MEMORY", 1)
+    play = played(20, size=1000)
+    assert len(play.moments) == 4 and play.oldest == 18
+
+
+def test_an_act_in_the_past_drops_what_came_later_and_a_branch_keeps_it():
+    play = played(6)
+    back = session.moved(play, 2)
+    assert back.newest == 5 and back.moments is play.moments, "going back copies nothing"
+    other = session.extended(back, fake(3))
+    assert (other.at, other.newest) == (3, 3) and play.newest == 5
+    assert all(a is b for a, b in zip(other.moments[:3], play.moments[:3], strict=True)), "branches share their frames"
+
+
+def test_notes_are_kept_for_as_many_frames_as_a_recording_holds(monkeypatch):
+    monkeypatch.setattr(session, "MOMENTS", 4)
+    monkeypatch.setattr(session, "NOTES", 10)
+    assert len(played(40).notes) == 10

@@ -1,0 +1,275 @@
+"""Playing in the terminal: what keys mean and do, what is drawn, and a whole game under a pseudo-terminal."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from genie_fn import random, world
+from genie_fn.dynamics import SampleConfig
+from genie_fn.errors import UserError
+from genie_fn.play import terminal
+from genie_fn.play.terminal import Command, Moment, Session
+
+ROOT = Path(__file__).parents[2]
+MAP = {"LEFT": 1, "DOWN": 2, "NOOP": 3, "UP": 4, "RIGHT": 2}
+ACT = [Command("act", action) for action in range(5)]
+
+
+# What keys mean
+
+
+def test_digits_are_the_actions_and_letters_follow():
+    keys = terminal.bindings(12)
+    assert [keys[key].action for key in "123456789abc"] == list(range(12))
+    assert all(keys[key].kind == "act" for key in "19abc") and "d" not in keys and "0" not in keys
+    assert {keys[key].kind for key in "purq"} == {"run", "rewind", "reset", "quit"}
+    assert "6" not in terminal.bindings(5)
+
+
+def test_arrows_and_space_act_through_the_map():
+    assert terminal.commands("\x1b[D\x1b[C\x1b[A\x1bOB", terminal.bindings(5, MAP)) == [ACT[1], ACT[2], ACT[4], ACT[2]]
+    assert terminal.commands(" ", terminal.bindings(5, MAP)) == [ACT[4]]
+    assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(3, {"Jump": 2, "left": 0})) == [ACT[0], ACT[2]]
+    assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(5)) == []
+
+
+def test_other_keys_mean_nothing_however_they_end():
+    """Delete, F1, a mouse wheel's first part, Escape, and a shifted arrow, which ends like an arrow."""
+    assert terminal.commands("\x1b[3~\x1bOP\x1b[1;5D\x1bZé", terminal.bindings(5, MAP)) == []
+    assert terminal.commands("\x1b1", terminal.bindings(5)) == [ACT[0]]
+
+
+def test_a_key_held_down_is_one_press_per_look():
+    assert terminal.commands("1112u11uu", terminal.bindings(5)) == [
+        *(ACT[0], ACT[1], Command("rewind"), ACT[0]),
+        *(Command("rewind"), Command("rewind")),
+    ]
+
+
+# What commands do
+
+
+def count(now, action):
+    """A dream in which a state is the list of its actions."""
+    return Moment(now.frame + 1, action, now.pixels, (*now.state, action))
+
+
+def begin():
+    start = Moment(0, None, np.zeros((4, 4, 3), np.uint8), ())
+    return Session(start, (start,))
+
+
+def after(typed, keep=100):
+    session = begin()
+    for command in terminal.commands(typed, terminal.bindings(5)):
+        session = terminal.obey(session, command, count, keep)
+    return session
+
+
+def test_an_action_is_one_frame():
+    session = after("132")
+    assert session.moments[-1].state == (0, 2, 1) and session.moments[-1].frame == 3
+    assert not session.quit and not session.running
+
+
+def test_rewinding_goes_back_and_on_from_there_but_not_before_the_start():
+    assert after("132u").moments[-1].state == (0, 2)
+    assert after("132uu5").moments[-1].state == (0, 4)
+    assert after("1uuu2").moments[-1].state == (1,)
+
+
+def test_while_time_runs_an_action_is_held():
+    session = after("1p3")
+    assert session.running and session.moments[-1].state == (0,)
+    assert terminal.advance(session, count, 100).moments[-1].state == (0, 2)
+    assert not after("1pp").running and not after("1pu").running
+
+
+def test_reset_and_quit():
+    assert len(after("12r").moments) == 1 and after("12r").moments[0].state == () and not after("12pr").running
+    assert after("12q").quit
+
+
+def test_the_past_is_bounded_and_the_start_is_kept():
+    session = after("12345", keep=3)
+    assert [moment.frame for moment in session.moments] == [3, 4, 5]
+    assert after("12345uuuu", keep=3).moments[-1].frame == 3
+    assert after("12345r", keep=3).moments[-1].frame == 0
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines", "scale", "size"),
+    [(100, 40, 0, (64, 64)), (200, 80, 0, (128, 128)), (80, 24, 0, (46, 46)), (30, 60, 0, (30, 30))]
+    + [(500, 30, 0, (58, 58)), (80, 24, 2, (128, 128)), (1, 1, 0, (2, 1))],
+)
+def test_a_frame_is_as_large_as_fits(columns, lines, scale, size):
+    assert terminal.fit(64, 64, columns, lines, scale) == size
+
+
+def drawn(pixels, height, width):
+    console = Console(color_system="truecolor", force_terminal=True, no_color=False, width=width)
+    with console.capture() as captured:
+        console.print(terminal.picture(pixels, height, width))
+    lines = captured.get().rstrip("\n").split("\n")
+    found = re.compile(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m▀")
+    rows = np.array([found.findall(line) for line in lines], np.uint8).reshape(len(lines), width, 2, 3)
+    return rows.swapaxes(1, 2).reshape(2 * len(lines), width, 3)
+
+
+def test_the_picture_holds_every_pixel(clip):
+    pixels = clip[0, 0].numpy()
+    assert np.array_equal(drawn(pixels, 32, 32), pixels)
+    assert np.array_equal(drawn(pixels, 64, 64), pixels.repeat(2, 0).repeat(2, 1))
+    means = pixels.reshape(16, 2, 16, 2, 3).mean((1, 3))
+    assert np.abs(drawn(pixels, 16, 16) - means).max() <= 1
+
+
+def test_the_status_tells_where_one_is():
+    assert terminal.status(begin(), 5, 0).startswith("frame 0 · start · 0.0 FPS · paused · 1-5 act")
+    assert terminal.status(after("13p2"), 12, 9.96).startswith(
+        "frame 2 · action 3 · 10.0 FPS · running with 2 · 1-c act"
+    )
+
+
+# A whole game
+
+CHILD = """
+import sys, torch
+from tests.conftest import tiny_world
+from genie_fn.runtime import cli
+from genie_fn import random
+from genie_fn.dynamics import SampleConfig
+from genie_fn.play import terminal
+
+def main():
+    if broken:
+        terminal.world.step = lambda *_: 1 / 0
+    frame = random.randint(random.key(0), (1, 1, 32, 32, 3), 0, 256).to(torch.uint8)
+    terminal.play(tiny_world(), frame, SampleConfig(2), seed=3)
+
+broken = sys.argv[1:]
+del sys.argv[1:]
+cli.run(main)
+"""
+
+
+class Played:
+    """The child in a pseudo-terminal of 100 x 20 that asks for no colour; `seen` is all that it wrote."""
+
+    def __init__(self, *arguments, term="xterm-256color"):
+        self.master, self.slave = pty.openpty()
+        termios.tcsetwinsize(self.slave, (20, 100))
+        os.set_blocking(self.master, False)
+        self.before, self.seen = termios.tcgetattr(self.slave), ""
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        environment |= {"PYTHONPATH": str(ROOT), "TERM": term, "NO_COLOR": "1"}
+        ends = {"stdin": self.slave, "stdout": self.slave, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment, cwd=ROOT, **ends)
+
+    def read(self):
+        try:
+            self.seen += os.read(self.master, 1 << 20).decode(errors="ignore")
+        except BlockingIOError:
+            time.sleep(0.01)
+
+    def wait_for(self, text):
+        hopeless = time.monotonic() + 120
+        while text not in self.seen and self.process.poll() is None and time.monotonic() < hopeless:
+            self.read()
+        assert text in self.seen
+
+    def press(self, keys):
+        os.write(self.master, keys.encode())
+
+    def end(self):
+        """The exit code, after checking that the terminal is as it was: its modes, the main screen, the cursor."""
+        hopeless = time.monotonic() + 120
+        while self.process.poll() is None and time.monotonic() < hopeless:
+            self.read()
+        self.read()
+        assert termios.tcgetattr(self.slave) == self.before
+        assert self.seen.count("\x1b[?1049h") == self.seen.count("\x1b[?1049l")
+        assert self.seen.count("\x1b[?25l") <= self.seen.count("\x1b[?25h")
+        return self.process.returncode
+
+
+@pytest.fixture
+def played():
+    children = []
+
+    def start(*arguments, **options):
+        children.append(Played(*arguments, **options))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.process.kill()
+        child.process.communicate()
+        os.close(child.master)
+        os.close(child.slave)
+
+
+def test_a_game_from_the_keyboard(played, dream):
+    child = played()
+    child.wait_for("frame 0 · start")
+    modes = termios.tcgetattr(child.slave)
+    assert modes[3] & (termios.ECHO | termios.ICANON) == 0 and modes != child.before
+    child.press("2")
+    child.wait_for("frame 1 · action 2")
+    child.press("5")
+    child.wait_for("frame 2 · action 5")
+    child.seen = child.seen.replace("frame 1", "earlier")
+    child.press("u")
+    child.wait_for("frame 1 · action 2")
+    child.press("p")
+    child.wait_for("frame 4 · action 5")  # running, with the action held
+    child.press("q")
+    assert child.end() == 0
+
+    frame = random.randint(random.key(0), (1, 1, 32, 32, 3), 0, 256).to(torch.uint8)
+    state, _ = world.reset(dream, frame)
+    expected = world.step(dream, state, torch.tensor([1]), random.fold_in(random.key(3), 1), SampleConfig(2))[1]
+    for pixels in (frame[0, 0], expected.pixels[0]):
+        upper, lower = pixels[0, 0].tolist(), pixels[1, 0].tolist()
+        assert "\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*upper, *lower) in child.seen
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_game_leaves_the_terminal_as_it_was(played, number, code):
+    child = played()
+    child.wait_for("frame 0 · start")
+    child.process.send_signal(number)
+    assert child.end() == code
+
+
+def test_a_failing_game_leaves_the_terminal_as_it_was(played):
+    child = played("broken")
+    child.wait_for("frame 0 · start")
+    child.press("1")
+    assert child.end() == 1
+    assert "ZeroDivisionError" in child.process.stderr.read().decode()
+
+
+def test_a_dumb_terminal_is_a_sentence(played):
+    child = played(term="dumb")
+    assert child.end() == 2
+    assert "use one with true colour" in child.process.stderr.read().decode()
+
+
+def test_no_terminal_is_a_sentence(dream, clip):
+    with pytest.raises(UserError, match="do not redirect them"):  # pytest's own standard input is no terminal
+        terminal.play(dream, clip[:1, :1], SampleConfig(2))

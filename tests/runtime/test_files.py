@@ -1,0 +1,90 @@
+"""Files written whole or not at all, read with care, held by one process; and the metrics file."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from genie_fn.errors import UserError
+from genie_fn.runtime import files
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    files.write_atomically(path, b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a.json cannot be written \(No space left on device\): free space"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_json_is_read_up_to_a_limit_only(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[1, 2]")
+    assert files.read_json(path, 6) == [1, 2]
+    for content, limit in (("[1, 2]", 5), ("[" * 100_000, 10**6), ("[1", 9)):
+        path.write_text(content)
+        with pytest.raises(ValueError):
+            files.read_json(path, limit)
+
+
+def _hold(folder, held, end):
+    with files.exclusive(folder, "works in", "go"):
+        held.set()
+        end.wait()
+
+
+def test_a_folder_is_held_by_one_process_until_that_is_dead(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    held, end = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=_hold, args=(tmp_path / "new", held, end))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(UserError, match="another process works in .*new: wait until it has ended, or go"):
+        with files.exclusive(tmp_path / "new", "works in", "go"):
+            pass
+    process.kill()
+    process.join()
+    with files.exclusive(tmp_path / "new", "works in", "go"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written"):
+        with files.exclusive(tmp_path / "file", "works in", "go"):
+            pass
+
+
+def test_metrics_lose_no_row_to_a_full_disk_and_hold_no_nan(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 9}\n[]\n{"st')
+    append = files.open_log(path, 5)  # step 9 is about to be trained again
+    append({"step": 6, "loss": float("nan")})
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[:5])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        original = type(path).open
+        patch.setattr(type(path), "open", lambda self, mode: Full(original(self, mode)))
+        append({"step": 7})
+    append({"step": 8})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": s} for s in (1, 6, 7, 8)]

@@ -1,0 +1,116 @@
+"""Ablations: what worlds share, that every command is one that its script understands, and the tables."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+import ablate
+from ablate import Config, Variant
+from benchmarks import report
+from genie_fn.errors import UserError
+from genie_fn.evaluation.report import headlines
+from genie_fn.runtime import cli
+
+CFG = Config(out="runs/x", data="data/x")
+VARIANTS = [Variant(choice, name, 1) for choice in ablate.CHOICES for name in ablate.VARIANTS[choice]]
+
+
+def parsed(monkeypatch, words):
+    """The configuration that a command line gives its script."""
+    script, found = importlib.import_module(words[1].split("/")[-1].removesuffix(".py")), []
+
+    def main(cfg):
+        found.append(cfg)
+
+    main.__annotations__ = {"cfg": script.Config}
+    main.__module__ = script.__name__
+    monkeypatch.setattr(sys, "argv", words[1:])
+    cli.run(main, getattr(script, "PRESETS", None))
+    return found[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.choice}-{v.name}")
+def test_a_variant_changes_one_thing(monkeypatch, variant):
+    demo = Variant(variant.choice, next(iter(ablate.VARIANTS[variant.choice])), 1)
+    stage = ablate.CHOICES[variant.choice][0]
+    own, plain = (parsed(monkeypatch, ablate.command(CFG, v, stage)) for v in (variant, demo))
+    folders = {name: getattr(plain, name) for name in ("out", "root") if hasattr(plain, name)}
+    assert (replace(own, **folders) == plain) == (variant == demo)
+
+
+@pytest.mark.parametrize("stage", list(ablate.READS))
+def test_stages_read_what_earlier_ones_wrote(monkeypatch, stage):
+    variant = Variant("quantizer", "lfq", 1)
+    cfg = parsed(monkeypatch, ablate.command(CFG, variant, stage))
+    at = {name: str(ablate.folder(CFG, variant, name)) for name in ablate.READS}
+    wanted = {"dataset": at["dataset"], "tokenizer": at["tokenizer"], "lam": at["lam"], "dynamics": at["dynamics"]}
+    names = {"dataset": "data", "dynamics": "run", "tokenizer": "tokenizer", "lam": "lam"}
+    for earlier in ablate.READS[stage]:
+        assert getattr(cfg, names[earlier]) == wanted[earlier]
+
+
+def test_variants_share_what_their_choice_does_not_touch():
+    def at(stage, *variant):
+        return ablate.folder(CFG, Variant(*variant), stage)
+
+    assert at("dynamics", "steps", "2", 0) == at("dynamics", "actions", "add", 0)
+    assert at("evaluation", "steps", "2", 0) != at("evaluation", "actions", "add", 0)
+    assert at("lam", "quantizer", "lfq", 0) == at("lam", "actions", "add", 0)
+    assert at("dynamics", "quantizer", "lfq", 0) != at("dynamics", "actions", "add", 0)
+    assert at("lam", "data", "random", 0) != at("lam", "actions", "add", 0)
+    assert at("lam", "actions", "add", 1) != at("lam", "actions", "add", 0)
+    assert at("lam", "actions", "add", 0) != ablate.folder(
+        replace(CFG, lam_steps=7), Variant("actions", "add", 0), "lam"
+    )
+
+
+def test_the_table_shows_means_and_paired_differences(tmp_path):
+    rows = [{"name": n, "seed": s, "dB": x} for n, s, x in (("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, 2.0), ("b", 1, 2.5))]
+    records = {"actions": {"about": "How", "scale": {"lam_steps": 3, "clips": 4}, "rows": rows}}
+    table = report.ablations(records, {"dB": 2, "absent": 1})
+    assert "| a | 1.50 |" in table and "| b | 2.75 (+0.50 to +2.00) |" in table
+    assert "absent" not in table and "2 seeds, lam steps 3, clips 4" in table
+    page, path = tmp_path / "page.md", tmp_path / "ablations.json"
+    page.write_text("above\n{}\nold\n{}\nbelow\n".format(*ablate.MARKS))
+    path.write_text(json.dumps(records))
+    ablate.main(Config(choices=("table",), results=str(path), docs=str(page)))
+    assert "old" not in page.read_text() and page.read_text().startswith("above") and "### How" in page.read_text()
+
+
+def test_trained_worlds_take_the_place_of_seeds(monkeypatch):
+    cfg = replace(CFG, choices=("steps",), worlds=("runs/a/dynamics", "runs/b/dynamics"))
+    every = list(ablate.worlds(cfg))
+    assert len(every) == 2 * len(ablate.VARIANTS["steps"])
+    assert len({ablate.folder(cfg, variant, "evaluation") for variant in every}) == len(every)
+    for variant in every:
+        made = [stage for stage in ablate.READS if not ablate.is_made(cfg, variant, stage)]
+        assert made == ["evaluation"]
+        found = parsed(monkeypatch, ablate.command(cfg, variant, "evaluation"))
+        assert found.run == cfg.worlds[variant.seed] and found.sample.steps == int(variant.name)
+
+
+def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
+    (tmp_path / "other.txt").write_text("not a dataset")
+    with pytest.raises(UserError, match="the dataset failed"):
+        ablate.measure(Config(choices=("order",), data=str(tmp_path), out=str(tmp_path / "out")))
+
+
+def test_bad_configs_are_a_sentence():
+    sampled = {"choices": ("order", "data"), "worlds": ("a",)}
+    for wrong in ({"choices": ("nope",)}, {"seeds": ()}, {"frames": 3}, {"clips": 1}, sampled):
+        with pytest.raises(UserError):
+            Config(**wrong)
+
+
+def test_an_evaluation_of_other_clips_is_made_anew(tmp_path):
+    cfg, variant = replace(CFG, out=str(tmp_path), clips=5, frames=4), Variant("actions", "add", 0)
+    at = ablate.folder(cfg, variant, "evaluation")
+    at.mkdir(parents=True)
+    assert not ablate.is_made(cfg, variant, "evaluation")
+    config = {"clips": 5, "frames": 4, "action_clips": cfg.action_clips, "seed": 0}
+    (at / "metrics.json").write_text(json.dumps({"schema": headlines.SCHEMA, "config": config}))
+    assert ablate.is_made(cfg, variant, "evaluation")
+    assert not ablate.is_made(replace(cfg, frames=10), variant, "evaluation")

@@ -1,0 +1,131 @@
+"""The script that plays: which world, and where its page is served. Videos and wrong flags: see test_scripts."""
+
+import os
+import re
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import play
+from genie_fn import data
+from genie_fn.bundle import action_map, loading, surroundings
+from genie_fn.bundle.surroundings import Surroundings
+from genie_fn.errors import UserError
+from genie_fn.play import server
+from genie_fn.training import checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def served(monkeypatch, stage, tmp_path, capsys):
+    """Call `play.serve` with options: the server, the socket, what was printed, and what the browser was told."""
+
+    def serve(folder=tmp_path, **options):
+        found, opened = [], []
+        monkeypatch.setattr(server, "serve_on", lambda *given: found.extend(given))
+        monkeypatch.setattr(play.webbrowser, "open", opened.append)
+        monkeypatch.setattr(play.threading, "Timer", lambda _, f, args: type("T", (), {"start": lambda _: f(*args)})())
+        cfg = play.Config(**{"port": 0, "data": str(stage[2].root)} | options)
+        play.serve(cfg, str(folder), stage[0], CPU, False)
+        found[0].engine.close()
+        found[1].close()
+        return *found, " ".join(capsys.readouterr().err.split()), opened
+
+    return serve
+
+
+def test_real_actions_are_those_of_the_map_or_the_dataset(stage):
+    dream, found, store = stage
+    beside = surroundings.of_store(store)
+    assert surroundings.real_actions(beside, dream) == {}
+    mapped = surroundings.real_actions(beside._replace(found=found), dream)
+    assert mapped == dict(zip(found.names, found.to_latent, strict=True))
+    model = replace(dream.dynamics.cfg, actions=store.num_actions)
+    true = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
+    assert surroundings.real_actions(beside, true) == {name: i for i, name in enumerate(store.action_names)}
+    assert surroundings.real_actions(Surroundings(), true) == {}
+    assert surroundings.real_actions(beside, dream._replace(lam=None)) == {}  # of a dataset with other actions
+
+
+def test_on_this_machine_alone_there_is_no_token(served):
+    made, listening, printed, opened = served()
+    assert made.app.token == "" and made.world["clips"] == 40
+    (address,) = re.findall(r"http://localhost:\d+/", printed)
+    assert opened == [address] and "token" not in printed
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.2"])
+def test_elsewhere_the_address_has_a_token(served, host):
+    made, _, printed, opened = served(host=host, open=False)
+    assert len(made.app.token) >= 24 and f"/?token={made.app.token}" in printed and not opened
+    assert (host if host != "0.0.0.0" else socket.gethostname()) in printed
+    assert served(host=host)[0].app.token != made.app.token
+
+
+def test_a_port_that_is_taken_is_a_sentence(served):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        with pytest.raises(UserError, match="choose another --cfg.port"):
+            served(port=other.getsockname()[1])
+
+
+def test_without_a_dataset_the_page_starts_from_images(served, tmp_path):
+    made, _, printed, _ = served(data=str(tmp_path / "none"))
+    assert made.world["clips"] == 0 and not made.world["game"] and "without held-out frames" in printed
+
+
+def test_a_world_file_needs_no_dataset(served, stage, tmp_path):
+    dream, found, store = stage
+    action_map.save(found, tmp_path)
+    path = tmp_path / "world.safetensors"
+    path.write_bytes(surroundings.pack(str(tmp_path), dream, store, 5, {}))
+    made, _, printed, _ = served(folder=path, data=str(tmp_path / "none"))
+    assert made.world["clips"] == 5 and made.world["game"] and made.world["map"] == found._asdict()
+    assert "without" not in printed
+    assert np.array_equal(made.first_image({"clip": 7}), surroundings.of_store(store).starts[2])
+
+
+def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, tmp_path):
+    store = data.create(tmp_path / "data", {}, 64, 64, 3)
+    made, *_ = served(
+        data=str(
+            data.append_segments(
+                store, [data.read_segment(stage[2], stage[2].segments[0])._replace(level=0, split="train")]
+            ).root
+        )
+    )
+    assert made.world["clips"] == 0
+
+
+def test_the_newest_world_is_played(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(play, "SHIPPED", tmp_path / "shipped.safetensors")
+    with pytest.raises(UserError, match="make demo"):
+        play.newest_run()
+    play.SHIPPED.touch()
+    assert play.newest_run() == str(play.SHIPPED)
+    for age, name in enumerate(("older", "old", "new", "unfinished")):
+        run = tmp_path / "runs" / name / "dynamics"
+        (run / "checkpoints" / "5").mkdir(parents=True)
+        if name == "unfinished":
+            (run / "checkpoints" / "5").rmdir()
+        checkpoint.put_last(run)
+        os.utime(run / "checkpoints", (1000 - age, 1000 - age))  # the clock went backwards meanwhile
+    assert play.newest_run() == os.path.join("runs", "new", "dynamics")
+    checkpoint.put_last(tmp_path / "runs" / "old" / "dynamics")
+    assert play.newest_run() == os.path.join("runs", "old", "dynamics")
+
+
+def test_the_world_that_comes_along_is_one():
+    dream, beside = loading.load(play.SHIPPED), surroundings.of_file(play.SHIPPED)
+    assert {"LEFT", "RIGHT"} <= surroundings.real_actions(beside, dream).keys(), "arrow keys mean nothing in it"
+    assert len(beside.starts) >= 8 and "licence MIT" in beside.card
+
+
+def test_wrong_flags_are_a_sentence():
+    for flags in ({"port": 70_000}, {"visitors": 0}, {"fps": 0}):
+        with pytest.raises(UserError, match="--cfg"):
+            play.Config(**flags)

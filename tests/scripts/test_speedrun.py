@@ -1,0 +1,111 @@
+"""The speedrun with stand-ins for the scripts: how time becomes steps, and what the row holds."""
+
+import json
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+
+import speedrun
+from genie_fn.errors import UserError
+from genie_fn.evaluation.report import headlines
+from speedrun import Config
+
+STEP = 0.02  # seconds that a step of the stand-in takes
+TRAINER = f"""
+    import json, signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    flags = dict(word.removeprefix("--cfg.").split("=", 1) for word in sys.argv[1:] if "=" in word)
+    import pathlib
+    out = pathlib.Path(flags["out"]); out.mkdir(parents=True, exist_ok=True)
+    log, saved = out / "metrics.jsonl", out / "saved"
+    done = int(saved.read_text()) if saved.exists() else 0
+    assert bool(done) == ("--cfg.resume" in sys.argv)
+    try:
+        while done < int(flags["steps"]):
+            time.sleep({STEP}); done += 1
+            if done % 5 == 0:
+                with open(log, "a") as file: print(json.dumps(dict(step=done, seconds=done * {STEP})), file=file)
+    except KeyboardInterrupt:
+        saved.write_text(str(done)); sys.exit(130)
+    saved.write_text(str(done))
+"""
+EVALUATION = {"schema": 1, "reconstruction": {"psnr": 23.0}, "rollouts": {}, "actions": {"used": 6}}
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """The scripts' names, with programs that only take time."""
+    for stage in speedrun.STAGES:
+        (tmp_path / f"train_{stage}.py").write_text(textwrap.dedent(TRAINER))
+    (tmp_path / "generate_dataset.py").write_text("")
+    written = "import pathlib, sys; assert '--cfg.brief' in sys.argv\n"
+    written += "run = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.run=')][0]\n"
+    written += f"pathlib.Path(run, 'metrics.json').write_text({json.dumps(json.dumps(EVALUATION))})\n"
+    (tmp_path / "evaluate.py").write_text(written)
+    exported = "import pathlib, sys; out = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.output=')][0]\n"
+    (tmp_path / "export_world.py").write_text(exported + "pathlib.Path(out).write_text(' '.join(sys.argv))\n")
+    monkeypatch.setattr(speedrun, "ROOT", tmp_path)
+    return Config(minutes=0.1, out=str(tmp_path / "run"), records=str(tmp_path / "records"))
+
+
+def test_time_becomes_steps_and_the_row_says_so(stand_ins, tmp_path):
+    speedrun.main(stand_ins)
+    (path,) = (tmp_path / "records").glob("*.json")
+    row = json.loads(path.read_text())
+    assert row["results"]["tokenizer, PSNR"] == [23.0] and row["results"]["actions used"] == [6]
+    assert row["config"]["seed"] == 0 and row["stages"]["dataset"]["levels"] == 200
+    for stage in speedrun.STAGES:
+        last = speedrun.rows(tmp_path / "run" / stage)[-1]
+        steps = row["stages"][stage]["steps"]
+        assert 10 <= steps <= 60 * 0.1 * getattr(stand_ins, stage) / STEP, "more steps than the share has room for"
+        assert steps - 5 < last["step"] <= steps
+    assert row["stages"]["tokenizer"]["steps"] > row["stages"]["lam"]["steps"]
+
+
+def test_logs_are_kept_beside_the_row_and_the_world_on_request(stand_ins, tmp_path):
+    world = tmp_path / "made.safetensors"
+    speedrun.main(replace(stand_ins, world=str(world), actions="true"))
+    (path,) = (tmp_path / "records").glob("*.json")
+    assert {log.name for log in path.with_suffix("").iterdir()} == {"tokenizer.jsonl", "dynamics.jsonl"}
+    log = (path.with_suffix("") / "dynamics.jsonl").read_text()
+    assert log == (tmp_path / "run" / "dynamics" / "metrics.jsonl").read_text()
+    assert f"--cfg.run={tmp_path / 'run' / 'dynamics'}" in world.read_text()
+    row = json.loads(path.read_text())
+    assert "lam" not in row["stages"], "recorded actions need no latent action model"
+    assert row["stages"]["dynamics"]["seconds"] > row["stages"]["tokenizer"]["seconds"], "its time goes to the dynamics"
+
+
+def test_no_result_hides_another():
+    labels = [row.label for row in headlines.ROWS]
+    assert len({*labels}) == len(labels)
+
+
+def test_what_is_there_stays(stand_ins, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="delete it"):
+        speedrun.main(stand_ins)
+
+
+def test_a_stage_that_fails_ends_it(stand_ins, tmp_path):
+    (tmp_path / "train_tokenizer.py").write_text("import sys; sys.exit(2)")
+    with pytest.raises(UserError, match="failed"):
+        speedrun.main(stand_ins)
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"tokenizer": 0.6}, {"lam": 0}, {"minutes": 0}, {"levels": 3}, {"world": "x.pt"}])
+def test_bad_configs_are_a_sentence(wrong):
+    with pytest.raises(UserError):
+        Config(**wrong)
+
+
+def test_the_flags_are_those_of_the_scripts(monkeypatch):
+    """Every flag that is passed is one that its script has."""
+    started = []
+    monkeypatch.setattr(speedrun.subprocess, "Popen", lambda words: started.append(words))
+    speedrun.start("evaluate", run="x", clips=3, resume=True, save_every=2)
+    (words,) = started
+    assert words[0] == sys.executable and words[1].endswith("evaluate.py")
+    assert words[2:] == ["--cfg.run=x", "--cfg.clips=3", "--cfg.resume", "--cfg.save-every=2"]

@@ -1,0 +1,408 @@
+"""The scripts as their users run them: a tiny world trained, killed and resumed, evaluated, played, and misused."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+import evaluate
+import export_world
+import play
+import train_dynamics
+import train_lam
+import train_tokenizer
+from genie_fn import data, random, tokenizer, tree, world
+from genie_fn.bundle import action_map, loading
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.errors import UserError
+from genie_fn.lam import LamConfig
+from genie_fn.layers import STConfig
+from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets.blueprint import Blueprints
+from genie_fn.quantize import QuantizerConfig
+from genie_fn.runtime import cli
+from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.training import checkpoint
+from genie_fn.training.optim import OptimConfig
+
+ROOT = Path(__file__).parents[2]
+STACK = STConfig(layers=1, dim=16, heads=2, window=4)
+SCRIPTS = {"tokenizer": train_tokenizer, "lam": train_lam, "dynamics": train_dynamics}
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a small synthetic dataset: a square that moves by the action, on a background of its level."""
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    store = data.create(home / "data", {"made": "here"}, 64, 64, 3, ("LEFT", "NOOP", "RIGHT"))
+    for level in range(10):
+        frames = np.empty((60, 64, 64, 3), np.uint8)
+        actions, x = rng.integers(0, 3, 60), 24
+        background, colour = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
+        for t in range(60):
+            frames[t] = background
+            frames[t, 24:40, x : x + 16] = colour
+            x = int(np.clip(x + 8 * (actions[t] - 1), 0, 48))
+        starts = np.zeros(60, bool)
+        store = data.append_segments(store, [data.Recording(level, frames, actions, np.zeros(60), starts)])
+    return home
+
+
+def config(home: Path, stage: str, out: str, **options):
+    model = {
+        "tokenizer": TokenizerConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=64)),
+        "lam": LamConfig(patch=16, encoder=STACK, decoder=STACK),
+        "dynamics": DynamicsConfig(stack=STACK),
+    }[stage]
+    if stage == "dynamics":
+        options |= {"tokenizer": str(home / "tokenizer"), "lam": str(home / "lam")}
+    return SCRIPTS[stage].Config(
+        data=str(home / "data"),
+        out=str(home / out),
+        steps=STEPS,
+        batch_size=2,
+        num_frames=4,
+        save_every=5,
+        sample_every=50,
+        compile="off",
+        optim=OptimConfig(lr=3e-3, warmup=5, ema=0.9, schedule="cosine"),
+        model=model,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(home) -> Path:
+    for stage, script in SCRIPTS.items():
+        script.main(config(home, stage, stage))
+    return home
+
+
+def test_dynamics_trains_from_the_token_cache_as_from_frames(trained, monkeypatch):
+    """Whole levels are single episodes here; encoded once, they give the same training but for the context of ids."""
+    train_dynamics.main(config(trained, "dynamics", "cached", cache=True))
+    rows = {
+        name: [
+            json.loads(line)["cross_entropy"] for line in (trained / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("dynamics", "cached")
+    }
+    assert rows["cached"] != rows["dynamics"]
+    assert abs(rows["cached"][-1] - rows["dynamics"][-1]) < 0.15 * rows["dynamics"][0]
+    monkeypatch.setattr(train_dynamics.tokens, "encode", None)  # made once: a second run must not encode again
+    train_dynamics.main(config(trained, "dynamics", "cached_again", cache=True))
+    first, second = (checkpoint.load(trained / name, stage="dynamics").state for name in ("cached", "cached_again"))
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True))
+
+
+def test_training_learns(trained):
+    """The square world is easy: each stage must do far better than it began."""
+    for stage, score in (("tokenizer", "mse"), ("lam", "weighted_mse"), ("dynamics", "cross_entropy")):
+        rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1][score] < 0.8 * rows[0][score], stage
+        assert (trained / stage / "samples" / f"{STEPS:07d}.png").exists()
+
+
+def test_earlier_stages_are_frozen_and_stay_out_of_the_optimizer(trained):
+    state = checkpoint.load(trained / "dynamics", stage="dynamics").state
+    names = {path.split("/")[0] for path in tree.paths(state["params"])}
+    assert names == {"token", "action", "place", "stack", "head"}
+    assert tree.paths(state["opt"]["m"]).keys() == tree.paths(state["params"]).keys()
+
+
+def test_true_actions(trained):
+    train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="true", steps=3))
+    dream = loading.load(trained / "true")
+    assert dream.lam is None and dream.dynamics.cfg.actions == 3
+    with pytest.raises(UserError, match="true actions"):
+        world.infer_actions(dream, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
+
+
+def evaluation(trained: Path, run: str, **options) -> evaluate.Config:
+    sizes = {"clips": 4, "frames": 5, "action_clips": 3, "probe_steps": 2} | options
+    return evaluate.Config(run=str(trained / run), data=str(trained / "data"), **sizes)
+
+
+def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
+    evaluate.main(evaluation(trained, "dynamics"))
+    out = trained / "dynamics" / "evaluation"
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["schema"] == 1 and result["reconstruction"]["codes_used"] <= 64
+    assert result["rollouts"].keys() == {"1", "4"}
+    for scores in (half for protocol in result["rollouts"].values() for half in protocol.values()):
+        assert {"own", "shuffled", "random", "copy_last", "one_go"} <= scores["psnr"].keys()
+        assert all(len(values["mean"]) == 5 for values in scores["psnr"].values())
+        assert scores["delta"].keys() == {"random", "shuffled", "copy_last"}
+    actions = result["actions"]
+    assert actions["kind"] == "latent" and sum(actions["share"]) == pytest.approx(1, abs=1e-3)
+    assert actions["transitions"] == 30 and actions["probe"]["steps"] == 2
+    durations = [frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "dream.gif"))]
+    assert sum(durations) == 6 * 200  # six frames: a gif holds equal neighbours once, for longer
+    assert (out / "strip.png").exists()
+    assert "report.html" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert result["data"]["hash"] in page and f"{result['reconstruction']['psnr']:.2f} dB" in page
+    assert action_map.load(trained / "dynamics").table == actions["true"]["all"]["table"]
+
+
+def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
+    for name in "ab":
+        evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path / name), prompts=(2,), probe_steps=0))
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
+    assert "probe" not in first["actions"]
+    for record in (first, second):
+        for part in ("config", "machine", "seconds"):
+            del record[part]
+    assert first == second
+    capsys.readouterr()
+    evaluate.main(evaluate.Config(compare=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(tmp_path)))
+    assert capsys.readouterr().out.count("tokenizer, PSNR") == 1
+    assert str(tmp_path / "b") in (tmp_path / "compare.html").read_text()
+
+
+def test_a_brief_evaluation_has_the_headlines_and_no_more(trained, tmp_path):
+    evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path), prompts=(1,), brief=True))
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert {*found["rollouts"]["1"]["all"]["psnr"]} == {"own", "shuffled", "random", "copy_last"}
+    assert found["actions"]["held"] is None and "probe" not in found["actions"] and "true" in found["actions"]
+    assert "Δ_t PSNR" in (tmp_path / "report.html").read_text()
+
+
+def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp_path, capsys):
+    path = tmp_path / "square.safetensors"
+    exported = {"run": str(trained / "dynamics"), "output": str(path), "frames": 3}
+    export_world.main(export_world.Config(**exported, data=str(trained / "data")))
+    assert f"{path.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out
+    cfg = play.Config(world=str(path), data=str(tmp_path / "none"), actions="0,5,1", output=str(tmp_path / "a.png"))
+    play.main(cfg)
+    assert np.array(Image.open(tmp_path / "a.png")).any()
+    with pytest.raises(UserError, match="not one of the 3 held-out frames"):
+        play.main(replace(cfg, clip=3))
+    quick = evaluation(trained, "none", clips=2, frames=4, action_clips=2, prompts=(1,), probe_steps=0)
+    evaluate.main(replace(quick, world=str(path)))
+    result = json.loads((tmp_path / "square" / "evaluation" / "metrics.json").read_text())
+    assert result["config"]["run"] == str(path) and result["actions"]["kind"] == "latent"
+    for wrong in ({"output": "a.pt"}, {"frames": 0}):
+        with pytest.raises(UserError, match="--cfg"):
+            export_world.Config(**wrong)
+
+
+def test_evaluate_a_world_of_true_actions(trained):
+    train_dynamics.main(replace(config(trained, "dynamics", "true_evaluated"), actions="true", steps=3))
+    evaluate.main(evaluation(trained, "true_evaluated"))
+    result = json.loads((trained / "true_evaluated" / "evaluation" / "metrics.json").read_text())
+    assert result["actions"]["kind"] == "true" and result["actions"]["names"] == ["LEFT", "NOOP", "RIGHT"]
+    assert "true" not in result["actions"] and action_map.load(trained / "true_evaluated") is None
+
+
+def test_play_writes_the_same_video_again(trained, tmp_path):
+    image = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)).save(image)
+    cfg = play.Config(run=str(trained / "dynamics"), image=str(image), actions="0,5,1")
+    for name in ("a.png", "b.png"):
+        play.main(replace(cfg, output=str(tmp_path / name), scale=1))
+    a, b = (np.array(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert a.shape == (64, 4 * 64 + 3, 3) and np.array_equal(a, b)
+    play.main(replace(cfg, image="", data=str(trained / "data"), output=str(tmp_path / "held_out.mp4")))
+    assert (tmp_path / "held_out.mp4").stat().st_size > 0
+
+
+def test_world_session_is_a_pure_pytree(trained):
+    """Branching: the same state stepped twice gives the same frame, and another action may give another."""
+    dream = loading.load(trained / "dynamics")
+    prompt = torch.from_numpy(data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames)
+    state, seen = world.reset(dream, prompt, torch.tensor([[0, 1]]))
+    assert seen.shape == prompt.shape and seen.dtype == torch.uint8
+    before = [leaf.clone() for leaf in tree.leaves(state)]
+    results = [
+        world.step(dream, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3)) for action in (2, 2, 4)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(before, tree.leaves(state), strict=True))
+    assert torch.equal(results[0][1].pixels, results[1][1].pixels)
+    assert not torch.equal(results[0][1].probability, results[2][1].probability)
+    assert results[0][0].dynamics.seen == 4
+
+
+@pytest.fixture(scope="module")
+def magvit2(home) -> Path:
+    """MAGVIT-2 with 2^18 codes and a discriminator, a grid per frame, at a width for tests."""
+    nets = Blueprints(
+        tokenizer.magvit2_encoder(18, 8, (1, 1, 1, 1), times=(1, 1, 1)),
+        tokenizer.magvit2_decoder(18, 8, (1, 1, 1, 1, 1), times=(1, 1, 1)),
+    )
+    model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
+    critic = DiscriminatorConfig(dim=8, mults=(1, 2), down=(2, 2), heads=2, head_dim=8)
+    losses = AdversarialConfig(gan=0.1, perceptual=1.0, frames=1, start=15, discriminator=critic)
+    cfg = replace(config(home, "tokenizer", "magvit2"), model=model, adversarial=losses, batch_size=4, steps=30)
+    train_tokenizer.main(replace(cfg, num_frames=2))
+    return home / "magvit2"
+
+
+def test_a_vocabulary_of_2_to_the_18_from_tokenizer_to_play(trained, magvit2, tmp_path):
+    cfg = replace(config(trained, "dynamics", "large"), tokenizer=str(magvit2), steps=20)
+    train_dynamics.main(cfg)
+    dream = loading.load(trained / "large")
+    assert dream.dynamics.cfg.sizes == (512, 512)
+    play.main(
+        play.Config(
+            run=str(trained / "large"),
+            data=str(trained / "data"),
+            actions="0,5,1",
+            output=str(tmp_path / "a.png"),
+            scale=1,
+        )
+    )
+    assert np.array(Image.open(tmp_path / "a.png")).shape == (64, 4 * 64 + 3, 3)
+    rows = [json.loads(line) for line in (trained / "large" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+
+
+def test_trained_with_a_discriminator_it_learns_reports_its_codes_and_sees_no_future(trained, magvit2):
+    rows = [json.loads(line) for line in (magvit2 / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["codes_used"] > 1 and rows[-1]["perplexity"] > 1
+    assert rows[-1]["grad_norm_discriminator"] > 0
+    stage, _ = loading.load_stage(magvit2, "tokenizer")
+    assert "discriminator" not in stage.params
+    store = data.open_store(trained / "data")
+    real = torch.from_numpy(data.read_clips(store, data.eval_clips(store, "train", 2, 8), 2).frames)
+    start = tree.init(tokenizer.spec(stage.cfg), random.key(0))
+    before, after = (tokenizer.loss(params, real, stage.cfg)[1][0]["mse"] for params in (start, stage.params))
+    assert after < 0.8 * before
+    video = random.randint(random.key(0), (2, 5, 64, 64, 3), 0, 256).to(torch.uint8)
+    for t in (1, 3):
+        other = torch.cat((video[:, :t], 255 - video[:, t:]), 1)
+        (codes, ids), (_, changed) = (tokenizer.tokenize(stage.params, v, stage.cfg) for v in (video, other))
+        assert torch.equal(ids[:, :t], changed[:, :t]) and not torch.equal(ids[:, t:], changed[:, t:])
+        a, b = (
+            tokenizer.decode(stage.params, c, stage.cfg) for c in (codes, torch.cat((codes[:, :t], -codes[:, t:]), 1))
+        )
+        torch.testing.assert_close(a[:, :t], b[:, :t])
+        assert not torch.allclose(a[:, t:], b[:, t:], atol=1e-3)
+
+
+def test_a_tokenizer_that_compresses_time_is_refused_by_the_dynamics(trained):
+    nets = Blueprints(tokenizer.magvit2_encoder(18, 8, (1, 1, 1, 1)), tokenizer.magvit2_decoder(18, 8, (1, 1, 1, 1, 1)))
+    model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
+    train_tokenizer.main(replace(config(trained, "tokenizer", "four"), model=model, steps=1))
+    stage, _ = loading.load_stage(trained / "four", "tokenizer")
+    assert stage.cfg.time_factor == 4
+    with pytest.raises(UserError, match="codes 4 frames at once.*magvit2-framewise"):
+        train_dynamics.main(replace(config(trained, "dynamics", "none"), tokenizer=str(trained / "four")))
+
+
+def test_latent_actions_trained_along(trained):
+    """One run holds both models; the world made from it finds its latent actions there."""
+    lam_model = LamConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=4))
+    cfg = replace(config(trained, "dynamics", "along"), train_lam=True, lam_model=lam_model, lam="nowhere")
+    train_dynamics.main(replace(cfg, steps=50))
+    rows = [json.loads(line) for line in (trained / "along" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["lam_weighted_mse"] < rows[0]["lam_weighted_mse"]
+    assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
+    dream = loading.load(trained / "along")
+    assert dream.lam.cfg.actions == dream.dynamics.cfg.actions == 4
+    frames = data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
+    assert world.infer_actions(dream, torch.from_numpy(frames)).shape == (1, 2)
+    with pytest.raises(UserError, match="leave one of them out"):
+        replace(cfg, actions="true")
+
+
+def test_every_second_batch_is_seen_in_a_mirror(trained):
+    """Other parameters after the second step, not after the first: the actions change sides with the picture."""
+
+    def after(steps: int, mirror: bool) -> dict:
+        cfg = replace(config(trained, "dynamics", f"mirror-{steps}-{mirror}"), steps=steps, actions="true")
+        train_dynamics.main(replace(cfg, mirror=mirror, optim=OptimConfig(lr=1e-3)))
+        return tree.paths(checkpoint.load(Path(cfg.out), stage="dynamics").state["params"])
+
+    for steps in (1, 2):
+        plain, turned = (after(steps, mirror) for mirror in (False, True))
+        assert all(torch.equal(plain[path], turned[path]) for path in plain) == (steps == 1)
+
+
+BAD = {
+    "no dataset": (["train_tokenizer.py", "--cfg.data", "nowhere"], "generate_dataset.py"),
+    "no tokenizer": (["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "nowhere"], "train_tokenizer.py"),
+    "no world": (["evaluate.py", "--cfg.run", "nowhere"], "train_dynamics.py"),
+    "nothing to compare": (["evaluate.py", "--cfg.compare", "HOME/lam", "HOME/tokenizer"], "holds no evaluation"),
+    "half of a metric": (["evaluate.py", "--cfg.weights.lpips", "a.pth"], "--cfg.weights.vgg"),
+    "unknown preset": (["train_lam.py", "--cfg.preset", "cionrun"], "coinrun"),
+    "negative batch": (["train_tokenizer.py", "--cfg.batch-size", "-4"], "batch-size"),
+    "patch": (["train_tokenizer.py", "--cfg.model.patch", "7"], "patch"),
+    "used folder": (["train_tokenizer.py", "--cfg.data", "DATA", "--cfg.out", "HOME/tokenizer"], "--cfg.resume"),
+    "not a lam": (
+        ["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "HOME/tokenizer", "--cfg.lam", "HOME/dynamics"],
+        "differ",
+    ),
+    "not an image": (
+        ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", "README.md", "--cfg.actions", "1"],
+        "not an image",
+    ),
+    "no such action": (["play.py", "--cfg.run", "HOME/dynamics", "--cfg.actions", "1,9"], "0 to 5"),
+    "odd output": (["play.py", "--cfg.output", "out.txt"], ".mp4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(trained, case, capsys, monkeypatch):
+    (script, *flags), expected = BAD[case]
+    flags = [flag.replace("DATA", str(trained / "data")).replace("HOME", str(trained)) for flag in flags]
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.chdir(ROOT)
+    module = {"train_tokenizer.py": train_tokenizer, "train_lam.py": train_lam, "train_dynamics.py": train_dynamics}
+    module |= {"evaluate.py": evaluate, "play.py": play}
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(module[script].main, getattr(module[script], "PRESETS", None))
+    said = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert expected in said.replace("\n", " ") and "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 3
+
+
+def test_a_tokenizer_of_another_resolution_is_refused(trained, tmp_path):
+    store = data.create(tmp_path / "data", {}, 32, 32, 3)
+    frames = np.zeros((20, 32, 32, 3), np.uint8)
+    for level in (0, 8):
+        data.append_segments(store, [data.Recording(level, frames, np.zeros(20), np.zeros(20), np.zeros(20, bool))])
+        store = data.open_store(tmp_path / "data")
+    with pytest.raises(UserError, match="64x64.*32x32"):
+        train_dynamics.main(replace(config(trained, "dynamics", "other"), data=str(tmp_path / "data")))
+
+
+def test_a_broken_checkpoint_says_so(trained, tmp_path):
+    run = tmp_path / "run"
+    train_tokenizer.main(replace(config(trained, "tokenizer", "unused"), out=str(run), steps=1))
+    for file in (run / "checkpoints" / "1").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            os.truncate(file, 10)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(run, stage="tokenizer")
+
+
+def test_ctrl_c_saves_and_resume_continues(trained):
+    """SIGINT between two steps ends the run with a checkpoint of the step it had reached."""
+    out = trained / "interrupted"
+    cfg = replace(config(trained, "tokenizer", "interrupted"), save_every=10_000)
+    seen = []
+
+    def interrupt(params, path):
+        seen.append(path)
+        signal.raise_signal(signal.SIGINT)
+
+    original, train_tokenizer.train.draw = train_tokenizer.train.draw, lambda path, *rows: interrupt(rows, path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer.main(cfg)
+    finally:
+        train_tokenizer.train.draw = original
+    assert checkpoint.latest(out) == 50
+    train_tokenizer.main(replace(cfg, resume=True))
+    assert checkpoint.latest(out) == STEPS

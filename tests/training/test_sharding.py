@@ -1,0 +1,216 @@
+"""Many processes, and parts of a batch one after the other, against one process and the whole batch at once."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import scale
+from genie_fn import tree
+from genie_fn.errors import UserError
+from genie_fn.runtime import cli
+from genie_fn.runtime.console import console
+from genie_fn.training import checkpoint, sharding
+from genie_fn.training.sharding import cut, held
+from genie_fn.tree import ParamSpec
+from tests import ranks
+
+ROOT = Path(__file__).parents[2]
+TWO = ["agreed", "sharded", "replicated", "compiled", "counted_sharded", "counted_replicated", "stopped"]
+FOUR = ["hybrid", "counted_hybrid", "resumed"]
+COMPILED = {
+    "compiled_hybrid": 4,
+    "compiled_vq": 2,
+    "compiled_dynamics": 2,
+    "compiled_accumulated": 2,
+    "compiled_split": 2,
+}
+STAGE_OF = {"sharded": "gan", "hybrid": "dynamics", "replicated": "vq", "compiled": "toy"}
+STAGE_OF |= {
+    "compiled_hybrid": "toy",
+    "compiled_vq": "vq",
+    "compiled_dynamics": "dynamics",
+    "compiled_accumulated": "gan",
+    "compiled_split": "lfq",
+}
+
+
+def together(folder: Path, count: int, node: int, jobs: list[str]) -> None:
+    """Run jobs of tests/ranks.py in so many processes, as many on a node as said."""
+    port = 20_000 + (os.getpid() + count) % 20_000
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(node)}
+    processes = []
+    for rank in range(count):
+        environment = {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank % node)}
+        command = [sys.executable, "-m", "tests.ranks", str(folder), *jobs]
+        log = (folder / f"log_{count}_{rank}").open("w")
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | where | environment, stderr=log))
+    while None in (codes := [process.poll() for process in processes]) and not any(codes):
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+        process.wait()
+    logs = [(folder / f"log_{count}_{rank}").read_text()[-3000:] for rank in range(count)]
+    assert not any(codes), "\n".join(logs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Results of two processes, and then of four on two nodes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    together(folder, 2, 2, TWO)
+    (folder / "stopped_at").write_text(str(checkpoint.latest(folder / "run")))
+    saved = checkpoint.load(folder / "run", stage="tokenizer").state
+    torch.save(saved, folder / "saved.pt")
+    together(folder, 4, 2, FOUR)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Results of one process, made when they are asked for."""
+    small, sharding.SMALL, found = sharding.SMALL, 30, {}
+
+    def run(stage: str) -> dict:
+        found[stage] = found.get(stage) or ranks.run(stage)
+        return found[stage]
+
+    yield run
+    sharding.SMALL = small
+
+
+def assert_equal_runs(ours: dict, theirs: dict) -> None:
+    """States and losses equal to 1e-5; gradient norms, whose quantisers have kinks and poles, to 1e-3."""
+    assert ours["rows"][0].keys() == theirs["rows"][0].keys()
+    for mine, other in zip(ours["rows"], theirs["rows"], strict=True):
+        for name, value in mine.items():
+            tolerance = 1e-3 if "grad_norm" in name else 1e-5
+            assert value == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
+    assert_close(ours["state"], theirs["state"], 1e-5)
+
+
+def assert_close(ours: tree.Tree, theirs: tree.Tree, tolerance: float) -> None:
+    ours, theirs = tree.paths(ours), tree.paths(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        torch.testing.assert_close(value, theirs[path], rtol=0, atol=tolerance, msg=lambda m, path=path: f"{path}: {m}")
+
+
+@pytest.mark.parametrize("job", ["sharded", "hybrid", "replicated", "compiled"])
+def test_many_processes_are_one(folder, alone, job):
+    """A tokenizer with its discriminator, VQ, the dynamics with latent actions trained along, a toy compiled whole."""
+    assert_equal_runs(torch.load(folder / f"{job}.pt"), alone(STAGE_OF[job]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "count"), COMPILED.items())
+def test_compiled_many_processes_are_one(tmp_path, alone, job, count):
+    together(tmp_path, count, 2, [job])
+    assert_equal_runs(torch.load(tmp_path / f"{job}.pt"), alone(STAGE_OF[job]))
+
+
+@pytest.mark.parametrize("stage", ["gan", "dynamics"])
+def test_accumulated_is_undivided(alone, stage):
+    assert_equal_runs(ranks.run(stage, accumulate=4), alone(stage))
+
+
+@pytest.mark.parametrize("stage", ["gan", "dynamics"])
+def test_no_operation_of_training_gives_other_bits_when_repeated(alone, stage):
+    """torch refuses the operations that it does not know to repeat exactly."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        again = ranks.run(stage)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert again["rows"] == alone(stage)["rows"]
+    assert_close(again["state"], alone(stage)["state"], 0.0)
+
+
+def test_the_state_is_divided(folder, alone):
+    """What a process holds; the moments and the average are divided as the parameters are.
+
+    In the hybrid run Muon moves the stacks, which are divided by layers, and some of them have a single one.
+    """
+    for job, most in (("sharded", 0.53), ("hybrid", 0.57), ("replicated", 1.0)):
+        assert torch.load(folder / f"{job}.pt")["held"] <= most * alone(STAGE_OF[job])["held"]
+
+
+@pytest.mark.parametrize(("job", "rows"), [("counted_sharded", 1), ("counted_hybrid", 2), ("counted_replicated", 2)])
+def test_memory_and_traffic_are_as_the_formulae_of_scale_say(folder, alone, job, rows):
+    found, spec = torch.load(folder / f"{job}.pt"), ranks.dynamics_stage().spec
+    shards = found["shards"]
+    assert found["held"] == scale.state_bytes(spec, shards, copies=4)
+    traffic = scale.traffic(spec, shards, rows)
+    assert found["bytes"]["all_gather_into_tensor"] == traffic.gather
+    assert found["bytes"]["reduce_scatter_tensor"] == traffic.scatter
+    # 7 metrics and the use of 14 actions, the codebook's use and 7 rows of 5, what the losses average (hidden tokens,
+    # motion, contrast), and where gradients are divided their norm.
+    others = 7 + 14 + 7 + 7 * 5 + 3 + (shards > 1)
+    assert found["bytes"]["all_reduce"] == traffic.columns + traffic.everyone + 4 * others
+    single = ranks.counted("sharded")
+    assert single["held"] == scale.state_bytes(spec, 1, copies=4) and not any(single["bytes"].values())
+    assert scale.wire(spec, 1, 1) == (0, 0)
+
+
+def test_all_leave_at_the_same_step_and_the_first_writes(folder):
+    """One of two was told to stop; four went on from there, to where one process would be."""
+    assert torch.load(folder / "stopped.pt")["stopped"]
+    assert (folder / "stopped_at").read_text() == "3"
+    assert (folder / "run" / "samples" / "0000003.png").exists()
+
+
+def test_all_are_told_why_one_fails(folder):
+    one, other = torch.load(folder / "agreed.pt")
+    assert one == other and len(one) == 4
+    assert one["by_first"].startswith("Level 0: restore it") and one["by_all"].startswith("Level 1: restore it")
+    assert one["end_together"] == "the last has ended" and "the data is not the same" in one["check_same"]
+
+
+def test_a_process_that_fails_alone_says_why(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(console, "quiet", True)  # as `train.prepare` makes those of all but the first
+    monkeypatch.setattr(cli.sys, "argv", ["train"])
+
+    def main() -> None:
+        raise UserError("the disk of this node is full")
+
+    with pytest.raises(SystemExit) as left:
+        cli.run(main)
+    assert left.value.code == 2 and "the disk of this node is full" in capsys.readouterr().err
+
+
+def test_a_checkpoint_fits_any_number_of_processes_to_the_bit(folder, alone):
+    saved, resumed = (torch.load(folder / f"{name}.pt") for name in ("saved", "resumed"))
+    assert saved["step"] == 3
+    assert_close(resumed["begun"], saved, 0.0)
+    end = ranks.fitted(folder, resume=True)  # the end of four, in one
+    assert_close(end["begun"], resumed["state"], 0.0)
+    whole = ranks.fitted(folder / "whole")
+    assert_close(resumed["state"], whole["state"], 1e-5)
+
+
+def test_leaves_are_cut_as_torch_cuts_and_small_ones_are_not(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 100)
+    assert cut(ParamSpec((3, 64, 50)), 8) == 1 and cut(ParamSpec((8, 64)), 8) == 0
+    assert cut(ParamSpec((9, 9)), 2) is None and cut(ParamSpec((64, 64), whole=True), 2) is None
+    for shape, shards in (((7, 30), 4), ((11, 10), 4), ((5, 25), 8)):
+        axis = cut(ParamSpec(shape), shards)
+        assert held(ParamSpec(shape), shards) == torch.empty(shape).chunk(shards, axis)[0].numel()
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="8 clips.*3 equal parts.*multiple of 3"):
+        sharding.share(8, 3)
+    monkeypatch.setattr(sharding, "count", lambda: 4)
+    monkeypatch.setattr(sharding, "rank", lambda: 2)
+    assert sharding.share(8, 2) == slice(4, 6)
+    with pytest.raises(UserError, match="10 clips.*processes: 4.*make --cfg.batch-size a multiple of 4"):
+        sharding.share(10, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="rows of 3"):
+        sharding.layout("hybrid")
