@@ -54,7 +54,10 @@ CHOICES = {
 
 VARIANTS = {
     "actions": {"add": "", "prepend": "--cfg.model.action-mode prepend"},
-    "quantizer": {"vq": "", "lfq": "--cfg.model.quantizer.kind lfq --cfg.model.quantizer.entropy 0.1"},
+    "quantizer": {
+        "vq": "",
+        "lfq": "--cfg.model.quantizer.kind lfq --cfg.model.quantizer.entropy 0.1",
+    },
     "history": {"seen": "", "masked": "--cfg.model.no-history"},
     "order": {"confidence": "", "random": "--cfg.sample.order random"},
     "steps": {"8": "", **{str(n): f"--cfg.sample.steps {n}" for n in (2, 4, 25)}},
@@ -98,12 +101,23 @@ class Config:
     def __post_init__(self):
         for name in self.choices:
             if name not in (*CHOICES, "table"):
-                raise UserError(f"there is no choice {name!r}: --cfg.choices are of {', '.join(CHOICES)} and table")
-        if not self.seeds or min(self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1:
-            raise UserError("--cfg.seeds names one or more, and --cfg.levels and steps are all at least 1")
+                raise UserError(
+                    f"there is no choice {name!r}: --cfg.choices are of {', '.join(CHOICES)} and table"
+                )
+        if (
+            not self.seeds
+            or min(self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1
+        ):
+            raise UserError(
+                "--cfg.seeds names one or more, and --cfg.levels and steps are all at least 1"
+            )
         if self.clips < 2 or self.frames < rollouts.HEADLINE:
-            raise UserError(f"--cfg.clips is at least 2 and --cfg.frames {rollouts.HEADLINE}, as for evaluate.py")
-        trained = [name for name in self.choices if CHOICES.get(name, ("evaluation",))[0] != "evaluation"]
+            raise UserError(
+                f"--cfg.clips is at least 2 and --cfg.frames {rollouts.HEADLINE}, as for evaluate.py"
+            )
+        trained = [
+            name for name in self.choices if CHOICES.get(name, ("evaluation",))[0] != "evaluation"
+        ]
         if self.worlds and trained:
             raise UserError(
                 f"--cfg.worlds are trained already, which {trained[0]} changes: leave it out of --cfg.choices"
@@ -132,7 +146,11 @@ def folder(cfg: Config, variant: Variant, stage: str) -> Path:
     tag = f"-{variant.choice}-{variant.name}" if variant.changes(stage) else ""
     if cfg.worlds:
         made = Path(cfg.worlds[variant.seed])
-        return made if stage == "dynamics" else Path(cfg.out) / "worlds" / str(made).replace("/", "-") / f"{stage}{tag}"
+        return (
+            made
+            if stage == "dynamics"
+            else Path(cfg.out) / "worlds" / str(made).replace("/", "-") / f"{stage}{tag}"
+        )
     if stage == "dataset":
         return Path(cfg.out) / f"dataset{tag}" if tag else Path(cfg.data)
     scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
@@ -145,15 +163,28 @@ def command(cfg: Config, variant: Variant, stage: str) -> list[str]:
     if stage == "dataset":
         script, flags = "generate_dataset", {"root": at["dataset"], "num-levels": cfg.levels}
     elif stage == "evaluation":
-        script, flags = "evaluate", {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1}
+        script, flags = (
+            "evaluate",
+            {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1},
+        )
         flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
     else:
-        steps = {"tokenizer": cfg.tokenizer_steps, "lam": cfg.lam_steps, "dynamics": cfg.dynamics_steps}[stage]
+        steps = {
+            "tokenizer": cfg.tokenizer_steps,
+            "lam": cfg.lam_steps,
+            "dynamics": cfg.dynamics_steps,
+        }[stage]
         script, flags = f"train_{stage}", {"data": at["dataset"], "out": at[stage], "steps": steps}
         flags |= {"seed": variant.seed, "save-every": steps, "sample-every": steps}
         flags |= {name: at[name] for name in READS[stage] if name != "dataset"}
     words = [word for name, value in flags.items() for word in (f"--cfg.{name}", str(value))]
-    words += ["--cfg.resume"] if script.startswith("train_") else ["--cfg.brief"] if script == "evaluate" else []
+    words += (
+        ["--cfg.resume"]
+        if script.startswith("train_")
+        else ["--cfg.brief"]
+        if script == "evaluate"
+        else []
+    )
     own = variant.flags.split() if CHOICES[variant.choice][0] == stage else []
     return [sys.executable, str(ROOT / f"{script}.py"), *words, *own]
 
@@ -163,7 +194,9 @@ def is_made(cfg: Config, variant: Variant, stage: str) -> bool:
     at = folder(cfg, variant, stage)
     if stage == "evaluation":
         asked = {"clips": cfg.clips, "frames": cfg.frames, "action_clips": cfg.action_clips}
-        return (at / "metrics.json").is_file() and asked.items() <= headlines.read(str(at))["config"].items()
+        return (at / "metrics.json").is_file() and asked.items() <= headlines.read(str(at))[
+            "config"
+        ].items()
     if cfg.worlds:
         return True
     return stage != "dataset" and checkpoint.latest(at) == getattr(cfg, f"{stage}_steps")
@@ -188,7 +221,9 @@ def measure(cfg: Config) -> None:
             if code := subprocess.run(command(cfg, variant, stage)).returncode:
                 if code == 130:
                     raise KeyboardInterrupt
-                raise UserError(f"the {stage} failed for the reason above: mend it and run the same again, it goes on")
+                raise UserError(
+                    f"the {stage} failed for the reason above: mend it and run the same again, it goes on"
+                )
 
 
 def collect(cfg: Config, choice: str) -> dict:
@@ -197,10 +232,17 @@ def collect(cfg: Config, choice: str) -> dict:
     for variant in worlds(replace(cfg, choices=(choice,))):
         record = headlines.read(str(folder(cfg, variant, "evaluation")))
         found = {column.label: headlines.find(record, column.path) for column in COLUMNS}
-        rows.append({"name": variant.name, "seed": variant.seed} | {label: x[0] for label, x in found.items() if x})
+        rows.append(
+            {"name": variant.name, "seed": variant.seed}
+            | {label: x[0] for label, x in found.items() if x}
+        )
     trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
     scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")}
-    return provenance.describe(torch.device("cpu")) | {"about": CHOICES[choice][1], "scale": scale, "rows": rows}
+    return provenance.describe(torch.device("cpu")) | {
+        "about": CHOICES[choice][1],
+        "scale": scale,
+        "rows": rows,
+    }
 
 
 def main(cfg: Config) -> None:
@@ -212,7 +254,11 @@ def main(cfg: Config) -> None:
     if found:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records, indent=1) + "\n")
-    report.put(Path(cfg.docs), *MARKS, report.ablations(records, {column.label: column.digits for column in COLUMNS}))
+    report.put(
+        Path(cfg.docs),
+        *MARKS,
+        report.ablations(records, {column.label: column.digits for column in COLUMNS}),
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,12 @@ from genie_fn.runtime.cli import run
 @dataclass(frozen=True)
 class Config:
     suite: str = "all"  # one of the suites, all of them, or `table`
-    presets: tuple[str, ...] = ()  # whose training step is measured; by default demo, on a GPU small and coinrun
-    shape: tuple[int, ...] = ()  # step: clips and frames; attention: clips, frames, places, heads, width of a head
+    presets: tuple[
+        str, ...
+    ] = ()  # whose training step is measured; by default demo, on a GPU small and coinrun
+    shape: tuple[
+        int, ...
+    ] = ()  # step: clips and frames; attention: clips, frames, places, heads, width of a head
     split: bool = False  # step: also the loss and the optimizer compiled apart
     repeats: int = 7  # measurements of each variant, after the first ones, which do not count
     out: str = "benchmarks/results"
@@ -36,7 +40,9 @@ class Config:
     batches: int = 64  # of 16 clips, read in one measurement
     compile: Literal["off", "step"] = "step"
     device: str = "auto"
-    model: dynamics.DynamicsConfig = field(default_factory=dynamics.DynamicsConfig)  # that generates
+    model: dynamics.DynamicsConfig = field(
+        default_factory=dynamics.DynamicsConfig
+    )  # that generates
     sample: dynamics.SampleConfig = field(default_factory=dynamics.SampleConfig)
 
     def __post_init__(self):
@@ -46,22 +52,42 @@ class Config:
             )
         for preset in self.presets:
             if preset not in tokenizer.PRESETS:
-                raise UserError(f"there is no preset {preset!r}: choose of {', '.join(tokenizer.PRESETS)}")
-        if self.shape and (len(self.shape) != (5 if self.suite == "attention" else 2) or min(self.shape) < 1):
-            raise UserError("--cfg.shape is two sizes for the suite step, five for attention, all at least 1")
+                raise UserError(
+                    f"there is no preset {preset!r}: choose of {', '.join(tokenizer.PRESETS)}"
+                )
+        if self.shape and (
+            len(self.shape) != (5 if self.suite == "attention" else 2) or min(self.shape) < 1
+        ):
+            raise UserError(
+                "--cfg.shape is two sizes for the suite step, five for attention, all at least 1"
+            )
         if min(self.repeats, self.levels, self.batches, self.model.stack.window - 1) < 1:
-            raise UserError("--cfg.repeats, levels and batches are at least 1, and --cfg.model.stack.window at least 2")
+            raise UserError(
+                "--cfg.repeats, levels and batches are at least 1, and --cfg.model.stack.window at least 2"
+            )
 
 
 def table(name: str, rows: list[dict], device: str) -> Table:
     """What a suite found, for people."""
     shown = Table("case", "variant", "speed", title=f"{name}: {device}")
-    units = {"frames/s": "{:,.1f}", "peak bytes": "{:,.0f}", "first": "{:.1f} s", "share": "{:.1%}", "p95": "{:.0f} ms"}
+    units = {
+        "frames/s": "{:,.1f}",
+        "peak bytes": "{:,.0f}",
+        "first": "{:.1f} s",
+        "share": "{:.1%}",
+        "p95": "{:.0f} ms",
+    }
     units = {unit: how for unit, how in units.items() if unit in rows[0]}
     for unit in units:
-        shown.add_column({"first": "first call", "share": "of the ceiling"}.get(unit, unit), justify="right")
+        shown.add_column(
+            {"first": "first call", "share": "of the ceiling"}.get(unit, unit), justify="right"
+        )
     for row in rows:
-        speed = "baseline" if row["variant"] == row["baseline"] else "{median:.2f} ({min:.2f}..{max:.2f})"
+        speed = (
+            "baseline"
+            if row["variant"] == row["baseline"]
+            else "{median:.2f} ({min:.2f}..{max:.2f})"
+        )
         values = [how.format(row[unit]) for unit, how in units.items()]
         shown.add_row(row["case"], row["variant"], speed.format(**row["ratio"]), *values)
     return shown

@@ -58,14 +58,18 @@ class Config:
     def __post_init__(self):
         for name in ("seeds", "levels", "steps", "batch_size", "dim", "episodes", "frames"):
             if getattr(self, name) < 1:
-                raise UserError(f"--cfg.{name.replace('_', '-')} is {getattr(self, name)}, but must be at least 1")
+                raise UserError(
+                    f"--cfg.{name.replace('_', '-')} is {getattr(self, name)}, but must be at least 1"
+                )
         if not self.samples or min(self.samples) < 1:
             raise UserError("--cfg.samples are numbers of labelled transitions, each at least 1")
 
 
 def begin(cfg: Config, path: Path, origin: dict) -> dict:
     """The record so far, or a new one; UserError if other options made what there is."""
-    settings = {name: value for name, value in asdict(cfg).items() if name not in ("seeds", "out", "device")}
+    settings = {
+        name: value for name, value in asdict(cfg).items() if name not in ("seeds", "out", "device")
+    }
     wanted = json.loads(json.dumps({"schema": headlines.SCHEMA, "config": settings, **origin}))
     try:
         found = json.loads(path.read_text())
@@ -74,11 +78,15 @@ def begin(cfg: Config, path: Path, origin: dict) -> dict:
     except ValueError as error:
         raise UserError(f"{path} is damaged: delete it, and clone again") from error
     if {name: found.get(name) for name in wanted} != wanted:
-        raise UserError(f"{path} comes from other options, data or models: delete it, or choose another --cfg.out")
+        raise UserError(
+            f"{path} comes from other options, data or models: delete it, or choose another --cfg.out"
+        )
     return found
 
 
-def policies(cfg: Config, store: data.Store, expert: Expert, codes: int, seed: int, bar: Progress) -> dict[str, Policy]:
+def policies(
+    cfg: Config, store: data.Store, expert: Expert, codes: int, seed: int, bar: Progress
+) -> dict[str, Policy]:
     """All that play, by name."""
     settings = replace(
         inverse_dynamics.settings(cfg.steps, seed, backend.pick_device(cfg.device)),
@@ -90,20 +98,32 @@ def policies(cfg: Config, store: data.Store, expert: Expert, codes: int, seed: i
         steps = bar.track(range(cfg.steps), description=f"seed {seed}: learning {what}")
         return cloning.fit(store, expert.offsets, target, kinds, cfg.dim, settings, steps)
 
-    latent, oracle = learn(expert.latent, codes, "latent actions"), learn(expert.real, len(ACTIONS), "real actions")
+    latent, oracle = (
+        learn(expert.latent, codes, "latent actions"),
+        learn(expert.real, len(ACTIONS), "real actions"),
+    )
     chosen = np.random.default_rng(seed).permutation(len(expert.real))
-    overall = torch.from_numpy(np.bincount(expert.real[chosen[: max(cfg.samples)]], minlength=len(ACTIONS)))
+    overall = torch.from_numpy(
+        np.bincount(expert.real[chosen[: max(cfg.samples)]], minlength=len(ACTIONS))
+    )
     found = {"random": cloning.constant(torch.ones(len(ACTIONS)) / len(ACTIONS))}
     found |= {"frequencies": cloning.constant(overall / overall.sum())}
-    found |= {"commonest": cloning.constant(torch.eye(len(ACTIONS))[overall.argmax()]), "oracle": oracle}
+    found |= {
+        "commonest": cloning.constant(torch.eye(len(ACTIONS))[overall.argmax()]),
+        "oracle": oracle,
+    }
     for count in cfg.samples:
         known = expert.latent[chosen[:count]], expert.real[chosen[:count]]
         for name, commonest in ((f"clone {count}", False), (f"clone {count}, commonest", True)):
-            found[name] = cloning.translated(latent, cloning.meaning(*known, codes, commonest=commonest))
+            found[name] = cloning.translated(
+                latent, cloning.meaning(*known, codes, commonest=commonest)
+            )
     return found
 
 
-def watch(cfg: Config, store: data.Store, dream: world.World, record: dict, bar: Progress) -> Expert:
+def watch(
+    cfg: Config, store: data.Store, dream: world.World, record: dict, bar: Progress
+) -> Expert:
     """The expert's moments under latent names; what there is to know of it goes into the record."""
     found, device = cloning.episodes(store), backend.pick_device(cfg.device)
     task = bar.add_task("watching the expert", total=None)
@@ -115,7 +135,10 @@ def watch(cfg: Config, store: data.Store, dream: world.World, record: dict, bar:
     with torch.no_grad():
         expert = cloning.watch(store, found, name, device, cfg.episodes)
     bar.update(task, total=bar.tasks[task].completed)
-    shares = {"solved": found.solved[found.whole].mean(), "levels_solved": found.solved[found.first].mean()}
+    shares = {
+        "solved": found.solved[found.whole].mean(),
+        "levels_solved": found.solved[found.first].mean(),
+    }
     record["expert"] = {name: round(float(value), 4) for name, value in shares.items()} | {
         "episodes": int(found.whole.sum()),
         "levels": int(found.first.sum()),
@@ -130,7 +153,11 @@ def summarise(record: dict) -> None:
     solved = {name: torch.tensor([run[name] for run in runs]) for name in runs[0]}
     key = random.key(0)
     record["shares"] = {name: cloning.share(values, key) for name, values in solved.items()}
-    record["gains"] = {name: cloning.share(x - solved["random"], key) for name, x in solved.items() if name != "random"}
+    record["gains"] = {
+        name: cloning.share(x - solved["random"], key)
+        for name, x in solved.items()
+        if name != "random"
+    }
 
 
 def write(record: dict, out: Path) -> None:
@@ -141,22 +168,37 @@ def write(record: dict, out: Path) -> None:
 def main(cfg: Config) -> None:
     dream, store = loading.load(cfg.run, backend.pick_device(cfg.device)), data.open_store(cfg.data)
     if dream.lam is None:
-        raise UserError(f"{cfg.run} was trained on true actions: cloning needs a world of latent ones")
+        raise UserError(
+            f"{cfg.run} was trained on true actions: cloning needs a world of latent ones"
+        )
     loading.check_resolution(dream.lam, store.height, store.width, cfg.run)
     out = Path(cfg.out or surroundings.results(cfg.run))
     out.mkdir(parents=True, exist_ok=True)
-    record = begin(cfg, out / "clone.json", {"lam": loading.fingerprint(dream.lam), "data": store.data_hash})
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    record = begin(
+        cfg, out / "clone.json", {"lam": loading.fingerprint(dream.lam), "data": store.data_hash}
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     if missing := [seed for seed in range(cfg.seeds) if str(seed) not in record["seeds"]]:
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            levels, expert = cloning.open_levels(cfg.levels, store.meta), watch(cfg, store, dream, record, bar)
+            levels, expert = (
+                cloning.open_levels(cfg.levels, store.meta),
+                watch(cfg, store, dream, record, bar),
+            )
             for seed in missing:
                 began, solved = time.monotonic(), {}
                 chance = np.random.default_rng([seed, 1]).random((cfg.levels, cfg.frames))
                 playing = policies(cfg, store, expert, dream.lam.cfg.actions, seed, bar).items()
                 for name, policy in bar.track(playing, description=f"seed {seed}: playing"):
                     solved[name] = cloning.play(policy, levels, chance).astype(int).tolist()
-                record["seeds"][str(seed)] = {"solved": solved, "seconds": round(time.monotonic() - began, 1)}
+                record["seeds"][str(seed)] = {
+                    "solved": solved,
+                    "seconds": round(time.monotonic() - began, 1),
+                }
                 record["machine"] = provenance.describe(backend.pick_device(cfg.device))
                 summarise(record)
                 write(record, out)

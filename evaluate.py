@@ -28,7 +28,14 @@ from genie_fn.bundle import action_map, loading, surroundings
 from genie_fn.bundle.surroundings import Surroundings
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
-from genie_fn.evaluation import action_report, fidelity, held_keys, inverse_dynamics, perceptual, rollouts
+from genie_fn.evaluation import (
+    action_report,
+    fidelity,
+    held_keys,
+    inverse_dynamics,
+    perceptual,
+    rollouts,
+)
 from genie_fn.evaluation.perceptual import WeightsConfig
 from genie_fn.evaluation.report import headlines, pictures, report_page
 from genie_fn.evaluation.report.pictures import Picture
@@ -74,8 +81,15 @@ class Config:
 
     def __post_init__(self):
         if self.clips < 2 or self.frames < rollouts.HEADLINE:
-            raise UserError(f"evaluation needs 2 clips and 4 frames or more, not {self.clips} and {self.frames}")
-        if not self.prompts or min(self.prompts) < 1 or self.action_clips < 2 or min(self.probe_steps, self.held) < 0:
+            raise UserError(
+                f"evaluation needs 2 clips and 4 frames or more, not {self.clips} and {self.frames}"
+            )
+        if (
+            not self.prompts
+            or min(self.prompts) < 1
+            or self.action_clips < 2
+            or min(self.probe_steps, self.held) < 0
+        ):
             raise UserError(
                 "evaluation needs prompts of 1 frame or more, 2 --cfg.action-clips, 0 --cfg.probe-steps and "
                 "--cfg.held or more"
@@ -96,32 +110,59 @@ def actions_between(dream: World, frames: Tensor, true: Tensor) -> Tensor:
     return true if dream.lam is None else world.infer_actions(dream, frames)
 
 
-def measure_actions(dream: World, store: data.Store, cfg: Config, device, key: Tensor, seconds: dict):
+def measure_actions(
+    dream: World, store: data.Store, cfg: Config, device, key: Tensor, seconds: dict
+):
     """The report on actions, and a strip of examples for each."""
-    offsets, choices = action_report.spread_clips(store, cfg.split, 11, cfg.action_clips), dream.dynamics.cfg.actions
+    offsets, choices = (
+        action_report.spread_clips(store, cfg.split, 11, cfg.action_clips),
+        dream.dynamics.cfg.actions,
+    )
     with timed(seconds, "actions"):
-        codes = action_report.label(store, offsets, 11, lambda *clip: actions_between(dream, *clip), device)
+        codes = action_report.label(
+            store, offsets, 11, lambda *clip: actions_between(dream, *clip), device
+        )
         found = action_report.gather(store, offsets, 11, codes)
-        report = action_report.describe(found, choices, store.action_names, dream.lam is not None, key.cpu())
+        report = action_report.describe(
+            found, choices, store.action_names, dream.lam is not None, key.cpu()
+        )
     if "true" in report and cfg.probe_steps:
         size = tree.count(lam.encoder(dream.lam.params))
         with timed(seconds, "probe"), torch.enable_grad():
-            judge = inverse_dynamics.fit(store, size, inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device))
-        guess = action_report.label(store, offsets, 11, lambda *clip: inverse_dynamics.guess(judge, clip[0]), device)
-        report["probe"] = inverse_dynamics.measure(judge, size, found, guess, report["true"], store.action_names)
+            judge = inverse_dynamics.fit(
+                store, size, inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device)
+            )
+        guess = action_report.label(
+            store, offsets, 11, lambda *clip: inverse_dynamics.guess(judge, clip[0]), device
+        )
+        report["probe"] = inverse_dynamics.measure(
+            judge, size, found, guess, report["true"], store.action_names
+        )
         report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
     if "true" in report and not Path(cfg.run).is_file():  # which holds its own
         action_map.save(action_report.to_map(report), cfg.run)
-    strips = [pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)]
-    return report, [Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size]
+    strips = [
+        pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)
+    ]
+    return report, [
+        Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size
+    ]
 
 
-def hold_keys(dream: World, store: data.Store, cfg: Config, report: dict, key: Tensor, seconds: dict):
+def hold_keys(
+    dream: World, store: data.Store, cfg: Config, report: dict, key: Tensor, seconds: dict
+):
     """How left and right are obeyed, and a film of it; nothing where there is no such key to hold."""
     with timed(seconds, "held keys"):
         found = action_report.to_map(report) if "true" in report else None
-        pressed = surroundings.real_actions(Surroundings(names=store.action_names, found=found), dream)
-        start = held_keys.moments(store, cfg.split, cfg.held, cfg.seed) if cfg.held and pressed else None
+        pressed = surroundings.real_actions(
+            Surroundings(names=store.action_names, found=found), dream
+        )
+        start = (
+            held_keys.moments(store, cfg.split, cfg.held, cfg.seed)
+            if cfg.held and pressed
+            else None
+        )
         if start is None:
             return None, []
         dreamed = held_keys.hold(dream, start, pressed, key, cfg.sample)
@@ -131,7 +172,9 @@ def hold_keys(dream: World, store: data.Store, cfg: Config, report: dict, key: T
 def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
-    cfg = replace(cfg, run=cfg.world or cfg.run, **({"held": 0, "probe_steps": 0} if cfg.brief else {}))
+    cfg = replace(
+        cfg, run=cfg.world or cfg.run, **({"held": 0, "probe_steps": 0} if cfg.brief else {})
+    )
     device, seconds = backend.pick_device(cfg.device), {}
     dream, nets = loading.load(cfg.run, device), perceptual.load(cfg.weights, device)
     store, longest = data.open_store(cfg.data), max(cfg.prompts)
@@ -144,14 +187,22 @@ def main(cfg: Config) -> None:
         with timed(seconds, "tokenizer"):
             made, ids, again = fidelity.reconstruction(dream, frames)
             model = fidelity.prediction(dream, ids, actions_between(dream, frames, true), keys[0])
-        scores, dreams, likeness = {}, {}, {"reconstruction": perceptual.measure(nets, frames, again)}
+        scores, dreams, likeness = (
+            {},
+            {},
+            {"reconstruction": perceptual.measure(nets, frames, again)},
+        )
         for prompt in cfg.prompts:
             clip, pressed = frames[:, longest - prompt :], true[:, longest - prompt :]
             with timed(seconds, f"{prompt} → {cfg.frames} frames"):
                 actions = actions_between(dream, clip, pressed)
-                dreams[prompt] = rollouts.dream_all(dream, clip, actions, prompt, keys[1], cfg.sample, cfg.brief)
+                dreams[prompt] = rollouts.dream_all(
+                    dream, clip, actions, prompt, keys[1], cfg.sample, cfg.brief
+                )
                 scores[str(prompt)] = rollouts.score(clip[:, prompt:], dreams[prompt], keys[2])
-                likeness[str(prompt)] = perceptual.measure(nets, clip[:, prompt:], dreams[prompt]["own"])
+                likeness[str(prompt)] = perceptual.measure(
+                    nets, clip[:, prompt:], dreams[prompt]["own"]
+                )
         report, strips = measure_actions(dream, store, cfg, device, keys[3], seconds)
         report["held"], films = hold_keys(dream, store, cfg, report, keys[4], seconds)
     models = {name: tree.count(stage.params) for name, stage in dream._asdict().items() if stage}
@@ -162,10 +213,22 @@ def main(cfg: Config) -> None:
         "machine": provenance.describe(device),
         "models": models,
     }
-    record |= {"data": about | {"levels": len(np.unique(levels)), "meta": store.meta}, "seconds": seconds}
-    record |= {"reconstruction": made, "dynamics": model, "rollouts": scores, "actions": report, "perceptual": likeness}
+    record |= {
+        "data": about | {"levels": len(np.unique(levels)), "meta": store.meta},
+        "seconds": seconds,
+    }
+    record |= {
+        "reconstruction": made,
+        "dynamics": model,
+        "rollouts": scores,
+        "actions": report,
+        "perceptual": likeness,
+    }
     clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
-    shown = Picture(pictures.rows(frames[:8, 0], again[:8, 0])[None], "Frames above, decoded from their codes below")
+    shown = Picture(
+        pictures.rows(frames[:8, 0], again[:8, 0])[None],
+        "Frames above, decoded from their codes below",
+    )
     write(
         Path(cfg.out or surroundings.results(cfg.run) / "evaluation"),
         record,
@@ -184,8 +247,16 @@ def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
     for sentence in headlines.verdicts(record):
         print("-", sentence)
     tell({record["config"]["run"]: record})
-    names = "report.html", "metrics.json", "dream.gif", "strip.png", *(("held.gif",) if shown.held else ())
-    print("written:", *(out / name for name in names))  # a path broken over two lines cannot be copied
+    names = (
+        "report.html",
+        "metrics.json",
+        "dream.gif",
+        "strip.png",
+        *(("held.gif",) if shown.held else ()),
+    )
+    print(
+        "written:", *(out / name for name in names)
+    )  # a path broken over two lines cannot be copied
 
 
 def tell(records: dict[str, dict]) -> None:

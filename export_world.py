@@ -32,7 +32,9 @@ class Config:
 
     def __post_init__(self):
         if not 1 <= self.frames <= loading.MOST_STARTS:
-            raise UserError(f"--cfg.frames is {self.frames}: choose a number from 1 to {loading.MOST_STARTS}")
+            raise UserError(
+                f"--cfg.frames is {self.frames}: choose a number from 1 to {loading.MOST_STARTS}"
+            )
         if Path(self.output).suffix != ".safetensors":
             raise UserError(f"--cfg.output {self.output} should end in .safetensors")
 
@@ -41,7 +43,12 @@ def card(cfg: Config, dream: world.World) -> dict[str, str]:
     """Where the world comes from and how good it is, for people."""
     where = provenance.describe(torch.device("cpu"))
     size = sum(tree.count(stage.params) for stage in dream if stage)
-    origin = {"run": cfg.run, "licence": "MIT", "exported": where["date"], "commit": where["commit"] or "unknown"}
+    origin = {
+        "run": cfg.run,
+        "licence": "MIT",
+        "exported": where["date"],
+        "commit": where["commit"] or "unknown",
+    }
     return origin | {"parameters": f"{size:,}"} | headlines.brief(cfg.run)
 
 
@@ -53,8 +60,12 @@ def main(cfg: Config) -> None:
     for name, value in told.items():
         print(f"{name}: {value}")
     if action_map.load(cfg.run, dream.dynamics.cfg.actions) is None and dream.lam is not None:
-        print(f"arrow keys mean nothing in it: `python evaluate.py --cfg.run {cfg.run}` before would change that")
-    print(f"{cfg.output}: {len(content) / 1e6:.1f} MB; play it with `python play.py --cfg.world {cfg.output}`")
+        print(
+            f"arrow keys mean nothing in it: `python evaluate.py --cfg.run {cfg.run}` before would change that"
+        )
+    print(
+        f"{cfg.output}: {len(content) / 1e6:.1f} MB; play it with `python play.py --cfg.world {cfg.output}`"
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,12 @@ from genie_fn.errors import UserError
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.signals import terminable
 
-EXPLORER_WEIGHTS = {"coinrun": [0.5, 2, 2, 0.5, 2, 1, 0.5, 4, 9, 0, 0, 0, 0, 0, 0]}  # by action: mostly right, jumping
-EXPLORER_HOLD = 3  # mean frames: long enough to clear gaps, short enough that most 4-frame clips see a change
+EXPLORER_WEIGHTS = {
+    "coinrun": [0.5, 2, 2, 0.5, 2, 1, 0.5, 4, 9, 0, 0, 0, 0, 0, 0]
+}  # by action: mostly right, jumping
+EXPLORER_HOLD = (
+    3  # mean frames: long enough to clear gaps, short enough that most 4-frame clips see a change
+)
 
 
 @dataclass(frozen=True)
@@ -38,24 +42,41 @@ class Config:
     start_level: int = 0
     distribution_mode: Literal["easy", "hard", "extreme", "memory"] = "hard"
     steps_per_level: int = 1000
-    frame_skip: int = 1  # frames of the game per step: the action is held for so many, and the last one is kept
-    policy: Literal["explorer", "random"] = "explorer"  # explorer holds actions, in coinrun mostly right and jump
+    frame_skip: int = (
+        1  # frames of the game per step: the action is held for so many, and the last one is kept
+    )
+    policy: Literal["explorer", "random"] = (
+        "explorer"  # explorer holds actions, in coinrun mostly right and jump
+    )
     repeat_actions: bool = True  # off, with the random policy: never the same action twice in a row
     seed: int = 0
     workers: int = os.cpu_count() or 1
-    export_mp4: str = ""  # folder to also write one lossless mp4 per episode to, by split; empty: none
+    export_mp4: str = (
+        ""  # folder to also write one lossless mp4 per episode to, by split; empty: none
+    )
     verify: bool = False  # read everything back and compare checksums
 
 
 def check(cfg: Config) -> None:
     """Raise UserError for a config that cannot be collected."""
     procgen.check(cfg.env, cfg.distribution_mode)
-    smallest = {"num-levels": 1, "start-level": 0, "steps-per-level": 1, "frame-skip": 1, "seed": 0, "workers": 1}
+    smallest = {
+        "num-levels": 1,
+        "start-level": 0,
+        "steps-per-level": 1,
+        "frame-skip": 1,
+        "seed": 0,
+        "workers": 1,
+    }
     for flag, least in smallest.items():
         if not least <= (value := getattr(cfg, flag.replace("-", "_"))) <= MAX_LEVEL:
-            raise UserError(f"--cfg.{flag} is {value}: choose a number from {least} to {MAX_LEVEL}.")
+            raise UserError(
+                f"--cfg.{flag} is {value}: choose a number from {least} to {MAX_LEVEL}."
+            )
     if cfg.policy == "explorer" and not cfg.repeat_actions:
-        raise UserError("The explorer holds its actions: use --cfg.policy random with --cfg.no-repeat-actions.")
+        raise UserError(
+            "The explorer holds its actions: use --cfg.policy random with --cfg.no-repeat-actions."
+        )
 
 
 def choose_actions(cfg: Config, level: int) -> np.ndarray:
@@ -76,8 +97,16 @@ def play_level(cfg: Config, level: int) -> data.Recording:
     """Play `level` for steps_per_level frames, over as many episodes as it takes."""
     env = procgen.make_env(cfg.env, level, cfg.distribution_mode)
     actions, steps = choose_actions(cfg, level), cfg.steps_per_level
-    frames, rewards, starts = np.empty((steps, SIZE, SIZE, 3), "u1"), np.empty(steps, "f4"), np.empty(steps, bool)
-    info = {"completed": 0, "reward": 0.0, "actions": np.bincount(actions, minlength=len(ACTIONS)).tolist()}
+    frames, rewards, starts = (
+        np.empty((steps, SIZE, SIZE, 3), "u1"),
+        np.empty(steps, "f4"),
+        np.empty(steps, bool),
+    )
+    info = {
+        "completed": 0,
+        "reward": 0.0,
+        "actions": np.bincount(actions, minlength=len(ACTIONS)).tolist(),
+    }
     _, observation, first = env.observe()
     ended = first[0]
     for t in range(steps):
@@ -85,7 +114,9 @@ def play_level(cfg: Config, level: int) -> data.Recording:
         observation, ended, rewards[t] = procgen.advance(env, actions[t], cfg.frame_skip)
         info["completed"] += int(ended and env.get_info()[0]["prev_level_complete"])
     env.close()
-    return data.Recording(level, frames, actions, rewards, starts, info=info | {"reward": float(rewards.sum())})
+    return data.Recording(
+        level, frames, actions, rewards, starts, info=info | {"reward": float(rewards.sum())}
+    )
 
 
 def collect_level(cfg: Config, store: data.Store, index: int) -> data.Segment:
@@ -95,9 +126,14 @@ def collect_level(cfg: Config, store: data.Store, index: int) -> data.Segment:
 
 
 def _start_worker() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are the parent's to handle, and its death ends the worker
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # they are the parent's to handle, and its death ends the worker
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=lambda: os._exit(multiprocessing.parent_process().join() or 1), daemon=True).start()
+    threading.Thread(
+        target=lambda: os._exit(multiprocessing.parent_process().join() or 1), daemon=True
+    ).start()
 
 
 def collect_levels(cfg: Config, store: data.Store, indices: range) -> Iterator[data.Segment]:
@@ -115,16 +151,26 @@ def collect_levels(cfg: Config, store: data.Store, indices: range) -> Iterator[d
 
 def open_or_create(cfg: Config, root: Path) -> data.Store:
     """The dataset at `root`, new or to be continued; a UserError if it was collected with other options."""
-    machine = ("root", "num_levels", "workers", "export_mp4", "verify")  # these do not change what a level holds
+    machine = (
+        "root",
+        "num_levels",
+        "workers",
+        "export_mp4",
+        "verify",
+    )  # these do not change what a level holds
     wanted = {name: value for name, value in asdict(cfg).items() if name not in machine}
     if not (root / data.MANIFEST).exists():
         return data.create(root, {"collection": wanted}, SIZE, SIZE, len(ACTIONS), ACTIONS)
     store = data.open_store(root)
     for name, value in wanted.items():
         if (found := store.meta.get("collection", {}).get(name, getattr(Config, name))) != value:
-            raise UserError(f"{root} was collected with {name} {found}, not {value}: choose another --cfg.root.")
+            raise UserError(
+                f"{root} was collected with {name} {found}, not {value}: choose another --cfg.root."
+            )
     if len(store.segments) > cfg.num_levels:
-        raise UserError(f"{root} already holds {len(store.segments)} levels: choose another --cfg.root for fewer.")
+        raise UserError(
+            f"{root} already holds {len(store.segments)} levels: choose another --cfg.root for fewer."
+        )
     return store
 
 
@@ -132,21 +178,29 @@ def collect(cfg: Config, store: data.Store) -> data.Store:
     """Collect the levels that are missing. Whatever ends this, the levels finished by then are kept."""
     store = data.reserve(store, cfg.num_levels * data.blocks(cfg.steps_per_level))
     segments, began, due = list(store.segments), time.monotonic(), 0.0
-    with Progress(MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()) as bar:
+    with Progress(
+        MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    ) as bar:
         task = bar.add_task("", total=cfg.num_levels, completed=len(segments))
         try:
-            for done, segment in enumerate(collect_levels(cfg, store, range(len(segments), cfg.num_levels)), 1):
+            for done, segment in enumerate(
+                collect_levels(cfg, store, range(len(segments), cfg.num_levels)), 1
+            ):
                 segments.append(segment)
                 now = time.monotonic()
                 rate = f"levels, {done * segment.length / (now - began):,.0f} frames/s"
                 bar.update(task, advance=1, description=rate)
-                if now > due:  # the manifest grows with the levels: spend a twentieth of the time on it, no more
+                if (
+                    now > due
+                ):  # the manifest grows with the levels: spend a twentieth of the time on it, no more
                     data.commit(store, segments)
                     due = time.monotonic() + 20 * (time.monotonic() - now)
         finally:
             store = data.commit(store, segments)
             if len(segments) < cfg.num_levels:
-                print(f"Kept {len(segments)} levels in {store.root}: the same command collects the rest.")
+                print(
+                    f"Kept {len(segments)} levels in {store.root}: the same command collects the rest."
+                )
     return store
 
 
@@ -154,7 +208,11 @@ def report(store: data.Store) -> None:
     """Print what the dataset holds."""
     infos = [segment.info for segment in store.segments]
     counts = np.sum([info["actions"] for info in infos], axis=0)
-    used = ", ".join(f"{name} {share:.0%}" for name, share in zip(ACTIONS, counts / counts.sum(), strict=True) if share)
+    used = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in zip(ACTIONS, counts / counts.sum(), strict=True)
+        if share
+    )
     size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
     splits = ", ".join(f"{store.count(split):,} {split}" for split in data.SPLITS)
     print(f"{store.root}: {len(infos)} levels, frames: {splits}; {size / 2**20:,.0f} MiB")
@@ -176,8 +234,13 @@ def main(cfg: Config) -> None:
         print(f"{data.verify(store):,} frames match their checksums.")
     if cfg.export_mp4:
         for segment in store.segments:
-            recording, folder = data.read_segment(store, segment), Path(cfg.export_mp4) / segment.split
-            video.write_episodes(folder, f"{segment.level:06d}", recording.frames, recording.episode_starts)
+            recording, folder = (
+                data.read_segment(store, segment),
+                Path(cfg.export_mp4) / segment.split,
+            )
+            video.write_episodes(
+                folder, f"{segment.level:06d}", recording.frames, recording.episode_starts
+            )
     report(store)
 
 

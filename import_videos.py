@@ -55,7 +55,13 @@ class Config:
     workers: int = os.cpu_count() or 1
 
     def __post_init__(self):
-        limits = {"size": (8, 512), "fps": (0, 240), "cuts": (0, 1), "min-frames": (2, 10**6), "workers": (1, 256)}
+        limits = {
+            "size": (8, 512),
+            "fps": (0, 240),
+            "cuts": (0, 1),
+            "min-frames": (2, 10**6),
+            "workers": (1, 256),
+        }
         for flag, (least, most) in limits.items():
             if not least <= (value := getattr(self, flag.replace("-", "_"))) <= most:
                 raise UserError(f"--cfg.{flag} is {value}: choose a number from {least} to {most}.")
@@ -65,7 +71,9 @@ class Config:
 
 def open_or_create(cfg: Config, root: Path, names: tuple[str, ...]) -> Store:
     """The dataset at `root`, new or to be added to; a UserError if it was imported with other options."""
-    wanted = {name: value for name, value in asdict(cfg).items() if name not in ("src", "root", "workers")}
+    wanted = {
+        name: value for name, value in asdict(cfg).items() if name not in ("src", "root", "workers")
+    }
     if not (root / data.MANIFEST).exists():
         return data.create(root, {"import": wanted}, cfg.size, cfg.size, len(names), names)
     store = data.open_store(root)
@@ -73,9 +81,13 @@ def open_or_create(cfg: Config, root: Path, names: tuple[str, ...]) -> Store:
         raise UserError(f"{root} holds a dataset that was not imported: choose another --cfg.root.")
     for name, value in wanted.items():
         if (found := store.meta["import"].get(name)) != value:
-            raise UserError(f"{root} was imported with {name} {found}, not {value}: choose another --cfg.root.")
+            raise UserError(
+                f"{root} was imported with {name} {found}, not {value}: choose another --cfg.root."
+            )
     if names and not store.num_actions:
-        raise UserError(f"{root} was imported without actions, and now there are some: choose another --cfg.root.")
+        raise UserError(
+            f"{root} was imported without actions, and now there are some: choose another --cfg.root."
+        )
     return store
 
 
@@ -92,29 +104,42 @@ def choose(store: Store, found: list[Source]) -> tuple[list[Source], dict[str, s
             continue
         if source.name in known:
             if size != known[source.name]:
-                skipped[source.name] = "it has changed since it was imported: import it to a new folder"
+                skipped[source.name] = (
+                    "it has changed since it was imported: import it to a new folder"
+                )
         elif (same := content.setdefault(identity, source.name)) != source.name:
             skipped[source.name] = f"it is the same as {same}"
         elif store.num_actions and not source.labels:
-            skipped[source.name] = "others have actions and it has none: add them, or leave all out (--cfg.no-actions)"
+            skipped[source.name] = (
+                "others have actions and it has none: add them, or leave all out (--cfg.no-actions)"
+            )
         else:
             new.append(source)
     return new, skipped
 
 
-def import_all(cfg: Config, store: Store, new: list[Source], labels: dict[str, Known], skipped: dict) -> Store:
+def import_all(
+    cfg: Config, store: Store, new: list[Source], labels: dict[str, Known], skipped: dict
+) -> Store:
     """Import the new sources in their order. Whatever ends this, the videos finished by then are kept."""
     shape, stop = Shape(cfg.size, cfg.fit, cfg.fps, cfg.cuts), threading.Event()
-    streams = (functools.partial(resampling.parts, s, shape, labels.get(s.name), stop, cfg.workers) for s in new)
+    streams = (
+        functools.partial(resampling.parts, s, shape, labels.get(s.name), stop, cfg.workers)
+        for s in new
+    )
     results = resampling.in_order(streams, cfg.workers)
     segments, at, done = list(store.segments), data.next_offset(store), False
     level = max((segment.level for segment in segments), default=-1) + 1
     began, due, frames = time.monotonic(), 0.0, 0
-    with Progress(MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()) as bar:
+    with Progress(
+        MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+    ) as bar:
         task = bar.add_task("", total=len(new))
         try:
             for source, stream in zip(new, results, strict=True):
-                store, written, why = resampling.write(store, source, level, stream, at, cfg.min_frames)
+                store, written, why = resampling.write(
+                    store, source, level, stream, at, cfg.min_frames
+                )
                 segments, level = segments + written, level + bool(written)
                 if why:
                     skipped[source.name] = why
@@ -122,7 +147,9 @@ def import_all(cfg: Config, store: Store, new: list[Source], labels: dict[str, K
                 frames += sum(segment.length for segment in written)
                 rate = f"videos, {frames / (time.monotonic() - began):,.0f} frames/s"
                 bar.update(task, advance=1, description=rate)
-                if (now := time.monotonic()) > due:  # the manifest grows: spend a twentieth of the time on it, no more
+                if (
+                    now := time.monotonic()
+                ) > due:  # the manifest grows: spend a twentieth of the time on it, no more
                     data.commit(store, segments)
                     due = time.monotonic() + 20 * (time.monotonic() - now)
             done = True
@@ -155,7 +182,9 @@ def report(store: Store, skipped: dict[str, str]) -> None:
     cut = {video["file"]: video["note"] for video in held if video["note"]}
     for title, lines in (("ended early", cut), ("left out", skipped)):
         for name, why in list(lines.items())[:SHOWN]:
-            print(f"{title}: {name}, {why}" if title == "ended early" else f"{title}: {name}: {why}")
+            print(
+                f"{title}: {name}, {why}" if title == "ended early" else f"{title}: {name}: {why}"
+            )
         if len(lines) > SHOWN:
             print(f"… and {len(lines) - SHOWN} more {title}: see {store.root / REPORT}")
 
@@ -164,11 +193,19 @@ def main(cfg: Config) -> None:
     """Import videos."""
     root = Path(cfg.root)
     found = sources.find(cfg.src, root)
-    read = {source.name: action_labels.read(source.labels) for source in found if source.labels and cfg.actions}
+    read = {
+        source.name: action_labels.read(source.labels)
+        for source in found
+        if source.labels and cfg.actions
+    }
     with data.alone(root, "imports to", "choose another --cfg.root"), terminable():
         store = open_or_create(cfg, root, action_labels.names(list(read.values())))
         new, skipped = choose(store, found)
-        labels = {s.name: action_labels.to_ids(read[s.name], store.action_names) for s in new if s.name in read}
+        labels = {
+            s.name: action_labels.to_ids(read[s.name], store.action_names)
+            for s in new
+            if s.name in read
+        }
         if new:
             store = import_all(cfg, store, new, labels, skipped)
     report(store, skipped)

@@ -72,9 +72,13 @@ class Config:
 
     def __post_init__(self):
         if not 0 <= self.port < 2**16 or self.visitors < 1 or min(self.fps, self.scale) < 1:
-            raise UserError("--cfg.port is 0 to 65535, and --cfg.visitors, fps and scale are at least 1")
+            raise UserError(
+                "--cfg.port is 0 to 65535, and --cfg.visitors, fps and scale are at least 1"
+            )
         if self.image and self.ui == "browser" and not self.actions:
-            raise UserError("images are chosen in the page: for a video from --cfg.image add --cfg.actions")
+            raise UserError(
+                "images are chosen in the page: for a video from --cfg.image add --cfg.actions"
+            )
         if self.output and Path(self.output).suffix.lower() not in (".mp4", ".gif", ".png"):
             raise UserError(f"--cfg.output {self.output} should end in .mp4, .gif or .png")
 
@@ -82,9 +86,15 @@ class Config:
 def newest_run() -> str:
     """The dynamics run under `runs` that was begun or continued last, of those that have a checkpoint; where there is
     none, the world that comes with this repository."""
-    found = [path.parent for path in Path("runs").glob("*/dynamics/checkpoints") if checkpoint.latest(path.parent)]
+    found = [
+        path.parent
+        for path in Path("runs").glob("*/dynamics/checkpoints")
+        if checkpoint.latest(path.parent)
+    ]
     if not found and not SHIPPED.is_file():
-        raise UserError("there is no trained world under runs: make one with `make demo`, or name one with --cfg.run")
+        raise UserError(
+            "there is no trained world under runs: make one with `make demo`, or name one with --cfg.run"
+        )
     return str(max(found, key=lambda path: (checkpoint.order(path), str(path)), default=SHIPPED))
 
 
@@ -92,7 +102,9 @@ def parse_actions(text: str, choices: int) -> list[int]:
     """`"3,3,1"` → [3, 3, 1]; UserError unless they are integers from 0 to choices - 1."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() and int(word) < choices for word in words):
-        raise UserError(f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1} with commas, as in 3,3,1")
+        raise UserError(
+            f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1} with commas, as in 3,3,1"
+        )
     return [int(word) for word in words]
 
 
@@ -114,7 +126,9 @@ def first_frame(cfg: Config, dream: World, beside: Surroundings) -> np.ndarray:
     if cfg.image:
         return video.read_image(cfg.image, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
     if not 0 <= cfg.clip < len(beside.starts):
-        raise UserError(f"--cfg.clip {cfg.clip} is not one of the {len(beside.starts)} held-out frames: choose another")
+        raise UserError(
+            f"--cfg.clip {cfg.clip} is not one of the {len(beside.starts)} held-out frames: choose another"
+        )
     return beside.starts[cfg.clip]
 
 
@@ -145,7 +159,9 @@ def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.devic
     if cfg.compile == "step":
         programs = world.compiled(device)
     sample = world.played(dream, cfg.sample)
-    terminal.play(dream, prompt, sample, cfg.seed, programs, surroundings.real_actions(beside, dream))
+    terminal.play(
+        dream, prompt, sample, cfg.seed, programs, surroundings.real_actions(beside, dream)
+    )
 
 
 def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:
@@ -164,11 +180,15 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
         ) from error
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
     engine = Engine(dream, device, beside.found, compiled, beside.meta, cfg.sample)
-    server = Server(engine, folder, loading.fingerprint(*dream), beside, token, Limits(cfg.visitors))
+    server = Server(
+        engine, folder, loading.fingerprint(*dream), beside, token, Limits(cfg.visitors)
+    )
     everywhere = cfg.host in ("0.0.0.0", "::")
     name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
     port = listening.getsockname()[1]
-    address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (f"?token={token}" if token else "")
+    address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (
+        f"?token={token}" if token else ""
+    )
     if beside.card:
         console.print(beside.card, markup=False)
     console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
@@ -181,7 +201,9 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
 def main(cfg: Config) -> None:
     device, folder = backend.pick_device(cfg.device), cfg.world or cfg.run or newest_run()
     ui = "video" if cfg.actions or cfg.output else cfg.ui
-    mode = backend.pick_compile({"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device)
+    mode = backend.pick_compile(
+        {"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device
+    )
     dream = loading.load(folder, device, mode != "off")
     if ui == "video":
         make_video(cfg, folder, dream, device)

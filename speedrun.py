@@ -59,10 +59,17 @@ class Config:
     """A file for the world, as of export_world.py; empty: none."""
 
     def __post_init__(self):
-        if min(self.tokenizer, self.lam, self.dynamics) <= 0 or self.tokenizer + self.lam + self.dynamics >= 1:
-            raise UserError("the shares --cfg.tokenizer, lam and dynamics are above 0, and together below 1")
+        if (
+            min(self.tokenizer, self.lam, self.dynamics) <= 0
+            or self.tokenizer + self.lam + self.dynamics >= 1
+        ):
+            raise UserError(
+                "the shares --cfg.tokenizer, lam and dynamics are above 0, and together below 1"
+            )
         if self.minutes <= 0 or self.levels < 10:
-            raise UserError("--cfg.minutes is above 0, and --cfg.levels at least 10, so that every split has one")
+            raise UserError(
+                "--cfg.minutes is above 0, and --cfg.levels at least 10, so that every split has one"
+            )
         if self.world and Path(self.world).suffix != ".safetensors":
             raise UserError(f"--cfg.world {self.world} should end in .safetensors")
 
@@ -76,7 +83,10 @@ class Config:
 
 def start(name: str, **flags) -> subprocess.Popen:
     """One of the scripts, with --cfg.* flags; True is a flag without a value."""
-    words = [f"--cfg.{flag}".replace("_", "-") + ("" if x is True else f"={x}") for flag, x in flags.items()]
+    words = [
+        f"--cfg.{flag}".replace("_", "-") + ("" if x is True else f"={x}")
+        for flag, x in flags.items()
+    ]
     return subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *words])
 
 
@@ -88,7 +98,9 @@ def finish(process: subprocess.Popen, code: int = 0) -> None:
         process.wait()  # Ctrl-C has reached it, too: let it save
         raise
     if found != code:
-        raise UserError("a part of the speedrun failed for the reason above: mend it, and begin anew")
+        raise UserError(
+            "a part of the speedrun failed for the reason above: mend it, and begin anew"
+        )
 
 
 def rows(folder: Path) -> list[dict]:
@@ -105,12 +117,16 @@ def train(cfg: Config, stage: str, seconds: float) -> dict:
     if stage == "dynamics":
         flags |= {name: Path(cfg.out) / name for name in STAGES[:2]} | {"actions": cfg.actions}
     process = start(f"train_{stage}", **flags, steps=OPEN_END)
-    while process.poll() is None and (time.monotonic() < began + 0.15 * seconds or len(rows(folder)) < 3):
+    while process.poll() is None and (
+        time.monotonic() < began + 0.15 * seconds or len(rows(folder)) < 3
+    ):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)  # it saves, and ends as after Ctrl-C
     finish(process, 130)
     last, pace = rows(folder)[-1], _pace(rows(folder))
-    again = time.monotonic() - began - last["step"] * pace  # what a start takes; compiling comes from a cache by then
+    again = (
+        time.monotonic() - began - last["step"] * pace
+    )  # what a start takes; compiling comes from a cache by then
     steps = last["step"] + max(10, int((began + seconds - time.monotonic() - again) / pace))
     console.rule(f"{stage}: {1 / pace:.2f} steps/s, {steps} steps in all")
     finish(start(f"train_{stage}", **flags, steps=steps, resume=True))
@@ -129,20 +145,38 @@ def record(cfg: Config, stages: dict, began: float) -> dict:
     found = {row.label: headlines.find(measured, row.path) for row in headlines.ROWS}
     took = {"minutes": round((time.monotonic() - began) / 60, 2), "stages": stages}
     where = provenance.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return where | took | {"config": asdict(cfg), "results": {label: value for label, value in found.items() if value}}
+    return (
+        where
+        | took
+        | {
+            "config": asdict(cfg),
+            "results": {label: value for label, value in found.items() if value},
+        }
+    )
 
 
 def main(cfg: Config) -> None:
     if Path(cfg.out).exists():
-        raise UserError(f"{cfg.out} is there already, and a speedrun begins with nothing: delete it, or name --cfg.out")
+        raise UserError(
+            f"{cfg.out} is there already, and a speedrun begins with nothing: delete it, or name --cfg.out"
+        )
     began, stages = time.monotonic(), {}
-    collected = {"root": Path(cfg.out) / "data", "num_levels": cfg.levels, "frame_skip": cfg.frame_skip}
+    collected = {
+        "root": Path(cfg.out) / "data",
+        "num_levels": cfg.levels,
+        "frame_skip": cfg.frame_skip,
+    }
     finish(start("generate_dataset", **collected, seed=cfg.seed))
     stages["dataset"] = {"levels": cfg.levels, "seconds": round(time.monotonic() - began, 1)}
     for stage, share in cfg.shares.items():
         stages[stage] = train(cfg, stage, 60 * cfg.minutes * share)
     evaluated = time.monotonic()
-    flags = {"run": Path(cfg.out) / "dynamics", "data": Path(cfg.out) / "data", "clips": cfg.clips, "prompts": 1}
+    flags = {
+        "run": Path(cfg.out) / "dynamics",
+        "data": Path(cfg.out) / "data",
+        "clips": cfg.clips,
+        "prompts": 1,
+    }
     finish(start("evaluate", **flags, brief=True))
     stages["evaluation"] = {"clips": cfg.clips, "seconds": round(time.monotonic() - evaluated, 1)}
     row = record(cfg, stages, began)

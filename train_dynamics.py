@@ -62,16 +62,28 @@ class Config(RunConfig):
         if self.actions not in ("latent", "true"):
             raise UserError(f"--cfg.actions is latent or true, not {self.actions!r}")
         if self.train_lam and self.actions == "true":
-            raise UserError("--cfg.train-lam trains latent actions, but --cfg.actions is true: leave one of them out")
+            raise UserError(
+                "--cfg.train-lam trains latent actions, but --cfg.actions is true: leave one of them out"
+            )
         if self.train_lam and self.cache:
-            raise UserError("--cfg.train-lam reads frames, and the token cache holds none: add --cfg.no-cache")
+            raise UserError(
+                "--cfg.train-lam reads frames, and the token cache holds none: add --cfg.no-cache"
+            )
         if self.mirror and self.cache:
-            raise UserError("--cfg.mirror turns frames, and the token cache holds none: add --cfg.no-cache")
+            raise UserError(
+                "--cfg.mirror turns frames, and the token cache holds none: add --cfg.no-cache"
+            )
 
 
 def _config(preset: str, **options) -> Config:
     folder = f"runs/{preset}"
-    return Config(preset, out=f"{folder}/dynamics", tokenizer=f"{folder}/tokenizer", lam=f"{folder}/lam", **options)
+    return Config(
+        preset,
+        out=f"{folder}/dynamics",
+        tokenizer=f"{folder}/tokenizer",
+        lam=f"{folder}/lam",
+        **options,
+    )
 
 
 def demo() -> Config:
@@ -79,8 +91,12 @@ def demo() -> Config:
     model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
-    lam_model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
-    optim = OptimConfig(lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
+    lam_model = LamConfig(
+        patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2
+    )
+    optim = OptimConfig(
+        lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
+    )
     sizes = {"steps": 450, "batch_size": 16, "num_frames": 8, "compile": "off"}
     return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)
 
@@ -143,14 +159,18 @@ def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, 
     return tokenize, name if namer else None
 
 
-def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int) -> Iterator:
+def cached_batches(
+    cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int
+) -> Iterator:
     """Batches of ids and actions from the token cache, which is filled first."""
 
     def on_arrays(function: Callable) -> Callable:
         return lambda frames: function(*setup.to_device([frames], device)).cpu().numpy()
 
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
-    encoder = token_cache.Encoder(on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes)
+    encoder = token_cache.Encoder(
+        on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes
+    )
     skip = setup.on_damage(cfg)
 
     def fill() -> None:
@@ -158,7 +178,10 @@ def cached_batches(cfg: Config, store: data.Store, identity: str, tokenize, name
         token_cache.fill(cache, store, "train", cfg.num_frames, encoder, console, skip)
 
     sharding.by_first(fill)
-    cache, order = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens), setup.order(cfg, start)
+    cache, order = (
+        token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens),
+        setup.order(cfg, start),
+    )
     return token_cache.batches(
         cache, store, "train", cfg.num_frames, lambda *clip: setup.to_device(clip, device), **order
     )
@@ -172,14 +195,18 @@ def main(cfg: Config) -> None:
         raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
     swaps = cfg.mirror and cfg.actions == "true"
     swap = torch.tensor(augment.actions(store.action_names), device=device) if swaps else None
-    along = replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
+    along = (
+        replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
+    )
     frozen = cfg.actions == "latent" and not along
     namer = loading.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
         sharding.check_same(loading.fingerprint(stage), f"the model in {run_folder}")
         loading.check_resolution(stage, store.height, store.width, run_folder)
     choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
-    model = replace(cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices)
+    model = replace(
+        cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices
+    )
     cfg = replace(cfg, model=model, lam_model=along or cfg.lam_model)
     spec, stats, update = dynamics.spec(model), {}, None
     if along:
@@ -211,7 +238,13 @@ def main(cfg: Config) -> None:
 
     if cfg.cache:
         identity = f"{loading.fingerprint(coder, namer)} {cfg.actions}"
-        loop.fit(step, state, cached_batches(cfg, store, identity, tokenize, name, device, first), cfg, sample)
+        loop.fit(
+            step,
+            state,
+            cached_batches(cfg, store, identity, tokenize, name, device, first),
+            cfg,
+            sample,
+        )
     else:
         loop.fit(step_on_frames, state, setup.batches(store, cfg, first, device), cfg, sample)
 

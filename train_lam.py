@@ -32,7 +32,9 @@ def demo() -> Config:
     nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
-    model = LamConfig(patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2)
+    model = LamConfig(
+        patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2
+    )
     sizes = {"steps": 700, "batch_size": 20, "num_frames": 5}
     return Config("demo", out="runs/demo/lam", compile="off", optim=optim, model=model, **sizes)
 
@@ -42,7 +44,15 @@ def small() -> Config:
     stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
     optim = OptimConfig(lr=3e-4, schedule="wsd", warmup=500, ema=0.999)
     model = LamConfig(patch=8, encoder=stack, decoder=stack)
-    return Config("small", out="runs/small/lam", steps=10_000, batch_size=36, num_frames=16, optim=optim, model=model)
+    return Config(
+        "small",
+        out="runs/small/lam",
+        steps=10_000,
+        batch_size=36,
+        num_frames=16,
+        optim=optim,
+        model=model,
+    )
 
 
 def coinrun() -> Config:
@@ -51,14 +61,25 @@ def coinrun() -> Config:
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
     model = LamConfig(patch=16, encoder=stack, decoder=stack)
     return Config(
-        "coinrun", out="runs/coinrun/lam", steps=200_000, batch_size=36, num_frames=16, optim=optim, model=model
+        "coinrun",
+        out="runs/coinrun/lam",
+        steps=200_000,
+        batch_size=36,
+        num_frames=16,
+        optim=optim,
+        model=model,
     )
 
 
-def _open_genie(preset: str, encoder: tuple, decoder: tuple, patch: int, dtype: str, **options) -> Config:
+def _open_genie(
+    preset: str, encoder: tuple, decoder: tuple, patch: int, dtype: str, **options
+) -> Config:
     quantizer = QuantizerConfig(codes=2**8, commit=0.25, entropy=0.1)
     model = LamConfig(
-        patch=patch, arch="blueprint", blueprints=Blueprints(encoder, decoder, dtype), quantizer=quantizer
+        patch=patch,
+        arch="blueprint",
+        blueprints=Blueprints(encoder, decoder, dtype),
+        quantizer=quantizer,
     )
     return Config(preset, out=f"runs/{preset}/lam", model=model, num_frames=8, **options)
 
@@ -69,7 +90,15 @@ def open_genie_demo() -> Config:
     encoder, decoder = lam.latent_act_encoder(**sizes), lam.latent_act_decoder(**sizes)
     optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     return _open_genie(
-        "open-genie-demo", encoder, decoder, 4, "float32", steps=200, batch_size=4, compile="off", optim=optim
+        "open-genie-demo",
+        encoder,
+        decoder,
+        4,
+        "float32",
+        steps=200,
+        batch_size=4,
+        compile="off",
+        optim=optim,
     )
 
 
@@ -77,7 +106,16 @@ def open_genie_coinrun() -> Config:
     """Open-Genie's blueprints as they are, on patches of 2 pixels, bf16; needs a large GPU."""
     optim = OptimConfig(lr=1e-4, schedule="cosine", warmup=2_000, ema=0.999)
     encoder, decoder = lam.LATENT_ACT_ENC, lam.LATENT_ACT_DEC
-    return _open_genie("open-genie-coinrun", encoder, decoder, 2, "bfloat16", steps=100_000, batch_size=16, optim=optim)
+    return _open_genie(
+        "open-genie-coinrun",
+        encoder,
+        decoder,
+        2,
+        "bfloat16",
+        steps=100_000,
+        batch_size=16,
+        optim=optim,
+    )
 
 
 PRESETS = {
@@ -106,7 +144,11 @@ def main(cfg: Config) -> None:
         """Rows: a frame, the next one, and the next one predicted from the first and its latent action."""
         codes = lam.lookup(params, lam.infer_actions(params, frames, model), model)
         past = layers.to_float(frames[:, :-1])
-        rows = [frames[:, -2], frames[:, -1], layers.to_uint8(lam.decode(params, past, codes, model)[:, -1])]
+        rows = [
+            frames[:, -2],
+            frames[:, -1],
+            layers.to_uint8(lam.decode(params, past, codes, model)[:, -1]),
+        ]
         setup.draw(path, *rows)
 
     batches = setup.batches(store, cfg, int(state.step), device)

@@ -29,24 +29,34 @@ class Config(RunConfig):
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """Losses beside squared error."""
-    critic: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, b1=0.5, weight_decay=0.0))
+    critic: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-4, b1=0.5, weight_decay=0.0)
+    )
     """The discriminator's optimizer."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.critic.ema:
-            raise UserError("a discriminator has no average of its weights: leave --cfg.critic.ema at 0")
+            raise UserError(
+                "a discriminator has no average of its weights: leave --cfg.critic.ema at 0"
+            )
         if self.adversarial.gan and self.compile == "split":
-            raise UserError("a loss with gradients inside cannot be compiled alone: take --cfg.compile step or off")
+            raise UserError(
+                "a loss with gradients inside cannot be compiled alone: take --cfg.compile step or off"
+            )
 
 
 def _st_vivit(preset: str, **options) -> Config:
-    return Config(preset, out=f"runs/{preset}/tokenizer", model=tokenizer.PRESETS[preset], **options)
+    return Config(
+        preset, out=f"runs/{preset}/tokenizer", model=tokenizer.PRESETS[preset], **options
+    )
 
 
 def demo() -> Config:
     """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, where compiling would cost more than it saves."""
-    optim = OptimConfig(lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
+    optim = OptimConfig(
+        lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
+    )
     return _st_vivit("demo", steps=1800, batch_size=8, num_frames=4, compile="off", optim=optim)
 
 
@@ -65,7 +75,9 @@ def coinrun() -> Config:
 _OPEN_GENIE = QuantizerConfig(codes=2**18, commit=0.25, entropy=0.1, diversity=1.0)
 
 
-def _magvit2(preset: str, nets: Blueprints, quantizer: QuantizerConfig = _OPEN_GENIE, **options) -> Config:
+def _magvit2(
+    preset: str, nets: Blueprints, quantizer: QuantizerConfig = _OPEN_GENIE, **options
+) -> Config:
     model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=quantizer)
     return Config(preset, out=f"runs/{preset}/tokenizer", model=model, **options)
 
@@ -75,8 +87,13 @@ def magvit2_demo() -> Config:
 
     2.6M parameters: a quarter of an hour on one CPU core, uncompiled.
     """
-    blocks = ("image-residual", {"in_channels": 64}), ("video-residual", {"in_channels": 96, "n_rep": 2})
-    modulate = [("adaptive_group_norm", {"num_channels": width, "dim_cond": 18}) for width in (96, 64)]
+    blocks = (
+        ("image-residual", {"in_channels": 64}),
+        ("video-residual", {"in_channels": 96, "n_rep": 2}),
+    )
+    modulate = [
+        ("adaptive_group_norm", {"num_channels": width, "dim_cond": 18}) for width in (96, 64)
+    ]
     encoder = (
         ("space_downsample", {"in_channels": 3, "out_channels": 64, "factor": 4}),
         blocks[0],
@@ -96,7 +113,9 @@ def magvit2_demo() -> Config:
         ("depth2space_upsample", {"in_channels": 64, "out_channels": 3, "space_factor": 4}),
     )
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
-    losses = AdversarialConfig(gan=0.1, start=450, frames=1, discriminator=DiscriminatorConfig(dim=16))
+    losses = AdversarialConfig(
+        gan=0.1, start=450, frames=1, discriminator=DiscriminatorConfig(dim=16)
+    )
     sizes = {"steps": 600, "batch_size": 8, "num_frames": 4, "compile": "off"}
     nets, quantizer = Blueprints(encoder, decoder), QuantizerConfig(codes=2**18)
     return _magvit2("magvit2-demo", nets, quantizer, optim=optim, adversarial=losses, **sizes)
@@ -116,10 +135,14 @@ def magvit2_coinrun() -> Config:
 
 def magvit2_framewise() -> Config:
     """The same with a grid of ids for every frame, as a dynamics model needs; needs a large GPU."""
-    encoder, decoder = (f(times=(1, 1, 1)) for f in (tokenizer.magvit2_encoder, tokenizer.magvit2_decoder))
+    encoder, decoder = (
+        f(times=(1, 1, 1)) for f in (tokenizer.magvit2_encoder, tokenizer.magvit2_decoder)
+    )
     sizes = {"steps": 200_000, "batch_size": 8, "num_frames": 8}
     options = {"optim": _MAGVIT2_OPTIM, "adversarial": _MAGVIT2_LOSSES}
-    return _magvit2("magvit2-framewise", Blueprints(encoder, decoder, "bfloat16"), **options, **sizes)
+    return _magvit2(
+        "magvit2-framewise", Blueprints(encoder, decoder, "bfloat16"), **options, **sizes
+    )
 
 
 PRESETS = {
@@ -157,7 +180,11 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, model=model)
     spec, quantizer, apart = tokenizer.spec(model), model.quantizer, {}
     if cfg.adversarial.gan:
-        spec |= {"discriminator": blueprint.spec(adversarial.discriminator(cfg.adversarial.discriminator))}
+        spec |= {
+            "discriminator": blueprint.spec(
+                adversarial.discriminator(cfg.adversarial.discriminator)
+            )
+        }
         apart = {"discriminator": cfg.critic}
         tokenizer.last_weight(spec, model)  # refuses a decoder that has none
     vgg = adversarial.load_vgg(cfg.adversarial, device)
@@ -175,7 +202,9 @@ def main(cfg: Config) -> None:
 
     def sample(params, path: Path) -> None:
         _, ids = tokenizer.tokenize(params, frames, model)
-        setup.draw(path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1])
+        setup.draw(
+            path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1]
+        )
 
     batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(objective(cfg, vgg), spec, cfg, quantize.codebook_update(quantizer), apart)

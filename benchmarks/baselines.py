@@ -31,7 +31,9 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (nn.RMSNorm(dim // heads, eps=1e-6) for _ in "qk")
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b n (three g e) -> three b g n e", three=3, g=self.heads)
+        q, k, v = rearrange(
+            self.qkv(self.norm(x)), "b n (three g e) -> three b g n e", three=3, g=self.heads
+        )
         q, k = self.q_norm(q), self.k_norm(k)
         if self.causal:
             q, k = (self.rotate(z) for z in (q, k))
@@ -51,9 +53,15 @@ class Block(nn.Module):
 
     def __init__(self, cfg: STConfig):
         super().__init__()
-        self.space, self.time = Attention(cfg.dim, cfg.heads, False), Attention(cfg.dim, cfg.heads, True)
+        self.space, self.time = (
+            Attention(cfg.dim, cfg.heads, False),
+            Attention(cfg.dim, cfg.heads, True),
+        )
         self.mlp_norm, hidden = nn.RMSNorm(cfg.dim, eps=1e-6), cfg.mlp * cfg.dim
-        self.up, self.down = nn.Linear(cfg.dim, hidden, bias=False), nn.Linear(hidden, cfg.dim, bias=False)
+        self.up, self.down = (
+            nn.Linear(cfg.dim, hidden, bias=False),
+            nn.Linear(hidden, cfg.dim, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, frames, places, _ = x.shape
@@ -129,7 +137,12 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
     net.load(params)
     o = cfg.optim
     optimizer = torch.optim.AdamW(
-        net.parameters(), o.lr, (o.b1, o.b2), o.eps, o.weight_decay, fused=device.type == "cuda" or None
+        net.parameters(),
+        o.lr,
+        (o.b1, o.b2),
+        o.eps,
+        o.weight_decay,
+        fused=device.type == "cuda" or None,
     )
     average = [p.detach().clone() for p in net.parameters()] if o.ema else []
     forward = torch.compile(net, dynamic=False) if cfg.compile != "off" else net
@@ -147,11 +160,17 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
     return step
 
 
-def uncached_unmask(params, ids_BN, action_B, past, step, key, cfg, sample) -> tuple[Tensor, Tensor]:
+def uncached_unmask(
+    params, ids_BN, action_B, past, step, key, cfg, sample
+) -> tuple[Tensor, Tensor]:
     """`dynamics.unmask` with the past's ids and actions in the place of its cache: all logits are computed anew."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
-    logits, _ = dynamics.logits_next(params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg)
-    return dynamics.reveal(logits[:, -1], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
+    logits, _ = dynamics.logits_next(
+        params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg
+    )
+    return dynamics.reveal(
+        logits[:, -1], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes
+    )
 
 
 def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -162,7 +181,9 @@ def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Te
     return -(p_MV * log_p_MV).sum(-1).mean(), torch.special.entr(p_MV.mean(0)).sum()
 
 
-def transposed_attention(axis: str, position_T1: Tensor, q: Tensor, k: Tensor, v: Tensor, *scales: Tensor) -> Tensor:
+def transposed_attention(
+    axis: str, position_T1: Tensor, q: Tensor, k: Tensor, v: Tensor, *scales: Tensor
+) -> Tensor:
     """The usual attention over an axis of (B, T, N, G, E): norms, for time rotary positions, and contiguous copies."""
     q, k = (rms_norm(scale, x) for scale, x in zip(scales, (q, k), strict=True))
     if axis == "time":
@@ -170,7 +191,9 @@ def transposed_attention(axis: str, position_T1: Tensor, q: Tensor, k: Tensor, v
     first, back = ("b t n g e -> (b n) g t e", "(b n) g t e -> b t n g e")
     if axis == "space":
         first, back = ("b t n g e -> (b t) g n e", "(b t) g n e -> b t n g e")
-    y = F.scaled_dot_product_attention(*(rearrange(x, first).contiguous() for x in (q, k, v)), is_causal=axis == "time")
+    y = F.scaled_dot_product_attention(
+        *(rearrange(x, first).contiguous() for x in (q, k, v)), is_causal=axis == "time"
+    )
     return rearrange(y, back, b=len(v)).contiguous()
 
 
@@ -189,4 +212,6 @@ def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:
     """A ratio of times counts only if both ways have the same result, up to a share of its norm."""
     apart = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
     if not apart <= tolerance:
-        raise RuntimeError(f"{what} differ by {apart:.1e} between the variants, so their times cannot be compared")
+        raise RuntimeError(
+            f"{what} differ by {apart:.1e} between the variants, so their times cannot be compared"
+        )

@@ -54,7 +54,9 @@ def frame_bytes(cfg: DynamicsConfig, steps: int) -> float:
     return (steps + 1) * (tree.count(dynamics.spec(cfg)) * 4 + cache)
 
 
-def attention(batch: int, queries: int, keys: float, heads: int, head_dim: int, width: int) -> tuple[float, float]:
+def attention(
+    batch: int, queries: int, keys: float, heads: int, head_dim: int, width: int
+) -> tuple[float, float]:
     """FLOPs and bytes of attention forward and backward: 2 and 5 products; 4 tensors, then 5 in and 3 out."""
     product = 2 * batch * heads * queries * keys * head_dim
     return 7 * product, 12 * batch * queries * heads * head_dim * width

@@ -35,7 +35,10 @@ def random_world(preset: str, device: torch.device) -> World:
     coder = tokenizer.PRESETS[preset]
     model = DynamicsConfig(coder.quantizer.codes, coder.tokens, stack=STACKS[preset])
     stages = ((tokenizer, coder), (dynamics, model))
-    return World(*(Stage(c, tree.init(m.spec(c), random.key(i, device))) for i, (m, c) in enumerate(stages)), None)
+    return World(
+        *(Stage(c, tree.init(m.spec(c), random.key(i, device))) for i, (m, c) in enumerate(stages)),
+        None,
+    )
 
 
 def play_suite(cfg, device: torch.device) -> list[dict]:
@@ -44,7 +47,9 @@ def play_suite(cfg, device: torch.device) -> list[dict]:
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the suite play needs more packages ({error}): `pip install 'genie_fn[play]'`") from error
+        raise UserError(
+            f"the suite play needs more packages ({error}): `pip install 'genie_fn[play]'`"
+        ) from error
     rows, mode = [], backend.pick_compile(cfg.compile, device)
     for preset in cfg.presets or (("demo", "coinrun") if device.type == "cuda" else ("demo",)):
         rows += measure(random_world(preset, device), preset, mode != "off", cfg, device)
@@ -93,9 +98,17 @@ def row(case: str, variant: str, taken: list[list[float]], base: list[float]) ->
     """One variant's row; `taken` holds the waits of each repeat."""
     medians, waits = [median(waits) for waits in taken], sorted(sum(taken, []))
     times = {"seconds": medians, "ratio": [b / m for b, m in zip(base, medians, strict=True)]}
-    found = {key: {"median": median(x), "min": min(x), "max": max(x), "all": x} for key, x in times.items()}
+    found = {
+        key: {"median": median(x), "min": min(x), "max": max(x), "all": x}
+        for key, x in times.items()
+    }
     tail = {"p50": 1000 * median(waits), "p95": 1000 * quantiles(waits, n=20)[-1]}
-    return {"case": case, "variant": variant, "baseline": "1 player"} | found | {"frames/s": 1 / median(waits)} | tail
+    return (
+        {"case": case, "variant": variant, "baseline": "1 player"}
+        | found
+        | {"frames/s": 1 / median(waits)}
+        | tail
+    )
 
 
 async def play_together(port: int, players: int, steps: int) -> list[float]:
@@ -108,7 +121,9 @@ async def play(port: int, steps: int, together: asyncio.Barrier) -> list[float]:
     """One player's waits."""
     from websockets.asyncio.client import connect
 
-    async with connect(f"ws://localhost:{port}/play", origin=f"http://localhost:{port}", compression=None) as page:
+    async with connect(
+        f"ws://localhost:{port}/play", origin=f"http://localhost:{port}", compression=None
+    ) as page:
 
         async def ask(**message) -> None:
             await page.send(json.dumps(message))

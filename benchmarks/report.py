@@ -7,7 +7,10 @@ from statistics import mean
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
 
-BEGIN, END = "<!-- performance: python benchmark.py --cfg.suite table -->", "<!-- end of performance -->"
+BEGIN, END = (
+    "<!-- performance: python benchmark.py --cfg.suite table -->",
+    "<!-- end of performance -->",
+)
 RUNS = "<!-- speedruns: python benchmark.py --cfg.suite table -->", "<!-- end of speedruns -->"
 LEFT_OUT = ("displacement", "chance", "accuracy", "tokenizer, SSIM", "codes,")
 """What of the headlines' paths and labels is in the records and not in the README."""
@@ -20,15 +23,31 @@ def table(results: Path) -> str:
         record = json.loads(path.read_text())
         for row in record["rows"]:
             if row["variant"] != row["baseline"]:
-                base = next(r for r in record["rows"] if (r["case"], r["variant"]) == (row["case"], row["baseline"]))
-                where = record["device"], f"torch {record['torch']}", f"threads: {record['threads']}"
+                base = next(
+                    r
+                    for r in record["rows"]
+                    if (r["case"], r["variant"]) == (row["case"], row["baseline"])
+                )
+                where = (
+                    record["device"],
+                    f"torch {record['torch']}",
+                    f"threads: {record['threads']}",
+                )
                 parts.append((*where, _line(row, base)))
     if not parts:
         raise UserError(f"there are no results in {results}: run `python benchmark.py` first")
     lines = []
     for machine in dict.fromkeys(part[:3] for part in parts):
-        lines += [f"*{', '.join(machine)}*", "", "| | against | times as fast | memory | of the ceiling |"]
-        lines += ["|---|---|---|---|---|", *(line for *where, line in parts if tuple(where) == machine), ""]
+        lines += [
+            f"*{', '.join(machine)}*",
+            "",
+            "| | against | times as fast | memory | of the ceiling |",
+        ]
+        lines += [
+            "|---|---|---|---|---|",
+            *(line for *where, line in parts if tuple(where) == machine),
+            "",
+        ]
     return "\n".join(lines).strip()
 
 
@@ -45,9 +64,15 @@ def ablations(records: dict[str, dict], columns: dict[str, int]) -> str:
     for choice, record in records.items():
         rows = record["rows"]
         seeds = len({row["seed"] for row in rows})
-        shown = {label: digits for label, digits in columns.items() if any(label in row for row in rows)}
+        shown = {
+            label: digits for label, digits in columns.items() if any(label in row for row in rows)
+        }
         scale = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in record["scale"].items())
-        among = f"{seeds} seeds" if "lam_steps" in record["scale"] else f"{seeds} trained worlds (`--cfg.worlds`)"
+        among = (
+            f"{seeds} seeds"
+            if "lam_steps" in record["scale"]
+            else f"{seeds} trained worlds (`--cfg.worlds`)"
+        )
         measured = f"`python ablate.py --cfg.choices {choice}`: {among}, {scale}"
         lines += [f"### {record['about']}", "", measured, ""]
         lines += ["| " + " | ".join(["", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
@@ -63,7 +88,11 @@ def _cell(rows: list[dict], name: str, label: str, digits: int) -> str:
     base = {row["seed"]: row[label] for row in rows if row["name"] == rows[0]["name"]}
     own = {row["seed"]: row[label] for row in rows if row["name"] == name}
     gains, shown = [own[seed] - base[seed] for seed in own], f"{mean(own.values()):.{digits}f}"
-    return shown if name == rows[0]["name"] else f"{shown} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
+    return (
+        shown
+        if name == rows[0]["name"]
+        else f"{shown} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
+    )
 
 
 def speedruns(records: Path) -> str:
@@ -72,7 +101,11 @@ def speedruns(records: Path) -> str:
     if not runs:
         raise UserError(f"there are no records in {records}: run `python speedrun.py` first")
     configs = [run["config"] for run in runs]
-    lines = ["| | " + " | ".join(f"{c['preset']}, {c['minutes']:g} min, seed {c['seed']}" for c in configs) + " |"]
+    lines = [
+        "| | "
+        + " | ".join(f"{c['preset']}, {c['minutes']:g} min, seed {c['seed']}" for c in configs)
+        + " |"
+    ]
     lines += ["|---" * (len(runs) + 1) + "|"]
 
     def line(label: str, cells: list[str]) -> None:
@@ -80,12 +113,22 @@ def speedruns(records: Path) -> str:
 
     line("machine", [run["device"] for run in runs])
     line("minutes taken", [f"{run['minutes']:.1f}" for run in runs])
-    stages = list(dict.fromkeys(name for run in runs for name in run["stages"] if "steps" in run["stages"][name]))
-    steps = [[str(run["stages"].get(stage, {}).get("steps", "–")) for stage in stages] for run in runs]
+    stages = list(
+        dict.fromkeys(
+            name for run in runs for name in run["stages"] if "steps" in run["stages"][name]
+        )
+    )
+    steps = [
+        [str(run["stages"].get(stage, {}).get("steps", "–")) for stage in stages] for run in runs
+    ]
     line("steps: " + ", ".join(stages), [", ".join(each) for each in steps])
     for row in headlines.ROWS:
-        shown = [headlines.show(run["results"].get(row.label), row.digits, row.unit) for run in runs]
-        if {*shown} != {"–"} and not any(word in row.label or word in row.path for word in LEFT_OUT):
+        shown = [
+            headlines.show(run["results"].get(row.label), row.digits, row.unit) for run in runs
+        ]
+        if {*shown} != {"–"} and not any(
+            word in row.label or word in row.path for word in LEFT_OUT
+        ):
             line(row.label, shown)
     return "\n".join(lines)
 
@@ -94,6 +137,8 @@ def put(path: Path, begin: str, end: str, content: str) -> None:
     """Replace what stands between two marks in a file."""
     text = path.read_text()
     if begin not in text or end not in text:
-        raise UserError(f"{path} lacks the lines {begin} and {end}: put them where the table should stand")
+        raise UserError(
+            f"{path} lacks the lines {begin} and {end}: put them where the table should stand"
+        )
     before, rest = text.split(begin, 1)
     path.write_text(f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}")

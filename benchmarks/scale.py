@@ -125,12 +125,19 @@ def _video(clips: int, cfg: TokenizerConfig | LamConfig) -> Tensor:
 
 def _tokenizer(name: str, batch: int, cfg: TokenizerConfig) -> Model:
     cfg = backend.resolve(cfg, torch.device("cuda"), False)
-    return Model(name, tokenizer.spec(cfg), lambda p, clips: tokenizer.loss(p, _video(clips, cfg), cfg)[0], batch)
+    return Model(
+        name,
+        tokenizer.spec(cfg),
+        lambda p, clips: tokenizer.loss(p, _video(clips, cfg), cfg)[0],
+        batch,
+    )
 
 
 def _lam(name: str, batch: int, cfg: LamConfig) -> Model:
     cfg = backend.resolve(cfg, torch.device("cuda"), False)
-    return Model(name, lam.spec(cfg), lambda p, clips: lam.loss(p, _video(clips, cfg), cfg)[0], batch)
+    return Model(
+        name, lam.spec(cfg), lambda p, clips: lam.loss(p, _video(clips, cfg), cfg)[0], batch
+    )
 
 
 def _dynamics(name: str, batch: int, cfg: DynamicsConfig) -> Model:
@@ -159,15 +166,25 @@ def models() -> list[Model]:
         _tokenizer("coinrun tokenizer", 48, tokenizer.PRESETS["coinrun"]),
         _lam("coinrun latent actions", 36, LamConfig(encoder=stack(8, 512), decoder=stack(8, 512))),
         _dynamics("coinrun dynamics", 36, DynamicsConfig(tokens=256, stack=stack(12, 512))),
-        _tokenizer("11B tokenizer", 512, TokenizerConfig(92, 160, 4, stack(6, 512), stack(10, 1024), book)),
+        _tokenizer(
+            "11B tokenizer", 512, TokenizerConfig(92, 160, 4, stack(6, 512), stack(10, 1024), book)
+        ),
         _lam("11B latent actions", 512, LamConfig(96, 160, 16, stack(10, 1024), stack(10, 1024))),
-        _dynamics("11B dynamics", 512, DynamicsConfig(tokens=23 * 40, actions=8, stack=stack(24, 5120, 128))),
+        _dynamics(
+            "11B dynamics",
+            512,
+            DynamicsConfig(tokens=23 * 40, actions=8, stack=stack(24, 5120, 128)),
+        ),
     ]
 
 
 def row(cells: list) -> str:
     """A line of a table in Markdown."""
-    return "| " + " | ".join(cell if isinstance(cell, str) else f"{cell:,.2f}" for cell in cells) + " |"
+    return (
+        "| "
+        + " | ".join(cell if isinstance(cell, str) else f"{cell:,.2f}" for cell in cells)
+        + " |"
+    )
 
 
 def _table(head: list[str], rows: list[list]) -> str:
@@ -180,18 +197,41 @@ def needs(model: Model) -> list:
     whole, divided = (state_bytes(model.spec, shards) / 1e9 for shards in (1, NODE))
     alone, step = (step_bytes(model.spec, shards) / 1e9 + copies for shards in (1, NODE))
     size = f"{tree.count(model.spec) / 1e6:,.0f}M"
-    return [model.name, size, whole, divided, alone, step, clip, whole + alone + clip, divided + step + clip]
+    return [
+        model.name,
+        size,
+        whole,
+        divided,
+        alone,
+        step,
+        clip,
+        whole + alone + clip,
+        divided + step + clip,
+    ]
 
 
 def exchanges(model: Model, gpus: int) -> list:
     """GB of state, and GB that a GPU sends in a step, hybrid and sharded, on so many GPUs in nodes."""
     layouts = (NODE, gpus // NODE), (gpus, 1)
-    found = [(state_bytes(model.spec, shards) / 1e9, wire(model.spec, shards, rows)) for shards, rows in layouts]
+    found = [
+        (state_bytes(model.spec, shards) / 1e9, wire(model.spec, shards, rows))
+        for shards, rows in layouts
+    ]
     (mixed, sent), (divided, ring) = found
-    return [model.name, str(gpus), mixed, sent.within / 1e9, sent.between / 1e9, divided, ring.within / 1e9]
+    return [
+        model.name,
+        str(gpus),
+        mixed,
+        sent.within / 1e9,
+        sent.between / 1e9,
+        divided,
+        ring.within / 1e9,
+    ]
 
 
-NEEDS = "|parameters|state|in 8 shards|for a step|in 8 shards|activations of a clip|all|in 8 shards".split("|")
+NEEDS = "|parameters|state|in 8 shards|for a step|in 8 shards|activations of a clip|all|in 8 shards".split(
+    "|"
+)
 EXCHANGES = "|GPUs|hybrid: state|sent within a node|between nodes|sharded: state|sent".split("|")
 
 

@@ -38,8 +38,12 @@ def data_suite(cfg, device: torch.device) -> list[dict]:
     def collect(workers: int, folder: str) -> str:
         root, script = tempfile.mkdtemp(dir=folder), str(ROOT / "generate_dataset.py")
         flags = f"--cfg.num-levels {cfg.levels} --cfg.steps-per-level {data.BLOCK} --cfg.workers {workers}".split()
-        if subprocess.run([sys.executable, script, "--cfg.root", root, *flags], stdout=subprocess.DEVNULL).returncode:
-            raise UserError("collecting failed for the reason above: mend it, or measure another --cfg.suite")
+        if subprocess.run(
+            [sys.executable, script, "--cfg.root", root, *flags], stdout=subprocess.DEVNULL
+        ).returncode:
+            raise UserError(
+                "collecting failed for the reason above: mend it, or measure another --cfg.suite"
+            )
         return root
 
     def read(frames: int, threads: int, store: data.Store) -> int:
@@ -47,7 +51,9 @@ def data_suite(cfg, device: torch.device) -> list[dict]:
         return sum(1 for _ in zip(range(cfg.batches), clips, strict=False))
 
     with tempfile.TemporaryDirectory() as folder:
-        workers = {f"workers={n}": partial(collect, n, folder) for n in sorted({1, os.cpu_count() or 1})}
+        workers = {
+            f"workers={n}": partial(collect, n, folder) for n in sorted({1, os.cpu_count() or 1})
+        }
         rows = compare("collect", workers, max(2, cfg.repeats // 3), cfg.levels * data.BLOCK)
         store = data.open_store(cfg.data or collect(1, folder), cache_bytes=0)
         for t in (4, 16):
@@ -73,32 +79,48 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
         past, keys = model.stack.window - 1, random.split(random.key(0, device), 4)
         params = tree.init(dynamics.spec(model), keys[0])
         ids_BTN = random.randint(keys[1], (1, past, model.tokens), 0, model.codes)
-        actions_BT, action_B1 = random.randint(keys[2], (1, past + 1), 0, model.actions).split((past, 1), 1)
-        cache = dynamics.remember(params, ids_BTN, actions_BT, dynamics.empty_cache(model, 1, device), model)
+        actions_BT, action_B1 = random.randint(keys[2], (1, past + 1), 0, model.actions).split(
+            (past, 1), 1
+        )
+        cache = dynamics.remember(
+            params, ids_BTN, actions_BT, dynamics.empty_cache(model, 1, device), model
+        )
         functions = [baselines.uncached_unmask, *dynamics.Programs()]
         functions = [compiled(f, replace(cfg, compile=mode), device) for f in functions]
 
         def frame(
-            past, programs: dynamics.Programs, key=keys[3], params=params, action_B=action_B1[:, 0], model=model
+            past,
+            programs: dynamics.Programs,
+            key=keys[3],
+            params=params,
+            action_B=action_B1[:, 0],
+            model=model,
         ) -> Tensor:
             return dynamics.next_frame(params, action_B, past, key, model, cfg.sample, programs).ids
 
-        uncached = partial(frame, (ids_BTN, actions_BT), dynamics.Programs(functions[0], lambda *_: None))
+        uncached = partial(
+            frame, (ids_BTN, actions_BT), dynamics.Programs(functions[0], lambda *_: None)
+        )
         cached = partial(frame, cache, dynamics.Programs(*functions[1:]))
         for key in random.split(keys[3], 3):
             baselines.check_same(uncached(key=key), cached(key=key), "the generated ids")
         steps = cfg.sample.steps
         work = Work(counts.frame(model, steps), counts.frame_bytes(model, steps))
         ceiling = timing.measure_ceiling(device, DTYPES[model.stack.dtype])
-        case = (
-            f"frame of {model.tokens} tokens, T = {past + 1}, {steps} steps, {'eager' if mode == 'off' else 'compiled'}"
+        case = f"frame of {model.tokens} tokens, T = {past + 1}, {steps} steps, {'eager' if mode == 'off' else 'compiled'}"
+        rows += compare(
+            case, {"no cache": uncached, "cached past": cached}, cfg.repeats, 1, work, ceiling
         )
-        rows += compare(case, {"no cache": uncached, "cached past": cached}, cfg.repeats, 1, work, ceiling)
     return rows
 
 
 def lfq_suite(
-    cfg, device: torch.device, bits=(10, 14, 18), most: int = 14, tokens: int = 4096, kernel: bool | None = None
+    cfg,
+    device: torch.device,
+    bits=(10, 14, 18),
+    most: int = 14,
+    tokens: int = 4096,
+    kernel: bool | None = None,
 ) -> list[dict]:
     """LFQ's two entropies and the gradient of their difference; the softmax for at most `most` bits.
 
@@ -111,15 +133,22 @@ def lfq_suite(
 
     rows, every = [], {"softmax": baselines.materialised_entropies, "factorised": lfq.entropies}
     if device.type == "cuda" if kernel is None else kernel:
-        every["triton"] = lambda z_MK, temperature: lfq.quantize(z_MK, temperature=temperature, impl="triton")[3:]
+        every["triton"] = lambda z_MK, temperature: lfq.quantize(
+            z_MK, temperature=temperature, impl="triton"
+        )[3:]
     for width in bits:
         z_MK = random.normal(random.key(width, device), (tokens, width))
-        ways = {name: partial(tree.value_and_grad(loss), z_MK, way) for name, way in [*every.items()][width > most :]}
+        ways = {
+            name: partial(tree.value_and_grad(loss), z_MK, way)
+            for name, way in [*every.items()][width > most :]
+        }
         results = [tree.leaves(way()) for way in ways.values()]
         for result in results[1:]:
             for a, b in zip(results[0], result, strict=True):
                 baselines.check_same(a, b, f"the entropies of {width} bits", tolerance=1e-3)
-        rows += with_peaks(compare(f"2^{width} codes, {tokens} tokens", ways, cfg.repeats), ways, device)
+        rows += with_peaks(
+            compare(f"2^{width} codes, {tokens} tokens", ways, cfg.repeats), ways, device
+        )
     return rows
 
 
@@ -131,14 +160,22 @@ def with_peaks(rows: list[dict], ways: dict[str, Callable], device: torch.device
 def attention_suite(cfg, device: torch.device) -> list[dict]:
     """QK-norm, rotary positions and attention, forward and backward, over each axis; the baseline transposes."""
     gpu = device.type == "cuda"
-    batch, frames, places, heads, dim = cfg.shape or ((48, 16, 256, 8, 64) if gpu else (4, 16, 64, 4, 32))
-    dtype, mode = (torch.bfloat16 if gpu else torch.float32), backend.pick_compile(cfg.compile, device)
+    batch, frames, places, heads, dim = cfg.shape or (
+        (48, 16, 256, 8, 64) if gpu else (4, 16, 64, 4, 32)
+    )
+    dtype, mode = (
+        (torch.bfloat16 if gpu else torch.float32),
+        backend.pick_compile(cfg.compile, device),
+    )
     keys = random.split(random.key(0, device), 3)
     packed = random.normal(keys[0], (batch, frames, places, 3, heads, dim)).to(
         dtype
     )  # as a model's projection gives it
     inputs = (*packed.unbind(3), *(1 + 0.1 * random.normal(key, (dim,)) for key in keys[1:]))
-    position, visible = torch.arange(frames, device=device)[:, None], layers._visible(frames, frames, None, device)
+    position, visible = (
+        torch.arange(frames, device=device)[:, None],
+        layers._visible(frames, frames, None, device),
+    )
     ceiling, rows = timing.measure_ceiling(device, dtype), []
 
     def time(impl: str, q, k, v, *scales):
@@ -147,11 +184,21 @@ def attention_suite(cfg, device: torch.device) -> list[dict]:
     def space(impl: str, q, k, v, *scales):
         return attention.attend_within(q, k, v, *scales, impl=impl)
 
-    for axis, attend, names in (("time", time, attention.TIME_IMPLS), ("space", space, attention.SPACE_IMPLS)):
+    for axis, attend, names in (
+        ("time", time, attention.TIME_IMPLS),
+        ("space", space, attention.SPACE_IMPLS),
+    ):
         ways = {"SDPA with transposes": partial(baselines.transposed_attention, axis, position)}
-        ways |= {name: partial(attend, name) for name in names if name != "auto" and (gpu or name != "triton")}
+        ways |= {
+            name: partial(attend, name)
+            for name in names
+            if name != "auto" and (gpu or name != "triton")
+        }
         if gpu:
-            ways |= {f"SDPA {b}": baselines.with_backend(b, ways["SDPA with transposes"]) for b in ("flash", "cudnn")}
+            ways |= {
+                f"SDPA {b}": baselines.with_backend(b, ways["SDPA with transposes"])
+                for b in ("flash", "cudnn")
+            }
         steps = {name: _both_ways(way, inputs, mode) for name, way in ways.items()}
         expected, working = None, {}
         for name, step in steps.items():
@@ -163,14 +210,20 @@ def attention_suite(cfg, device: torch.device) -> list[dict]:
                 console.print(f"{name} does not run over {axis}: {str(error).splitlines()[0]}")
                 continue
             expected = out if expected is None else expected
-            baselines.check_same(out, expected, f"attention over {axis}", tolerance=2e-2 if gpu else 1e-4)
+            baselines.check_same(
+                out, expected, f"attention over {axis}", tolerance=2e-2 if gpu else 1e-4
+            )
             working[name] = step
         queries, seen = (frames, (frames + 1) / 2) if axis == "time" else (places, places)
         rest = batch * frames * places // queries
         work = Work(*counts.attention(rest, queries, seen, heads, dim, packed.element_size()))
-        case = f"{axis}, {batch} x {frames} x {places} x {heads} x {dim}, {dtype}".replace("torch.", "")
+        case = f"{axis}, {batch} x {frames} x {places} x {heads} x {dim}, {dtype}".replace(
+            "torch.", ""
+        )
         rows += with_peaks(compare(case, working, cfg.repeats, 0, work, ceiling), working, device)
-    return [{key: value for key, value in row.items() if key != "first"} for row in rows]  # all were called before
+    return [
+        {key: value for key, value in row.items() if key != "first"} for row in rows
+    ]  # all were called before
 
 
 def _both_ways(way: Callable, inputs: tuple, mode: str) -> Callable:
@@ -184,7 +237,11 @@ def _both_ways(way: Callable, inputs: tuple, mode: str) -> Callable:
         (_, y), grads = tree.value_and_grad(loss)(leaves)
         return y, grads
 
-    function = forward_and_backward if mode == "off" else torch.compile(forward_and_backward, dynamic=False)
+    function = (
+        forward_and_backward
+        if mode == "off"
+        else torch.compile(forward_and_backward, dynamic=False)
+    )
     return partial(function, list(inputs))
 
 
@@ -199,16 +256,24 @@ def step_suite(cfg, device: torch.device) -> list[dict]:
     return rows
 
 
-def _tokenizer_step(cfg, preset: str, shape: tuple[int, int], mode: str, device: torch.device) -> list[dict]:
+def _tokenizer_step(
+    cfg, preset: str, shape: tuple[int, int], mode: str, device: torch.device
+) -> list[dict]:
     model = replace(tokenizer.PRESETS[preset], quantizer=QuantizerConfig(codes=1024))
     model, optim = backend.resolve(model, device, mode != "off"), OptimConfig(warmup=1, ema=0.99)
     spec = tokenizer.spec(model)
     params = tree.init(spec, random.key(0, device))
-    video = random.randint(random.key(1, device), (*shape, model.height, model.width, 3), 0, 256).to(torch.uint8)
+    video = random.randint(
+        random.key(1, device), (*shape, model.height, model.width, 3), 0, 256
+    ).to(torch.uint8)
     run = RunConfig(compile=mode, optim=optim, device=str(device))
 
     def functional(run: RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
-        step = make_step(lambda params, batch, key, step, part: tokenizer.loss(params, batch, model, part), spec, run)
+        step = make_step(
+            lambda params, batch, key, step, part: tokenizer.loss(params, batch, model, part),
+            spec,
+            run,
+        )
         state = init_state(spec, random.key(0, device), optim, {})
         held = [state._replace(params=tree.map(torch.clone, params))]
 
@@ -222,7 +287,10 @@ def _tokenizer_step(cfg, preset: str, shape: tuple[int, int], mode: str, device:
     names = ("off",) if mode == "off" else ("step", "split") if cfg.split else ("step",)
     ways |= {f"functional, {name}": functional(replace(run, compile=name), model) for name in names}
     if device.type == "cuda":
-        sides = {side: replace(getattr(model, side), time_impl="triton", space_impl="triton") for side in SIDES}
+        sides = {
+            side: replace(getattr(model, side), time_impl="triton", space_impl="triton")
+            for side in SIDES
+        }
         fused = replace(model, **sides)
         ways["functional, step, Triton attention"] = functional(run, fused)
     case = f"tokenizer {preset}, {shape[0]} x {shape[1]} frames, compile {mode}"

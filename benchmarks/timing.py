@@ -68,9 +68,17 @@ def compare(
     for name in variants if agree else ():
         agree(results[name], results[base])
     for name, (first, *taken) in seconds.items():
-        times = {"seconds": taken, "ratio": [b / s for b, s in zip(seconds[base][1:], taken, strict=True)]}
-        row = {key: {"median": median(x), "min": min(x), "max": max(x), "all": x} for key, x in times.items()}
-        row |= {"first": first} | ({"frames/s": round(frames / row["seconds"]["median"], 1)} if frames else {})
+        times = {
+            "seconds": taken,
+            "ratio": [b / s for b, s in zip(seconds[base][1:], taken, strict=True)],
+        }
+        row = {
+            key: {"median": median(x), "min": min(x), "max": max(x), "all": x}
+            for key, x in times.items()
+        }
+        row |= {"first": first} | (
+            {"frames/s": round(frames / row["seconds"]["median"], 1)} if frames else {}
+        )
         if work and ceiling:
             floor = max(work.flops / ceiling.flops, work.bytes / ceiling.bytes)
             row |= {"flops": work.flops, "bytes": work.bytes, "floor": floor}
@@ -83,7 +91,9 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
     """The best of several large matrix products and copies, now, on this machine."""
     gpu = device.type == "cuda"
     side, words = (8192, 2**28) if gpu else (1024, 2**25)
-    a = random.normal(random.key(0, device), (side, side)).to(dtype)  # not zeros, which draw less power
+    a = random.normal(random.key(0, device), (side, side)).to(
+        dtype
+    )  # not zeros, which draw less power
     x = torch.zeros(words, dtype=torch.float32, device=device)
     y = torch.empty_like(x)
 

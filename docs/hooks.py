@@ -14,7 +14,11 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "genie_fn"
-FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "assets/worlds/README.md": "worlds.md"}
+FROM_ROOT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "assets/worlds/README.md": "worlds.md",
+}
 TOUR = "tour/README.md"
 PICTURES = (".gif", ".png", ".svg")
 
@@ -38,7 +42,9 @@ def on_config(config):
     """Fill in the parts of the navigation that follow from files."""
     pages = {"Reference": ["reference/index.md", *(f"reference/{name}.md" for name in modules())]}
     pages["Tour"] = [TOUR, *(f"tour/{path.stem}.md" for path in tour())]
-    filled = [{title: pages.get(title, part) for title, part in entry.items()} for entry in config.nav]
+    filled = [
+        {title: pages.get(title, part) for title, part in entry.items()} for entry in config.nav
+    ]
     config.nav = [entry for entry in filled if all(entry.values())]
     return config
 
@@ -63,7 +69,10 @@ def on_files(files, config):
         content = f"---\ntitle: {name.removeprefix('genie_fn.')}\n---\n\n# {name}\n\n::: {name}\n"
         files.append(File.generated(config, f"reference/{name}.md", content=content))
     rows = (f"| [`{name}`]({name}.md) | {first_sentence(text)} |\n" for name, text in found.items())
-    table = "# Reference\n\nFrom the docstrings of the code.\n\n| module | |\n|---|---|\n" + "".join(rows)
+    table = (
+        "# Reference\n\nFrom the docstrings of the code.\n\n| module | |\n|---|---|\n"
+        + "".join(rows)
+    )
     files.append(File.generated(config, "reference/index.md", content=table))
     return files
 
@@ -75,7 +84,9 @@ def first_sentence(docstring):
 
 def notebook(path):
     """A notebook as it was last run: its page and its pictures, by name."""
-    text, resources = MarkdownExporter().from_filename(str(path), resources={"unique_key": path.stem})
+    text, resources = MarkdownExporter().from_filename(
+        str(path), resources={"unique_key": path.stem}
+    )
     return {f"{path.stem}.md": text} | resources["outputs"]
 
 
@@ -94,7 +105,9 @@ def on_page_markdown(markdown, **_):
 
 def on_page_content(content, **_):
     """What arithmatex marked as LaTeX, as MathML, which browsers show by themselves."""
-    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL)
+    return re.sub(
+        r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL
+    )
 
 
 def mathml(match):

@@ -47,7 +47,9 @@ class DynamicsConfig:
             raise UserError(f"--cfg.model.action-mode is add or prepend, not {self.action_mode!r}")
         if not 0 <= self.corrupt <= 1:
             raise UserError(f"--cfg.model.corrupt is a share, from 0 to 1, not {self.corrupt}")
-        uneven = self.factors > 1 and (self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors)
+        uneven = self.factors > 1 and (
+            self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors
+        )
         if self.factors < 0 or uneven:
             raise UserError(
                 f"{self.codes} codes cannot be cut into {self.factors} factors, which takes a power of two of at least "
@@ -59,7 +61,9 @@ class DynamicsConfig:
         """The vocabulary of each factor, that of the lowest bits first; their product is `codes`."""
         parts = self.factors or (2 if self.codes >= 2**14 and self.codes.bit_count() == 1 else 1)
         bits = self.codes.bit_length() - 1
-        return tuple(2 ** ((bits + i) // parts) for i in range(parts)) if parts > 1 else (self.codes,)
+        return (
+            tuple(2 ** ((bits + i) // parts) for i in range(parts)) if parts > 1 else (self.codes,)
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def spec(cfg: DynamicsConfig) -> Tree:
     action"."""
     dim, extra = cfg.stack.dim, cfg.action_mode == "prepend"
     return {
-        "token": ParamSpec((sum(cfg.sizes) + len(cfg.sizes), dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False),
+        "token": ParamSpec(
+            (sum(cfg.sizes) + len(cfg.sizes), dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False
+        ),
         "action": ParamSpec((cfg.actions + 1, dim), std=0.5, decay=False),
         "place": ParamSpec((cfg.tokens + extra, dim), std=0.5, decay=False),
         "stack": layers.st_spec(cfg.stack),
@@ -124,7 +130,13 @@ def spec(cfg: DynamicsConfig) -> Tree:
 
 
 def logits_next(
-    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache | None, cfg: DynamicsConfig, *, extend: bool = True
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    cache: Cache | None,
+    cfg: DynamicsConfig,
+    *,
+    extend: bool = True,
 ) -> tuple[Tensor, Cache | None]:
     """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache if `extend`.
 
@@ -132,15 +144,25 @@ def logits_next(
     `ids_BTN` may hold the mask id V. `actions_BT[t]` is the action that led into frame t, `cfg.actions` where none did.
     """
     tables = params["token"].split([size + 1 for size in cfg.sizes])
-    x = sum(F.embedding(digit, table) for digit, table in zip(digits(ids_BTN, cfg.sizes), tables, strict=True))
+    x = sum(
+        F.embedding(digit, table)
+        for digit, table in zip(digits(ids_BTN, cfg.sizes), tables, strict=True)
+    )
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
     x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
-    x, cache = layers.st_transformer(params["stack"], x + params["place"], cfg.stack, cache, extend=extend)
+    x, cache = layers.st_transformer(
+        params["stack"], x + params["place"], cfg.stack, cache, extend=extend
+    )
     return layers.linear(params["head"], x[:, :, -cfg.tokens :]).float(), cache
 
 
 def guided_logits(
-    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig, guidance: float | None
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    cache: Cache,
+    cfg: DynamicsConfig,
+    guidance: float | None,
 ) -> Tensor:
     """`logits_next` with the action made to count more: l + guidance · (l - l'), with l' under the mean of all actions'
     embeddings, in the place of a null action that training would have to know (classifier-free guidance, Ho & Salimans
@@ -150,7 +172,9 @@ def guided_logits(
         return logits
     table = params["action"]
     known = params | {"action": torch.cat((table, table[: cfg.actions].mean(0, keepdim=True)))}
-    unmoved, _ = logits_next(known, ids_BTN, torch.full_like(actions_BT, len(table)), cache, cfg, extend=False)
+    unmoved, _ = logits_next(
+        known, ids_BTN, torch.full_like(actions_BT, len(table)), cache, cfg, extend=False
+    )
     return logits + guidance * (logits - unmoved)
 
 
@@ -159,14 +183,18 @@ def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
     return F.pad(actions_BT, (1, 0), value=cfg.actions)
 
 
-def sample_mask(key: Tensor, batch: int, frames: int, cfg: DynamicsConfig, first: int | Tensor = 0) -> Tensor:
+def sample_mask(
+    key: Tensor, batch: int, frames: int, cfg: DynamicsConfig, first: int | Tensor = 0
+) -> Tensor:
     """Which tokens training hides, (B, T, N): at a rate per clip, uniform on [mask_low, 1]; none in the first frame.
 
     `first` is the place of the first of these clips in the whole batch, whose mask this is a part of.
     """
     rate_key, mask_key = random.split(key).unbind(0)
     rate_B = random.uniform(rate_key, (batch,), cfg.mask_low, 1.0, row=first)
-    mask_BTN = random.bernoulli(mask_key, rate_B[:, None, None], (batch, frames, cfg.tokens), row=first)
+    mask_BTN = random.bernoulli(
+        mask_key, rate_B[:, None, None], (batch, frames, cfg.tokens), row=first
+    )
     return mask_BTN & (torch.arange(frames, device=key.device) > 0)[:, None]
 
 
@@ -203,7 +231,9 @@ def loss(
     weight = mask_BTN.float() / part.mean(mask_BTN.sum().float()).clamp(min=1 / part.count)
     nats, right = 0.0, True
     for factor, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
-        nats = nats + F.cross_entropy(factor.flatten(0, 2), target.flatten(), reduction="none").reshape(mask_BTN.shape)
+        nats = nats + F.cross_entropy(
+            factor.flatten(0, 2), target.flatten(), reduction="none"
+        ).reshape(mask_BTN.shape)
         right = right & (factor.argmax(-1) == target)
     cross_entropy = (nats * weight).sum()
     return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": (right * weight).sum()}, ())
@@ -237,7 +267,10 @@ def reveal(
     hidden_BN = ids_BN == codes
     threshold_BNS = random.uniform(pick_key, (batch, tokens, len(sizes)))
     parts = list(logits_BNV.split(sizes, -1))
-    picks = [_pick(part / step.temperature.clamp(min=1e-4), threshold_BNS[..., i]) for i, part in enumerate(parts)]
+    picks = [
+        _pick(part / step.temperature.clamp(min=1e-4), threshold_BNS[..., i])
+        for i, part in enumerate(parts)
+    ]
     sample_BN = sum(pick * math.prod(sizes[:i]) for i, pick in enumerate(picks))
     ids_BN = torch.where(hidden_BN, sample_BN, ids_BN)
     log_p_BN = sum(
@@ -247,7 +280,9 @@ def reveal(
     noise_BN = random.gumbel(noise_key, (batch, tokens))
     fade = cfg.noise * (1 - (step.k + 1) / step.steps)
     score_BN = noise_BN if cfg.order == "random" else log_p_BN + fade * noise_BN
-    surest_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(dim=-1, descending=True, stable=True)
+    surest_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(
+        dim=-1, descending=True, stable=True
+    )
     rank_BN = surest_BN.argsort(dim=-1)
     keep_BN = ~hidden_BN | (rank_BN < revealed(step.k, step.steps, tokens))
     return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
@@ -256,7 +291,11 @@ def reveal(
 def _pick(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:
     """Where the distribution function passes a threshold, uniform on [0, 1): a sample (B, N)."""
     cdf_BNV = logits_BNV.softmax(-1).cumsum(-1)
-    return (cdf_BNV <= threshold_BN[..., None] * cdf_BNV[..., -1:]).sum(-1).clamp(max=logits_BNV.shape[-1] - 1)
+    return (
+        (cdf_BNV <= threshold_BN[..., None] * cdf_BNV[..., -1:])
+        .sum(-1)
+        .clamp(max=logits_BNV.shape[-1] - 1)
+    )
 
 
 def unmask(
@@ -270,11 +309,15 @@ def unmask(
     sample: SampleConfig,
 ) -> tuple[Tensor, Tensor]:
     """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them; `key` is the frame's."""
-    logits_B1NV = guided_logits(params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance)
+    logits_B1NV = guided_logits(
+        params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance
+    )
     return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
-def remember(params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig) -> Cache:
+def remember(
+    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig
+) -> Cache:
     """The cache extended by known frames; `actions_BT[t]` led into frame t."""
     return logits_next(params, ids_BTN, actions_BT, cache, cfg)[1]
 
@@ -318,12 +361,20 @@ def next_frame(
     With `vmapped` programs every argument but `params` has one more axis in front, that of the sessions.
     """
     count = torch.arange(sample.steps + 1, device=action_B.device)
-    temperature = torch.tensor(sample.temperature, device=action_B.device) if temperature is None else temperature
+    temperature = (
+        torch.tensor(sample.temperature, device=action_B.device)
+        if temperature is None
+        else temperature
+    )
     ids = torch.full((*action_B.shape, cfg.tokens), cfg.codes, device=action_B.device)
     step_of = torch.zeros_like(ids)
-    fixed = replace(sample, steps=1, temperature=1.0)  # what `step` holds must not make a program anew
+    fixed = replace(
+        sample, steps=1, temperature=1.0
+    )  # what `step` holds must not make a program anew
     for k in count[:-1]:
-        ids, p = programs.unmask(params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed)
+        ids, p = programs.unmask(
+            params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed
+        )
         step_of = torch.where((step_of == 0) & (ids != cfg.codes), k + 1, step_of)
     cache = programs.remember(params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg)
     return Sampled(ids, p, step_of, cache)
@@ -345,14 +396,21 @@ def generate(
     cache = programs.remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
     video = [ids_BTN]
     for t in range(frames, entering_BT.shape[1]):
-        new = next_frame(params, entering_BT[:, t], cache, random.fold_in(key, t), cfg, sample, programs)
+        new = next_frame(
+            params, entering_BT[:, t], cache, random.fold_in(key, t), cfg, sample, programs
+        )
         cache = new.cache
         video.append(new.ids[:, None])
     return torch.cat(video, 1)
 
 
 def generate_at_once(
-    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, key: Tensor, cfg: DynamicsConfig, sample: SampleConfig
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    key: Tensor,
+    cfg: DynamicsConfig,
+    sample: SampleConfig,
 ) -> Tensor:
     """As `generate`, but the F frames are hidden and revealed together, as if they were one frame of F · N tokens.
 
@@ -363,7 +421,10 @@ def generate_at_once(
     cache = empty_cache(cfg, len(ids_BTN), device)
     cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
     new_BM = torch.full((len(ids_BTN), future * cfg.tokens), cfg.codes, device=device)
-    count, temperature = torch.arange(sample.steps + 1, device=device), torch.tensor(sample.temperature, device=device)
+    count, temperature = (
+        torch.arange(sample.steps + 1, device=device),
+        torch.tensor(sample.temperature, device=device),
+    )
     for k in count[:-1]:
         shown = new_BM.unflatten(1, (future, cfg.tokens))
         logits = guided_logits(params, shown, entering_BT[:, frames:], cache, cfg, sample.guidance)

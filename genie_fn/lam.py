@@ -30,10 +30,19 @@ from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
 
-def latent_act_encoder(dim: int = 256, heads: int = 4, head_dim: int = 16, repeats: int = 2) -> tuple:
+def latent_act_encoder(
+    dim: int = 256, heads: int = 4, head_dim: int = 16, repeats: int = 2
+) -> tuple:
     """The blueprint of Open-Genie's encoder: space-time attention, before and after halving the grid."""
-    block = ("space-time_attn", {"n_rep": repeats, "n_embd": dim, "n_head": heads, "d_head": head_dim})
-    return block, ("spacetime_downsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}), block
+    block = (
+        "space-time_attn",
+        {"n_rep": repeats, "n_embd": dim, "n_head": heads, "d_head": head_dim},
+    )
+    return (
+        block,
+        ("spacetime_downsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}),
+        block,
+    )
 
 
 def latent_act_decoder(
@@ -43,13 +52,23 @@ def latent_act_decoder(
     external = {"has_ext": True, "time_attn_kw": {"key_dim": condition}}
     sizes = {"n_rep": repeats, "n_embd": dim, "n_head": heads, "d_head": head_dim}
     block = ("space-time_attn", sizes | external)
-    return block, ("spacetime_upsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}), block
+    return (
+        block,
+        ("spacetime_upsample", {"in_channels": dim, "time_factor": 1, "space_factor": 2}),
+        block,
+    )
 
 
 def conv_encoder(dim: int = 64) -> tuple:
     """A small convolutional encoder, which sees motion sooner than attention does: frame pairs, reduced by four."""
     halve = ("image-residual", {"in_channels": dim, "downsample": (1, 2)})
-    return halve, ("video-residual", {"in_channels": dim}), halve, ("group_norm", {"num_channels": dim}), "silu"
+    return (
+        halve,
+        ("video-residual", {"in_channels": dim}),
+        halve,
+        ("group_norm", {"num_channels": dim}),
+        "silu",
+    )
 
 
 def conv_decoder(dim: int = 64, condition: int = 32, blocks: int = 3) -> tuple:
@@ -87,7 +106,9 @@ class LamConfig:
         if self.arch == "blueprint":
             self._check_blueprints()
         elif self.arch != "st_vivit":
-            raise UserError(f"a latent action model's architecture is st_vivit or blueprint, not {self.arch!r}")
+            raise UserError(
+                f"a latent action model's architecture is st_vivit or blueprint, not {self.arch!r}"
+            )
         if self.height % self.patch or self.width % self.patch:
             raise UserError(
                 f"{self.height}x{self.width} frames cannot be cut into {self.patch}x{self.patch} patches: "
@@ -104,7 +125,9 @@ class LamConfig:
     def _check_blueprints(self) -> None:
         both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
         if not all(both):
-            raise UserError("the architecture blueprint needs the blueprints of an encoder and of a decoder: give both")
+            raise UserError(
+                "the architecture blueprint needs the blueprints of an encoder and of a decoder: give both"
+            )
         if any(map(blueprint.time_changes, both)) or blueprint.growth(both[1])[1].denominator != 1:
             raise UserError(
                 "a latent action model keeps the frame rate in every layer, and its decoder does not shrink the grid "
@@ -140,12 +163,22 @@ def spec(cfg: LamConfig) -> Tree:
 
 def encoder(params: Tree) -> Tree:
     """Of the parameters, or of their spec, those that infer actions, without those that predict frames from them."""
-    turned = {name: params["facing"][name] for name in ("look", "latent", "code")} if "facing" in params else None
-    return {name: params[name] for name in ("encoder", "quantizer")} | ({"facing": turned} if turned else {})
+    turned = (
+        {name: params["facing"][name] for name in ("look", "latent", "code")}
+        if "facing" in params
+        else None
+    )
+    return {name: params[name] for name in ("encoder", "quantizer")} | (
+        {"facing": turned} if turned else {}
+    )
 
 
 def _scene_spec(cfg: LamConfig) -> Tree:
-    pixels, latent, tokens = 3 * cfg.patch**2, cfg.quantizer.width, (cfg.height // cfg.patch) * (cfg.width // cfg.patch)
+    pixels, latent, tokens = (
+        3 * cfg.patch**2,
+        cfg.quantizer.width,
+        (cfg.height // cfg.patch) * (cfg.width // cfg.patch),
+    )
     if cfg.arch == "blueprint":
         encoder = _net_spec(cfg.blueprints.encoder, 2 * pixels, latent)
         decoder = _net_spec(cfg.blueprints.decoder, 6 * cfg.coarse_patch**2, pixels, scale=0.1)
@@ -162,13 +195,21 @@ def _scene_spec(cfg: LamConfig) -> Tree:
 def _net_spec(net: tuple, inputs: int, outputs: int, *, scale: float = 1.0) -> Tree:
     first, last = blueprint.channels(net)
     head = layers.linear_spec(last, outputs, bias=True, scale=scale)
-    return {"embed": layers.linear_spec(inputs, first, bias=True), "net": blueprint.spec(net), "head": head}
+    return {
+        "embed": layers.linear_spec(inputs, first, bias=True),
+        "net": blueprint.spec(net),
+        "head": head,
+    }
 
 
 def _run_net(params: Tree, x_BTNI: Tensor, net: tuple, at: Pass, width: int, dtype: str) -> Tensor:
     """Patches in rows of `width` through a blueprint with a linear layer at each end: (B, T, N', outputs), float32."""
     x = layers.linear(params["embed"], x_BTNI).to(layers.DTYPES[dtype]).unflatten(2, (-1, width))
-    return layers.linear(params["head"], blueprint.apply(params["net"], x, net, at)).float().flatten(2, 3)
+    return (
+        layers.linear(params["head"], blueprint.apply(params["net"], x, net, at))
+        .float()
+        .flatten(2, 3)
+    )
 
 
 def _patches(video_BTHWC: Tensor, patch: int) -> Tensor:
@@ -181,7 +222,14 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
     """Video in [-1, 1] → one latent per transition, (B, T-1, K), before quantisation: the mean over the grid."""
     patches, nets = _patches(video_BTHWC, cfg.patch), cfg.blueprints
     if cfg.arch == "blueprint":
-        z_BTNK = _run_net(params["encoder"], patches, nets.encoder, Pass(False), cfg.width // cfg.patch, nets.dtype)
+        z_BTNK = _run_net(
+            params["encoder"],
+            patches,
+            nets.encoder,
+            Pass(False),
+            cfg.width // cfg.patch,
+            nets.dtype,
+        )
     else:
         z_BTNK, _ = layers.grid_transformer(params["encoder"], patches, cfg.encoder)
     return z_BTNK[:, 1:].mean(2)
@@ -199,7 +247,9 @@ def infer_actions(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
 
 def lookup(params: Tree, actions: Tensor, cfg: LamConfig) -> Tensor:
     """The scene's codes (..., K) of actions (...), as `decode` takes them."""
-    return quantize.lookup(params["quantizer"], actions // 2 if cfg.facing.side else actions, cfg.quantizer)
+    return quantize.lookup(
+        params["quantizer"], actions // 2 if cfg.facing.side else actions, cfg.quantizer
+    )
 
 
 def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig) -> Tensor:
@@ -210,11 +260,15 @@ def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig)
     if cfg.arch == "blueprint":
         side, nets = cfg.coarse_patch, cfg.blueprints
         patches, at = _patches(video_BTHWC, side), Pass(False, codes_BTK)
-        change = _run_net(params["decoder"], patches, nets.decoder, at, cfg.width // side, nets.dtype)
+        change = _run_net(
+            params["decoder"], patches, nets.decoder, at, cfg.width // side, nets.dtype
+        )
     else:
         action = layers.linear(params["action"], codes_BTK)[:, :, None]
         patches = _patches(video_BTHWC, cfg.patch)
-        change, _ = layers.grid_transformer(params["decoder"], patches, cfg.decoder, condition=action)
+        change, _ = layers.grid_transformer(
+            params["decoder"], patches, cfg.decoder, condition=action
+        )
     return video_BTHWC + layers.unpatchify(change, cfg.patch, cfg.height)
 
 

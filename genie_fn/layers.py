@@ -53,7 +53,10 @@ class STConfig:
                 f"a transformer of width {self.dim} cannot have {self.heads} heads in {self.layers} layers: "
                 "take a width that is an even multiple of the heads, and at least one layer"
             )
-        if self.space_impl not in attention.SPACE_IMPLS or self.time_impl not in attention.TIME_IMPLS:
+        if (
+            self.space_impl not in attention.SPACE_IMPLS
+            or self.time_impl not in attention.TIME_IMPLS
+        ):
             raise UserError(
                 f"attention over space is one of {', '.join(attention.SPACE_IMPLS)}, over time of "
                 f"{', '.join(attention.TIME_IMPLS)}: got {self.space_impl!r} and {self.time_impl!r}"
@@ -121,12 +124,15 @@ def qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tenso
 
 def st_spec(cfg: STConfig) -> Tree:
     """A stack of `layers` blocks with a leading layer axis, and the final norm."""
-    scale = (3 * cfg.layers) ** -0.5  # three residual branches per block: keeps the sum's variance independent of depth
+    scale = (
+        3 * cfg.layers
+    ) ** -0.5  # three residual branches per block: keeps the sum's variance independent of depth
     block = {
         "space": attention_spec(cfg.dim, cfg.heads, cfg.dim // cfg.heads, scale),
         "time": attention_spec(cfg.dim, cfg.heads, cfg.dim // cfg.heads, scale),
         "mlp_norm": norm_spec(cfg.dim),
-        "mlp": mlp_spec(cfg.dim, cfg.mlp * cfg.dim) | {"down": linear_spec(cfg.mlp * cfg.dim, cfg.dim, scale=scale)},
+        "mlp": mlp_spec(cfg.dim, cfg.mlp * cfg.dim)
+        | {"down": linear_spec(cfg.mlp * cfg.dim, cfg.dim, scale=scale)},
     }
     return {"blocks": tree.stack(block, cfg.layers), "norm": norm_spec(cfg.dim)}
 
@@ -141,7 +147,9 @@ def st_transformer(
     Returns the output (B, T, N, D) and the cache extended by these T frames (None if none was given, or not `extend`,
     which spares a copy of it).
     """
-    position_T1 = torch.arange(x_BTND.shape[1], device=x_BTND.device)[:, None] + (0 if cache is None else cache.seen)
+    position_T1 = torch.arange(x_BTND.shape[1], device=x_BTND.device)[:, None] + (
+        0 if cache is None else cache.seen
+    )
     visible_TS = _visible(x_BTND.shape[1], cfg.window, cache, x_BTND.device)
     x, keys, values = x_BTND.to(DTYPES[cfg.dtype]), [], []
     for i, block in enumerate(tree.unstack(params["blocks"])):
@@ -153,7 +161,9 @@ def st_transformer(
     return x, _extend(cache, keys, values) if cache is not None and extend else None
 
 
-def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig):
+def _block(
+    params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig
+):
     """Space attention, time attention over the past's keys and values and the new, MLP.
 
     Returns x, and if there is a past, the keys and values of the new frames.
@@ -165,9 +175,13 @@ def _block(params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor
     q, k, v = raw_qkv(time, x, cfg.heads)
     scales = time["q_norm"], time["k_norm"]
     if past is None:
-        y = attention.attend_new_frames(q, k, v, *scales, position_T1, visible_TS, impl=cfg.time_impl)
+        y = attention.attend_new_frames(
+            q, k, v, *scales, position_T1, visible_TS, impl=cfg.time_impl
+        )
     else:
-        q, k = (rotary(rms_norm(scale, x), position_T1) for scale, x in zip(scales, (q, k), strict=True))
+        q, k = (
+            rotary(rms_norm(scale, x), position_T1) for scale, x in zip(scales, (q, k), strict=True)
+        )
         y = attention.attend_time(q, k, v, visible_TS, past=past, impl=cfg.time_impl)
     x = x + linear(time["out"], y.flatten(-2))
     return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
@@ -208,7 +222,12 @@ def grid_spec(cfg: STConfig, inputs: int, outputs: int, tokens: int, *, scale: f
 
 
 def grid_transformer(
-    params: Tree, x_BTNI: Tensor, cfg: STConfig, cache: Cache | None = None, *, condition: Tensor | float = 0.0
+    params: Tree,
+    x_BTNI: Tensor,
+    cfg: STConfig,
+    cache: Cache | None = None,
+    *,
+    condition: Tensor | float = 0.0,
 ) -> tuple[Tensor, Cache | None]:
     """(B, T, N, inputs) → (B, T, N, outputs), float32. `condition` (… N, D) is added to the input."""
     x = linear(params["embed"], x_BTNI) + params["place"] + condition
@@ -223,7 +242,9 @@ def patchify(video_BTHWC: Tensor, patch: int) -> Tensor:
 
 def unpatchify(x_BTNP: Tensor, patch: int, height: int) -> Tensor:
     """The inverse of `patchify` for frames of `height` pixels: (B, T, N, patch·patch·C) → (B, T, H, W, C)."""
-    return rearrange(x_BTNP, "b t (h w) (p q c) -> b t (h p) (w q) c", p=patch, q=patch, h=height // patch)
+    return rearrange(
+        x_BTNP, "b t (h w) (p q c) -> b t (h p) (w q) c", p=patch, q=patch, h=height // patch
+    )
 
 
 def to_float(video_BTHWC: Tensor) -> Tensor:

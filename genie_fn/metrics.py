@@ -28,7 +28,10 @@ def summary(means: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, mean in means.items():
         head, kind = name[: -len(name.split("_")[-1])], name.split("_")[-1]
         if kind == "use":
-            found |= {f"{head}codes_used": (mean > 0).sum(), f"{head}perplexity": torch.special.entr(mean).sum().exp()}
+            found |= {
+                f"{head}codes_used": (mean > 0).sum(),
+                f"{head}perplexity": torch.special.entr(mean).sum().exp(),
+            }
             continue
         found[name] = mean
         if kind == "mse" and not head.endswith("weighted_"):
@@ -51,7 +54,10 @@ def frame_ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Means over the valid windows and the channels.
     """
-    x, y = (v.float().reshape(-1, *v.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for v in (a, b))
+    x, y = (
+        v.float().reshape(-1, *v.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None]
+        for v in (a, b)
+    )
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
@@ -76,7 +82,9 @@ def entropy(ids: Tensor, codes: int) -> float:
 
 def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
     """How often label i of a (M,) meets label j of b (M,): counts (rows, columns), int64."""
-    return torch.bincount(a.flatten() * columns + b.flatten(), minlength=rows * columns).reshape(rows, columns)
+    return torch.bincount(a.flatten() * columns + b.flatten(), minlength=rows * columns).reshape(
+        rows, columns
+    )
 
 
 def information(table: Tensor) -> float:
@@ -102,11 +110,17 @@ class Interval(NamedTuple):
 def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
     """How often each of `count` items is drawn in each of `resamples` draws with replacement: (resamples, count)."""
     drawn = random.randint(key, (resamples, count), 0, count)
-    return torch.zeros((resamples, count), device=key.device).scatter_add_(1, drawn, torch.ones_like(drawn).float())
+    return torch.zeros((resamples, count), device=key.device).scatter_add_(
+        1, drawn, torch.ones_like(drawn).float()
+    )
 
 
 def bootstrap(
-    values: Tensor, key: Tensor, resamples: int = 1000, level: float = 0.95, of: Callable = lambda mean: mean
+    values: Tensor,
+    key: Tensor,
+    resamples: int = 1000,
+    level: float = 0.95,
+    of: Callable = lambda mean: mean,
 ) -> Interval:
     """The mean of values (B, ...) over B independent items, and its percentile bootstrap interval (Efron 1979).
 
@@ -148,6 +162,8 @@ def frechet(a_MD: Tensor, b_MD: Tensor) -> float:
     a, b = a_MD.double(), b_MD.double()
     (cov_a, cov_b), shift = (torch.cov(x.T) for x in (a, b)), a.mean(0) - b.mean(0)
     values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # tr √(AB) = tr √(√A B √A), which is symmetric
+    root = (
+        vectors * values.clamp(min=0).sqrt() @ vectors.T
+    )  # tr √(AB) = tr √(√A B √A), which is symmetric
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     return (shift @ shift + cov_a.trace() + cov_b.trace() - 2 * cross).item()

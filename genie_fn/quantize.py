@@ -48,7 +48,9 @@ class QuantizerConfig:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise UserError(f"--cfg.model.quantizer.kind is {' or '.join(KINDS)}, not {self.kind!r}")
+            raise UserError(
+                f"--cfg.model.quantizer.kind is {' or '.join(KINDS)}, not {self.kind!r}"
+            )
         if self.codes < 2 or self.temperature <= 0:
             raise UserError(
                 "a quantizer needs at least 2 codes and a temperature above 0: "
@@ -61,7 +63,9 @@ class QuantizerConfig:
                 "change --cfg.model.quantizer.books"
             )
         if not 0 < self.frac_sample <= 1:
-            raise UserError(f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}")
+            raise UserError(
+                f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}"
+            )
         if self.impl not in lookup_free.IMPLS or self.impl == "triton" and self.kind != "lfq":
             raise UserError(
                 f"--cfg.model.quantizer.impl is reference, or triton for lfq: not {self.impl!r} for {self.kind}"
@@ -139,15 +143,28 @@ def lfq(z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
 
     the entropies averaged over the codebooks.
     """
-    options = {"books": cfg.books, "temperature": cfg.temperature, "share": cfg.frac_sample, "impl": cfg.impl}
+    options = {
+        "books": cfg.books,
+        "temperature": cfg.temperature,
+        "share": cfg.frac_sample,
+        "impl": cfg.impl,
+    }
     clips = len(z) if z.dim() > 2 else 1
     r = lookup_free.quantize(z.flatten(0, -2), **options, clips=clips, part=part)
     loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
-    metrics = {"commit": r.commit, "sample_entropy": r.sample_entropy, "code_entropy": r.code_entropy}
-    return _quantized(z.float(), r.codes_MK.reshape(z.shape), r.ids_M.reshape(z.shape[:-1]), loss, metrics, cfg)
+    metrics = {
+        "commit": r.commit,
+        "sample_entropy": r.sample_entropy,
+        "code_entropy": r.code_entropy,
+    }
+    return _quantized(
+        z.float(), r.codes_MK.reshape(z.shape), r.ids_M.reshape(z.shape[:-1]), loss, metrics, cfg
+    )
 
 
-def _quantized(z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig) -> Quantized:
+def _quantized(
+    z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig
+) -> Quantized:
     use_V = code_use(ids, cfg.codes)
     return Quantized(codes, ids, loss, metrics | {"use": use_V}, z.detach(), use_V)
 
@@ -167,7 +184,11 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
 
 def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
     """What a training state keeps for a quantiser: VQ's moving share of use per code, uniform at first."""
-    return {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)} if KINDS[cfg.kind].restarts else {}
+    return (
+        {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
+        if KINDS[cfg.kind].restarts
+        else {}
+    )
 
 
 def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
@@ -206,7 +227,9 @@ def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: 
     Returns the new codebook and use: a moved code starts again at uniform use, so that it has time to be chosen.
     """
     dead_V = use_V < cfg.reset_below / cfg.codes
-    return torch.where(dead_V[:, None], picks_VK, codebook_VK), torch.where(dead_V, 1.0 / cfg.codes, use_V)
+    return torch.where(dead_V[:, None], picks_VK, codebook_VK), torch.where(
+        dead_V, 1.0 / cfg.codes, use_V
+    )
 
 
 def code_use(ids: Tensor, codes: int) -> Tensor:
@@ -217,7 +240,9 @@ def code_use(ids: Tensor, codes: int) -> Tensor:
 
 def _check_bits(cfg: QuantizerConfig) -> None:
     if cfg.codes.bit_count() != 1:
-        raise UserError(f"lfq needs a power of two of codes, not {cfg.codes}: take {1 << cfg.codes.bit_length()}")
+        raise UserError(
+            f"lfq needs a power of two of codes, not {cfg.codes}: take {1 << cfg.codes.bit_length()}"
+        )
 
 
 KINDS = {
@@ -231,7 +256,9 @@ KINDS = {
         dim=lambda cfg: cfg.latent_dim,
         quantize=lambda params, z, cfg, part: vq(params["codebook"], z, cfg),
         lookup=lambda params, ids, cfg: params["codebook"][ids],
-        spec=lambda cfg: {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)},
+        spec=lambda cfg: {
+            "codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)
+        },
         restarts=True,
     ),
 }

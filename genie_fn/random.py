@@ -60,7 +60,11 @@ def bits(key: Tensor, shape: Sequence[int] = (), row: int | Tensor = 0) -> Tenso
 
 
 def uniform(
-    key: Tensor, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0, row: int | Tensor = 0
+    key: Tensor,
+    shape: Sequence[int] = (),
+    low: float = 0.0,
+    high: float = 1.0,
+    row: int | Tensor = 0,
 ) -> Tensor:
     """float32 of `shape`, uniform on [low, high), with 23 random mantissa bits; `row` as in `bits`."""
     unit = (bits(key, shape, row) >> 9).to(torch.float32) * 2.0**-23
@@ -72,7 +76,9 @@ def normal(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
     return math.sqrt(2) * torch.erfinv(uniform(key, shape, low=-1.0 + 2.0**-24, high=1.0))
 
 
-def bernoulli(key: Tensor, p: float | Tensor, shape: Sequence[int] = (), row: int | Tensor = 0) -> Tensor:
+def bernoulli(
+    key: Tensor, p: float | Tensor, shape: Sequence[int] = (), row: int | Tensor = 0
+) -> Tensor:
     """bool of `shape`, True with probability `p` (broadcast against `shape`); `row` as in `bits`."""
     return uniform(key, shape, row=row) < p
 

@@ -24,15 +24,27 @@ from genie_fn.tree import Tree
 
 
 def _residual(inputs: int, repeats: int = 1, outputs: int = 0) -> tuple[str, dict]:
-    return "video-residual", {"in_channels": inputs, "out_channels": outputs or inputs, "n_rep": repeats}
+    return "video-residual", {
+        "in_channels": inputs,
+        "out_channels": outputs or inputs,
+        "n_rep": repeats,
+    }
 
 
 def _down(channels: int, time: int, space: int = 2) -> tuple[str, dict]:
-    return "spacetime_downsample", {"in_channels": channels, "time_factor": time, "space_factor": space}
+    return "spacetime_downsample", {
+        "in_channels": channels,
+        "time_factor": time,
+        "space_factor": space,
+    }
 
 
 def _up(channels: int, time: int, space: int = 2) -> tuple[str, dict]:
-    return "depth2spacetime_upsample", {"in_channels": channels, "time_factor": time, "space_factor": space}
+    return "depth2spacetime_upsample", {
+        "in_channels": channels,
+        "time_factor": time,
+        "space_factor": space,
+    }
 
 
 def _adaptive(channels: int, condition: int) -> tuple[str, dict]:
@@ -40,7 +52,10 @@ def _adaptive(channels: int, condition: int) -> tuple[str, dict]:
 
 
 def magvit2_encoder(
-    bits: int = 18, dim: int = 128, repeats: tuple[int, ...] = (4, 3, 4, 7), times: tuple[int, ...] = (1, 2, 2)
+    bits: int = 18,
+    dim: int = 128,
+    repeats: tuple[int, ...] = (4, 3, 4, 7),
+    times: tuple[int, ...] = (1, 2, 2),
 ) -> tuple:
     """The blueprint of MAGVIT-2's encoder: residual stages of width 1, 2, 2, 4 · dim, down-samplings in between.
 
@@ -65,7 +80,10 @@ def magvit2_encoder(
 
 
 def magvit2_decoder(
-    bits: int = 18, dim: int = 128, repeats: tuple[int, ...] = (4, 4, 3, 4, 3), times: tuple[int, ...] = (2, 2, 1)
+    bits: int = 18,
+    dim: int = 128,
+    repeats: tuple[int, ...] = (4, 4, 3, 4, 3),
+    times: tuple[int, ...] = (2, 2, 1),
 ) -> tuple:
     """The blueprint of MAGVIT-2's decoder, with adaptive group norms on the codes."""
     a, b, c, d, e = repeats
@@ -123,13 +141,17 @@ class TokenizerConfig:
     def _check_blueprints(self) -> None:
         both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
         if not all(both):
-            raise UserError("the architecture magvit2 needs the blueprints of an encoder and of a decoder: give both")
+            raise UserError(
+                "the architecture magvit2 needs the blueprints of an encoder and of a decoder: give both"
+            )
         if blueprint.conditions(both[0]) or blueprint.conditions(both[1]) - {width}:
             raise UserError(
                 f"layers are conditioned on the codes, of width {width}, and only in the decoder: "
                 "change the has_ext layers of the blueprints"
             )
-        if "multiplies" in blueprint.time_changes(both[0]) or "divides" in blueprint.time_changes(both[1]):
+        if "multiplies" in blueprint.time_changes(both[0]) or "divides" in blueprint.time_changes(
+            both[1]
+        ):
             raise UserError(
                 "an encoder that multiplies the frame rate, or a decoder that divides it, would see later frames: "
                 "divide in the encoder and multiply in the decoder"
@@ -150,7 +172,11 @@ class TokenizerConfig:
     @property
     def scale(self) -> int:
         """Pixels per side of a token."""
-        return self.patch if self.arch == "st_vivit" else int(blueprint.growth(self.blueprints.decoder)[1])
+        return (
+            self.patch
+            if self.arch == "st_vivit"
+            else int(blueprint.growth(self.blueprints.decoder)[1])
+        )
 
     @property
     def time_factor(self) -> int:
@@ -173,9 +199,13 @@ def _st_vivit(patch: int, stack: STConfig, quantizer: QuantizerConfig) -> Tokeni
 
 
 PRESETS = {
-    "demo": _st_vivit(8, STConfig(2, 128, 4), QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25)),
+    "demo": _st_vivit(
+        8, STConfig(2, 128, 4), QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25)
+    ),
     "small": _st_vivit(4, STConfig(4, 384, 6, dtype="bfloat16"), QuantizerConfig()),
-    "coinrun": _st_vivit(4, STConfig(8, 512, 8, dtype="bfloat16"), QuantizerConfig("vq", 1024, latent_dim=32)),
+    "coinrun": _st_vivit(
+        4, STConfig(8, 512, 8, dtype="bfloat16"), QuantizerConfig("vq", 1024, latent_dim=32)
+    ),
 }
 """Sizes, by the names of train_tokenizer.py's presets; `coinrun` is the paper's Appendix F.2."""
 
@@ -183,7 +213,9 @@ PRESETS = {
 def spec(cfg: TokenizerConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
     if cfg.arch == "magvit2":
-        encoder, decoder = (blueprint.spec(b) for b in (cfg.blueprints.encoder, cfg.blueprints.decoder))
+        encoder, decoder = (
+            blueprint.spec(b) for b in (cfg.blueprints.encoder, cfg.blueprints.decoder)
+        )
     else:
         pixels, latent = 3 * cfg.patch**2, cfg.quantizer.width
         encoder = layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens)
@@ -196,11 +228,19 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> Tensor:
     if cfg.arch == "magvit2":
         at = Pass(blueprint.starts_alone(video_BTHWC.shape[1], cfg.time_factor))
         video = video_BTHWC.to(layers.DTYPES[cfg.blueprints.dtype])
-        return blueprint.apply(params["encoder"], video, cfg.blueprints.encoder, at).float().flatten(2, 3)
-    return layers.grid_transformer(params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder)[0]
+        return (
+            blueprint.apply(params["encoder"], video, cfg.blueprints.encoder, at)
+            .float()
+            .flatten(2, 3)
+        )
+    return layers.grid_transformer(
+        params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder
+    )[0]
 
 
-def decode(params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig, frames: int | None = None) -> Tensor:
+def decode(
+    params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig, frames: int | None = None
+) -> Tensor:
     """Codes → video (B, T, H, W, 3) in about [-1, 1]; `frames` is T, by default T' · time_factor."""
     alone = frames is not None and blueprint.starts_alone(frames, cfg.time_factor)
     return _decode(params, codes_BTNK, None, cfg, alone)[0]
@@ -213,12 +253,16 @@ def decode_next(
     return _decode(params, codes_BTNK, cache, cfg, False)
 
 
-def _decode(params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig, alone: bool):
+def _decode(
+    params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig, alone: bool
+):
     if cfg.arch == "magvit2":
         codes_BTHWK = codes_BTNK.unflatten(2, cfg.grid)
         at = Pass(alone, codes_BTHWK, cache)
         x = codes_BTHWK.to(layers.DTYPES[cfg.blueprints.dtype])
-        return blueprint.apply(params["decoder"], x, cfg.blueprints.decoder, at).float(), tuple(at.kept)
+        return blueprint.apply(params["decoder"], x, cfg.blueprints.decoder, at).float(), tuple(
+            at.kept
+        )
     pixels, cache = layers.grid_transformer(params["decoder"], codes_BTNK, cfg.decoder, cache)
     return layers.unpatchify(pixels, cfg.patch, cfg.height), cache
 
@@ -227,35 +271,52 @@ def empty_cache(cfg: TokenizerConfig, batch: int, device=None) -> Tree:
     """The decoder's cache before any frame, for `batch` sessions."""
     if cfg.arch == "st_vivit":
         return layers.empty_cache(cfg.decoder, batch, cfg.tokens, device)
-    params = tree.map(lambda s: torch.empty(s.shape, device="meta"), {"decoder": spec(cfg)["decoder"]})
+    params = tree.map(
+        lambda s: torch.empty(s.shape, device="meta"), {"decoder": spec(cfg)["decoder"]}
+    )
     codes = torch.empty((batch, 1, cfg.tokens, cfg.quantizer.width), device="meta")
-    return tree.map(lambda x: torch.zeros_like(x, device=device or "cpu"), decode_next(params, codes, None, cfg)[1])
+    return tree.map(
+        lambda x: torch.zeros_like(x, device=device or "cpu"),
+        decode_next(params, codes, None, cfg)[1],
+    )
 
 
 def tokenize(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, Tensor]:
     """uint8 video → codes (B, T', N, K) and ids (B, T', N)."""
-    q = quantize.quantize(params["quantizer"], encode(params, layers.to_float(video_BTHWC), cfg), cfg.quantizer)
+    q = quantize.quantize(
+        params["quantizer"], encode(params, layers.to_float(video_BTHWC), cfg), cfg.quantizer
+    )
     return q.codes, q.ids
 
 
-def detokenize(params: Tree, ids_BTN: Tensor, cfg: TokenizerConfig, frames: int | None = None) -> Tensor:
+def detokenize(
+    params: Tree, ids_BTN: Tensor, cfg: TokenizerConfig, frames: int | None = None
+) -> Tensor:
     """ids → uint8 video of `frames` frames, by default T' · time_factor."""
-    return layers.to_uint8(decode(params, quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer), cfg, frames))
+    return layers.to_uint8(
+        decode(params, quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer), cfg, frames)
+    )
 
 
 def reconstruct(
     params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, part: Part = WHOLE
 ) -> tuple[Tensor, Quantized]:
     """Video in [-1, 1] → its reconstruction and the quantised latents."""
-    q = quantize.quantize(params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer, part)
+    q = quantize.quantize(
+        params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer, part
+    )
     return decode(params, q.codes, cfg, video_BTHWC.shape[1]), q
 
 
 def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
     """The weight of the decoder's last layer, against whose gradients losses are balanced."""
-    last = params["decoder"]["head"] if cfg.arch == "st_vivit" else [*params["decoder"].values()][-1]
+    last = (
+        params["decoder"]["head"] if cfg.arch == "st_vivit" else [*params["decoder"].values()][-1]
+    )
     if "w" not in last:
-        raise UserError("an adaptive weight needs a decoder that ends in a convolution or up-sampling: end it so")
+        raise UserError(
+            "an adaptive weight needs a decoder that ends in a convolution or up-sampling: end it so"
+        )
     return last["w"]
 
 

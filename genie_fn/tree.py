@@ -54,16 +54,23 @@ def stack(spec: Tree, num: int) -> Tree:
 def unstack(params: Tree) -> list[Tree]:
     """The blocks of a stacked tree, one tree per index of the leading layer axis (views, no copies)."""
     flat, treedef = pytree.tree_flatten(params)
-    return [pytree.tree_unflatten(list(block), treedef) for block in zip(*(x.unbind(0) for x in flat), strict=True)]
+    return [
+        pytree.tree_unflatten(list(block), treedef)
+        for block in zip(*(x.unbind(0) for x in flat), strict=True)
+    ]
 
 
 def map_with_path(f: Callable[[str, Any], Any], tree: Tree) -> Tree:
     """Map `f(path, leaf)` over a tree; a path reads like `encoder/blocks/mlp/up`."""
-    return pytree.tree_map_with_path(lambda path, leaf: f("/".join(_name(entry) for entry in path), leaf), tree)
+    return pytree.tree_map_with_path(
+        lambda path, leaf: f("/".join(_name(entry) for entry in path), leaf), tree
+    )
 
 
 def _name(entry) -> str:
-    return str(next(getattr(entry, field) for field in ("key", "name", "idx") if hasattr(entry, field)))
+    return str(
+        next(getattr(entry, field) for field in ("key", "name", "idx") if hasattr(entry, field))
+    )
 
 
 def paths(tree: Tree) -> dict[str, Any]:
@@ -75,7 +82,9 @@ def paths(tree: Tree) -> dict[str, Any]:
 
 def init(spec: Tree, key: Tensor) -> Tree:
     """Draw every parameter of a spec. A leaf's key depends on its path alone, so adding one never reshuffles others."""
-    return map_with_path(lambda path, s: s.draw(random.fold_in(key, zlib.crc32(path.encode()))), spec)
+    return map_with_path(
+        lambda path, s: s.draw(random.fold_in(key, zlib.crc32(path.encode()))), spec
+    )
 
 
 def count(spec: Tree) -> int:
@@ -97,7 +106,11 @@ def value_and_grad(loss_fn: Callable, *, differentiable: bool = False) -> Callab
         flat = [x.detach().requires_grad_() for x in flat]
         with torch.enable_grad():
             loss, aux = loss_fn(pytree.tree_unflatten(flat, treedef), *args, **kwargs)
-            grads = torch.autograd.grad(loss, flat, create_graph=differentiable, materialize_grads=True)
-        return (loss.detach(), map(torch.Tensor.detach, aux)), pytree.tree_unflatten(list(grads), treedef)
+            grads = torch.autograd.grad(
+                loss, flat, create_graph=differentiable, materialize_grads=True
+            )
+        return (loss.detach(), map(torch.Tensor.detach, aux)), pytree.tree_unflatten(
+            list(grads), treedef
+        )
 
     return wrapped

@@ -74,7 +74,10 @@ def vmapped(programs: Programs = EAGER) -> Programs:
     """`Programs` for M sessions, each with its own key, temperature and past: everything has an axis more in front."""
     each, shared = 0, None
     return Programs(
-        torch.func.vmap(programs.unmask, (shared, each, each, each, Step(shared, shared, each), each, shared, shared)),
+        torch.func.vmap(
+            programs.unmask,
+            (shared, each, each, each, Step(shared, shared, each), each, shared, shared),
+        ),
         torch.func.vmap(programs.remember, (shared, each, each, each, shared)),
         torch.func.vmap(programs.decode, (shared, each, each, shared)),
     )
@@ -89,13 +92,19 @@ def chunks(*clips: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
     """The latent actions between the frames of a uint8 video, (B, T-1)."""
     if world.lam is None:
-        raise UserError("this world was trained on true actions and has no latent ones: pass the actions themselves")
+        raise UserError(
+            "this world was trained on true actions and has no latent ones: pass the actions themselves"
+        )
     return lam.infer_actions(world.lam.params, video_BTHWC, world.lam.cfg)
 
 
-def empty_state(coder: TokenizerConfig, model: DynamicsConfig, batch: int, device: torch.device | str) -> State:
+def empty_state(
+    coder: TokenizerConfig, model: DynamicsConfig, batch: int, device: torch.device | str
+) -> State:
     """Sessions that have seen no frame."""
-    return State(dynamics.empty_cache(model, batch, device), tokenizer.empty_cache(coder, batch, device))
+    return State(
+        dynamics.empty_cache(model, batch, device), tokenizer.empty_cache(coder, batch, device)
+    )
 
 
 def reset(
@@ -133,17 +142,28 @@ def step(
     """
     coder, model = world.tokenizer, world.dynamics
     ids, probability, step_of, cache = dynamics.next_frame(
-        model.params, action_B, state.dynamics, key, model.cfg, sample, dynamics.Programs(*programs[:2]), temperature
+        model.params,
+        action_B,
+        state.dynamics,
+        key,
+        model.cfg,
+        sample,
+        dynamics.Programs(*programs[:2]),
+        temperature,
     )
     codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
     video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
-    return State(cache, decoder), Frame(layers.to_uint8(video.squeeze(-4)), ids, probability, step_of)
+    return State(cache, decoder), Frame(
+        layers.to_uint8(video.squeeze(-4)), ids, probability, step_of
+    )
 
 
 def played(world: World, sample: SampleConfig) -> SampleConfig:
     """How a world is played: unless that is chosen, with guidance 1 if its actions are recorded ones, which are then
     obeyed more often, and with none if they are latent, where it only costs (docs/LOG.md)."""
-    return replace(sample, guidance=0.0 if world.lam else 1.0) if sample.guidance is None else sample
+    return (
+        replace(sample, guidance=0.0 if world.lam else 1.0) if sample.guidance is None else sample
+    )
 
 
 def rollout(
@@ -159,6 +179,8 @@ def rollout(
     state, _ = reset(world, prompt_BTHWC, actions_BT[:, :given], programs)
     frames = []
     for t in range(given, actions_BT.shape[1]):
-        state, frame = step(world, state, actions_BT[:, t], random.fold_in(key, t), sample, programs)
+        state, frame = step(
+            world, state, actions_BT[:, t], random.fold_in(key, t), sample, programs
+        )
         frames.append(frame.pixels)
     return torch.stack(frames, 1)

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run as Python here
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before anything imports Triton: its kernels run as Python here
+    )
 
 from genie_fn import data, dynamics, lam, metrics, random, tokenizer, tree, world
 from genie_fn.bundle import action_map
@@ -25,8 +27,17 @@ from genie_fn.tokenizer import TokenizerConfig
 torch.set_num_threads(1)
 
 STACK = STConfig(layers=2, dim=32, heads=2, mlp=2, window=4)
-TOKENIZER = TokenizerConfig(32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=16))
-LAM = LamConfig(32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=5, latent_dim=8))
+TOKENIZER = TokenizerConfig(
+    32, 32, 16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=16)
+)
+LAM = LamConfig(
+    32,
+    32,
+    16,
+    encoder=STACK,
+    decoder=STACK,
+    quantizer=QuantizerConfig(kind="vq", codes=5, latent_dim=8),
+)
 
 
 @pytest.fixture(scope="session")
@@ -86,13 +97,17 @@ def stage(tmp_path_factory):
     model = DynamicsConfig(coder.quantizer.codes, coder.tokens, LAM.actions, stack=STACK)
     namer = replace(LAM, height=64, width=64)
     stages = ((tokenizer, coder), (dynamics, model), (lam, namer))
-    dream = world.World(*(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages)))
+    dream = world.World(
+        *(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages))
+    )
     rng, names = np.random.default_rng(0), procgen.ACTIONS
     meta = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
     store = data.create(tmp_path_factory.mktemp("stage") / "data", meta, 64, 64, len(names), names)
     frames = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)
     recording = data.Recording(9, frames, rng.integers(0, 15, 40), np.zeros(40), np.zeros(40, bool))
-    real, latent = (torch.from_numpy(rng.integers(0, n, (50, 9))) for n in (len(names), LAM.actions))
+    real, latent = (
+        torch.from_numpy(rng.integers(0, n, (50, 9))) for n in (len(names), LAM.actions)
+    )
     table = metrics.contingency(real, latent, len(names), LAM.actions)
     found = action_map.make([*names], table.tolist(), agreement=0.3, chance=0.2)
     return dream, found, data.append_segments(store, [recording])

@@ -17,11 +17,17 @@ def time_attention() -> Iterator[tuple]:
     """Kernel, constants, types of arguments other than i32 (":16": multiples of 16), and options."""
     from genie_fn.kernels import time_attention as module
 
-    types = dict.fromkeys(("dy", "dq", "dk", "dv", "out", "q", "k", "v"), "*bf16") | {"visible": "*i8", "scale": "fp32"}
+    types = dict.fromkeys(("dy", "dq", "dk", "dv", "out", "q", "k", "v"), "*bf16") | {
+        "visible": "*i8",
+        "scale": "fp32",
+    }
     types |= dict.fromkeys(("q_scale", "k_scale", "cos", "sin", "dscale"), "*fp32")
     for kernel in (module._forward, module._backward):
         for fused in (True, False):
-            constants = module.tiling(16, 16, 64) | {"FUSED": fused, "TYPE": module.TYPES[torch.bfloat16]}
+            constants = module.tiling(16, 16, 64) | {
+                "FUSED": fused,
+                "TYPE": module.TYPES[torch.bfloat16],
+            }
             yield kernel, constants, types, {"num_warps": 4}
 
 
@@ -38,15 +44,23 @@ def space_attention() -> Iterator[tuple]:
         (256, 128, torch.float32, True),
         (200, 40, torch.float16, False),
     ):
-        kind = {torch.bfloat16: "*bf16:16", torch.float16: "*fp16:16", torch.float32: "*fp32:16"}[dtype]
+        kind = {torch.bfloat16: "*bf16:16", torch.float16: "*fp16:16", torch.float32: "*fp32:16"}[
+            dtype
+        ]
         types = dict.fromkeys(("q", "k", "v", "y", "dy", "dq", "dk", "dv", "out"), kind)
-        types |= dict.fromkeys(("q_scale", "k_scale", "dq_scale", "dk_scale", "lse", "delta"), "*fp32:16")
         types |= dict.fromkeys(
-            (tensor + axis for tensor in "qkvy" for axis in "btng"), "i32:16" if dim % 16 == 0 else "i32"
+            ("q_scale", "k_scale", "dq_scale", "dk_scale", "lse", "delta"), "*fp32:16"
+        )
+        types |= dict.fromkeys(
+            (tensor + axis for tensor in "qkvy" for axis in "btng"),
+            "i32:16" if dim % 16 == 0 else "i32",
         )
         types |= {"scale": "fp32", "scale_log2": "fp32"}
         for kernel in (module._forward, module._backward_queries, module._backward_keys):
-            constants = module.tiling(kernel, tokens, dim, dtype.itemsize) | {"NORM": norm, "TYPE": module.TYPES[dtype]}
+            constants = module.tiling(kernel, tokens, dim, dtype.itemsize) | {
+                "NORM": norm,
+                "TYPE": module.TYPES[dtype],
+            }
             constants |= {name: 1 for name in ("qe", "ke", "ve", "ye") if name in kernel.arg_names}
             if not (constants["WHOLE"] and kernel is module._backward_keys):
                 yield kernel, constants, types, module.options(constants, dtype.itemsize)
@@ -56,10 +70,16 @@ def lfq() -> Iterator[tuple]:
     """18 bits and all rows, as it is trained; one bit and a share of the rows, where a half has no bits."""
     from genie_fn.kernels import lfq_triton as module
 
-    types = dict.fromkeys(("codes", "sums", "dcodes", "dsums", "out", "g"), "*fp32") | {"scale": "fp32"}
+    types = dict.fromkeys(("codes", "sums", "dcodes", "dsums", "out", "g"), "*fp32") | {
+        "scale": "fp32"
+    }
     types |= {"z": "*bf16", "dz": "*bf16", "ids": "*i64", "times": "*i64"}
     for bits in (18, 1):
-        rounding = module.round_tiling(bits) | {"TIMES": bits == 1} | ({} if bits == 1 else {"times": None})
+        rounding = (
+            module.round_tiling(bits)
+            | {"TIMES": bits == 1}
+            | ({} if bits == 1 else {"times": None})
+        )
         for kernel in (module._round, module._round_backward):
             yield kernel, rounding, types, {"num_warps": 4}
         yield module._sum_codes, module.sum_tiling(bits), types, {"num_warps": 4}
@@ -74,13 +94,22 @@ CASES = {case.__name__: case for case in (time_attention, space_attention, lfq)}
 
 def main(name: str, *capabilities: str) -> None:
     for number, (kernel, constants, types, options) in enumerate(CASES[name]()):
-        given = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(given.values()) if kind.endswith(":16")}
+        given = {
+            arg: "constexpr" if arg in constants else types.get(arg, "i32")
+            for arg in kernel.arg_names
+        }
+        aligned = {
+            (i,): [["tt.divisibility", 16]]
+            for i, kind in enumerate(given.values())
+            if kind.endswith(":16")
+        }
         signature = {arg: kind.removesuffix(":16") for arg, kind in given.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
         for capability in map(int, capabilities):
             made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-            assert made.metadata.shared <= SHARED_KIB[capability] * 1024, f"{kernel.__name__} {number} takes too much"
+            assert made.metadata.shared <= SHARED_KIB[capability] * 1024, (
+                f"{kernel.__name__} {number} takes too much"
+            )
             print(kernel.__name__, number, capability, len(made.asm["cubin"]), flush=True)
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-CODECS = {".mp4": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx", ".gif": "gif", ".mov": "png"}
+CODECS = {
+    ".mp4": "libx264",
+    ".mkv": "libx264",
+    ".avi": "mpeg4",
+    ".webm": "libvpx",
+    ".gif": "gif",
+    ".mov": "png",
+}
 CODECS |= {".ts": "libx264"}
 PIXELS = {"libx264": "yuv444p", "gif": "rgb8", "png": "rgba"}
 
@@ -23,17 +30,26 @@ def squares(count: int, height: int = 24, width: int = 32, colour: int = 0) -> n
 
 def greys(levels: list[int], height: int = 24, width: int = 32) -> np.ndarray:
     """(n, height, width, 3) uint8: one flat frame of each level, to be told apart after any compression."""
-    return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), height, width, 3))
+    return np.broadcast_to(
+        np.array(levels, np.uint8)[:, None, None, None], (len(levels), height, width, 3)
+    )
 
 
 def write(
-    path: Path, frames: np.ndarray, fps: float = 30, times: list[float] | None = None, pixels: str = "", **settings
+    path: Path,
+    frames: np.ndarray,
+    fps: float = 30,
+    times: list[float] | None = None,
+    pixels: str = "",
+    **settings,
 ) -> Path:
     """Write frames in the format that the file's name asks for, at a pace or at `times` in seconds (of .mkv)."""
     codec = CODECS[path.suffix]
     with av.open(str(path), "w") as container:
         exact = {"crf": "0", "preset": "ultrafast"} if codec == "libx264" else {}
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=exact)
+        stream = container.add_stream(
+            codec, rate=Fraction(fps).limit_denominator(1001), options=exact
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels or PIXELS.get(codec, "yuv420p")
         for name, value in settings.items():
@@ -44,7 +60,13 @@ def write(
             shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             if times is not None:
                 shown.time_base, shown.pts = Fraction(1, 1000), round(1000 * times[number])
-            targets = {f"dst_{name}": value for name, value in settings.items() if name.startswith("color")}
-            container.mux(stream.encode(shown.reformat(format=stream.pix_fmt, **targets) if targets else shown))
+            targets = {
+                f"dst_{name}": value for name, value in settings.items() if name.startswith("color")
+            }
+            container.mux(
+                stream.encode(
+                    shown.reformat(format=stream.pix_fmt, **targets) if targets else shown
+                )
+            )
         container.mux(stream.encode())
     return path

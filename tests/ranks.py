@@ -33,7 +33,9 @@ from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import init_state, make_step
 
 STEPS, BATCH, FRAMES, SIDE = 20, 8, 3, 16
-STACK = STConfig(layers=1, dim=10, heads=1, mlp=1, window=3)  # four processes hold 3, 3, 3 and 1 of 10
+STACK = STConfig(
+    layers=1, dim=10, heads=1, mlp=1, window=3
+)  # four processes hold 3, 3, 3 and 1 of 10
 # A large eps, so that gradients of the size of rounding errors do not become whole steps; clipping always works.
 OPTIM = OptimConfig(lr=1e-2, warmup=3, ema=0.9, weight_decay=0.1, eps=1e-3, clip=0.05)
 KEY = random.key(5)
@@ -55,7 +57,9 @@ class Stage:
 
 def video(step: int) -> torch.Tensor:
     """The whole batch of a step: uint8 noise, the clips of unlike contrast, so that their statistics differ."""
-    pixels = random.randint(random.fold_in(random.key(8), step), (BATCH, FRAMES, SIDE, SIDE, 3), 0, 256)
+    pixels = random.randint(
+        random.fold_in(random.key(8), step), (BATCH, FRAMES, SIDE, SIDE, 3), 0, 256
+    )
     return (pixels // torch.arange(1, BATCH + 1)[:, None, None, None, None]).to(torch.uint8)
 
 
@@ -67,7 +71,9 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
     model = TokenizerConfig(SIDE, SIDE, 8, STACK, STACK, quantizer)
     critic = DiscriminatorConfig(dim=8, mults=(1,), down=(2,), groups=4, heads=2, head_dim=4)
     losses = AdversarialConfig(gan=gan, start=4, frames=2, discriminator=critic)
-    cfg = train_tokenizer.Config(model=model, adversarial=losses, critic=replace(OPTIM, ema=0.0, lr=5e-3))
+    cfg = train_tokenizer.Config(
+        model=model, adversarial=losses, critic=replace(OPTIM, ema=0.0, lr=5e-3)
+    )
     spec, apart = tokenizer.spec(model), {}
     if gan:
         spec |= {"discriminator": blueprint.spec(adversarial.discriminator(critic))}
@@ -79,15 +85,21 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
 def dynamics_stage() -> Stage:
     """With a latent action model trained along, which has every kind of its losses."""
     along = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
-    model = DynamicsConfig(codes=11, tokens=4, actions=along.actions, stack=replace(STACK, layers=2))
+    model = DynamicsConfig(
+        codes=11, tokens=4, actions=along.actions, stack=replace(STACK, layers=2)
+    )
     cfg = train_dynamics.Config(model=model)
     spec = dynamics.spec(model) | {"lam": lam.spec(along)}
 
     def batch(step: int) -> tuple:
-        return random.randint(random.fold_in(random.key(9), step), (BATCH, FRAMES, 4), 0, 11), video(step)
+        return random.randint(
+            random.fold_in(random.key(9), step), (BATCH, FRAMES, 4), 0, 11
+        ), video(step)
 
     update = quantize.codebook_update(VQ, "lam")
-    return Stage(train_dynamics.objective(cfg, along), spec, quantize.initial_use(VQ), update, {}, batch)
+    return Stage(
+        train_dynamics.objective(cfg, along), spec, quantize.initial_use(VQ), update, {}, batch
+    )
 
 
 def toy_stage() -> Stage:
@@ -99,7 +111,10 @@ def toy_stage() -> Stage:
         x_BTI = layers.to_float(batch.frames[:, :, 0]).flatten(2)
         q = quantize.quantize({}, layers.linear(params["in"], x_BTI), book, part)
         error = (layers.linear(params["out"], q.codes) - x_BTI).square() * x_BTI.abs()
-        return error.mean() / part.mean(x_BTI.abs().mean()) + q.loss, ({"mse": error.mean()} | q.metrics, q)
+        return error.mean() / part.mean(x_BTI.abs().mean()) + q.loss, (
+            {"mse": error.mean()} | q.metrics,
+            q,
+        )
 
     return Stage(loss, spec, {}, None, {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}, clips)
 
@@ -123,7 +138,9 @@ def run(name: str, **options) -> dict:
     stage, cfg = STAGES[name](), config(**options)
     cfg = replace(cfg, optim=replace(cfg.optim, muon=name == "dynamics"))
     layout, share = sharding.layout(cfg.sharding), sharding.share(BATCH, cfg.accumulate)
-    state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.apart), layout)
+    state = init_state(
+        stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.apart), layout
+    )
     step, rows = make_step(stage.loss, stage.spec, cfg, stage.update, stage.apart), []
     for s in range(STEPS):
         batch = tree.map(lambda x: x[share], stage.batch(s))
@@ -145,13 +162,18 @@ class Counted(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.bytes = dict.fromkeys(("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"), 0)
+        self.bytes = dict.fromkeys(
+            ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"), 0
+        )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # its own operations on plain tensors come here, too
         result = func(*args, **(kwargs or {}))
-        if func.namespace == "_c10d_functional" and (name := func._schema.name.split("::")[1]) in self.bytes:
+        if (
+            func.namespace == "_c10d_functional"
+            and (name := func._schema.name.split("::")[1]) in self.bytes
+        ):
             self.bytes[name] += max(args[0].nbytes, result.nbytes)
         return result
 
@@ -165,7 +187,9 @@ def counted(kind: str) -> dict:
     batch = tree.map(lambda x: x[sharding.share(BATCH, 1)], stage.batch(0))
     with Counted() as mode:
         step(state, batch, KEY)
-    held = torch.tensor(sum(x.nbytes for x in tree.leaves(sharding.local((state.params, state.opt, state.ema)))))
+    held = torch.tensor(
+        sum(x.nbytes for x in tree.leaves(sharding.local((state.params, state.opt, state.ema))))
+    )
     if sharding.count() > 1:
         torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
     return {"bytes": mode.bytes, "held": held.item(), "shards": layout.shards}
@@ -174,7 +198,14 @@ def counted(kind: str) -> dict:
 def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
     """A run of the loop, whose last process is told to stop during one step."""
     stage = STAGES["vq"]()
-    cfg = config(steps=6, save_every=2, sample_every=3, out=str(folder / "run"), resume=resume, sharding="sharded")
+    cfg = config(
+        steps=6,
+        save_every=2,
+        sample_every=3,
+        out=str(folder / "run"),
+        resume=resume,
+        sharding="sharded",
+    )
     share = sharding.share(BATCH, 1)
     state = setup.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
     begun = sharding.full(state)._asdict()
@@ -209,7 +240,9 @@ def agreed(folder: Path) -> list[dict]:
     attempts = {
         "by_first": lambda: sharding.by_first(lambda: fail(not sharding.rank())),
         "by_all": lambda: sharding.by_all(lambda: fail(last)),
-        "end_together": lambda: sharding.end_together(UserError("the last has ended") if last else None),
+        "end_together": lambda: sharding.end_together(
+            UserError("the last has ended") if last else None
+        ),
         "check_same": lambda: sharding.check_same(str(sharding.rank()), "the data"),
     }
     told, everyone = {}, [None] * sharding.count()

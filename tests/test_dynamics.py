@@ -28,7 +28,11 @@ def actions(cfg, batch=B, count=T - 1, seed=1):
 
 @pytest.mark.parametrize("t", [0, 3, 5])
 def test_logits_do_not_see_later_frames_or_actions(dynamics_params, dynamics_cfg, t):
-    cfg, ids, entering = dynamics_cfg, tokens(dynamics_cfg), dynamics.entering(actions(dynamics_cfg), dynamics_cfg)
+    cfg, ids, entering = (
+        dynamics_cfg,
+        tokens(dynamics_cfg),
+        dynamics.entering(actions(dynamics_cfg), dynamics_cfg),
+    )
     other_ids = torch.cat((ids[:, : t + 1], (ids[:, t + 1 :] + 1) % cfg.codes), 1)
     other_actions = torch.cat((entering[:, : t + 1], (entering[:, t + 1 :] + 1) % cfg.actions), 1)
     a, _ = dynamics.logits_next(dynamics_params, ids, entering, None, cfg)
@@ -37,19 +41,25 @@ def test_logits_do_not_see_later_frames_or_actions(dynamics_params, dynamics_cfg
         dynamics.logits_next(dynamics_params, ids, other_actions, None, cfg)[0],
     ):
         assert torch.equal(a[:, : t + 1], b[:, : t + 1])
-        assert not torch.allclose(a[:, t + 1], b[:, t + 1], atol=1e-3), "the perturbation reached nothing"
+        assert not torch.allclose(a[:, t + 1], b[:, t + 1], atol=1e-3), (
+            "the perturbation reached nothing"
+        )
 
 
 def test_the_action_changes_the_logits_of_the_hidden_frame(dynamics_params, dynamics_cfg):
     cfg = dynamics_cfg
     ids = torch.cat((tokens(cfg, 1, 2), torch.full((1, 1, cfg.tokens), cfg.codes)), 1)
     logits = [
-        dynamics.logits_next(dynamics_params, ids, torch.tensor([[cfg.actions, 0, a]]), None, cfg)[0][:, -1]
+        dynamics.logits_next(dynamics_params, ids, torch.tensor([[cfg.actions, 0, a]]), None, cfg)[
+            0
+        ][:, -1]
         for a in range(cfg.actions)
     ]
     assert logits[0].shape == (1, cfg.tokens, cfg.codes)
     for a, b in ((0, 1), (1, 2), (0, 2)):
-        assert (logits[a] - logits[b]).abs().amax(-1).min() > 1e-3, "an action does not reach every token"
+        assert (logits[a] - logits[b]).abs().amax(-1).min() > 1e-3, (
+            "an action does not reach every token"
+        )
 
 
 def test_entering_shifts_actions_to_the_frames_they_lead_into():
@@ -69,7 +79,9 @@ def test_masks_have_a_rate_of_their_own_and_spare_the_first_frame():
     rates = mask[:, 1:].float().mean((1, 2))
     assert rates.min() > 0.45 and rates.max() > 0.97
     assert rates.mean().item() == pytest.approx(0.75, abs=0.03)
-    assert rates.std().item() == pytest.approx(0.5 / math.sqrt(12), abs=0.03), "clips share one rate"
+    assert rates.std().item() == pytest.approx(0.5 / math.sqrt(12), abs=0.03), (
+        "clips share one rate"
+    )
     frame_rates = mask[:, 1:].float().mean(2)
     assert (frame_rates - rates[:, None]).abs().max() < 0.25, "the rate changes within a clip"
     assert torch.equal(mask, dynamics.sample_mask(random.key(0), 200, 11, cfg))
@@ -85,7 +97,10 @@ def test_corruption_changes_what_is_shown_at_a_rate_per_clip_and_not_what_is_ask
     assert 0 <= shown.min() and shown.max() == cfg.codes - 1
     assert abs(share.mean() - 0.2) < 0.03 and share.max() < 0.7 and share.std() > 0.08
     half = torch.cat(
-        [dynamics.corrupt(random.key(0), part, cfg, first) for first, part in ((0, ids[:120]), (120, ids[120:]))]
+        [
+            dynamics.corrupt(random.key(0), part, cfg, first)
+            for first, part in ((0, ids[:120]), (120, ids[120:]))
+        ]
     )
     assert torch.equal(shown, half)
     assert dynamics.corrupt(random.key(0), ids, dynamics_cfg) is ids
@@ -94,13 +109,22 @@ def test_corruption_changes_what_is_shown_at_a_rate_per_clip_and_not_what_is_ask
     ids, mask = tokens(cfg), dynamics.sample_mask(random.key(5), B, T, cfg)
     actions = torch.zeros(B, T - 1, dtype=torch.int64)
     clean = dynamics.loss(params, ids, actions, mask, cfg)[0]
-    assert torch.equal(clean, dynamics.loss(params, ids, actions, mask, cfg, shown_BTN=torch.where(mask, 0, ids))[0])
-    assert not torch.equal(clean, dynamics.loss(params, ids, actions, mask, cfg, shown_BTN=(ids + 1) % cfg.codes)[0])
+    assert torch.equal(
+        clean,
+        dynamics.loss(params, ids, actions, mask, cfg, shown_BTN=torch.where(mask, 0, ids))[0],
+    )
+    assert not torch.equal(
+        clean, dynamics.loss(params, ids, actions, mask, cfg, shown_BTN=(ids + 1) % cfg.codes)[0]
+    )
 
 
 def test_the_loss_is_cross_entropy_at_hidden_tokens_only(dynamics_cfg, monkeypatch):
     """With known logits: targets are the unmasked ids, hidden inputs are the mask id V, visible tokens do not count."""
-    cfg, ids, mask = dynamics_cfg, tokens(dynamics_cfg), dynamics.sample_mask(random.key(5), B, T, dynamics_cfg)
+    cfg, ids, mask = (
+        dynamics_cfg,
+        tokens(dynamics_cfg),
+        dynamics.sample_mask(random.key(5), B, T, dynamics_cfg),
+    )
     logits = random.normal(random.key(6), (B, T, cfg.tokens, cfg.codes)).requires_grad_()
     given = []
 
@@ -133,7 +157,11 @@ def test_the_loss_does_not_change_its_targets(dynamics_params, dynamics_cfg):
 def test_a_batch_without_hidden_tokens_has_loss_zero(dynamics_params, dynamics_cfg):
     ids = tokens(dynamics_cfg, frames=1)
     (loss, _), grads = tree.value_and_grad(dynamics.loss)(
-        dynamics_params, ids, actions(dynamics_cfg, count=0), torch.zeros(ids.shape, dtype=torch.bool), dynamics_cfg
+        dynamics_params,
+        ids,
+        actions(dynamics_cfg, count=0),
+        torch.zeros(ids.shape, dtype=torch.bool),
+        dynamics_cfg,
     )
     assert loss == 0 and all(g.isfinite().all() for g in tree.leaves(grads))
 
@@ -145,7 +173,9 @@ def test_every_parameter_is_trained(dynamics_params, dynamics_cfg):
     )
     for path, gradient in tree.paths(grads).items():
         assert gradient.isfinite().all() and gradient.abs().max() > 0, path
-    assert grads["token"][dynamics_cfg.codes].abs().max() > 0, "the mask has no embedding of its own"
+    assert grads["token"][dynamics_cfg.codes].abs().max() > 0, (
+        "the mask has no embedding of its own"
+    )
 
 
 # One MaskGIT step
@@ -158,7 +188,9 @@ def test_the_schedule_is_a_cumulative_cosine_that_ends_at_every_token(steps, cou
     assert known[-1] == count
     assert known == sorted(known) and known[0] >= 1
     for k, n in enumerate(known):
-        assert n == pytest.approx(count - math.floor(count * math.cos(math.pi / 2 * (k + 1) / steps)), abs=1)
+        assert n == pytest.approx(
+            count - math.floor(count * math.cos(math.pi / 2 * (k + 1) / steps)), abs=1
+        )
     if steps == 8 and count == 64:
         assert known[3] == 64 - math.floor(64 * math.cos(math.pi / 4)) == 19
 
@@ -247,7 +279,10 @@ def test_random_order_ignores_confidence():
     logits = logits_of(1)[:, :1] * torch.linspace(0, 3, N)[:, None]
     kept = torch.stack(
         [
-            (reveal(logits, hidden_frame(1), 0, SampleConfig(steps=2, order="random"), seed=s)[0] != V)[0]
+            (
+                reveal(logits, hidden_frame(1), 0, SampleConfig(steps=2, order="random"), seed=s)[0]
+                != V
+            )[0]
             for s in range(300)
         ]
     )
@@ -270,7 +305,9 @@ def uncached_generate(params, ids, actions, key, cfg, sample):
                 table, none = params["action"], entering[:, : t + 1].clone()
                 none[:, -1] = len(table)
                 mean = params | {"action": torch.cat((table, table[:-1].mean(0, keepdim=True)))}
-                logits += sample.guidance * (logits - dynamics.logits_next(mean, sequence, none, None, cfg)[0])
+                logits += sample.guidance * (
+                    logits - dynamics.logits_next(mean, sequence, none, None, cfg)[0]
+                )
             frame, _ = reveal(logits[:, -1], frame, k, sample, key=random.fold_in(frame_key, k))
         video = torch.cat((video, frame[:, None]), 1)
     return video
@@ -280,7 +317,9 @@ def uncached_generate(params, ids, actions, key, cfg, sample):
     ("prompt", "sample"),
     [(1, SampleConfig(3)), (6, SampleConfig(2, 0.7, "random")), (2, SampleConfig(2, guidance=1.5))],
 )
-def test_cached_generation_equals_uncached_past_the_window(dynamics_params, dynamics_cfg, prompt, sample):
+def test_cached_generation_equals_uncached_past_the_window(
+    dynamics_params, dynamics_cfg, prompt, sample
+):
     ids, moves = tokens(dynamics_cfg, frames=prompt), actions(dynamics_cfg, count=prompt - 1 + 7)
     cached = dynamics.generate(dynamics_params, ids, moves, random.key(7), dynamics_cfg, sample)
     expected = uncached_generate(dynamics_params, ids, moves, random.key(7), dynamics_cfg, sample)
@@ -289,20 +328,29 @@ def test_cached_generation_equals_uncached_past_the_window(dynamics_params, dyna
 
 
 def test_cached_logits_equal_uncached_past_the_window(dynamics_params, dynamics_cfg):
-    cfg, ids, entering = dynamics_cfg, tokens(dynamics_cfg), dynamics.entering(actions(dynamics_cfg), dynamics_cfg)
+    cfg, ids, entering = (
+        dynamics_cfg,
+        tokens(dynamics_cfg),
+        dynamics.entering(actions(dynamics_cfg), dynamics_cfg),
+    )
     whole, _ = dynamics.logits_next(dynamics_params, ids, entering, None, cfg)
     cache, frames = dynamics.empty_cache(cfg, B), []
     for t in range(T):
-        logits, cache = dynamics.logits_next(dynamics_params, ids[:, t : t + 1], entering[:, t : t + 1], cache, cfg)
+        logits, cache = dynamics.logits_next(
+            dynamics_params, ids[:, t : t + 1], entering[:, t : t + 1], cache, cfg
+        )
         frames.append(logits)
     torch.testing.assert_close(torch.cat(frames, 1), whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "sample", [SampleConfig(1), SampleConfig(25), SampleConfig(4, temperature=0.0), SampleConfig(3, 5.0)]
+    "sample",
+    [SampleConfig(1), SampleConfig(25), SampleConfig(4, temperature=0.0), SampleConfig(3, 5.0)],
 )
 @pytest.mark.parametrize(("batch", "prompt", "new"), [(1, 1, 1), (1, 1, 3), (2, 3, 2), (2, 2, 0)])
-def test_generate_for_every_shape_and_never_the_mask(dynamics_params, dynamics_cfg, sample, batch, prompt, new):
+def test_generate_for_every_shape_and_never_the_mask(
+    dynamics_params, dynamics_cfg, sample, batch, prompt, new
+):
     ids, moves = tokens(dynamics_cfg, batch, prompt), actions(dynamics_cfg, batch, prompt - 1 + new)
     video = dynamics.generate(dynamics_params, ids, moves, random.key(0), dynamics_cfg, sample)
     assert video.shape == (batch, prompt + new, dynamics_cfg.tokens)
@@ -314,12 +362,17 @@ def test_an_action_changes_its_frame_and_no_earlier_one(dynamics_params, dynamic
     ids, moves, sample = tokens(dynamics_cfg, 8, 2), actions(dynamics_cfg, 8, 4), SampleConfig(2)
     other = moves.clone()
     other[:, 2] = (other[:, 2] + 1) % dynamics_cfg.actions
-    a, b = (dynamics.generate(dynamics_params, ids, m, random.key(0), dynamics_cfg, sample) for m in (moves, other))
+    a, b = (
+        dynamics.generate(dynamics_params, ids, m, random.key(0), dynamics_cfg, sample)
+        for m in (moves, other)
+    )
     assert torch.equal(a[:, :3], b[:, :3])
     assert not torch.equal(a[:, 3], b[:, 3])
 
 
-def test_guidance_exaggerates_what_the_action_changes_and_nothing_else(dynamics_params, dynamics_cfg):
+def test_guidance_exaggerates_what_the_action_changes_and_nothing_else(
+    dynamics_params, dynamics_cfg
+):
     cfg, ids, moves = dynamics_cfg, tokens(dynamics_cfg, 2, 1), actions(dynamics_cfg, 2, 1)
     cache = dynamics.empty_cache(cfg, 2)
 
@@ -330,13 +383,18 @@ def test_guidance_exaggerates_what_the_action_changes_and_nothing_else(dynamics_
     assert torch.equal(plain, dynamics.logits_next(dynamics_params, ids, moves, cache, cfg)[0])
     torch.testing.assert_close(double - plain, 4 * (half - plain), rtol=1e-3, atol=1e-4)
     assert (double - plain).abs().max() > 0.01
-    deaf = dynamics_params | {"action": dynamics_params["action"][:1].expand_as(dynamics_params["action"])}
+    deaf = dynamics_params | {
+        "action": dynamics_params["action"][:1].expand_as(dynamics_params["action"])
+    }
     torch.testing.assert_close(logits(deaf, 2.0), logits(deaf, 0.0))
 
 
 def test_generation_is_a_function_of_its_key(dynamics_params, dynamics_cfg):
     ids, moves, sample = tokens(dynamics_cfg, 4, 1), actions(dynamics_cfg, 4, 2), SampleConfig(2)
-    a, b, c = (dynamics.generate(dynamics_params, ids, moves, random.key(s), dynamics_cfg, sample) for s in (0, 0, 1))
+    a, b, c = (
+        dynamics.generate(dynamics_params, ids, moves, random.key(s), dynamics_cfg, sample)
+        for s in (0, 0, 1)
+    )
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert not torch.equal(a[0, 1:], a[1, 1:]), "the samples of a batch share their noise"
 
@@ -359,10 +417,16 @@ def test_a_sampled_frame_tells_when_each_token_was_revealed(dynamics_params, dyn
         return ids, p
 
     cache = dynamics.remember(
-        dynamics_params, tokens(cfg, frames=1), actions(cfg, count=1), dynamics.empty_cache(cfg, B), cfg
+        dynamics_params,
+        tokens(cfg, frames=1),
+        actions(cfg, count=1),
+        dynamics.empty_cache(cfg, B),
+        cfg,
     )
     programs = dynamics.Programs(unmask)
-    new = dynamics.next_frame(dynamics_params, actions(cfg, count=1)[:, 0], cache, random.key(3), cfg, sample, programs)
+    new = dynamics.next_frame(
+        dynamics_params, actions(cfg, count=1)[:, 0], cache, random.key(3), cfg, sample, programs
+    )
     for k, ids in enumerate(seen):
         assert torch.equal(new.step <= k + 1, ids != cfg.codes)
     assert new.step.min() == 1 and new.step.max() == 4
@@ -379,7 +443,9 @@ FACTORS = DynamicsConfig(
 def test_a_large_vocabulary_is_cut_in_two():
     assert DynamicsConfig(codes=2**18).sizes == (512, 512)
     assert DynamicsConfig(codes=2**15).sizes == (2**7, 2**8)
-    assert DynamicsConfig(codes=1024).sizes == (1024,) and DynamicsConfig(codes=20_000).sizes == (20_000,)
+    assert DynamicsConfig(codes=1024).sizes == (1024,) and DynamicsConfig(codes=20_000).sizes == (
+        20_000,
+    )
     assert DynamicsConfig(codes=2**18, factors=3).sizes == (64, 64, 64)
     for codes, factors in ((1000, 2), (4, 3), (16, -1)):
         with pytest.raises(UserError, match="power of two"):
@@ -401,7 +467,9 @@ def test_the_loss_of_factors_is_the_joint_cross_entropy():
     ids, mask = tokens(cfg), dynamics.sample_mask(random.key(5), B, T, cfg)
     loss, (metrics, _) = dynamics.loss(params, ids, actions(cfg), mask, cfg)
     hidden = torch.where(mask, cfg.codes, ids)
-    logits, _ = dynamics.logits_next(params, hidden, dynamics.entering(actions(cfg), cfg), None, cfg)
+    logits, _ = dynamics.logits_next(
+        params, hidden, dynamics.entering(actions(cfg), cfg), None, cfg
+    )
     low, high = (x.log_softmax(-1) for x in logits.split(cfg.sizes, -1))
     joint = (high[..., :, None] + low[..., None, :]).flatten(-2)  # id = low + size · high
     torch.testing.assert_close(joint.exp().sum(-1), torch.ones(joint.shape[:-1]))
@@ -428,7 +496,9 @@ def test_revealing_factors_follows_their_joint_distribution():
 def test_factors_generate_ids_of_the_whole_vocabulary():
     cfg, params = FACTORS, tree.init(dynamics.spec(FACTORS), random.key(0))
     sample = SampleConfig(steps=3)
-    video = dynamics.generate(params, tokens(cfg, frames=2), actions(cfg, count=6), random.key(1), cfg, sample)
+    video = dynamics.generate(
+        params, tokens(cfg, frames=2), actions(cfg, count=6), random.key(1), cfg, sample
+    )
     assert video.shape == (B, 7, cfg.tokens) and torch.equal(video[:, :2], tokens(cfg, frames=2))
     assert (video < cfg.codes).all() and (video >= cfg.sizes[0]).any()
 

@@ -19,7 +19,9 @@ def lam_cfg(request, lam_cfg):
         return lam_cfg
     if request.param == "facing":
         return replace(lam_cfg, facing=FacingConfig(side=12, hidden=16, latent=4))
-    nets = Blueprints(lam.latent_act_encoder(16, 2, 8, 1), lam.latent_act_decoder(16, 2, 8, 1, condition=8))
+    nets = Blueprints(
+        lam.latent_act_encoder(16, 2, 8, 1), lam.latent_act_decoder(16, 2, 8, 1, condition=8)
+    )
     return replace(lam_cfg, patch=8, arch="blueprint", blueprints=nets)
 
 
@@ -43,7 +45,9 @@ def test_action_t_does_not_see_frames_after_t_plus_1(lam_params, lam_cfg, clip, 
     a, b = (lam.encode(lam_params, layers.to_float(v), lam_cfg) for v in (clip, changed))
     assert a.shape == (2, 6, lam_cfg.quantizer.dim)
     assert torch.equal(a[:, : t + 1], b[:, : t + 1])
-    assert not torch.allclose(a[:, t + 1], b[:, t + 1], atol=1e-4), "the perturbation reached nothing"
+    assert not torch.allclose(a[:, t + 1], b[:, t + 1], atol=1e-4), (
+        "the perturbation reached nothing"
+    )
     actions = [lam.infer_actions(lam_params, v, lam_cfg)[:, : t + 1] for v in (clip, changed)]
     assert torch.equal(*actions)
 
@@ -61,20 +65,28 @@ def test_a_prediction_sees_no_later_frame_and_no_later_action(lam_params, lam_cf
     prediction = lam.decode(lam_params, past, codes, lam_cfg)
     assert prediction.shape == past.shape
     for t in (0, 3, 5):
-        to_past, to_codes = torch.autograd.grad(prediction[:, t].square().sum(), (past, codes), retain_graph=True)
+        to_past, to_codes = torch.autograd.grad(
+            prediction[:, t].square().sum(), (past, codes), retain_graph=True
+        )
         assert (to_past[:, t + 1 :] == 0).all(), "a prediction sees its own target"
         assert (to_codes[:, t + 1 :] == 0).all(), "a prediction sees a later action"
         assert to_past[:, t].abs().max() > 0 and to_codes[:, t].abs().max() > 0
 
 
 def test_without_history_a_prediction_sees_one_frame(lam_params, lam_cfg, video):
-    past, codes, cfg = video.clone().requires_grad_(), codes_like(video, lam_cfg), replace(lam_cfg, history=False)
+    past, codes, cfg = (
+        video.clone().requires_grad_(),
+        codes_like(video, lam_cfg),
+        replace(lam_cfg, history=False),
+    )
     prediction = lam.decode(lam_params, past, codes, cfg)
     assert prediction.shape == video.shape
     gradient = torch.autograd.grad(prediction[:, 3].sum(), past)[0].abs().amax((0, 2, 3, 4))
     assert gradient[3] > 0 and (gradient[:3] == 0).all() and (gradient[4:] == 0).all()
     first = lam.decode(lam_params, video[:, :1], codes[:, :1], lam_cfg)
-    assert torch.allclose(prediction[:, :1], first, atol=1e-5), "the first frame has no history anyway"
+    assert torch.allclose(prediction[:, :1], first, atol=1e-5), (
+        "the first frame has no history anyway"
+    )
 
 
 def test_the_loss_predicts_from_the_past_alone(lam_params, lam_cfg, clip, video):
@@ -89,7 +101,11 @@ def test_without_motion_weight_the_loss_is_the_papers(lam_params, lam_cfg, clip)
     cfg = replace(lam_cfg, motion=0.0)
     loss, (metrics, q) = lam.loss(lam_params, clip, cfg)
     torch.testing.assert_close(metrics["weighted_mse"], metrics["mse"])
-    turned = facing.loss(lam_params["facing"], layers.to_float(clip), cfg.facing)[0] if cfg.facing.side else 0
+    turned = (
+        facing.loss(lam_params["facing"], layers.to_float(clip), cfg.facing)[0]
+        if cfg.facing.side
+        else 0
+    )
     torch.testing.assert_close(loss, metrics["mse"] + q.loss + turned)
 
 
@@ -138,7 +154,9 @@ def test_every_parameter_is_trained(lam_cfg, clip, kind):
 
 def test_two_frames_are_enough(lam_params, lam_cfg, clip):
     actions = lam.infer_actions(lam_params, clip[:1, :2], lam_cfg)
-    assert actions.shape == (1, 1) and 0 <= actions.item() < lam_cfg.actions == (10 if lam_cfg.facing.side else 5)
+    assert actions.shape == (1, 1) and 0 <= actions.item() < lam_cfg.actions == (
+        10 if lam_cfg.facing.side else 5
+    )
     assert torch.equal(actions, lam.infer_actions(lam_params, clip, lam_cfg)[:1, :1])
 
 
@@ -163,4 +181,11 @@ def test_networks_that_change_the_frame_rate_or_ignore_the_action_are_refused():
         ((), (), "needs the blueprints"),
     ):
         with pytest.raises(UserError, match=message):
-            lam.LamConfig(32, 32, 8, quantizer=quantizer, arch="blueprint", blueprints=Blueprints(encoder, decoder))
+            lam.LamConfig(
+                32,
+                32,
+                8,
+                quantizer=quantizer,
+                arch="blueprint",
+                blueprints=Blueprints(encoder, decoder),
+            )

@@ -39,7 +39,9 @@ def test_cached_equals_the_banded_whole(params, x, stack_cfg, chunks):
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-5)
     assert cache.seen.item() == T
-    assert cache.k_LBSNGE.shape == layers.empty_cache(stack_cfg, B, N).k_LBSNGE.shape, "the cache grows"
+    assert cache.k_LBSNGE.shape == layers.empty_cache(stack_cfg, B, N).k_LBSNGE.shape, (
+        "the cache grows"
+    )
 
 
 def test_a_window_of_one_frame_caches_nothing_and_still_works(params, x, stack_cfg):
@@ -61,7 +63,9 @@ def test_unfilled_slots_of_an_empty_cache_are_not_seen(params, x, stack_cfg):
 
 def test_a_cache_is_not_modified(params, x, stack_cfg):
     """Sessions branch: using a cache twice must give the same twice."""
-    _, cache = layers.st_transformer(params, x[:, :5], stack_cfg, layers.empty_cache(stack_cfg, B, N))
+    _, cache = layers.st_transformer(
+        params, x[:, :5], stack_cfg, layers.empty_cache(stack_cfg, B, N)
+    )
     before = tree.map(torch.clone, cache)
     layers.st_transformer(params, x[:, 5:7], stack_cfg, cache)
     assert all(torch.equal(a, b) for a, b in zip(before, cache, strict=True))
@@ -72,7 +76,9 @@ def test_the_future_does_not_leak(params, x, stack_cfg, t):
     y, _ = layers.st_transformer(params, x, stack_cfg)
     z, _ = layers.st_transformer(params, perturbed(x, slice(t + 1, None)), stack_cfg)
     assert torch.equal(y[:, : t + 1], z[:, : t + 1]), "an output changed with a later frame"
-    assert not torch.allclose(y[:, t + 1], z[:, t + 1], atol=1e-3), "the perturbation reached nothing"
+    assert not torch.allclose(y[:, t + 1], z[:, t + 1], atol=1e-3), (
+        "the perturbation reached nothing"
+    )
 
 
 def test_time_attention_reaches_back_exactly_one_window(params, x, stack_cfg):
@@ -101,7 +107,9 @@ def test_samples_of_a_batch_are_independent(params, x, stack_cfg):
 
 
 def qkv(frames, keys):
-    return (random.normal(random.key(i), (B, n, N, 2, 8)) for i, n in enumerate((frames, keys, keys)))
+    return (
+        random.normal(random.key(i), (B, n, N, 2, 8)) for i, n in enumerate((frames, keys, keys))
+    )
 
 
 def test_time_attention_implementations_agree():
@@ -110,18 +118,24 @@ def test_time_attention_implementations_agree():
     visible = torch.cat((torch.ones(5, 3, dtype=torch.bool).triu(1), visible), 1)
     expected = attention.attend_time(q, k, v, visible, impl="reference")
     for impl in ("fused", "sdpa"):
-        torch.testing.assert_close(attention.attend_time(q, k, v, visible, impl=impl), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            attention.attend_time(q, k, v, visible, impl=impl), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_space_attention_implementations_agree():
     q, k, v = qkv(4, 4)
     expected = attention.attend_space(q, k, v, impl="reference")
-    torch.testing.assert_close(attention.attend_space(q, k, v, impl="sdpa"), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        attention.attend_space(q, k, v, impl="sdpa"), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_compiled_space_attention_is_attention():
     """Compiled on a CPU, torch 2.13 gives sdpa of transposed 5-D tensors another shape, silently mixing frames."""
-    f = torch.compile(lambda q, k, v: attention.attend_space(q, k, v, impl="sdpa"), fullgraph=True, dynamic=False)
+    f = torch.compile(
+        lambda q, k, v: attention.attend_space(q, k, v, impl="sdpa"), fullgraph=True, dynamic=False
+    )
     for n in (N, 4):  # with N = T the wrong shape would fit
         q, k, v = (random.normal(random.key(i), (B, 4, n, 2, 8)) for i in range(3))
         expected = attention.attend_space(q, k, v, impl="reference")
@@ -176,7 +190,9 @@ def test_patchify_round_trip_and_order():
     patches = layers.patchify(video, 4)
     assert patches.shape == (2, 3, 6, 48)
     assert torch.equal(layers.unpatchify(patches, 4, 8), video)
-    assert torch.equal(patches[0, 0, 1].reshape(4, 4, 3), video[0, 0, :4, 4:8]), "patches are not in row-major order"
+    assert torch.equal(patches[0, 0, 1].reshape(4, 4, 3), video[0, 0, :4, 4:8]), (
+        "patches are not in row-major order"
+    )
 
 
 def test_pixels_survive_floats():

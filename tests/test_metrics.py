@@ -30,16 +30,25 @@ def test_psnr_is_scikit_images(pair):
 
 def test_equal_frames_have_a_finite_psnr(pair):
     assert metrics.frame_psnr(pair[0], pair[0]).tolist() == [[100.0] * 3] * 2
-    assert metrics.psnr(torch.tensor(0.04)).item() == pytest.approx(20)  # floats in [-1, 1]: 10 log10(4 / 0.04)
+    assert metrics.psnr(torch.tensor(0.04)).item() == pytest.approx(
+        20
+    )  # floats in [-1, 1]: 10 log10(4 / 0.04)
 
 
 def test_ssim_is_scikit_images(pair):
     a, b = pair
     ours = metrics.frame_ssim(a, b)
     assert ours.shape == (2, 3)
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    settings = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 255,
+    }
     for i, t in [(0, 1), (1, 2)]:
-        _, full = structural_similarity(a[i, t].numpy(), b[i, t].numpy(), channel_axis=-1, full=True, **settings)
+        _, full = structural_similarity(
+            a[i, t].numpy(), b[i, t].numpy(), channel_axis=-1, full=True, **settings
+        )
         # Ours keeps the windows that lie inside the frame, as Wang et al. do; theirs pads and then crops the mean.
         assert ours[i, t].item() == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-4)
     torch.testing.assert_close(metrics.frame_ssim(a, a), torch.ones(2, 3))
@@ -55,7 +64,9 @@ def test_mutual_information_sees_through_names_and_not_through_chance():
     renamed = torch.tensor([2, 0, 3, 1])[a]
     assert metrics.mutual_information(a, renamed) == pytest.approx(1)
     assert metrics.mutual_information(a, random.randint(random.key(1), a.shape, 0, 4)) < 0.002
-    assert metrics.mutual_information(a, a // 2) == pytest.approx(2 / 3, abs=1e-3)  # 2 · 1 bit / (2 bits + 1 bit)
+    assert metrics.mutual_information(a, a // 2) == pytest.approx(
+        2 / 3, abs=1e-3
+    )  # 2 · 1 bit / (2 bits + 1 bit)
     assert metrics.mutual_information(torch.zeros_like(a), torch.zeros_like(a)) == 0.0
 
 
@@ -69,7 +80,9 @@ def test_information_of_a_table_worked_out_by_hand():
     expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / math.log(2)
     assert metrics.information(torch.tensor([[3, 1], [1, 3]])) == pytest.approx(expected)
     # Unequal entropies: a is fair over four, b tells a's half, so I = H(b) = log 2 and H(a) = 2 log 2.
-    assert metrics.information(torch.tensor([[2, 0], [2, 0], [0, 2], [0, 2]])) == pytest.approx(2 / 3)
+    assert metrics.information(torch.tensor([[2, 0], [2, 0], [0, 2], [0, 2]])) == pytest.approx(
+        2 / 3
+    )
     assert metrics.information(torch.tensor([[5, 0], [0, 0]])) == 0.0
 
 
@@ -82,19 +95,26 @@ def test_bootstrap_of_two_values_is_what_can_be_enumerated():
 
 
 def test_bootstrap_of_many_values_has_the_width_of_the_normal_interval():
-    values = random.normal(random.key(1), (400, 3)) * torch.tensor([1.0, 2.0, 0.0]) + torch.tensor([0.0, 5.0, 7.0])
+    values = random.normal(random.key(1), (400, 3)) * torch.tensor([1.0, 2.0, 0.0]) + torch.tensor(
+        [0.0, 5.0, 7.0]
+    )
     found = metrics.bootstrap(values, random.key(2), resamples=4000)
     torch.testing.assert_close(found.mean, values.mean(0))
     half = 1.96 * values.std(0, correction=0) / 400**0.5
     torch.testing.assert_close(found.low, values.mean(0) - half, atol=0.02, rtol=0)
     torch.testing.assert_close(found.high, values.mean(0) + half, atol=0.02, rtol=0)
-    assert all(torch.equal(a, b) for a, b in zip(found, metrics.bootstrap(values, random.key(2), 4000), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(found, metrics.bootstrap(values, random.key(2), 4000), strict=True)
+    )
 
 
 def test_displacement_is_exact_on_shifted_pictures():
     """Crops of one large picture, as a camera that moves sees them; what stands still in the middle is small."""
     coarse = random.randint(random.key(3), (3, 60, 60), 0, 256).float()
-    large = torch.nn.functional.interpolate(coarse[None], (120, 120), mode="bilinear")[0].permute(1, 2, 0)
+    large = torch.nn.functional.interpolate(coarse[None], (120, 120), mode="bilinear")[0].permute(
+        1, 2, 0
+    )
     large = large.to(torch.uint8)
     shifts = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -2), (3, -4), (-6, 5), (8, 8)]
     before = large[20:84, 20:84].expand(len(shifts), -1, -1, -1)

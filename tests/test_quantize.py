@@ -20,7 +20,9 @@ def all_codes(dim):
 
 def materialised_entropies(z_MK, temperature):
     """The definition: softmax over all 2^K codes of 2 z·c / τ, in float64."""
-    log_p_MV = (2 / temperature * z_MK.double() @ all_codes(z_MK.shape[1]).double().T).log_softmax(-1)
+    log_p_MV = (2 / temperature * z_MK.double() @ all_codes(z_MK.shape[1]).double().T).log_softmax(
+        -1
+    )
     average_V = log_p_MV.exp().mean(0)
     return -(log_p_MV.exp() * log_p_MV).sum(-1).mean(), torch.special.entr(average_V).sum()
 
@@ -32,10 +34,14 @@ def test_lfq_entropies_and_their_gradients_equal_the_materialised_softmax(dim, t
     for which in (0, 1):
         ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
         entropy, oracle = (
-            f(x, temperature)[which] for f, x in ((lfq.entropies, ours), (materialised_entropies, theirs))
+            f(x, temperature)[which]
+            for f, x in ((lfq.entropies, ours), (materialised_entropies, theirs))
         )
         torch.testing.assert_close(entropy.double(), oracle, rtol=1e-4, atol=1e-5)
-        (gradient,), (expected,) = torch.autograd.grad(entropy, ours), torch.autograd.grad(oracle, theirs)
+        (gradient,), (expected,) = (
+            torch.autograd.grad(entropy, ours),
+            torch.autograd.grad(oracle, theirs),
+        )
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
 
@@ -93,7 +99,9 @@ def test_quantised_codes_are_those_of_their_ids():
         params = tree.init(quantize.spec(cfg), random.key(1))
         q = quantize.quantize(params, z, cfg)
         assert q.ids.shape == z.shape[:-1] and q.ids.dtype == torch.int64 and not q.z.requires_grad
-        torch.testing.assert_close(q.codes, quantize.lookup(params, q.ids, cfg), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            q.codes, quantize.lookup(params, q.ids, cfg), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_diversity_term_rewards_use_of_all_codes():
@@ -154,30 +162,46 @@ def test_vq_pulls_the_codebook_to_its_inputs_and_the_inputs_to_their_codes():
 def test_dead_codes_restart_on_inputs_and_used_ones_stay():
     codebook, z = random.normal(random.key(0), (5, 3)), random.normal(random.key(1), (2, 4, 3)) + 50
     use = torch.tensor([0.5, 0.019, 0.021, 0.459, 0.001])  # the limit is 0.1 / 5
-    new, new_use = quantize.reset_dead_codes(codebook, use, quantize.pick_inputs(z, random.key(2), 5), VQ)
+    new, new_use = quantize.reset_dead_codes(
+        codebook, use, quantize.pick_inputs(z, random.key(2), 5), VQ
+    )
     used, dead = [0, 2, 3], [1, 4]
     assert torch.equal(new[used], codebook[used]) and torch.equal(new_use[used], use[used])
-    assert (new[dead][:, None] == z.flatten(0, 1)).all(-1).any(-1).all(), "a dead code was not moved onto an input"
-    assert torch.equal(new_use[dead], torch.full((2,), 0.2)), "a moved code has no time to be chosen"
+    assert (new[dead][:, None] == z.flatten(0, 1)).all(-1).any(-1).all(), (
+        "a dead code was not moved onto an input"
+    )
+    assert torch.equal(new_use[dead], torch.full((2,), 0.2)), (
+        "a moved code has no time to be chosen"
+    )
 
 
 def test_a_code_nobody_chooses_comes_back_to_life():
     """End to end: a codebook with far away entries is in full use after enough updates."""
     book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
-    params, stats = {"quantizer": {"codebook": book}, "other": torch.ones(2)}, quantize.initial_use(VQ)
+    params, stats = (
+        {"quantizer": {"codebook": book}, "other": torch.ones(2)},
+        quantize.initial_use(VQ),
+    )
     z, update = random.normal(random.key(0), (64, 3)), quantize.codebook_update(VQ)
     assert (quantize.quantize(params["quantizer"], z, VQ).use_V > 0).sum() == 1
     for s in range(200):
         q = quantize.quantize(params["quantizer"], z, VQ)
-        params, stats = update.apply(params, stats, update.collect(q, random.fold_in(random.key(1), s), WHOLE))
+        params, stats = update.apply(
+            params, stats, update.collect(q, random.fold_in(random.key(1), s), WHOLE)
+        )
     assert (quantize.quantize(params["quantizer"], z, VQ).use_V > 0).sum() == 5
-    assert torch.equal(params["quantizer"]["codebook"][0], torch.zeros(3)), "the used code was moved"
+    assert torch.equal(params["quantizer"]["codebook"][0], torch.zeros(3)), (
+        "the used code was moved"
+    )
     assert torch.equal(params["other"], torch.ones(2))
 
 
 def test_lfq_keeps_no_statistics():
     cfg = QuantizerConfig(codes=4)
-    assert quantize.spec(cfg) == quantize.initial_use(cfg) == {} and quantize.codebook_update(cfg) is None
+    assert (
+        quantize.spec(cfg) == quantize.initial_use(cfg) == {}
+        and quantize.codebook_update(cfg) is None
+    )
 
 
 def test_use_counts_codes_not_tokens():
@@ -186,7 +210,9 @@ def test_use_counts_codes_not_tokens():
     used = metrics.summary({"use": use})
     assert used["codes_used"].item() == 2
     assert used["perplexity"].item() == pytest.approx(3 / 2 ** (2 / 3))
-    assert metrics.summary({"lam_use": torch.full((8,), 1 / 8)})["lam_perplexity"].item() == pytest.approx(8)
+    assert metrics.summary({"lam_use": torch.full((8,), 1 / 8)})[
+        "lam_perplexity"
+    ].item() == pytest.approx(8)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +256,9 @@ def test_a_share_of_the_samples_is_spread_evenly():
     z = random.normal(random.key(0), (4096, 4))
     full, part = (quantize.lfq(z, replace(cfg, frac_sample=f)) for f in (1.0, 0.25))
     assert torch.equal(full.ids, part.ids) and full.loss != part.loss
-    torch.testing.assert_close(part.metrics["code_entropy"], full.metrics["code_entropy"], rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        part.metrics["code_entropy"], full.metrics["code_entropy"], rtol=0.01, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ["lfq", "vq"])
@@ -243,7 +271,9 @@ def test_maps_lead_to_the_code_width_and_back(kind, bias):
     q = quantize.quantize(params, z, cfg)
     assert q.codes.shape == z.shape and q.z.shape == (3, 5, 4) and q.ids.max() < 16
     torch.testing.assert_close(quantize.lookup(params, q.ids, cfg), q.codes)
-    assert torch.autograd.grad(q.codes.sum(), z)[0].abs().max() > 0, "the gradient does not reach the input"
+    assert torch.autograd.grad(q.codes.sum(), z)[0].abs().max() > 0, (
+        "the gradient does not reach the input"
+    )
 
 
 def test_impossible_quantisers_are_refused():

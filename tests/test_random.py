@@ -29,26 +29,39 @@ def test_key_split_and_fold_in_equal_jax(seed):
     for data in (0, 1, 12345, 2**32 - 1):
         folded = jax.random.key_data(jax.random.fold_in(theirs, np.uint32(data)))
         np.testing.assert_array_equal(random.fold_in(ours, data).numpy(), words(folded))
-        np.testing.assert_array_equal(random.fold_in(ours, torch.tensor(data)).numpy(), words(folded))
+        np.testing.assert_array_equal(
+            random.fold_in(ours, torch.tensor(data)).numpy(), words(folded)
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_draws_equal_jax(seed, shape):
     ours, theirs = keys(seed)
-    np.testing.assert_array_equal(random.bits(ours, shape).numpy(), words(jax.random.bits(theirs, shape)))
-    np.testing.assert_array_equal(random.uniform(ours, shape).numpy(), np.asarray(jax.random.uniform(theirs, shape)))
     np.testing.assert_array_equal(
-        random.bernoulli(ours, 0.3, shape).numpy(), np.asarray(jax.random.bernoulli(theirs, 0.3, shape))
+        random.bits(ours, shape).numpy(), words(jax.random.bits(theirs, shape))
+    )
+    np.testing.assert_array_equal(
+        random.uniform(ours, shape).numpy(), np.asarray(jax.random.uniform(theirs, shape))
+    )
+    np.testing.assert_array_equal(
+        random.bernoulli(ours, 0.3, shape).numpy(),
+        np.asarray(jax.random.bernoulli(theirs, 0.3, shape)),
     )
     for low, high in ((0, 6), (-3, 4), (0, 2**20 + 7), (5, 6), (0, 2**31 - 1)):
         expected = np.asarray(jax.random.randint(theirs, shape, low, high))
         np.testing.assert_array_equal(random.randint(ours, shape, low, high).numpy(), expected)
     np.testing.assert_allclose(
-        random.normal(ours, shape).numpy(), np.asarray(jax.random.normal(theirs, shape)), rtol=2e-5, atol=2e-6
+        random.normal(ours, shape).numpy(),
+        np.asarray(jax.random.normal(theirs, shape)),
+        rtol=2e-5,
+        atol=2e-6,
     )
     np.testing.assert_allclose(
-        random.gumbel(ours, shape).numpy(), np.asarray(jax.random.gumbel(theirs, shape)), rtol=2e-5, atol=2e-5
+        random.gumbel(ours, shape).numpy(),
+        np.asarray(jax.random.gumbel(theirs, shape)),
+        rtol=2e-5,
+        atol=2e-5,
     )
 
 

@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "genie_fn"
 SCRIPTS = {path.stem: path for path in ROOT.glob("*.py")}
-MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 def parse(path):
@@ -44,8 +47,17 @@ def dotted(node):
 def test_there_are_no_modules_and_no_global_randomness(name):
     """Hidden state, in whichever form torch offers it: nn.Module, buffers, the global generator."""
     path = (MODULES | SCRIPTS)[name]
-    banned = {f"torch.{f}" for f in ("manual_seed", "seed", "rand", "randn", "randint", "randperm", "rand_like")}
-    banned |= {"torch.randn_like", "torch.bernoulli", "torch.multinomial", "torch.Generator", "torch.set_rng_state"}
+    banned = {
+        f"torch.{f}"
+        for f in ("manual_seed", "seed", "rand", "randn", "randint", "randperm", "rand_like")
+    }
+    banned |= {
+        "torch.randn_like",
+        "torch.bernoulli",
+        "torch.multinomial",
+        "torch.Generator",
+        "torch.set_rng_state",
+    }
     banned |= {"F.dropout", "torch.nn.Module", "nn.Module", "nn.Parameter", "torch.nn.Parameter"}
     used = {dotted(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute)}
     assert not used & banned

@@ -18,7 +18,9 @@ def other(clip):
 
 
 def test_latents_and_ids_do_not_see_later_frames(tokenizer_params, tokenizer_cfg, clip, other):
-    a, b = (tokenizer.encode(tokenizer_params, layers.to_float(v), tokenizer_cfg) for v in (clip, other))
+    a, b = (
+        tokenizer.encode(tokenizer_params, layers.to_float(v), tokenizer_cfg) for v in (clip, other)
+    )
     assert torch.equal(a[:, :3], b[:, :3])
     assert not torch.allclose(a[:, 3], b[:, 3], atol=1e-3), "the perturbation reached nothing"
     (_, a), (_, b) = (tokenizer.tokenize(tokenizer_params, v, tokenizer_cfg) for v in (clip, other))
@@ -36,7 +38,9 @@ def test_pixels_do_not_see_later_codes(tokenizer_params, tokenizer_cfg):
 def test_reconstruction_does_not_see_later_frames(tokenizer_params, tokenizer_cfg, clip, other):
     def reconstruct(video):
         return tokenizer.decode(
-            tokenizer_params, tokenizer.tokenize(tokenizer_params, video, tokenizer_cfg)[0], tokenizer_cfg
+            tokenizer_params,
+            tokenizer.tokenize(tokenizer_params, video, tokenizer_cfg)[0],
+            tokenizer_cfg,
         )
 
     assert torch.equal(reconstruct(clip)[:, :3], reconstruct(other)[:, :3])
@@ -48,7 +52,9 @@ def test_decoding_frame_by_frame_equals_decoding_at_once(tokenizer_params, token
     whole = tokenizer.decode(tokenizer_params, codes, tokenizer_cfg)
     cache, frames = layers.empty_cache(tokenizer_cfg.decoder, len(clip), tokenizer_cfg.tokens), []
     for t in range(codes.shape[1]):
-        frame, cache = tokenizer.decode_next(tokenizer_params, codes[:, t : t + 1], cache, tokenizer_cfg)
+        frame, cache = tokenizer.decode_next(
+            tokenizer_params, codes[:, t : t + 1], cache, tokenizer_cfg
+        )
         frames.append(frame)
     torch.testing.assert_close(torch.cat(frames, 1), whole, rtol=1e-4, atol=1e-5)
 
@@ -58,7 +64,9 @@ def test_decoding_frame_by_frame_equals_decoding_at_once(tokenizer_params, token
 def test_shapes_and_ids_to_pixels(tokenizer_cfg, kind, size):
     height, width = size
     quantizer = quantize.QuantizerConfig(kind=kind, codes=8, latent_dim=5)
-    cfg = TokenizerConfig(height, width, 16, tokenizer_cfg.encoder, tokenizer_cfg.decoder, quantizer)
+    cfg = TokenizerConfig(
+        height, width, 16, tokenizer_cfg.encoder, tokenizer_cfg.decoder, quantizer
+    )
     params = tree.init(tokenizer.spec(cfg), random.key(0))
     video = random.randint(random.key(1), (1, 2, height, width, 3), 0, 256).to(torch.uint8)
     codes, ids = tokenizer.tokenize(params, video, cfg)
@@ -80,11 +88,17 @@ def test_a_single_frame_is_a_video(tokenizer_params, tokenizer_cfg, clip):
 def test_the_loss_is_error_plus_quantiser(tokenizer_params, tokenizer_cfg, clip):
     loss, (metrics, q) = tokenizer.loss(tokenizer_params, clip, tokenizer_cfg)
     codes, ids = tokenizer.tokenize(tokenizer_params, clip, tokenizer_cfg)
-    mse = (tokenizer.decode(tokenizer_params, codes, tokenizer_cfg) - layers.to_float(clip)).square().mean()
+    mse = (
+        (tokenizer.decode(tokenizer_params, codes, tokenizer_cfg) - layers.to_float(clip))
+        .square()
+        .mean()
+    )
     torch.testing.assert_close(metrics["mse"], mse)
     torch.testing.assert_close(loss, mse + q.loss)
     assert torch.equal(q.ids, ids)
-    torch.testing.assert_close(metrics["use"] * ids.numel(), torch.bincount(ids.flatten(), minlength=16).float())
+    torch.testing.assert_close(
+        metrics["use"] * ids.numel(), torch.bincount(ids.flatten(), minlength=16).float()
+    )
 
 
 @pytest.mark.parametrize("kind", ["lfq", "vq"])
@@ -113,7 +127,9 @@ def test_a_patch_that_does_not_divide_the_frame_is_a_sentence():
 
 def nets(encoder, decoder):
     blueprints = Blueprints(encoder, decoder)
-    return TokenizerConfig(arch="magvit2", blueprints=blueprints, quantizer=quantize.QuantizerConfig(codes=16))
+    return TokenizerConfig(
+        arch="magvit2", blueprints=blueprints, quantizer=quantize.QuantizerConfig(codes=16)
+    )
 
 
 FIRST = ("causal", {"in_channels": 3, "out_channels": 4})
@@ -125,7 +141,10 @@ def test_networks_that_could_see_later_frames_are_refused():
     slower = ("spacetime_downsample", {"in_channels": 4, "space_factor": 1})
     faster = ("depth2time_upsample", {"in_channels": 4})
     assert nets((FIRST, slower), (faster, LAST)).time_factor == 2
-    for encoder, decoder in (((FIRST, slower, faster), (LAST,)), ((FIRST,), (slower, faster, LAST))):
+    for encoder, decoder in (
+        ((FIRST, slower, faster), (LAST,)),
+        ((FIRST,), (slower, faster, LAST)),
+    ):
         with pytest.raises(UserError, match="would see later frames"):
             nets(encoder, decoder)
 
@@ -134,8 +153,16 @@ def test_networks_that_could_see_later_frames_are_refused():
     ("encoder", "decoder", "message"),
     [
         ((), (), "needs the blueprints"),
-        ((FIRST, ("adaptive_group_norm", {"num_channels": 4, "num_groups": 2, "dim_cond": 4})), (LAST,), "only in the"),
-        ((FIRST,), (("adaptive_group_norm", {"num_channels": 4, "num_groups": 2}), LAST), "of width 4"),
+        (
+            (FIRST, ("adaptive_group_norm", {"num_channels": 4, "num_groups": 2, "dim_cond": 4})),
+            (LAST,),
+            "only in the",
+        ),
+        (
+            (FIRST,),
+            (("adaptive_group_norm", {"num_channels": 4, "num_groups": 2}), LAST),
+            "of width 4",
+        ),
         ((FIRST, LAST), (LAST,), "lead from 3 channels"),
         ((FIRST, ("space_downsample", {"in_channels": 4})), (LAST,), "bring back"),
     ],

@@ -26,7 +26,10 @@ class Marked(torch.autograd.Function):
 
 
 def spec():
-    return {"a": {"w": ParamSpec((3, 4)), "b": ParamSpec((4,), "zeros", decay=False)}, "c": ParamSpec((2,), "ones")}
+    return {
+        "a": {"w": ParamSpec((3, 4)), "b": ParamSpec((4,), "zeros", decay=False)},
+        "c": ParamSpec((2,), "ones"),
+    }
 
 
 def test_adding_a_parameter_changes_no_other():
@@ -36,7 +39,9 @@ def test_adding_a_parameter_changes_no_other():
     for path, leaf in before.items():
         assert torch.equal(leaf, after[path]), path
     assert not torch.equal(after["a/w"], after["z/w"]), "two paths share one key"
-    assert not torch.equal(before["a/w"], tree.init(spec(), random.key(1))["a"]["w"]), "the key is ignored"
+    assert not torch.equal(before["a/w"], tree.init(spec(), random.key(1))["a"]["w"]), (
+        "the key is ignored"
+    )
 
 
 def test_init_draws_what_the_spec_says():
@@ -63,11 +68,15 @@ def toy_loss(params, x):
 def test_value_and_grad_equals_torch_func():
     params, x = tree.init(spec(), random.key(0)), random.normal(random.key(1), (5, 3))
     (loss, aux), grads = tree.value_and_grad(toy_loss)(params, x)
-    oracle_grads, (oracle_loss, oracle_aux) = torch.func.grad_and_value(toy_loss, has_aux=True)(params, x)
+    oracle_grads, (oracle_loss, oracle_aux) = torch.func.grad_and_value(toy_loss, has_aux=True)(
+        params, x
+    )
     torch.testing.assert_close((loss, aux, grads), (oracle_loss, oracle_aux, oracle_grads))
     outputs = [loss, *tree.leaves(aux), *tree.leaves(grads)]
     assert not any(t.requires_grad for t in outputs), "the graph leaks out"
-    assert not any(p.requires_grad or p.grad is not None for p in tree.leaves(params)), "the parameters were touched"
+    assert not any(p.requires_grad or p.grad is not None for p in tree.leaves(params)), (
+        "the parameters were touched"
+    )
 
 
 def test_value_and_grad_works_without_grad_mode_and_gives_unused_leaves_zeros():

@@ -48,7 +48,9 @@ def test_a_rollout_is_its_steps(dream, clip, session):
     frames = world.rollout(dream, clip[:, :1], actions, random.key(7), SAMPLE)
     assert frames.shape == (2, 5, 32, 32, 3) and frames.dtype == torch.uint8
     for t in range(5):  # more frames than the window of 4 holds
-        session, frame = world.step(dream, session, actions[:, t], random.fold_in(random.key(7), t), SAMPLE)
+        session, frame = world.step(
+            dream, session, actions[:, t], random.fold_in(random.key(7), t), SAMPLE
+        )
         assert torch.equal(frame.pixels, frames[:, t])
 
 
@@ -57,11 +59,15 @@ def test_a_frame_shows_what_its_ids_decode_to(dream, clip):
     state, _ = world.reset(dream, clip[:, :1])
     _, ids = tokenizer.tokenize(dream.tokenizer.params, clip[:, :1], dream.tokenizer.cfg)
     for t in range(3):
-        state, frame = world.step(dream, state, actions[:, t], random.fold_in(random.key(0), t), SAMPLE)
+        state, frame = world.step(
+            dream, state, actions[:, t], random.fold_in(random.key(0), t), SAMPLE
+        )
         assert ((frame.probability > 0) & (frame.probability <= 1)).all()
         ids = torch.cat((ids, frame.ids[:, None]), 1)
     decoded = tokenizer.detokenize(dream.tokenizer.params, ids, dream.tokenizer.cfg)[:, -1]
-    assert (decoded.int() - frame.pixels.int()).abs().max() <= 1  # the cached decoder rounds as it may
+    assert (
+        decoded.int() - frame.pixels.int()
+    ).abs().max() <= 1  # the cached decoder rounds as it may
 
 
 def test_a_prompt_of_several_frames_needs_the_actions_between_them(dream, clip):

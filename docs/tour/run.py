@@ -23,7 +23,9 @@ SECONDS = 600  # for a cell, on a machine that is busy with other work
 
 def notebooks(*beginnings: str) -> list[Path]:
     """The notebooks in order, all or those whose names begin so."""
-    return [path for path in sorted(FOLDER.glob("*.ipynb")) if path.name.startswith(beginnings or "")]
+    return [
+        path for path in sorted(FOLDER.glob("*.ipynb")) if path.name.startswith(beginnings or "")
+    ]
 
 
 def execute(path: Path) -> NotebookNode:
@@ -43,8 +45,13 @@ def shrink(book: NotebookNode) -> None:
     """Give the pictures 256 colours, which takes a third of the space, and leave out which machine it ran on."""
     for output in (output for cell in book.cells for output in cell.get("outputs", [])):
         if "image/png" in output.get("data", {}):
-            picture, small = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))), io.BytesIO()
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            picture, small = (
+                Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))),
+                io.BytesIO(),
+            )
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+                small, "PNG", optimize=True
+            )
             output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
     book.metadata["language_info"] = {"name": "python"}
 
@@ -61,7 +68,10 @@ def main() -> None:
         book = execute(path)
         shrink(book)
         nbformat.write(book, path)
-        print(f"{path.name}: {_seconds() - began:.0f} s of CPU, {path.stat().st_size / 1e3:.0f} kB", flush=True)
+        print(
+            f"{path.name}: {_seconds() - began:.0f} s of CPU, {path.stat().st_size / 1e3:.0f} kB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ from genie_fn.tree import Tree
 from genie_fn.world import World
 
 WORLDS = ("assets/worlds/coinrun.safetensors", "assets/worlds/coinrun-latent.safetensors")
-plt.rcParams |= {"figure.dpi": 80, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+plt.rcParams |= {
+    "figure.dpi": 80,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 plt.rcParams |= {"image.cmap": "magma", "image.interpolation": "nearest"}
 
 
@@ -50,14 +55,21 @@ def choices(dream: World, beside: Surroundings) -> dict[str, int]:
     if dream.lam:
         return {f"code {action}": action for action in range(dream.dynamics.cfg.actions)}
     known = surroundings.real_actions(beside, dream)
-    return {name: known[name] for name in ("LEFT", "NOOP", "RIGHT", "UP", "RIGHT+UP") if name in known}
+    return {
+        name: known[name] for name in ("LEFT", "NOOP", "RIGHT", "UP", "RIGHT+UP") if name in known
+    }
 
 
 @functools.cache
 def collection(path: str) -> generate_dataset.Config:
     """How the data of a world was collected: its game, frames per step, who played."""
-    known, told = {field.name for field in fields(generate_dataset.Config)}, surroundings.of_file(path).meta
-    return generate_dataset.Config(**{name: x for name, x in told.get("collection", {}).items() if name in known})
+    known, told = (
+        {field.name for field in fields(generate_dataset.Config)},
+        surroundings.of_file(path).meta,
+    )
+    return generate_dataset.Config(
+        **{name: x for name, x in told.get("collection", {}).items() if name in known}
+    )
 
 
 def clips(
@@ -75,12 +87,16 @@ def clips(
         episode = np.cumsum(played.episode_starts)
         whole = np.flatnonzero(episode[: steps - frames + 1] == episode[frames - 1 :])
         for start in whole[np.linspace(0, len(whole) - 1, each + 2).astype(int)[1:-1]]:
-            found.append((played.frames[start : start + frames], played.actions[start : start + frames - 1]))
+            found.append(
+                (played.frames[start : start + frames], played.actions[start : start + frames - 1])
+            )
     video, actions = (torch.from_numpy(np.stack(x)) for x in zip(*found, strict=True))
     return video, actions.long()
 
 
-def train(loss: Callable, spec: Tree, batch: Callable, steps: int, lr: float = 3e-3) -> tuple[Tree, list[float]]:
+def train(
+    loss: Callable, spec: Tree, batch: Callable, steps: int, lr: float = 3e-3
+) -> tuple[Tree, list[float]]:
     """The plainest loop: gradients of `loss(params, batch(step)) -> (loss, aux)`, clipping, AdamW. Returns the
     parameters and the loss of each step."""
     cfg, decay = OptimConfig(lr=lr, warmup=10), tree.map(lambda s: s.decay, spec)
@@ -100,7 +116,9 @@ def draws(items: Tensor, size: int) -> Callable[[int], Tensor]:
     return lambda step: items[data.clip_offsets(np.arange(len(items)), 0, step, size)]
 
 
-def rows(*films: Tensor, labels: Sequence[str] = (), titles: Sequence = (), size: float = 0.85) -> None:
+def rows(
+    *films: Tensor, labels: Sequence[str] = (), titles: Sequence = (), size: float = 0.85
+) -> None:
     """Draw films (T, H, W, 3) uint8 below each other, `size` inches a frame; `labels` name rows, `titles` columns."""
     image = video.grid(np.stack([np.asarray(film) for film in films]), gap=2)
     (count, frames), (height, width) = (len(films), len(films[0])), image.shape[:2]

@@ -75,5 +75,7 @@ def sensible(found: ActionMap, choices: int) -> bool:
         and all(type(name) is str for name in found.names)
         and all(type(count) is int and 0 <= count < 2**53 for count in chain(*found.table))
         and all(type(latent) is int and 0 <= latent < min(widths) for latent in found.to_latent)
-        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares if share is not None)
+        and all(
+            type(share) in (int, float) and 0 <= share <= 1 for share in shares if share is not None
+        )
     )

@@ -40,7 +40,9 @@ def of_store(store: Store, most: int = FRAMES, found: ActionMap | None = None) -
     for training."""
     starts = Surroundings().starts
     if store.count("test"):
-        offsets = data.eval_clips(store, "test", 1, min(most, len(data.clip_starts(store, "test", 1))))
+        offsets = data.eval_clips(
+            store, "test", 1, min(most, len(data.clip_starts(store, "test", 1)))
+        )
         starts = data.read_clips(store, offsets, 1).frames[:, 0]
     return Surroundings(starts, store.action_names, store.meta, found)
 
@@ -57,7 +59,11 @@ def of(run: str | Path, dream: World, root: str | Path, most: int = FRAMES) -> S
 def real_actions(beside: Surroundings, dream: World) -> dict[str, int]:
     """The world's action for each real one that is known by name."""
     if dream.lam:
-        return dict(zip(beside.found.names, beside.found.to_latent, strict=True)) if beside.found else {}
+        return (
+            dict(zip(beside.found.names, beside.found.to_latent, strict=True))
+            if beside.found
+            else {}
+        )
     known = len(beside.names) == dream.dynamics.cfg.actions
     return {name: action for action, name in enumerate(beside.names)} if known else {}
 
@@ -74,9 +80,15 @@ def of_file(path: str | Path) -> Surroundings:
         found, names, meta = about["map"], tuple(about["names"]), about["data"]["meta"]
         card = "; ".join(f"{key} {value}" for key, value in about["card"].items())[:1000]
         map_ = ActionMap(**found) if found is not None else None
-        sound = _sound_map(map_, dream.dynamics.cfg.actions) and _sound_names(names) and _sound_meta(meta)
+        sound = (
+            _sound_map(map_, dream.dynamics.cfg.actions)
+            and _sound_names(names)
+            and _sound_meta(meta)
+        )
     except Exception as error:  # what a file tells may be wrong in any way
-        raise world_file.damaged(path, "what it tells of its actions or its data is not understood") from error
+        raise world_file.damaged(
+            path, "what it tells of its actions or its data is not understood"
+        ) from error
     if not sound:
         raise world_file.damaged(path, "what it tells of its actions or its data is impossible")
     return Surroundings(starts.numpy(), names, meta, map_, "".join(filter(str.isprintable, card)))
@@ -101,8 +113,12 @@ def pack(run: str, dream: World, store: Store, count: int, card: dict[str, str])
     """The content of the file of a run's world, with `count` frames to start from; `card` is for people."""
     beside = of(run, dream, store.root, count)
     if not len(beside.starts):
-        raise UserError(f"{store.root} has no test levels, of which a world file needs frames: name another --cfg.data")
+        raise UserError(
+            f"{store.root} has no test levels, of which a world file needs frames: name another --cfg.data"
+        )
     about = {"map": beside.found and beside.found._asdict(), "names": beside.names, "card": card}
-    game = {name: value for name, value in store.meta.items() if name == "collection"}  # other things may be private
+    game = {
+        name: value for name, value in store.meta.items() if name == "collection"
+    }  # other things may be private
     about["data"] = {"name": store.root.name, "hash": store.data_hash, "meta": game}
     return loading.pack(dream, torch.from_numpy(beside.starts), about)

@@ -46,17 +46,26 @@ class Header(NamedTuple):
 def damaged(path: str | Path, what: str) -> UserError:
     """The refusal of a file that is not what it says it is; `what` may quote it, so it is made safe for a terminal."""
     what = "".join(c if c.isprintable() else "?" for c in what[:300])
-    return UserError(f"{path} is damaged ({what}): fetch it again, or make it anew with `python export_world.py`")
+    return UserError(
+        f"{path} is damaged ({what}): fetch it again, or make it anew with `python export_world.py`"
+    )
 
 
 def pack(models: dict, about: dict, tensors: dict[str, Tensor]) -> bytes:
     """The content of a world file; `tensors` are bfloat16 and uint8, on the CPU."""
     tensors = {name: x.contiguous() for name, x in tensors.items()}
     content = json.dumps({"models": models, "about": about}, allow_nan=False)
-    metadata = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors), "content": content}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sha256": _digest(tensors),
+        "content": content,
+    }
     made = save(tensors, metadata)
     if (length := int.from_bytes(made[:8], "little")) > LENGTH:
-        raise UserError(f"a world file's header has at most {LENGTH:,} bytes, and this world's would have {length:,}")
+        raise UserError(
+            f"a world file's header has at most {LENGTH:,} bytes, and this world's would have {length:,}"
+        )
     return made
 
 
@@ -80,7 +89,9 @@ def header(path: str | Path) -> Header:
         kind, version = metadata["format"], metadata["version"]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a world file") from error
-    except Exception as error:  # anything else may be in there: no JSON, or too deep, or no objects in it
+    except (
+        Exception
+    ) as error:  # anything else may be in there: no JSON, or too deep, or no objects in it
         raise _foreign(path) from error
     if kind != FORMAT:
         raise _foreign(path)
@@ -100,7 +111,9 @@ def _understood(path: str | Path, metadata: dict, fields: dict, size: int) -> He
     try:
         content = json.loads(metadata["content"])
         models, about = content["models"], content["about"]
-        tensors = {name: Spec(entry["dtype"], tuple(entry["shape"])) for name, entry in fields.items()}
+        tensors = {
+            name: Spec(entry["dtype"], tuple(entry["shape"])) for name, entry in fields.items()
+        }
     except Exception as error:  # as above
         raise damaged(path, "its header cannot be understood") from error
     if metadata.keys() != METADATA or content.keys() != {"models", "about"}:
@@ -125,7 +138,9 @@ def tensors(path: str | Path, head: Header, wanted: dict[str, Spec]) -> dict[str
     for name, spec in wanted.items():
         if head.tensors[name] != spec:
             raise damaged(path, f"{name} is {_shown(head.tensors[name])}, not {_shown(spec)}")
-    if (size := sum(math.prod(spec.shape) * BYTES[spec.dtype] for spec in wanted.values())) != head.size:
+    if (
+        size := sum(math.prod(spec.shape) * BYTES[spec.dtype] for spec in wanted.values())
+    ) != head.size:
         raise damaged(path, f"{head.size:,} bytes follow its header, not {size:,}")
     try:
         with safetensors.safe_open(path, "pt") as file:

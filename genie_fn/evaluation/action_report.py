@@ -38,7 +38,9 @@ def spread_clips(store: Store, split: str, num_frames: int, count: int) -> np.nd
     return apart[np.linspace(0, len(apart) - 1, min(count, len(apart))).round().astype(int)]
 
 
-def label(store: Store, offsets: np.ndarray, num_frames: int, name: Callable, device: torch.device) -> Tensor:
+def label(
+    store: Store, offsets: np.ndarray, num_frames: int, name: Callable, device: torch.device
+) -> Tensor:
     """`name(frames, recorded actions)` of the clips, read a few at a time, as one tensor on the CPU: (M, ...)."""
     found = []
     for part in np.array_split(offsets, -(-len(offsets) // 32)):
@@ -50,10 +52,14 @@ def gather(store: Store, offsets: np.ndarray, num_frames: int, codes: Tensor) ->
     """The transitions of clips whose `codes` are known."""
 
     def look(frames: Tensor, actions: Tensor) -> Tensor:
-        return torch.cat((metrics.displacement(frames[:, :-1], frames[:, 1:]), actions[..., None]), -1)
+        return torch.cat(
+            (metrics.displacement(frames[:, :-1], frames[:, 1:]), actions[..., None]), -1
+        )
 
     seen = label(store, offsets, num_frames, look, torch.device("cpu"))
-    level = torch.from_numpy(np.asarray(store.arrays["level_seeds"][offsets].read().result()).astype(np.int64))
+    level = torch.from_numpy(
+        np.asarray(store.arrays["level_seeds"][offsets].read().result()).astype(np.int64)
+    )
     return Transitions(codes, seen[..., 2] if store.num_actions else None, level, seen[..., :2])
 
 
@@ -92,9 +98,13 @@ def halves(level: Tensor) -> tuple[Tensor, Tensor]:
     return order % 2 == 0, order % 2 == 1
 
 
-def tables(codes: Tensor, true: Tensor, level: Tensor, actions: int, kinds: int) -> tuple[Tensor, Tensor]:
+def tables(
+    codes: Tensor, true: Tensor, level: Tensor, actions: int, kinds: int
+) -> tuple[Tensor, Tensor]:
     """The contingency tables of true (rows) and latent actions on either half of the levels."""
-    return tuple(metrics.contingency(true[half], codes[half], kinds, actions) for half in halves(level))
+    return tuple(
+        metrics.contingency(true[half], codes[half], kinds, actions) for half in halves(level)
+    )
 
 
 def meaning(table: Tensor) -> Tensor:
@@ -102,7 +112,9 @@ def meaning(table: Tensor) -> Tensor:
     return (table + 1e-6 * table.sum(1, keepdim=True)).argmax(0)
 
 
-def agreement(codes: Tensor, true: Tensor, level: Tensor, actions: int, kinds: int, key: Tensor) -> dict:
+def agreement(
+    codes: Tensor, true: Tensor, level: Tensor, actions: int, kinds: int, key: Tensor
+) -> dict:
     """How much codes tell of recorded actions (of so many `kinds`), and whether that holds on other levels.
 
     `information` is their normalised mutual information, `by_chance` its mean where clips are given other clips' codes,
@@ -165,12 +177,23 @@ def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> di
         total = (member * value[..., None]).sum(1)
         mean, overall = total.sum(0) / count.sum(0), total.sum() / count.sum()
         drawn, drawn_count = weight @ total, weight @ count
-        resampled = drawn / drawn_count - drawn.sum(1, keepdim=True) / drawn_count.sum(1, keepdim=True)
+        resampled = drawn / drawn_count - drawn.sum(1, keepdim=True) / drawn_count.sum(
+            1, keepdim=True
+        )
         known = ~resampled.isnan()  # a resample may lack a rare action
         centre = resampled.nanmean(0)
-        spread = (torch.where(known, resampled - centre, 0).square().sum(0) / (known.sum(0) - 1)).sqrt()
-        mixed = [_between(torch.bincount(codes[o].flatten(), value.flatten(), actions), count.sum(0)) for o in orders]
-        result |= {name: rounded(mean), f"{name}_error": rounded(spread), f"{name}_all": round(overall.item(), 4)}
+        spread = (
+            torch.where(known, resampled - centre, 0).square().sum(0) / (known.sum(0) - 1)
+        ).sqrt()
+        mixed = [
+            _between(torch.bincount(codes[o].flatten(), value.flatten(), actions), count.sum(0))
+            for o in orders
+        ]
+        result |= {
+            name: rounded(mean),
+            f"{name}_error": rounded(spread),
+            f"{name}_all": round(overall.item(), 4),
+        }
         result[f"{name}_p"] = _p_value(_between(total.sum(0), count.sum(0)), mixed)
         if name == "dx":
             ways = {"left": mean - overall < -3 * spread, "right": mean - overall > 3 * spread}
@@ -183,7 +206,9 @@ def _between(total: Tensor, count: Tensor) -> float:
     return (total.double().square() / count.clamp(min=1)).sum().item()
 
 
-def describe(found: Transitions, actions: int, names: tuple[str, ...], latent: bool, key: Tensor) -> dict:
+def describe(
+    found: Transitions, actions: int, names: tuple[str, ...], latent: bool, key: Tensor
+) -> dict:
     """The whole report on actions, ready for JSON. Latent ones are compared with the recorded ones where there are."""
     levels = len(found.level.unique())
     own = [f"code {i}" for i in range(actions)] if latent else recorded(names, actions)
@@ -229,6 +254,8 @@ def examples(codes: Tensor, actions: int, count: int) -> list[list[tuple[int, in
     found = []
     for action in range(actions):
         has = (codes == action).any(1).nonzero().flatten()
-        clips = has[torch.linspace(0, max(len(has) - 1, 0), min(count, len(has))).round().long()].tolist()
+        clips = has[
+            torch.linspace(0, max(len(has) - 1, 0), min(count, len(has))).round().long()
+        ].tolist()
         found.append([(clip, int((codes[clip] == action).int().argmax())) for clip in clips])
     return found

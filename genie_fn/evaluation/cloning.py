@@ -59,17 +59,28 @@ def episodes(store: Store) -> Episodes:
     rows = []
     for segment in store.segments:
         span = slice(segment.offset, segment.offset + segment.length)
-        rewards, begins = (np.asarray(store.arrays[n][span].read().result()) for n in ("rewards", "episode_starts"))
+        rewards, begins = (
+            np.asarray(store.arrays[n][span].read().result()) for n in ("rewards", "episode_starts")
+        )
         starts = np.flatnonzero(begins)
         ends = np.append(starts[1:], segment.length)
         for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
             solved, whole = rewards[start:end].sum() > 0, end < segment.length
             rows.append(
-                (span.start + start, span.start + end, segment.split == "train", solved, i == 0, whole or solved)
+                (
+                    span.start + start,
+                    span.start + end,
+                    segment.split == "train",
+                    solved,
+                    i == 0,
+                    whole or solved,
+                )
             )
     found = Episodes(*map(np.array, zip(*rows, strict=True)))
     if not (found.solved & found.train & (found.end - found.start >= CLIP)).any():
-        raise UserError(f"{store.root} holds no solved episode to learn from: collect a game with rewards, and more")
+        raise UserError(
+            f"{store.root} holds no solved episode to learn from: collect a game with rewards, and more"
+        )
     return found
 
 
@@ -79,11 +90,15 @@ def watch(store: Store, found: Episodes, name: Callable, device: torch.device, m
     expert = expert[np.linspace(0, len(expert) - 1, min(most, len(expert))).round().astype(int)]
     clips, moments = [], []
     for start, end in zip(found.start[expert], found.end[expert], strict=True):
-        clips.append(np.append(np.arange(start, end - CLIP, CLIP - 1), end - CLIP))  # the last one may overlap
+        clips.append(
+            np.append(np.arange(start, end - CLIP, CLIP - 1), end - CLIP)
+        )  # the last one may overlap
         moments.append(np.arange(start, end - FRAMES))
     clips, offsets = np.concatenate(clips), np.concatenate(moments)
     latent = np.full(clips.max() + CLIP, -1)
-    latent[clips[:, None] + np.arange(CLIP - 1)] = action_report.label(store, clips, CLIP, name, device).numpy()
+    latent[clips[:, None] + np.arange(CLIP - 1)] = action_report.label(
+        store, clips, CLIP, name, device
+    ).numpy()
     now = offsets + FRAMES - 1
     real = np.asarray(store.arrays["actions"][now].read().result()).astype(np.int64)
     return Expert(offsets, latent[now], real)
@@ -94,12 +109,20 @@ def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
     the probe, which sees the frame after, too."""
     x = layers.to_float(frames_BTHWC)
     change = 4 * torch.diff(x, dim=1)
-    y = blueprint.apply(params["net"], torch.cat((x[:, -1:], change[:, -1:], change[:, :1]), -1), net, Pass(False))
+    y = blueprint.apply(
+        params["net"], torch.cat((x[:, -1:], change[:, -1:], change[:, :1]), -1), net, Pass(False)
+    )
     return layers.linear(params["head"], y.flatten(1))
 
 
 def fit(
-    store: Store, offsets: np.ndarray, target: np.ndarray, kinds: int, dim: int, cfg: RunConfig, steps: Iterable[int]
+    store: Store,
+    offsets: np.ndarray,
+    target: np.ndarray,
+    kinds: int,
+    dim: int,
+    cfg: RunConfig,
+    steps: Iterable[int],
 ) -> Policy:
     """Train a network, in `cfg.steps` `steps`, to say what (S,) comes after the frames from `offsets` (S,): a policy
     over these `kinds`."""
@@ -112,7 +135,9 @@ def fit(
     def batches() -> Iterator[tuple[Tensor, ...]]:
         for step in itertools.count():
             rows = data.clip_offsets(np.arange(len(offsets)), cfg.seed, step, cfg.batch_size)
-            yield setup.to_device((data.read_clips(store, offsets[rows], FRAMES).frames, target[rows]), device)
+            yield setup.to_device(
+                (data.read_clips(store, offsets[rows], FRAMES).frames, target[rows]), device
+            )
 
     def loss(params: Tree, batch: tuple[Tensor, ...], key: Tensor, step: Tensor, part: Part):
         return F.cross_entropy(logits(params, batch[0], net), batch[1]), ({}, ())
@@ -126,7 +151,9 @@ def meaning(latent: np.ndarray, real: np.ndarray, codes: int, *, commonest: bool
 
     A code that does not occur among them is taken to mean what all of them together do.
     """
-    table = metrics.contingency(torch.from_numpy(latent), torch.from_numpy(real), codes, len(ACTIONS)).double()
+    table = metrics.contingency(
+        torch.from_numpy(latent), torch.from_numpy(real), codes, len(ACTIONS)
+    ).double()
     table = torch.where(table.sum(1, keepdim=True) > 0, table, table.sum(0))
     if commonest:
         return F.one_hot(table.argmax(1), len(ACTIONS)).double()
@@ -166,7 +193,9 @@ def play(policy: Policy, levels: list[tuple[Game, bytes]], chance_LT: np.ndarray
         drawn = (likely <= torch.from_numpy(chance_LT[going, t])[:, None] * likely[:, -1:]).sum(1)
         steps = [procgen.step(levels[i][0], a) for i, a in zip(going, drawn.tolist(), strict=True)]
         solved[going] = [step.reward > 0 for step in steps]
-        seen[going] = np.concatenate((seen[going, 1:], np.stack([step.frame for step in steps])[:, None]), 1)
+        seen[going] = np.concatenate(
+            (seen[going, 1:], np.stack([step.frame for step in steps])[:, None]), 1
+        )
         going = going[[not step.ended for step in steps]]
         if not len(going):
             break
@@ -175,7 +204,10 @@ def play(policy: Policy, levels: list[tuple[Game, bytes]], chance_LT: np.ndarray
 
 def share(solved_SL: Tensor, key: Tensor) -> list[float]:
     """[mean, low, high] over S seeds and L levels, the 95% percentile interval of a bootstrap over both."""
-    seeds, levels = (metrics.resampling(k, n) / n for k, n in zip(random.split(key), solved_SL.shape, strict=True))
+    seeds, levels = (
+        metrics.resampling(k, n) / n
+        for k, n in zip(random.split(key), solved_SL.shape, strict=True)
+    )
     drawn = torch.einsum("ns,sl,nl->n", seeds, solved_SL.float(), levels)
     ends = drawn.quantile(drawn.new_tensor([0.025, 0.975])).tolist()
     return [round(x, 4) for x in (solved_SL.float().mean().item(), *ends)]

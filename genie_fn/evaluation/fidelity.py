@@ -12,12 +12,20 @@ from genie_fn.world import World
 def reconstruction(dream: World, frames: Tensor) -> tuple[dict, Tensor, Tensor]:
     """How well the tokenizer alone keeps the frames, and how many of its codes it uses; with ids and frames made."""
     coder, codes = dream.tokenizer, dream.tokenizer.cfg.quantizer.codes
-    ids = torch.cat([tokenizer.tokenize(coder.params, few, coder.cfg)[1] for (few,) in world.chunks(frames)])
-    again = torch.cat([tokenizer.detokenize(coder.params, few, coder.cfg) for (few,) in world.chunks(ids)])
+    ids = torch.cat(
+        [tokenizer.tokenize(coder.params, few, coder.cfg)[1] for (few,) in world.chunks(frames)]
+    )
+    again = torch.cat(
+        [tokenizer.detokenize(coder.params, few, coder.cfg) for (few,) in world.chunks(ids)]
+    )
     entropy = metrics.entropy(ids, codes)
     scores = {"psnr": metrics.frame_psnr(frames, again).mean().item()}
     scores |= {"ssim": metrics.frame_ssim(frames, again).mean().item(), "codes": codes}
-    scores |= {"codes_used": len(ids.unique()), "unigram_entropy": entropy, "perplexity": math.exp(entropy)}
+    scores |= {
+        "codes_used": len(ids.unique()),
+        "unigram_entropy": entropy,
+        "perplexity": math.exp(entropy),
+    }
     return scores, ids, again
 
 
@@ -29,5 +37,7 @@ def prediction(dream: World, ids: Tensor, actions: Tensor, key: Tensor) -> dict:
     for few, acts, hidden in world.chunks(ids, actions, mask):
         _, (scores, _) = dynamics.loss(model.params, few, acts, hidden, model.cfg)
         share = (hidden.sum() / mask.sum()).item()
-        total = {name: total.get(name, 0.0) + share * value.item() for name, value in scores.items()}
+        total = {
+            name: total.get(name, 0.0) + share * value.item() for name, value in scores.items()
+        }
     return total

@@ -32,7 +32,9 @@ class Moments(NamedTuple):
 
 def gone(frames: Tensor) -> Tensor:
     """By how many pixels the agent goes right in frames (..., T, H, W, 3): (...,) int64."""
-    return -metrics.displacement(frames[..., :-1, :, :, :], frames[..., 1:, :, :, :])[..., 0].sum(-1)
+    return -metrics.displacement(frames[..., :-1, :, :, :], frames[..., 1:, :, :, :])[..., 0].sum(
+        -1
+    )
 
 
 def moments(store: Store, split: str, count: int, seed: int) -> Moments | None:
@@ -75,7 +77,9 @@ def _held(store: Store, offset: int) -> Tensor | None:
     return torch.from_numpy(np.stack(sides))
 
 
-def hold(dream: World, found: Moments, pressed: dict[str, int], key: Tensor, sample: SampleConfig) -> Tensor:
+def hold(
+    dream: World, found: Moments, pressed: dict[str, int], key: Tensor, sample: SampleConfig
+) -> Tensor:
     """The same moments dreamed on, under what the world takes for each key: frames as in `Moments`, on the CPU."""
 
     def continued(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:

@@ -39,7 +39,12 @@ def network(dim: int) -> Blueprint:
     """Strided convolutions within each frame, over its 9 channels."""
     entries, widths = [], [9, *(dim * m for m in STAGES)]
     for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
-        options = {"in_channels": inputs, "out_channels": outputs, "kernel_size": (1, 3 if i else 5), "stride": (1, 2)}
+        options = {
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "kernel_size": (1, 3 if i else 5),
+            "stride": (1, 2),
+        }
         entries += [("causal-conv3d", options), "silu"]
     return blueprint.parse(entries)
 
@@ -62,8 +67,12 @@ def width_for(size: int, height: int, width: int, actions: int) -> int:
 def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
     """uint8 video → logits of the action between every two frames, (B, T-1, actions)."""
     x = layers.to_float(frames_BTHWC)
-    change = 4 * torch.diff(x, dim=1, prepend=x[:, :1])  # small where little moves, and yet what tells the action
-    y = blueprint.apply(params["net"], torch.cat((x[:, :-1], change[:, 1:], change[:, :-1]), -1), net, Pass(False))
+    change = 4 * torch.diff(
+        x, dim=1, prepend=x[:, :1]
+    )  # small where little moves, and yet what tells the action
+    y = blueprint.apply(
+        params["net"], torch.cat((x[:, :-1], change[:, 1:], change[:, :-1]), -1), net, Pass(False)
+    )
     return layers.linear(params["head"], y.flatten(2))
 
 
@@ -80,7 +89,9 @@ def fit(store: Store, size: int, cfg: RunConfig) -> Probe:
     return Probe(net, descend(loss, parts, setup.batches(store, cfg, 0, device), cfg))
 
 
-def descend(loss: Callable, parts: Tree, batches: Iterable, cfg: RunConfig, steps: Iterable | None = None) -> Tree:
+def descend(
+    loss: Callable, parts: Tree, batches: Iterable, cfg: RunConfig, steps: Iterable | None = None
+) -> Tree:
     """Train `cfg.steps` steps from the seed, without a folder; returns the averaged parameters. `steps` may be a range
     that shows how far it is."""
     key = random.key(cfg.seed, cfg.device)
@@ -97,19 +108,32 @@ def guess(probe: Probe, frames_BTHWC: Tensor) -> Tensor:
 
 def settings(steps: int, seed: int, device: torch.device) -> RunConfig:
     """How a probe is trained."""
-    optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=20, decay=0.4, final=0.02, weight_decay=1e-2, ema=0.98)
+    optim = OptimConfig(
+        lr=2e-3, schedule="wsd", warmup=20, decay=0.4, final=0.02, weight_decay=1e-2, ema=0.98
+    )
     sizes = {"steps": steps, "batch_size": 16, "num_frames": 5}
     return RunConfig("probe", seed=seed, compile="off", device=str(device), optim=optim, **sizes)
 
 
-def measure(probe: Probe, encoder_size: int, found: Transitions, guessed: Tensor, told: dict, names: tuple) -> dict:
+def measure(
+    probe: Probe, encoder_size: int, found: Transitions, guessed: Tensor, told: dict, names: tuple
+) -> dict:
     """The probe's guesses (M, T-1) of recorded actions, and the share of it that latent actions tell (`told`)."""
-    result = {"parameters": tree.count(probe.params), "encoder_parameters": encoder_size, "ratio": {}}
+    result = {
+        "parameters": tree.count(probe.params),
+        "encoder_parameters": encoder_size,
+        "ratio": {},
+    }
     side = action_report.sides(names)
     for kind, map_to in (("all", None), ("sides", side)):
         if kind in told:
             a, b = (x if map_to is None else map_to[x] for x in (found.true, guessed))
             value = round(metrics.mutual_information(a, b), 4)
-            result[kind] = {"information": value, "accuracy": round((a == b).float().mean().item(), 4)}
-            result["ratio"][kind] = round(told[kind]["information"] / value, 4) if value > 0 else None
+            result[kind] = {
+                "information": value,
+                "accuracy": round((a == b).float().mean().item(), 4),
+            }
+            result["ratio"][kind] = (
+                round(told[kind]["information"] / value, 4) if value > 0 else None
+            )
     return result

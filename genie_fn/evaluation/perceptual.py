@@ -23,7 +23,13 @@ from genie_fn.nets import adversarial
 from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.tree import Tree
 
-STAGES = ("features.3", "features.8", "features.15", "features.22", "features.29")  # of VGG16, after a ReLU each
+STAGES = (
+    "features.3",
+    "features.8",
+    "features.15",
+    "features.22",
+    "features.29",
+)  # of VGG16, after a ReLU each
 I3D_SIDE, I3D_FRAMES = 224, 10
 
 
@@ -42,7 +48,9 @@ class WeightsConfig:
 
     def __post_init__(self):
         if bool(self.vgg) != bool(self.lpips):
-            raise UserError("LPIPS needs two files: give both --cfg.weights.vgg and --cfg.weights.lpips, or neither")
+            raise UserError(
+                "LPIPS needs two files: give both --cfg.weights.vgg and --cfg.weights.lpips, or neither"
+            )
 
 
 class Networks(NamedTuple):
@@ -59,9 +67,13 @@ def load(cfg: WeightsConfig, device: torch.device | str = "cpu") -> Networks:
     vgg = linear = None
     if cfg.vgg:
         vgg = _read(
-            "vgg", cfg.vgg, lambda path: adversarial.load_vgg(AdversarialConfig(perceptual=1, vgg=path), device)
+            "vgg",
+            cfg.vgg,
+            lambda path: adversarial.load_vgg(AdversarialConfig(perceptual=1, vgg=path), device),
         )
-        linear = _read("lpips", cfg.lpips, lambda path: _linear(torch.load(path, device, weights_only=True)))
+        linear = _read(
+            "lpips", cfg.lpips, lambda path: _linear(torch.load(path, device, weights_only=True))
+        )
     scripts = {
         name: _read(name, path, lambda path: torch.jit.load(path, device).eval()) if path else None
         for name, path in (("inception", cfg.inception), ("i3d", cfg.i3d))
@@ -86,7 +98,11 @@ def _read(name: str, path: str, reader: Callable):
 def lpips(vgg: Tree, linear: list[Tensor], a: Tensor, b: Tensor) -> Tensor:
     """The learned distance of each pair of frames, (M, H, W, 3) uint8 → (M,): 0 where they are equal."""
     total = torch.zeros(len(a), device=a.device)
-    pairs = zip(*(adversarial.vgg_features(vgg, layers.to_float(x), STAGES) for x in (a, b)), linear, strict=True)
+    pairs = zip(
+        *(adversarial.vgg_features(vgg, layers.to_float(x), STAGES) for x in (a, b)),
+        linear,
+        strict=True,
+    )
     for x, y, weight in pairs:
         x, y = (f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in (x, y))
         total = total + ((x - y).square() * weight[:, None, None]).sum(1).mean((1, 2))
@@ -98,9 +114,13 @@ def measure(nets: Networks, real: Tensor, made: Tensor) -> dict[str, float]:
     found = {}
     if nets.vgg is not None:
         pairs = zip(real.flatten(0, 1).split(32), made.flatten(0, 1).split(32), strict=True)
-        found["lpips"] = torch.cat([lpips(nets.vgg, nets.lpips, a, b) for a, b in pairs]).mean().item()
+        found["lpips"] = (
+            torch.cat([lpips(nets.vgg, nets.lpips, a, b) for a, b in pairs]).mean().item()
+        )
     if nets.inception is not None:
-        found["fid"] = metrics.frechet(*(_inception_features(nets.inception, x) for x in (real, made)))
+        found["fid"] = metrics.frechet(
+            *(_inception_features(nets.inception, x) for x in (real, made))
+        )
     if nets.i3d is not None and real.shape[1] >= I3D_FRAMES:
         found["fvd"] = metrics.frechet(*(_i3d_features(nets.i3d, x) for x in (real, made)))
     return {name: round(value, 4) for name, value in found.items()}

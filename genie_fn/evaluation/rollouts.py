@@ -18,10 +18,14 @@ HEADLINE = 4  # the t of the paper's Δ_t PSNR
 
 def batched(function: Callable, key: Tensor, *tensors: Tensor):
     """`function(key, *tensors)` a few clips at a time, each time with a key of its own."""
-    return torch.cat([function(random.fold_in(key, i), *few) for i, few in enumerate(world.chunks(*tensors))])
+    return torch.cat(
+        [function(random.fold_in(key, i), *few) for i, few in enumerate(world.chunks(*tensors))]
+    )
 
 
-def true_past(dream: World, prompt: int, key: Tensor, frames: Tensor, actions: Tensor, sample: SampleConfig) -> Tensor:
+def true_past(
+    dream: World, prompt: int, key: Tensor, frames: Tensor, actions: Tensor, sample: SampleConfig
+) -> Tensor:
     """Every frame after the prompt dreamed from the real frames before it: (B, T - prompt, H, W, 3) uint8."""
     model, coder = dream.dynamics, dream.tokenizer
     codes, ids = tokenizer.tokenize(coder.params, frames, coder.cfg)
@@ -32,12 +36,18 @@ def true_past(dream: World, prompt: int, key: Tensor, frames: Tensor, actions: T
         _, shown = world.step(dream, state, actions[:, t - 1], random.fold_in(key, t - 1), sample)
         found.append(shown.pixels)
         past, now = state, slice(t, t + 1)
-        cache = dynamics.remember(model.params, ids[:, now], entering[:, now], past.dynamics, model.cfg)
-        state = world.State(cache, tokenizer.decode_next(coder.params, codes[:, now], past.decoder, coder.cfg)[1])
+        cache = dynamics.remember(
+            model.params, ids[:, now], entering[:, now], past.dynamics, model.cfg
+        )
+        state = world.State(
+            cache, tokenizer.decode_next(coder.params, codes[:, now], past.decoder, coder.cfg)[1]
+        )
     return torch.stack(found, 1)
 
 
-def at_once(dream: World, key: Tensor, prompt_BTHWC: Tensor, actions: Tensor, sample: SampleConfig) -> Tensor:
+def at_once(
+    dream: World, key: Tensor, prompt_BTHWC: Tensor, actions: Tensor, sample: SampleConfig
+) -> Tensor:
     """All frames after the prompt hidden and revealed together, rather than one after another."""
     model, coder = dream.dynamics, dream.tokenizer
     _, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg)
@@ -46,7 +56,13 @@ def at_once(dream: World, key: Tensor, prompt_BTHWC: Tensor, actions: Tensor, sa
 
 
 def dream_all(
-    dream: World, frames: Tensor, actions: Tensor, prompt: int, key: Tensor, sample: SampleConfig, brief: bool = False
+    dream: World,
+    frames: Tensor,
+    actions: Tensor,
+    prompt: int,
+    key: Tensor,
+    sample: SampleConfig,
+    brief: bool = False,
 ) -> dict[str, Tensor]:
     """The frames after the prompt as dreamed in every way, (B, T - prompt, H, W, 3) uint8 each.
 
@@ -109,15 +125,21 @@ def score(future: Tensor, dreams: dict[str, Tensor], key: Tensor) -> dict:
         for name in ("random", "shuffled"):
             found["delta"][name] = intervals((psnr["own"] - psnr[name])[chosen], key)
         both = torch.stack((error["own"], error["copy_last"]), -1)[chosen]
-        found["delta"]["copy_last"] = intervals(both, key, lambda mean: -torch.diff(pooled(mean), dim=-1)[..., 0])
+        found["delta"]["copy_last"] = intervals(
+            both, key, lambda mean: -torch.diff(pooled(mean), dim=-1)[..., 0]
+        )
         return found
 
     return {"all": curves(torch.ones_like(half)), "moving": curves(half)}
 
 
-def intervals(values_BT: Tensor, key: Tensor, of: Callable = lambda mean: mean) -> dict[str, list[float]]:
+def intervals(
+    values_BT: Tensor, key: Tensor, of: Callable = lambda mean: mean
+) -> dict[str, list[float]]:
     """For JSON: mean and interval by frame, and under `average` [mean, low, high] of the mean over the frames."""
     by_frame = metrics.bootstrap(values_BT, key, of=of)
     over = metrics.bootstrap(values_BT.mean(1), key, of=of)
-    found = {name: ends.tolist() for name, ends in by_frame._asdict().items()} | {"average": [x.item() for x in over]}
+    found = {name: ends.tolist() for name, ends in by_frame._asdict().items()} | {
+        "average": [x.item() for x in over]
+    }
     return {name: [round(x, 4) for x in numbers] for name, numbers in found.items()}

@@ -13,6 +13,10 @@ def require_triton() -> None:
     try:
         from genie_fn.kernels import common
     except ImportError as error:
-        raise UserError("the impl triton needs the package triton: install it, or choose another impl") from error
+        raise UserError(
+            "the impl triton needs the package triton: install it, or choose another impl"
+        ) from error
     if not torch.cuda.is_available() and not common.INTERPRETED:
-        raise UserError("the impl triton runs on a GPU, and there is none here: choose another impl")
+        raise UserError(
+            "the impl triton runs on a GPU, and there is none here: choose another impl"
+        )

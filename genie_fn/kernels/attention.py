@@ -45,7 +45,9 @@ def _angles(position: Tensor, half: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
-def attend_space(q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str = "sdpa") -> Tensor:
+def attend_space(
+    q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str = "sdpa"
+) -> Tensor:
     """Every token attends to all tokens of its own frame. Returns (B, T, N, G, E)."""
     if impl == "triton":
         require_triton()
@@ -57,7 +59,13 @@ def attend_space(q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str
 
 
 def attend_within(
-    q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, q_scale_E: Tensor, k_scale_E: Tensor, *, impl: str = "sdpa"
+    q_BTNGE: Tensor,
+    k_BTNGE: Tensor,
+    v_BTNGE: Tensor,
+    q_scale_E: Tensor,
+    k_scale_E: Tensor,
+    *,
+    impl: str = "sdpa",
 ) -> Tensor:
     """`attend_space` of raw queries and keys: RMS norm with the scales comes first."""
     if impl == "triton":
@@ -65,11 +73,19 @@ def attend_within(
         from genie_fn.kernels import space_attention
 
         return space_attention.attend_space(q_BTNGE, k_BTNGE, v_BTNGE, q_scale_E, k_scale_E)[0]
-    return attend_space(rms_norm(q_scale_E, q_BTNGE), rms_norm(k_scale_E, k_BTNGE), v_BTNGE, impl=impl)
+    return attend_space(
+        rms_norm(q_scale_E, q_BTNGE), rms_norm(k_scale_E, k_BTNGE), v_BTNGE, impl=impl
+    )
 
 
 def attend_time(
-    q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor, *, past=None, impl: str = "fused"
+    q_BTNGE: Tensor,
+    k_BSNGE: Tensor,
+    v_BSNGE: Tensor,
+    visible_TS: Tensor,
+    *,
+    past=None,
+    impl: str = "fused",
 ) -> Tensor:
     """Query frame t attends, at its own place n, to the key frames s where `visible_TS` is true.
 
@@ -83,7 +99,9 @@ def attend_time(
         require_triton()
         from genie_fn.kernels import time_attention
 
-        return time_attention.attend_time(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None)
+        return time_attention.attend_time(
+            q_BTNGE, k_BSNGE, v_BSNGE, visible_TS.to(torch.int8), None, None, None, None
+        )
     if impl in ("fused", "auto"):
         return _attend_time_fused(q_BTNGE, k_BSNGE, v_BSNGE, visible_TS)
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q_BTNGE, k_BSNGE, v_BSNGE))
@@ -103,13 +121,19 @@ def attend_new_frames(
 ) -> Tensor:
     """`attend_time` of raw queries and keys: RMS norm with the scales and rotary positions come first."""
     if impl == "triton":
-        cos_TH, sin_TH = (x.squeeze((1, 2)).float() for x in _angles(position_T1, q_BTNGE.shape[-1] // 2))
+        cos_TH, sin_TH = (
+            x.squeeze((1, 2)).float() for x in _angles(position_T1, q_BTNGE.shape[-1] // 2)
+        )
         mask = visible_TT.to(torch.int8)
         require_triton()
         from genie_fn.kernels import time_attention
 
-        return time_attention.attend_time(q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH)
-    q, k = (rotary(rms_norm(s, x), position_T1) for s, x in ((q_scale_E, q_BTNGE), (k_scale_E, k_BTNGE)))
+        return time_attention.attend_time(
+            q_BTNGE, k_BTNGE, v_BTNGE, mask, q_scale_E, k_scale_E, cos_TH, sin_TH
+        )
+    q, k = (
+        rotary(rms_norm(s, x), position_T1) for s, x in ((q_scale_E, q_BTNGE), (k_scale_E, k_BTNGE))
+    )
     return attend_time(q, k, v_BTNGE, visible_TT, impl=impl)
 
 
@@ -127,7 +151,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) 
 
 def _scores(q_BTNGE: Tensor, k_BSNGE: Tensor) -> Tensor:
     """(B, T, S, N, G)"""
-    return (q_BTNGE[:, :, None] * k_BSNGE[:, None]).sum(-1, dtype=torch.float32) * q_BTNGE.shape[-1] ** -0.5
+    return (q_BTNGE[:, :, None] * k_BSNGE[:, None]).sum(-1, dtype=torch.float32) * q_BTNGE.shape[
+        -1
+    ] ** -0.5
 
 
 def _weigh(scores_BTSNG: Tensor, visible_TS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -138,7 +164,9 @@ def _gather(weights_BTSNG: Tensor, v_BSNGE: Tensor) -> Tensor:
     return (weights_BTSNG[..., None] * v_BSNGE[:, None]).sum(2)
 
 
-def _attend_time_fused(q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor) -> Tensor:
+def _attend_time_fused(
+    q_BTNGE: Tensor, k_BSNGE: Tensor, v_BSNGE: Tensor, visible_TS: Tensor
+) -> Tensor:
     return _gather(_weigh(_scores(q_BTNGE, k_BSNGE), visible_TS, v_BSNGE.dtype), v_BSNGE)
 
 

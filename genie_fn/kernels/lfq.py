@@ -58,26 +58,36 @@ def quantize(
     seen_SK = z_MK if rows_S is None else z_MK[rows_S]
     pairs = [entropies(book_SK, temperature, part) for book_SK in seen_SK.chunk(books, -1)]
     sample, code = (torch.stack(x).mean() for x in zip(*pairs, strict=True))
-    return Rounded(z_MK + (codes - z_MK).detach(), ids, (z_MK - codes).square().mean(), sample, code)
+    return Rounded(
+        z_MK + (codes - z_MK).detach(), ids, (z_MK - codes).square().mean(), sample, code
+    )
 
 
-def _quantize_triton(z_MK: Tensor, books: int, temperature: float, rows_S: Tensor | None, part: Part) -> Rounded:
+def _quantize_triton(
+    z_MK: Tensor, books: int, temperature: float, rows_S: Tensor | None, part: Part
+) -> Rounded:
     if (width := z_MK.shape[1] // books) > 30:  # the kernels number the codes of a book in 32 bits
-        raise UserError(f"the impl triton takes at most 30 bits in a codebook, not {width}: take more codebooks")
+        raise UserError(
+            f"the impl triton takes at most 30 bits in a codebook, not {width}: take more codebooks"
+        )
     require_triton()
     from genie_fn.kernels import lfq_triton
 
     seen_SK, times_M = z_MK, None
     if rows_S is not None:
         seen_SK, once = z_MK[rows_S], torch.ones_like(rows_S)
-        times_M = torch.zeros(len(z_MK), dtype=rows_S.dtype, device=z_MK.device).scatter_add(0, rows_S, once)
+        times_M = torch.zeros(len(z_MK), dtype=rows_S.dtype, device=z_MK.device).scatter_add(
+            0, rows_S, once
+        )
     codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / temperature)
     average_XBA = part.mean(lfq_triton.sum_codes(seen_SK, books, 4 / temperature) / len(seen_SK))
     sample, code = sample / (len(seen_SK) * books), _entropy(average_XBA) / books
     return Rounded(codes, ids, commit / z_MK.numel(), sample, code)
 
 
-def _spread(rows: int, share: float, device: torch.device, clips: int = 1, first: int | Tensor = 0) -> Tensor | None:
+def _spread(
+    rows: int, share: float, device: torch.device, clips: int = 1, first: int | Tensor = 0
+) -> Tensor | None:
     """Which are a share of the rows, spread over all frames and places, others in each clip, a few perhaps twice.
 
     None if all. Steps of the golden ratio, modulo a clip's rows, that go on from clip to clip, from the `first` on.
@@ -113,7 +123,9 @@ def _code_probabilities(s_MK: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    return torch.special.entr(p.clamp(min=torch.finfo(torch.float32).tiny)).sum()  # p log p's slope at 0 is infinite
+    return torch.special.entr(
+        p.clamp(min=torch.finfo(torch.float32).tiny)
+    ).sum()  # p log p's slope at 0 is infinite
 
 
 def codes_of(ids: Tensor, dim: int) -> Tensor:

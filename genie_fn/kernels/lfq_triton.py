@@ -13,7 +13,10 @@ from torch import Tensor
 
 COLUMNS = tl.constexpr(16)  # a tile of the bits of half a book; the last column is spare
 TOKENS = 32  # rows of a step
-CODES = 32, 64  # at most, along the two sides of a tile: larger ones run out of registers on some GPU
+CODES = (
+    32,
+    64,
+)  # at most, along the two sides of a tile: larger ones run out of registers on some GPU
 PROGRAMS = 1024  # wanted, so that a GPU is filled
 ROUND_TILE = 2048  # bits that a program rounds
 
@@ -24,7 +27,12 @@ def _bits(z, zm, zk, rows, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.c
     m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     here = (m < rows)[:, None] & (k < K)[None, :]
-    return tl.load(z + m[:, None] * zm + k[None, :] * zk, mask=here, other=0.0).to(tl.float32), m, k, here
+    return (
+        tl.load(z + m[:, None] * zm + k[None, :] * zk, mask=here, other=0.0).to(tl.float32),
+        m,
+        k,
+        here,
+    )
 
 
 @triton.jit
@@ -71,7 +79,9 @@ def _logits(z, zt, zk, t, tokens, scale, FIRST: tl.constexpr, BITS: tl.constexpr
     """
     k = tl.arange(0, COLUMNS)
     here = (t < tokens)[:, None] & (k < BITS)[None, :]
-    s = scale * tl.load(z + t[:, None] * zt + (FIRST + k)[None, :] * zk, mask=here, other=0.0).to(tl.float32)
+    s = scale * tl.load(z + t[:, None] * zt + (FIRST + k)[None, :] * zk, mask=here, other=0.0).to(
+        tl.float32
+    )
     best = tl.sum(tl.where((k < BITS)[None, :], -tl.log(1 + tl.exp(-tl.abs(s))), 0.0), 1)
     return s, tl.where(t < tokens, best, float("-inf"))
 
@@ -133,10 +143,16 @@ def _sum_codes_backward(
         for first_other in range(0, 1 << OTHER_BITS, BLOCK_OTHER):
             other = first_other + tl.arange(0, BLOCK_OTHER)
             inside = (other < (1 << OTHER_BITS))[:, None] & (own < (1 << BITS))[None, :]
-            tile = tl.load(g + (other[:, None] << OTHER) + (own[None, :] << FIRST), mask=inside, other=0.0)
-            dp = tl.dot(_probabilities(s_other, best_other, other), tile, dp, input_precision="tf32x3")
+            tile = tl.load(
+                g + (other[:, None] << OTHER) + (own[None, :] << FIRST), mask=inside, other=0.0
+            )
+            dp = tl.dot(
+                _probabilities(s_other, best_other, other), tile, dp, input_precision="tf32x3"
+            )
         dp *= _probabilities(s, best, own)
-        bit = tl.where((k == COLUMNS - 1)[None, :], 1, (own[:, None] >> k[None, :]) & 1).to(tl.float32)
+        bit = tl.where((k == COLUMNS - 1)[None, :], 1, (own[:, None] >> k[None, :]) & 1).to(
+            tl.float32
+        )
         sums = tl.dot(dp, bit, sums, input_precision="tf32x3")
     whole = tl.sum(tl.where((k == COLUMNS - 1)[None, :], sums, 0.0), 1)
     e = tl.exp(-tl.abs(s))
@@ -155,15 +171,27 @@ def round_tiling(bits: int) -> dict[str, int]:
 def sum_tiling(width: int) -> dict[str, int]:
     """How a book of so many bits is cut into halves, and those into tiles."""
     low, high = width // 2, width - width // 2
-    return {"LOW": low, "HIGH": high, "BLOCK_T": TOKENS, "BLOCK_A": _side(low, 1), "BLOCK_B": _side(high, 0)}
+    return {
+        "LOW": low,
+        "HIGH": high,
+        "BLOCK_T": TOKENS,
+        "BLOCK_A": _side(low, 1),
+        "BLOCK_B": _side(high, 0),
+    }
 
 
 def gradient_tilings(width: int) -> list[dict[str, int]]:
     """The same for the way back, once for each half that has bits."""
-    low, high = (0, width // 2), (width // 2, width - width // 2)  # each half's first bit, and its bits
+    low, high = (
+        (0, width // 2),
+        (width // 2, width - width // 2),
+    )  # each half's first bit, and its bits
     names = ("FIRST", "BITS", "OTHER", "OTHER_BITS", "BLOCK_T", "BLOCK_OWN", "BLOCK_OTHER", "WIDTH")
     pairs = [(own, other) for own, other in ((low, high), (high, low)) if own[1]]
-    return [dict(zip(names, (*a, *b, TOKENS, _side(a[1], 1), _side(b[1], 0), width), strict=True)) for a, b in pairs]
+    return [
+        dict(zip(names, (*a, *b, TOKENS, _side(a[1], 1), _side(b[1], 0), width), strict=True))
+        for a, b in pairs
+    ]
 
 
 def _side(bits: int, side: int) -> int:
@@ -183,7 +211,9 @@ def round_bits(z: Tensor, times: Tensor | None, scale: float) -> tuple[Tensor, T
     ids = torch.empty(len(z), dtype=torch.int64, device=z.device)
     programs = triton.cdiv(len(z), cut["BLOCK_M"])
     sums = torch.empty((programs, 2), dtype=torch.float32, device=z.device)
-    _round[(programs,)](z, times, codes, ids, sums, *z.stride(), len(z), scale, **cut, TIMES=times is not None)
+    _round[(programs,)](
+        z, times, codes, ids, sums, *z.stride(), len(z), scale, **cut, TIMES=times is not None
+    )
     return codes, ids, sums.sum(0)
 
 
@@ -194,7 +224,9 @@ def _(z, times, scale):
 
 
 @torch.library.custom_op("genie_fn::lfq_round_backward", mutates_args=())
-def round_bits_backward(dcodes: Tensor, dsums: Tensor, z: Tensor, times: Tensor | None, scale: float) -> Tensor:
+def round_bits_backward(
+    dcodes: Tensor, dsums: Tensor, z: Tensor, times: Tensor | None, scale: float
+) -> Tensor:
     """The gradient by z."""
     dz, cut = torch.empty(z.shape, dtype=z.dtype, device=z.device), round_tiling(z.shape[1])
     tensors, strides = (z, times, dcodes, dsums.contiguous(), dz), (*z.stride(), *dcodes.stride())

@@ -75,7 +75,9 @@ def _store_gradient(
     if NORM:
         e = tl.arange(0, BLOCK_E)
         at = x + row[:, None] * stride_n + e[None, :] * stride_e
-        x = tl.load(at, mask=_inside(row, tokens, E, BLOCK_E), other=0.0, eviction_policy="evict_first").to(tl.float32)
+        x = tl.load(
+            at, mask=_inside(row, tokens, E, BLOCK_E), other=0.0, eviction_policy="evict_first"
+        ).to(tl.float32)
         scale = tl.load(scale + e, mask=e < E, other=0.0, eviction_policy="evict_last")
         r = tl.rsqrt(tl.sum(x * x, 1) / E + EPS)[:, None]
         x = x * r
@@ -114,7 +116,9 @@ def _forward(
         s = tl.dot(qi, tl.trans(kj), input_precision="ieee")
         if not EVEN:
             s = tl.where((key < tokens)[None, :], s, -float("inf"))
-        new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)  # finite: every tile has at least one key
+        new_top = tl.maximum(
+            top, tl.max(s, 1) * scale_log2
+        )  # finite: every tile has at least one key
         p = tl.exp2(s * scale_log2 - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, 1)
@@ -139,7 +143,9 @@ def _backward_queries(
     k, v = k + b * kb + t * kt + g * kg, v + b * vb + t * vt + g * vg
     qi = _normed(_load(q, row, qn, qe, tokens, E, BLOCK_E), qs, E, NORM, TYPE)
     dyi = _load(dy, row, yn, ye, tokens, E, BLOCK_E)
-    yi = _load(y + (sequence // heads * tokens * heads + g) * E, row, heads * E, 1, tokens, E, BLOCK_E)
+    yi = _load(
+        y + (sequence // heads * tokens * heads + g) * E, row, heads * E, 1, tokens, E, BLOCK_E
+    )
     deltai = tl.sum(dyi.to(tl.float32) * yi.to(tl.float32), 1)
     lsei = tl.load(lse + sequence * tokens + row, mask=row < tokens, other=0.0)
     dyi, dqi = dyi.to(TYPE), tl.zeros((BLOCK, BLOCK_E), tl.float32)
@@ -157,9 +163,39 @@ def _backward_queries(
         ds = (p * (dp - deltai[:, None])).to(TYPE)
         if WHOLE:
             dkj = tl.dot(tl.trans(ds), qi, input_precision="ieee") * scale
-            _store_gradient(dkj, k, kn, ke, k_scale, dk, dk_scale, key, sequence, tokens, heads, E, BLOCK_E, NORM)
+            _store_gradient(
+                dkj,
+                k,
+                kn,
+                ke,
+                k_scale,
+                dk,
+                dk_scale,
+                key,
+                sequence,
+                tokens,
+                heads,
+                E,
+                BLOCK_E,
+                NORM,
+            )
         dqi = tl.dot(ds, kj, dqi, input_precision="ieee")
-    _store_gradient(dqi * scale, q, qn, qe, q_scale, dq, dq_scale, row, sequence, tokens, heads, E, BLOCK_E, NORM)
+    _store_gradient(
+        dqi * scale,
+        q,
+        qn,
+        qe,
+        q_scale,
+        dq,
+        dq_scale,
+        row,
+        sequence,
+        tokens,
+        heads,
+        E,
+        BLOCK_E,
+        NORM,
+    )
     if not WHOLE:
         tl.store(delta + sequence * tokens + row, deltai, mask=row < tokens)
 
@@ -196,7 +232,22 @@ def _backward_keys(
         dp = tl.dot(vj, tl.trans(dyi), input_precision="ieee")
         dkj = tl.dot((p * (dp - deltai[None, :])).to(TYPE), qi, dkj, input_precision="ieee")
     _store(dvj, dv, row, sequence, tokens, heads, E, BLOCK_E)
-    _store_gradient(dkj * scale, k, kn, ke, k_scale, dk, dk_scale, row, sequence, tokens, heads, E, BLOCK_E, NORM)
+    _store_gradient(
+        dkj * scale,
+        k,
+        kn,
+        ke,
+        k_scale,
+        dk,
+        dk_scale,
+        row,
+        sequence,
+        tokens,
+        heads,
+        E,
+        BLOCK_E,
+        NORM,
+    )
 
 
 def tiling(kernel, tokens: int, head_dim: int, itemsize: int) -> dict[str, int]:
@@ -222,16 +273,31 @@ def options(cut: dict, itemsize: int) -> dict[str, int]:
 
 def _programs(kernel, q: Tensor) -> int:
     batch, frames, tokens, heads, head_dim = q.shape
-    return triton.cdiv(tokens, tiling(kernel, tokens, head_dim, q.element_size())["BLOCK"]) * batch * frames * heads
+    return (
+        triton.cdiv(tokens, tiling(kernel, tokens, head_dim, q.element_size())["BLOCK"])
+        * batch
+        * frames
+        * heads
+    )
 
 
 def _launch(kernel, tensors: list[Tensor | None], strided: list[Tensor], *scales: float) -> None:
     q, norm = strided[0], tensors[3] is not None
     _, frames, tokens, heads, head_dim = q.shape
-    constants = tiling(kernel, tokens, head_dim, q.element_size()) | {"NORM": norm, "TYPE": TYPES[q.dtype]}
+    constants = tiling(kernel, tokens, head_dim, q.element_size()) | {
+        "NORM": norm,
+        "TYPE": TYPES[q.dtype],
+    }
     strides = [stride for tensor in strided for stride in tensor.stride()]
     kernel[(_programs(kernel, q),)](
-        *tensors, *strides, tokens, frames, heads, *scales, **constants, **options(constants, q.element_size())
+        *tensors,
+        *strides,
+        tokens,
+        frames,
+        heads,
+        *scales,
+        **constants,
+        **options(constants, q.element_size()),
     )
 
 
@@ -263,14 +329,24 @@ def _results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("genie_fn::attend_space_backward", mutates_args=())
 def attend_space_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None, y: Tensor, lse: Tensor
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_scale: Tensor | None,
+    k_scale: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by q, k and v, and by the two scales, (2, E) float32 (zeros where there are none)."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta, scale = torch.empty_like(lse), q.shape[-1] ** -0.5
     programs = _programs(_backward_queries, q) if q_scale is not None else 1
     parts = torch.zeros((2, programs, q.shape[-1]), dtype=torch.float32, device=q.device)
-    tensors, strided = [q, k, v, q_scale, k_scale, y, lse, delta, dy, dq, dk, dv, *parts], [q, k, v, dy]
+    tensors, strided = (
+        [q, k, v, q_scale, k_scale, y, lse, delta, dy, dq, dk, dv, *parts],
+        [q, k, v, dy],
+    )
     _launch(_backward_queries, tensors, strided, scale, scale * LOG2_E)
     if not tiling(_backward_queries, q.shape[2], q.shape[-1], q.element_size())["WHOLE"]:
         tensors = [q, k, v, q_scale, k_scale, lse, delta, dy, dk, dv, parts[1]]

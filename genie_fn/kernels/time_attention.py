@@ -42,13 +42,17 @@ def _store_halves(base, offset, stride_e, mask, a, b, HALF: tl.constexpr, BLOCK_
 @triton.jit
 def _table(base, row, mask, HALF: tl.constexpr, BLOCK_H: tl.constexpr):
     h = tl.arange(0, BLOCK_H)
-    return tl.load(base + row[:, None] * HALF + h[None, :], mask=mask[:, None] & (h < HALF)[None, :], other=0.0)
+    return tl.load(
+        base + row[:, None] * HALF + h[None, :], mask=mask[:, None] & (h < HALF)[None, :], other=0.0
+    )
 
 
 @triton.jit
 def _scales(base, HALF: tl.constexpr, BLOCK_H: tl.constexpr):
     h = tl.arange(0, BLOCK_H)
-    return tl.load(base + h, mask=h < HALF, other=0.0), tl.load(base + HALF + h, mask=h < HALF, other=0.0)
+    return tl.load(base + h, mask=h < HALF, other=0.0), tl.load(
+        base + HALF + h, mask=h < HALF, other=0.0
+    )
 
 
 @triton.jit
@@ -78,7 +82,9 @@ def _rows(first, length, frames, places, stride_t, stride_n, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE: tl.constexpr):
+def _weights(
+    qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE: tl.constexpr
+):
     """Softmax weights (rows, columns), zero between different places."""
     scores = tl.dot(qa.to(TYPE), tl.trans(ka.to(TYPE)), input_precision="ieee")
     scores = tl.dot(qb.to(TYPE), tl.trans(kb.to(TYPE)), scores, input_precision="ieee") * scale
@@ -98,23 +104,37 @@ def _forward(
     HALF: tl.constexpr, BLOCK_H: tl.constexpr, PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     FUSED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads, tl.program_id(0) * PLACES
+    batch, head, first = (
+        (tl.program_id(1) // heads).to(tl.int64),
+        tl.program_id(1) % heads,
+        tl.program_id(0) * PLACES,
+    )
     t, n, exists_q, at_q = _rows(first, PLACES * frames_q, frames_q, places, qt, qn, BLOCK_Q)
     s, m, exists_k, at_k = _rows(first, PLACES * frames_k, frames_k, places, kt, kn, BLOCK_K)
     qa, qb = _load_halves(q + batch * qb_ + head * qg, at_q, qe, exists_q, HALF, BLOCK_H)
     ka, kb = _load_halves(k + batch * kb_ + head * kg, at_k, ke, exists_k, HALF, BLOCK_H)
     if FUSED:
         sa, sb = _scales(q_scale, HALF, BLOCK_H)
-        cos_q, sin_q = _table(cos, t, exists_q, HALF, BLOCK_H), _table(sin, t, exists_q, HALF, BLOCK_H)
+        cos_q, sin_q = (
+            _table(cos, t, exists_q, HALF, BLOCK_H),
+            _table(sin, t, exists_q, HALF, BLOCK_H),
+        )
         qa, qb, _ = _norm_rotate(qa, qb, sa, sb, cos_q, sin_q, HALF)
         sa, sb = _scales(k_scale, HALF, BLOCK_H)
-        cos_k, sin_k = _table(cos, s, exists_k, HALF, BLOCK_H), _table(sin, s, exists_k, HALF, BLOCK_H)
+        cos_k, sin_k = (
+            _table(cos, s, exists_k, HALF, BLOCK_H),
+            _table(sin, s, exists_k, HALF, BLOCK_H),
+        )
         ka, kb, _ = _norm_rotate(ka, kb, sa, sb, cos_k, sin_k, HALF)
-    p = _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE).to(TYPE)
+    p = _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE).to(
+        TYPE
+    )
     va, vb = _load_halves(v + batch * vb_ + head * vg, s * vt + m * vn, ve, exists_k, HALF, BLOCK_H)
     ya = tl.dot(p, va.to(TYPE), input_precision="ieee")
     yb = tl.dot(p, vb.to(TYPE), input_precision="ieee")
-    _store_halves(out + batch * ob + head * og, t * ot + n * on, oe, exists_q, ya, yb, HALF, BLOCK_H)
+    _store_halves(
+        out + batch * ob + head * og, t * ot + n * on, oe, exists_q, ya, yb, HALF, BLOCK_H
+    )
 
 
 @triton.jit
@@ -126,7 +146,11 @@ def _backward(
     HALF: tl.constexpr, BLOCK_H: tl.constexpr, PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     FUSED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads, tl.program_id(0) * PLACES
+    batch, head, first = (
+        (tl.program_id(1) // heads).to(tl.int64),
+        tl.program_id(1) % heads,
+        tl.program_id(0) * PLACES,
+    )
     t, n, exists_q, at_q = _rows(first, PLACES * frames_q, frames_q, places, qt, qn, BLOCK_Q)
     s, m, exists_k, at_k = _rows(first, PLACES * frames_k, frames_k, places, kt, kn, BLOCK_K)
     raw_qa, raw_qb = _load_halves(q + batch * qb_ + head * qg, at_q, qe, exists_q, HALF, BLOCK_H)
@@ -135,43 +159,71 @@ def _backward(
     if FUSED:
         qsa, qsb = _scales(q_scale, HALF, BLOCK_H)
         ksa, ksb = _scales(k_scale, HALF, BLOCK_H)
-        cos_q, sin_q = _table(cos, t, exists_q, HALF, BLOCK_H), _table(sin, t, exists_q, HALF, BLOCK_H)
-        cos_k, sin_k = _table(cos, s, exists_k, HALF, BLOCK_H), _table(sin, s, exists_k, HALF, BLOCK_H)
+        cos_q, sin_q = (
+            _table(cos, t, exists_q, HALF, BLOCK_H),
+            _table(sin, t, exists_q, HALF, BLOCK_H),
+        )
+        cos_k, sin_k = (
+            _table(cos, s, exists_k, HALF, BLOCK_H),
+            _table(sin, s, exists_k, HALF, BLOCK_H),
+        )
         qa, qb, rq = _norm_rotate(raw_qa, raw_qb, qsa, qsb, cos_q, sin_q, HALF)
         ka, kb, rk = _norm_rotate(raw_ka, raw_kb, ksa, ksb, cos_k, sin_k, HALF)
     p = _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE)
     va, vb = _load_halves(v + batch * vb_ + head * vg, s * vt + m * vn, ve, exists_k, HALF, BLOCK_H)
-    ya, yb = _load_halves(dy + batch * yb_ + head * yg, t * yt + n * yn, ye, exists_q, HALF, BLOCK_H)
+    ya, yb = _load_halves(
+        dy + batch * yb_ + head * yg, t * yt + n * yn, ye, exists_q, HALF, BLOCK_H
+    )
     ya, yb, pt = ya.to(TYPE), yb.to(TYPE), tl.trans(p.to(TYPE))
     dva, dvb = tl.dot(pt, ya, input_precision="ieee"), tl.dot(pt, yb, input_precision="ieee")
-    _store_halves(dv + batch * cb + head * cg, s * ct + m * cn, ce, exists_k, dva, dvb, HALF, BLOCK_H)
+    _store_halves(
+        dv + batch * cb + head * cg, s * ct + m * cn, ce, exists_k, dva, dvb, HALF, BLOCK_H
+    )
     dp = tl.dot(ya, tl.trans(va.to(TYPE)), input_precision="ieee")
     dp = tl.dot(yb, tl.trans(vb.to(TYPE)), dp, input_precision="ieee")
     ds = (p * (dp - tl.sum(p * dp, 1)[:, None]) * scale).to(TYPE)
     dst = tl.trans(ds)
-    dqa, dqb = tl.dot(ds, ka.to(TYPE), input_precision="ieee"), tl.dot(ds, kb.to(TYPE), input_precision="ieee")
-    dka, dkb = tl.dot(dst, qa.to(TYPE), input_precision="ieee"), tl.dot(dst, qb.to(TYPE), input_precision="ieee")
+    dqa, dqb = (
+        tl.dot(ds, ka.to(TYPE), input_precision="ieee"),
+        tl.dot(ds, kb.to(TYPE), input_precision="ieee"),
+    )
+    dka, dkb = (
+        tl.dot(dst, qa.to(TYPE), input_precision="ieee"),
+        tl.dot(dst, qb.to(TYPE), input_precision="ieee"),
+    )
     if FUSED:
-        dqa, dqb, gqa, gqb = _norm_rotate_backward(dqa, dqb, raw_qa, raw_qb, qsa, qsb, cos_q, sin_q, rq, HALF)
-        dka, dkb, gka, gkb = _norm_rotate_backward(dka, dkb, raw_ka, raw_kb, ksa, ksb, cos_k, sin_k, rk, HALF)
+        dqa, dqb, gqa, gqb = _norm_rotate_backward(
+            dqa, dqb, raw_qa, raw_qb, qsa, qsb, cos_q, sin_q, rq, HALF
+        )
+        dka, dkb, gka, gkb = _norm_rotate_backward(
+            dka, dkb, raw_ka, raw_kb, ksa, ksb, cos_k, sin_k, rk, HALF
+        )
         h = tl.arange(0, BLOCK_H)
         row = dscale + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * 4 * HALF + h
         tl.store(row, tl.sum(gqa, 0), mask=h < HALF)
         tl.store(row + HALF, tl.sum(gqb, 0), mask=h < HALF)
         tl.store(row + 2 * HALF, tl.sum(gka, 0), mask=h < HALF)
         tl.store(row + 3 * HALF, tl.sum(gkb, 0), mask=h < HALF)
-    _store_halves(dq + batch * ob + head * og, t * ot + n * on, oe, exists_q, dqa, dqb, HALF, BLOCK_H)
-    _store_halves(dk + batch * cb + head * cg, s * ct + m * cn, ce, exists_k, dka, dkb, HALF, BLOCK_H)
+    _store_halves(
+        dq + batch * ob + head * og, t * ot + n * on, oe, exists_q, dqa, dqb, HALF, BLOCK_H
+    )
+    _store_halves(
+        dk + batch * cb + head * cg, s * ct + m * cn, ce, exists_k, dka, dkb, HALF, BLOCK_H
+    )
 
 
 def tiling(frames_q: int, frames_k: int, head_dim: int) -> dict[str, int]:
     """How a problem is cut: places per program, and the powers of two, at least 16, that its tiles are padded to."""
     places = max(1, 64 // max(frames_q, frames_k))
     sizes = {"BLOCK_Q": places * frames_q, "BLOCK_K": places * frames_k, "BLOCK_H": head_dim // 2}
-    return {"PLACES": places, "HALF": head_dim // 2} | {n: max(16, triton.next_power_of_2(x)) for n, x in sizes.items()}
+    return {"PLACES": places, "HALF": head_dim // 2} | {
+        n: max(16, triton.next_power_of_2(x)) for n, x in sizes.items()
+    }
 
 
-def _launch(kernel, tensors: list[Tensor | None], strided: list[Tensor], scale: float, fused: bool) -> None:
+def _launch(
+    kernel, tensors: list[Tensor | None], strided: list[Tensor], scale: float, fused: bool
+) -> None:
     q, k = strided[0], strided[1]
     batch, frames_q, places, heads, head_dim = q.shape
     cut = tiling(frames_q, k.shape[1], head_dim)
@@ -224,7 +276,9 @@ def attend_time_backward(
     batch, frames, places, heads, head_dim = q.shape
     programs = triton.cdiv(places, tiling(frames, k.shape[1], head_dim)["PLACES"]) * batch * heads
     fused = q_scale is not None
-    dscale = torch.zeros((programs if fused else 1, 2, head_dim), dtype=torch.float32, device=q.device)
+    dscale = torch.zeros(
+        (programs if fused else 1, 2, head_dim), dtype=torch.float32, device=q.device
+    )
     tensors = [q, k, v, visible, q_scale, k_scale, cos, sin, dy, dq, dk, dv, dscale]
     _launch(_backward, tensors, [q, k, v, dy, dq, dk], head_dim**-0.5, fused)
     return dq, dk, dv, dscale.sum(0)

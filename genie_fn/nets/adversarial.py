@@ -59,7 +59,12 @@ class AdversarialConfig:
     perceptual: float = 0.0
     vgg: str = ""
     """torchvision's vgg16-397923af.pth, from download.pytorch.org/models; without it the perceptual term is off."""
-    features: Suppress[tuple[str, ...]] = ("features.6", "features.13", "features.18", "features.25")
+    features: Suppress[tuple[str, ...]] = (
+        "features.6",
+        "features.13",
+        "features.18",
+        "features.25",
+    )
     """The layers of VGG16 that are compared, by torchvision's names."""
     frames: int = 4
     """Frames of each clip that these terms look at, drawn anew each step."""
@@ -73,24 +78,37 @@ class AdversarialConfig:
 
     def __post_init__(self):
         if self.gan < 0 or self.perceptual < 0 or self.penalty < 0 or self.frames < 1:
-            raise UserError("--cfg.adversarial: gan, perceptual and penalty are at least 0, frames at least 1")
+            raise UserError(
+                "--cfg.adversarial: gan, perceptual and penalty are at least 0, frames at least 1"
+            )
 
 
 def discriminator(cfg: DiscriminatorConfig) -> Blueprint:
     """The discriminator as a blueprint: residual stages, optional attention, one logit per place."""
     widths = [cfg.dim * m for m in cfg.mults]
-    layers = [("causal-conv3d", {"in_channels": 3, "out_channels": widths[0], "kernel_size": (1, 3)})]
+    layers = [
+        ("causal-conv3d", {"in_channels": 3, "out_channels": widths[0], "kernel_size": (1, 3)})
+    ]
     for inputs, outputs, down in zip([widths[0], *widths], widths, cfg.down, strict=False):
-        options = {"in_channels": inputs, "out_channels": outputs, "num_groups": cfg.groups, "act_fn": cfg.act}
+        options = {
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "num_groups": cfg.groups,
+            "act_fn": cfg.act,
+        }
         pooled = {"downsample": (1, down), "use_blur": True} if cfg.blur else {}
         layers.append(("image-residual", options | pooled))
         if not cfg.blur and down > 1:
             layers.append(("space_downsample", {"in_channels": outputs, "factor": down}))
     if cfg.attention:
         sizes = {"n_embd": widths[-1], "n_head": cfg.heads, "d_head": cfg.head_dim}
-        layers.append(("space_attn", sizes | {"impl": "reference"}))  # the gradient penalty derives it twice
+        layers.append(
+            ("space_attn", sizes | {"impl": "reference"})
+        )  # the gradient penalty derives it twice
     layers += [("group_norm", {"num_channels": widths[-1], "num_groups": cfg.groups}), "leaky_relu"]
-    layers.append(("causal-conv3d", {"in_channels": widths[-1], "out_channels": 1, "kernel_size": (1, 3)}))
+    layers.append(
+        ("causal-conv3d", {"in_channels": widths[-1], "out_channels": 1, "kernel_size": (1, 3)})
+    )
     return blueprint.parse(layers)
 
 
@@ -115,10 +133,14 @@ def load_vgg(cfg: AdversarialConfig, device: torch.device | str = "cpu") -> Tree
     try:
         state = torch.load(cfg.vgg, map_location=device, weights_only=True)
         names = [f"features.{i}" for i, kind in enumerate(VGG16) if kind == "conv"]
-        params = {name: {"w": state[f"{name}.weight"], "b": state[f"{name}.bias"]} for name in names}
+        params = {
+            name: {"w": state[f"{name}.weight"], "b": state[f"{name}.bias"]} for name in names
+        }
         vgg_features(params, torch.zeros((1, 32, 32, 3), device=device), cfg.features)
     except FileNotFoundError:
-        raise UserError(f"there is no file {cfg.vgg}: give --cfg.adversarial.vgg torchvision's vgg16 weights") from None
+        raise UserError(
+            f"there is no file {cfg.vgg}: give --cfg.adversarial.vgg torchvision's vgg16 weights"
+        ) from None
     except Exception as error:  # whatever a file of another kind leads to
         raise UserError(
             f"{cfg.vgg} does not hold torchvision's vgg16 ({type(error).__name__}): "
@@ -143,13 +165,17 @@ def vgg_features(params: Tree, frames_MHWC: Tensor, names: tuple[str, ...]) -> l
     return found
 
 
-def perceptual(params: Tree, real_MHWC: Tensor, fake_MHWC: Tensor, names: tuple[str, ...]) -> Tensor:
+def perceptual(
+    params: Tree, real_MHWC: Tensor, fake_MHWC: Tensor, names: tuple[str, ...]
+) -> Tensor:
     """Mean squared difference of VGG16's features, averaged over the named layers."""
     pairs = zip(*(vgg_features(params, x, names) for x in (real_MHWC, fake_MHWC)), strict=True)
     return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
 
 
-def pick_frames(key: Tensor, frames: int, *videos_BTHWC: Tensor, first: int | Tensor = 0) -> list[Tensor]:
+def pick_frames(
+    key: Tensor, frames: int, *videos_BTHWC: Tensor, first: int | Tensor = 0
+) -> list[Tensor]:
     """The same `frames` random frames of each clip of several videos, (B·frames, H, W, 3) each.
 
     `first` is the place of the first of these clips in the whole batch.
@@ -170,9 +196,14 @@ def gradient_penalty(params: Tree, real_MHWC: Tensor, net: Blueprint) -> Tensor:
     return slope.square().sum((1, 2, 3)).mean()
 
 
-def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: Tensor, part: Part = WHOLE) -> Tensor:
+def adaptive_weight(
+    reconstruction: Tensor, generator: Tensor, last: Tensor, part: Part = WHOLE
+) -> Tensor:
     """|∂ reconstruction / ∂ last| / |∂ generator / ∂ last|, at most 10⁴ (VQGAN, equation 7; `last` is a weight)."""
-    slopes = (torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (reconstruction, generator))
+    slopes = (
+        torch.autograd.grad(loss, last, retain_graph=True)[0]
+        for loss in (reconstruction, generator)
+    )
     a, b = (part.mean(slope).norm() for slope in slopes)
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
 
@@ -202,10 +233,17 @@ def losses(
         on = (step >= cfg.start).float()
         generator = -discriminate(tree.map(Tensor.detach, params), fake_MHWC, net).mean()
         whole = reconstruction + total
-        weight = adaptive_weight(whole, generator, last, part) if cfg.adaptive else torch.ones_like(on)
+        weight = (
+            adaptive_weight(whole, generator, last, part) if cfg.adaptive else torch.ones_like(on)
+        )
         real, fake = discriminate(params, torch.cat((real_MHWC, fake_MHWC.detach())), net).chunk(2)
         hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         penalty = gradient_penalty(params, real_MHWC, net) if cfg.penalty else torch.zeros_like(on)
         total = total + on * cfg.gan * weight * generator + hinge + cfg.penalty * penalty
-        metrics |= {"generator": generator, "discriminator": hinge, "penalty": penalty, "gan_weight": weight}
+        metrics |= {
+            "generator": generator,
+            "discriminator": hinge,
+            "penalty": penalty,
+            "gan_weight": weight,
+        }
     return total, metrics

@@ -30,7 +30,9 @@ def parse(description: Iterable) -> Blueprint:
     """Check a blueprint and make it hashable. UserError names the position of what is wrong, and the nearest name."""
     found = tuple(_entry(entry, i) for i, entry in enumerate(description))
     if (depth := sum(repeats for _, repeats in _layers(found))) > MAX_LAYERS:
-        raise UserError(f"a blueprint has at most {MAX_LAYERS} layers, and this one {depth}: repeat them less often")
+        raise UserError(
+            f"a blueprint has at most {MAX_LAYERS} layers, and this one {depth}: repeat them less often"
+        )
     channels = None
     for i, (layer, _) in enumerate(_layers(found)):
         if layer.inputs is not None:
@@ -50,8 +52,13 @@ def _entry(entry: Any, at: int) -> tuple[str, tuple]:
     name = ALIASES.get(name, name)
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, [*REGISTRY, *ALIASES], n=1, cutoff=0)[0]
-        raise UserError(f"layer {at} of the blueprint has the unknown name {name!r}: did you mean {near!r}?")
-    options = {key: _frozen(value) for key, value in (options.items() if isinstance(options, Mapping) else options)}
+        raise UserError(
+            f"layer {at} of the blueprint has the unknown name {name!r}: did you mean {near!r}?"
+        )
+    options = {
+        key: _frozen(value)
+        for key, value in (options.items() if isinstance(options, Mapping) else options)
+    }
     valid = {f.name: f for f in fields(REGISTRY[name])}
     for key in options.keys() - valid.keys() - {"n_rep"}:
         near = difflib.get_close_matches(key, [*valid, "n_rep"], n=1, cutoff=0)[0]
@@ -61,14 +68,20 @@ def _entry(entry: Any, at: int) -> tuple[str, tuple]:
         )
     for key, option in valid.items():
         if option.default is MISSING and key not in options:
-            raise UserError(f"layer {at} of the blueprint, {name}, needs the option {key!r}: give it a value")
+            raise UserError(
+                f"layer {at} of the blueprint, {name}, needs the option {key!r}: give it a value"
+            )
     frozen = (name, tuple(sorted(options.items())))
     try:
         layer, repeats = _layer(frozen)
         layer.spec()
     except (ValueError, TypeError, ArithmeticError) as error:
         raise _wrong(at, name, f"is impossible, {error}") from None
-    if type(repeats) is not int or not 1 <= repeats <= MAX_LAYERS or (repeats > 1 and layer.outputs != layer.inputs):
+    if (
+        type(repeats) is not int
+        or not 1 <= repeats <= MAX_LAYERS
+        or (repeats > 1 and layer.outputs != layer.inputs)
+    ):
         raise _wrong(at, name, f"cannot be repeated {repeats} times")
     return frozen
 
@@ -125,7 +138,10 @@ def time_changes(blueprint: Blueprint) -> set[str]:
     A network that does both may let a frame see later ones of its group, even if the two cancel out.
     """
     found = [layer for layer, _ in _layers(blueprint)]
-    does = {"divides": any(x.shrinks[0] > 1 for x in found), "multiplies": any(x.grows[0] > 1 for x in found)}
+    does = {
+        "divides": any(x.shrinks[0] > 1 for x in found),
+        "multiplies": any(x.grows[0] > 1 for x in found),
+    }
     return {name for name, true in does.items() if true}
 
 
@@ -152,14 +168,21 @@ def starts_alone(frames: int, time_factor: int) -> bool:
     )
 
 
-def table(blueprint: Blueprint, shape: tuple[int, int, int], title: str, alone: bool = False) -> Table:
+def table(
+    blueprint: Blueprint, shape: tuple[int, int, int], title: str, alone: bool = False
+) -> Table:
     """Each layer with its output shape on a video (T, H, W), and its parameters; `alone` as in conv.py."""
     made, total = Table("layer", "output (T, H, W, C)", "parameters", title=title), 0
     x = torch.empty((1, *shape, channels(blueprint)[0]), device="meta")
     for entry, (layer, repeats) in zip(blueprint, _layers(blueprint), strict=True):
         params = spec((entry,))
         condition = torch.empty((1, x.shape[1], layer.condition), device="meta")
-        x = apply(tree.map(lambda s: torch.empty(s.shape, device="meta"), params), x, (entry,), Pass(alone, condition))
+        x = apply(
+            tree.map(lambda s: torch.empty(s.shape, device="meta"), params),
+            x,
+            (entry,),
+            Pass(alone, condition),
+        )
         times = f" × {repeats}" if repeats > 1 else ""
         made.add_row(entry[0] + times, " × ".join(map(str, x.shape[1:])), f"{tree.count(params):,}")
         total += tree.count(params)

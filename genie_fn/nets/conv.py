@@ -31,7 +31,9 @@ class Pass:
     order every time. Only layers that keep the frame rate can continue.
     """
 
-    def __init__(self, alone: bool, condition: Tensor | None = None, past: tuple[Tensor, ...] | None = None):
+    def __init__(
+        self, alone: bool, condition: Tensor | None = None, past: tuple[Tensor, ...] | None = None
+    ):
         self.alone, self.condition, self.kept = alone, condition, []
         self._past: Iterator[Tensor] | None = None if past is None else iter(past)
 
@@ -100,7 +102,10 @@ def causal_conv_transpose(params: Tree, x_BTHWC: Tensor, at: Pass, stride: Tripl
     past = (time - 1) // stride[0]  # earlier coarse frames that reach into this one's
     x = at.prepend_past(x_BTHWC, past)
     y = F.conv_transpose3d(
-        x.permute(0, 4, 1, 2, 3), params["w"].transpose(0, 1).to(x.dtype), params["b"].to(x.dtype), stride=stride
+        x.permute(0, 4, 1, 2, 3),
+        params["w"].transpose(0, 1).to(x.dtype),
+        params["b"].to(x.dtype),
+        stride=stride,
     ).permute(0, 2, 3, 4, 1)
     t, h, w = past * stride[0], (rows - stride[1]) // 2, (columns - stride[2]) // 2
     return drop_padding(y[:, t : t + frames, h : h + height, w : w + width], stride[0], at.alone)
@@ -114,14 +119,18 @@ def pool(x_BTHWC: Tensor, at: Pass, factor: Triple, *, blur: bool) -> Tensor:
     """
     x = x_BTHWC
     for axis, f in zip((1, 2, 3), factor, strict=True):
-        weights = [min(k + 1, 2 * f - 1 - k) / f**2 for k in range(2 * f - 1)] if blur else [1 / f] * f
+        weights = (
+            [min(k + 1, 2 * f - 1 - k) / f**2 for k in range(2 * f - 1)] if blur else [1 / f] * f
+        )
         extra = len(weights) - f
         before = (extra + 1) // 2 if axis > 1 else len(weights) - 1 if at.alone else extra
         x = _filter(x, axis, f, weights, before, extra - before if axis > 1 else 0) if f > 1 else x
     return x
 
 
-def _filter(x: Tensor, axis: int, stride: int, weights: list[float], before: int, after: int) -> Tensor:
+def _filter(
+    x: Tensor, axis: int, stride: int, weights: list[float], before: int, after: int
+) -> Tensor:
     """A strided filter along one axis, with the first and last values repeated beyond the edges."""
     length = x.shape[axis]
     edges = (x.narrow(axis, 0, 1),) * before, (x.narrow(axis, length - 1, 1),) * after
@@ -165,7 +174,9 @@ def adaptive_group_norm_spec(channels: int, condition: int) -> Tree:
     return linear_spec(condition, 2 * channels, bias=True)
 
 
-def adaptive_group_norm(params: Tree, x_BTHWC: Tensor, at: Pass, groups: int, eps: float = 1e-6) -> Tensor:
+def adaptive_group_norm(
+    params: Tree, x_BTHWC: Tensor, at: Pass, groups: int, eps: float = 1e-6
+) -> Tensor:
     """Group norm whose scale and shift at frame t follow the condition of frame t's own code, nothing later."""
     condition_BTK = at.condition_at(x_BTHWC.shape[1]).float()
     scale, shift = linear(params, condition_BTK)[:, :, None, None].chunk(2, -1)
@@ -204,11 +215,21 @@ def time_attention(params: Tree, x_BTHWC: Tensor, at: Pass, heads: int, window: 
     sides = [(k, v)]
     if "condition" in params:
         external = linear(params["condition"], at.condition_at(frames).to(q.dtype))
-        k2, v2 = rearrange(external, "b t (two g e) -> two b t 1 g e", two=2, g=heads).expand(-1, *k.shape).unbind(0)
+        k2, v2 = (
+            rearrange(external, "b t (two g e) -> two b t 1 g e", two=2, g=heads)
+            .expand(-1, *k.shape)
+            .unbind(0)
+        )
         sides.append((layers.rotary(rms_norm(params["k_norm"], k2), position), v2))
-    k, v = (torch.cat([at.prepend_past(x, window - 1, zeros=False) for x in xs], 1) for xs in zip(*sides, strict=True))
+    k, v = (
+        torch.cat([at.prepend_past(x, window - 1, zeros=False) for x in xs], 1)
+        for xs in zip(*sides, strict=True)
+    )
     past = k.shape[1] // len(sides) - frames
-    slot, query = torch.arange(past + frames, device=q.device), torch.arange(frames, device=q.device)[:, None] + past
+    slot, query = (
+        torch.arange(past + frames, device=q.device),
+        torch.arange(frames, device=q.device)[:, None] + past,
+    )
     visible = (slot <= query) & (slot > query - window) & (slot >= past - seen)
     y = attention.attend_time(q, k, v, visible.repeat(1, len(sides)), impl="fused")
     return x_BTHWC + linear(params["out"], y.flatten(-2)).unflatten(2, (height, width))

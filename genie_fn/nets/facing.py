@@ -96,7 +96,9 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
     """Video in [-1, 1] → (B, T-1, K) per transition, from the frame after it: its sign changes with a mirror image."""
 
     def latent(x_BTHWC: Tensor) -> Tensor:
-        return layers.linear(params["latent"], torch.tanh(layers.linear(params["look"], x_BTHWC.flatten(2))))
+        return layers.linear(
+            params["latent"], torch.tanh(layers.linear(params["look"], x_BTHWC.flatten(2)))
+        )
 
     after = square(video_BTHWC[:, 1:], cfg)
     return (latent(after) - latent(after.flip(3))) / 2
@@ -106,7 +108,9 @@ def quantize(params: Tree, z_BTK: Tensor, cfg: FacingConfig) -> Facing:
     """The nearer one of the codes b and -b, which is pulled to z, and z (by `commit`) to it."""
     bits = (z_BTK @ params["code"] > 0).long()
     codes = (2.0 * bits - 1)[..., None] * params["code"]
-    loss = (codes - z_BTK.detach()).square().mean() + cfg.commit * (z_BTK - codes.detach()).square().mean()
+    loss = (codes - z_BTK.detach()).square().mean() + cfg.commit * (
+        z_BTK - codes.detach()
+    ).square().mean()
     return Facing(z_BTK + (codes - z_BTK).detach(), bits, loss)
 
 
@@ -137,14 +141,22 @@ def loss(
 
     Every other clip is mirrored, so that neither direction is the rule. Returns the loss and (metrics, bits (B, T-1)).
     """
-    place_B = torch.arange(len(video_BTHWC), device=video_BTHWC.device) + part.first(len(video_BTHWC))
+    place_B = torch.arange(len(video_BTHWC), device=video_BTHWC.device) + part.first(
+        len(video_BTHWC)
+    )
     swap = place_B % 2 == 1
     video = torch.where(swap[:, None, None, None, None], video_BTHWC.flip(3), video_BTHWC)
     found, wanted = quantize(params, encode(params, video, cfg), cfg), targets(video, cfg)
     frames = wanted.shape[1]
-    error = (draw(params, video[:, :frames], found.codes_BTK[:, :frames], cfg) - wanted).square().mean((2, 3, 4))
+    error = (
+        (draw(params, video[:, :frames], found.codes_BTK[:, :frames], cfg) - wanted)
+        .square()
+        .mean((2, 3, 4))
+    )
     contrast = wanted.square().mean((2, 3, 4))
     relative = (error * (contrast + 0.01).rsqrt()).mean()
-    lean = F.softplus(-(encode(params, video_BTHWC, cfg) @ params["code"]) / params["code"].square().sum()).mean()
+    lean = F.softplus(
+        -(encode(params, video_BTHWC, cfg) @ params["code"]) / params["code"].square().sum()
+    ).mean()
     metrics = {"facing_error": error.mean() / part.mean(contrast.mean()).clamp(min=1e-6)}
     return 3 * relative + found.loss + cfg.lean * lean, (metrics, found.bits_BT ^ swap[:, None])

@@ -25,7 +25,9 @@ def _triple(value: int | tuple[int, ...]) -> Triple:
 def _odd(kernel_size: int | tuple[int, ...]) -> Triple:
     """A kernel that is centred in space."""
     if any(side % 2 == 0 for side in _triple(kernel_size)[1:]):
-        raise ValueError(f"its kernel_size {kernel_size} is even in space, where it has to have a middle")
+        raise ValueError(
+            f"its kernel_size {kernel_size} is even in space, where it has to have a middle"
+        )
     return _triple(kernel_size)
 
 
@@ -102,7 +104,9 @@ class CausalConvTranspose(Convolution):
 
     def __post_init__(self):
         if any(k < s for k, s in zip(_triple(self.kernel_size), _triple(self.stride), strict=True)):
-            raise ValueError(f"its kernel_size {self.kernel_size} is smaller than its stride {self.stride}")
+            raise ValueError(
+                f"its kernel_size {self.kernel_size} is smaller than its stride {self.stride}"
+            )
 
     @property
     def grows(self):
@@ -208,7 +212,13 @@ class BlurPool(Layer):
         return conv.pool(x, at, _triple(self.shrinks), blur=True)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "leaky_relu": F.leaky_relu, "leaky": F.leaky_relu, "silu": F.silu}
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "leaky": F.leaky_relu,
+    "silu": F.silu,
+}
 
 
 @dataclass(frozen=True)
@@ -251,14 +261,22 @@ class Residual(Layer):
             "conv2": conv.conv_spec(self.outputs, self.outputs, self.kernel, scale=0.3),
         }
         same = self.outputs == self.inputs
-        return spec if same else spec | {"shortcut": layers.linear_spec(self.in_channels, self.outputs)}
+        return (
+            spec
+            if same
+            else spec | {"shortcut": layers.linear_spec(self.in_channels, self.outputs)}
+        )
 
     def apply(self, params, x, at):
         act, factor = ACTIVATIONS[self.act_fn], _triple(self.shrinks)
-        y = conv.causal_conv(params["conv1"], act(conv.group_norm(params["norm1"], x, self.num_groups)), at)
+        y = conv.causal_conv(
+            params["conv1"], act(conv.group_norm(params["norm1"], x, self.num_groups)), at
+        )
         if factor != (1, 1, 1):
             x, y = (conv.pool(z, at, factor, blur=self.use_blur) for z in (x, y))
-        y = conv.causal_conv(params["conv2"], act(conv.group_norm(params["norm2"], y, self.num_groups)), at)
+        y = conv.causal_conv(
+            params["conv2"], act(conv.group_norm(params["norm2"], y, self.num_groups)), at
+        )
         return (layers.linear(params["shortcut"], x) if "shortcut" in params else x) + y
 
 
@@ -269,11 +287,17 @@ class ImageResidual(Residual):
     def __post_init__(self):
         super().__post_init__()
         if self.shrinks[0] != 1:
-            raise ValueError(f"its downsample {self.downsample} divides time, which a layer within frames cannot")
+            raise ValueError(
+                f"its downsample {self.downsample} divides time, which a layer within frames cannot"
+            )
 
     @property
     def shrinks(self):
-        return (1, self.downsample) if isinstance(self.downsample, int) else _triple(self.downsample)[:2]
+        return (
+            (1, self.downsample)
+            if isinstance(self.downsample, int)
+            else _triple(self.downsample)[:2]
+        )
 
     @property
     def kernel(self) -> Triple:
@@ -342,7 +366,9 @@ class ProjOut(Convolution):
         return {"norm": conv.group_norm_spec(self.in_channels), "conv": super().spec()}
 
     def apply(self, params, x, at):
-        return conv.causal_conv(params["conv"], F.silu(conv.group_norm(params["norm"], x, self.num_groups)), at)
+        return conv.causal_conv(
+            params["conv"], F.silu(conv.group_norm(params["norm"], x, self.num_groups)), at
+        )
 
 
 @dataclass(frozen=True)
@@ -359,7 +385,9 @@ class Attention(Layer):
         if getattr(self, "impl", "sdpa") not in SPACE_IMPLS:
             raise ValueError(f"its impl {self.impl!r} is none of {', '.join(SPACE_IMPLS)}")
         if self.d_head % 4:
-            raise ValueError(f"its d_head {self.d_head} is not a multiple of 4, as rotary positions in a frame need")
+            raise ValueError(
+                f"its d_head {self.d_head} is not a multiple of 4, as rotary positions in a frame need"
+            )
 
     @property
     def inputs(self):
@@ -417,7 +445,9 @@ class SpaceTimeAttention(TimeAttention):
 
     def __post_init__(self):
         if unknown := dict(self.time_attn_kw).keys() - {"key_dim", "window"}:
-            raise ValueError(f"time_attn_kw takes key_dim and window, not {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"time_attn_kw takes key_dim and window, not {', '.join(sorted(unknown))}"
+            )
         for name, value in self.time_attn_kw:
             object.__setattr__(self, name, value)
         super().__post_init__()
@@ -467,4 +497,8 @@ REGISTRY: dict[str, type[Layer]] = {
     "proj_out": ProjOut,
 } | {name: _activation(name) for name in ("gelu", "relu", "leaky_relu", "silu")}
 
-ALIASES = {"causal": "causal-conv3d", "residual": "video-residual", "spacetime_upsample": "depth2spacetime_upsample"}
+ALIASES = {
+    "causal": "causal-conv3d",
+    "residual": "video-residual",
+    "spacetime_upsample": "depth2spacetime_upsample",
+}

@@ -69,10 +69,19 @@ class Engine:
         meta: dict | None = None,
         sample: SampleConfig = PLAY,
     ):
-        self.device, self.sample, self.found, self.meta = device, world.played(dream, sample), found, meta
+        self.device, self.sample, self.found, self.meta = (
+            device,
+            world.played(dream, sample),
+            found,
+            meta,
+        )
         self.latent = dream.lam is not None
         batches = () if device.type == "cpu" else SIZES
-        self._ways = {False: Way(_settled(dream, device, False), Programs(), dict.fromkeys(batches, world.vmapped()))}
+        self._ways = {
+            False: Way(
+                _settled(dream, device, False), Programs(), dict.fromkeys(batches, world.vmapped())
+            )
+        }
         self.cfg = dream.tokenizer.cfg, dream.dynamics.cfg
         self.ready = "compiling" if compiled else "eager"
         self._games: dict[int, tuple[procgen.Game, bytes]] = {}
@@ -80,7 +89,9 @@ class Engine:
         self._on_ready: Callable = lambda: None
         threading.Thread(target=self._serve, daemon=True, name="engine").start()
         if compiled:
-            threading.Thread(target=self._compile, args=(dream, batches), daemon=True, name="compiling").start()
+            threading.Thread(
+                target=self._compile, args=(dream, batches), daemon=True, name="compiling"
+            ).start()
 
     def when_ready(self, callback: Callable) -> None:
         """Have `callback()` called, from another thread, when `ready` changes."""
@@ -103,7 +114,9 @@ class Engine:
         if not self.latent:
             return real
         if self.found is None:
-            raise UserError("this world's actions were never compared with the real ones: run evaluate.py once")
+            raise UserError(
+                "this world's actions were never compared with the real ones: run evaluate.py once"
+            )
         return self.found.to_latent[real]
 
     def _submit(self, work) -> Future:
@@ -138,7 +151,9 @@ class Engine:
     def _carry_out(self, works: tuple, futures: tuple[Future, ...]) -> None:
         try:
             results = self._acts(works) if isinstance(works[0], Act) else [works[0]()]
-        except BaseException as error:  # whatever happened belongs to those who asked, not to this thread
+        except (
+            BaseException
+        ) as error:  # whatever happened belongs to those who asked, not to this thread
             for future in futures:
                 future.set_exception(error)
         else:
@@ -148,7 +163,9 @@ class Engine:
     def _way(self, act: Act) -> Way:
         """The way asked for, as far as it is there."""
         fastest = max(self._ways)
-        return self._ways.get(fastest if act.compiled is None else act.compiled, self._ways[fastest])
+        return self._ways.get(
+            fastest if act.compiled is None else act.compiled, self._ways[fastest]
+        )
 
     def _start(self, image: np.ndarray | None, seed: int, level: int | None) -> Session:
         """Always without compiled programs: the same in every session."""
@@ -162,7 +179,15 @@ class Engine:
         ids = tokenizer.tokenize(dream.tokenizer.params, prompt, self.cfg[0])[1][0, 0].cpu().numpy()
         sure, given = np.full(len(ids), 255, np.uint8), np.zeros(len(ids), np.uint8)
         pixels = seen[0, 0].cpu().numpy()
-        first = Moment(pixels, ids.astype(np.uint32), sure, given, session.added(state), game=beside, saved=saved)
+        first = Moment(
+            pixels,
+            ids.astype(np.uint32),
+            sure,
+            given,
+            session.added(state),
+            game=beside,
+            saved=saved,
+        )
         return session.begun(first._replace(psnr=_psnr(pixels, beside)), seed, image, level)
 
     def _acts(self, acts: tuple[Act, ...]) -> list[Session]:
@@ -174,20 +199,32 @@ class Engine:
         began = time.perf_counter()
         batch = acts if len(acts) == 1 else (*acts, *acts[-1:] * (size - len(acts)))
         states = [session.state(act.session) for act in batch]
-        keys = [random.fold_in(random.key(act.session.seed, self.device), act.session.at + 1) for act in batch]
+        keys = [
+            random.fold_in(random.key(act.session.seed, self.device), act.session.at + 1)
+            for act in batch
+        ]
         pressed = torch.tensor([[act.action] for act in batch], device=self.device)
         heat = torch.tensor([act.temperature for act in batch], device=self.device)
         sample = replace(self.sample, steps=acts[0].steps)
         if len(acts) == 1:
-            made = [world.step(way.dream, states[0], pressed[0], keys[0], sample, way.programs, heat[0])]
+            made = [
+                world.step(way.dream, states[0], pressed[0], keys[0], sample, way.programs, heat[0])
+            ]
         else:
             stacked = tree.map(lambda *x: torch.stack(x), *states)
-            result = world.step(way.dream, stacked, pressed, torch.stack(keys), sample, way.together[size], heat)
+            result = world.step(
+                way.dream, stacked, pressed, torch.stack(keys), sample, way.together[size], heat
+            )
             made = [tree.map(lambda x, i=i: x[i], result) for i in range(len(acts))]
         compiled = way is not self._ways[False]
-        return [self._extended(act, *each, compiled, began) for act, each in zip(acts, made, strict=True)]
+        return [
+            self._extended(act, *each, compiled, began)
+            for act, each in zip(acts, made, strict=True)
+        ]
 
-    def _extended(self, act: Act, state: world.State, frame: world.Frame, compiled: bool, began: float) -> Session:
+    def _extended(
+        self, act: Act, state: world.State, frame: world.Frame, compiled: bool, began: float
+    ) -> Session:
         """The session with a dreamed frame, and with the real game's where there is one beside it."""
         now, beside, saved = act.session, None, None
         pixels, ids, probability, revealed = (x[0].cpu().numpy() for x in frame)
@@ -198,8 +235,14 @@ class Engine:
             saved = procgen.save(opened)
         psnr, before = _psnr(pixels, beside), now.present.mean_psnr or 0.0
         mean = None if psnr is None else before + (psnr - before) / (now.at + 1)
-        note = Note(act.action, act.real, act.temperature, act.steps, compiled, session.frame_hash(pixels))
-        numbers = ids.astype(np.uint32), (255 * probability).astype(np.uint8), revealed.astype(np.uint8)
+        note = Note(
+            act.action, act.real, act.temperature, act.steps, compiled, session.frame_hash(pixels)
+        )
+        numbers = (
+            ids.astype(np.uint32),
+            (255 * probability).astype(np.uint8),
+            revealed.astype(np.uint8),
+        )
         ms = 1000 * (time.perf_counter() - began)
         new = Moment(pixels, *numbers, session.added(state), note, ms, beside, saved, psnr, mean)
         return session.extended(now, new)
@@ -209,7 +252,9 @@ class Engine:
         if level not in self._games:
             if len(self._games) >= GAMES:
                 procgen.close(self._games.pop(next(iter(self._games)))[0])
-            opened = procgen.open_game(level, self.meta or {}, self.cfg[0].height, self.cfg[0].width)
+            opened = procgen.open_game(
+                level, self.meta or {}, self.cfg[0].height, self.cfg[0].width
+            )
             self._games[level] = opened, procgen.save(opened)
         return self._games[level]
 
@@ -237,9 +282,14 @@ class Engine:
 
     def _try_out(self, way: Way, size: int) -> None:
         """Dream a few frames, of states put together as a session's are: of other strides, programs compile again."""
-        black = torch.zeros((1, 1, self.cfg[0].height, self.cfg[0].width, 3), dtype=torch.uint8, device=self.device)
+        black = torch.zeros(
+            (1, 1, self.cfg[0].height, self.cfg[0].width, 3), dtype=torch.uint8, device=self.device
+        )
         pieces = [session.added(world.reset(self._ways[False].dream, black)[0])]
-        key, action = random.key(0, self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
+        key, action = (
+            random.key(0, self.device),
+            torch.zeros(1, dtype=torch.int64, device=self.device),
+        )
         sample, heat = replace(self.sample, steps=2), torch.ones((), device=self.device)
         for _ in range(4):  # more than once, for what is recorded only then
             inputs = session.rebuilt(pieces), action, key, heat
@@ -250,7 +300,9 @@ class Engine:
 
 def _settled(dream: World, device: torch.device, compiled: bool) -> World:
     """The world with the implementations that are best on this device."""
-    return World(*(s and s._replace(cfg=backend.resolve(s.cfg, device, compiled, anew=True)) for s in dream))
+    return World(
+        *(s and s._replace(cfg=backend.resolve(s.cfg, device, compiled, anew=True)) for s in dream)
+    )
 
 
 def _psnr(pixels: np.ndarray, beside: np.ndarray | None) -> float | None:

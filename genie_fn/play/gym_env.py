@@ -19,7 +19,9 @@ from genie_fn.world import Programs, World
 try:
     import gymnasium
 except ImportError as error:
-    raise UserError(f"Gymnasium cannot be imported ({error}): `pip install 'genie_fn[play]'`.") from error
+    raise UserError(
+        f"Gymnasium cannot be imported ({error}): `pip install 'genie_fn[play]'`."
+    ) from error
 
 ID = "genie_fn/Dream-v0"
 
@@ -46,7 +48,9 @@ class WorldEnv(gymnasium.Env):
         coder, model = dreamt.tokenizer.cfg, dreamt.dynamics
         shape = (coder.height, coder.width, 3)
         if starts_MHWC.shape[1:] != shape or starts_MHWC.dtype != np.uint8 or not len(starts_MHWC):
-            raise UserError(f"episodes start from at least one uint8 frame of {shape}, not from {starts_MHWC.shape}")
+            raise UserError(
+                f"episodes start from at least one uint8 frame of {shape}, not from {starts_MHWC.shape}"
+            )
         if horizon < 1:
             raise UserError(f"an episode needs at least 1 step: got a horizon of {horizon}")
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
@@ -75,10 +79,17 @@ class WorldEnv(gymnasium.Env):
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         if not self.action_space.contains(action):
-            raise UserError(f"there is no action {action!r}: choose an integer from 0 to {self.action_space.n - 1}")
+            raise UserError(
+                f"there is no action {action!r}: choose an integer from 0 to {self.action_space.n - 1}"
+            )
         self._steps += 1
-        pressed, key = torch.tensor([action], device=self._device), random.fold_in(self._key, self._steps)
-        self._state, frame = world.step(self._world, self._state, pressed, key, self._sample, self._programs)
+        pressed, key = (
+            torch.tensor([action], device=self._device),
+            random.fold_in(self._key, self._steps),
+        )
+        self._state, frame = world.step(
+            self._world, self._state, pressed, key, self._sample, self._programs
+        )
         self._pixels = frame.pixels[0].cpu().numpy()
         return self._pixels, 0.0, False, self._steps >= self.horizon, {}
 
@@ -88,7 +99,11 @@ class WorldEnv(gymnasium.Env):
 
 
 def from_run(
-    run: str = "runs/demo/dynamics", root: str = "data/coinrun", starts: int = 64, device: str = "cpu", **options: Any
+    run: str = "runs/demo/dynamics",
+    root: str = "data/coinrun",
+    starts: int = 64,
+    device: str = "cpu",
+    **options: Any,
 ) -> WorldEnv:
     """The world of a dynamics run, started from held-out frames of a dataset, or of a world file, started from its own.
     `options` are `WorldEnv`'s."""

@@ -38,7 +38,11 @@ def number(message: dict, name: str, low: int, high: int, default: int | None = 
 def temperature(message: dict, default: float | None = None) -> float:
     """The temperature of a message."""
     value = message.get("temperature", default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TEMPERATURE:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value <= MAX_TEMPERATURE
+    ):
         raise UserError(f"the temperature should be a number from 0 to {MAX_TEMPERATURE:g}")
     return float(value)
 
@@ -47,7 +51,9 @@ def made(session: Session, identity: str) -> dict:
     """The recording of a session up to its present frame; `identity` is the world's."""
     notes = (*session.notes, *(moment.note for moment in session.past() if moment.note is not None))
     if len(notes) > NOTES or len(notes) < session.at:
-        raise UserError(f"a recording holds {NOTES:,} frames, and this session is longer: start anew, or go back")
+        raise UserError(
+            f"a recording holds {NOTES:,} frames, and this session is longer: start anew, or go back"
+        )
     image = io.BytesIO()
     Image.fromarray(session.start).save(image, "png")
     start = base64.b64encode(image.getvalue()).decode()
@@ -61,12 +67,16 @@ def read(content: Any, identity: str, size: tuple[int, int], choices: int) -> Re
     Raises UserError, in a sentence, for anything but a recording made in this world.
     """
     if not isinstance(content, dict) or {name: content.get(name) for name in FORMAT} != FORMAT:
-        raise UserError("this is not a recording that this version can read: choose a JSON file that was saved here")
+        raise UserError(
+            "this is not a recording that this version can read: choose a JSON file that was saved here"
+        )
     if content.get("world") != identity:
         raise UserError("this recording was made in another world: play that one to see it again")
     frames = content.get("frames")
     if not isinstance(frames, list) or len(frames) > NOTES:
-        raise UserError(f"this recording is damaged: it should hold a list of at most {NOTES:,} frames")
+        raise UserError(
+            f"this recording is damaged: it should hold a list of at most {NOTES:,} frames"
+        )
     notes = []
     for t, frame in enumerate(frames, 1):
         try:
@@ -83,7 +93,9 @@ def _note(frame: Any, choices: int) -> Note:
         raise UserError("it should be an object with a hash")
     real = None if frame.get("real") is None else number(frame, "real", 0, 255)
     action, steps = number(frame, "action", 0, choices - 1), number(frame, "steps", 1, MAX_STEPS)
-    return Note(action, real, temperature(frame), steps, frame.get("compiled") is True, frame["hash"])
+    return Note(
+        action, real, temperature(frame), steps, frame.get("compiled") is True, frame["hash"]
+    )
 
 
 def _image(text: Any, size: tuple[int, int]) -> np.ndarray:

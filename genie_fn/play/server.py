@@ -35,7 +35,9 @@ try:
 
     from genie_fn.play.visitor import GONE, MESSAGE, Place, Visitor, sentence
 except ImportError as error:
-    raise UserError(f"playing in the browser needs more packages ({error}): `pip install 'genie_fn[play]'`") from error
+    raise UserError(
+        f"playing in the browser needs more packages ({error}): `pip install 'genie_fn[play]'`"
+    ) from error
 
 PAGE = Path(__file__).parent / "page"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -64,8 +66,21 @@ class Limits:
 class Server:
     """The application and what it keeps: places, uploaded images, start frames. `app` is the ASGI application."""
 
-    def __init__(self, engine: Engine, run: str, identity: str, beside: Surroundings, token: str, limits: Limits):
-        self.engine, self.identity, self.starts, self.limits = engine, identity, beside.starts, limits
+    def __init__(
+        self,
+        engine: Engine,
+        run: str,
+        identity: str,
+        beside: Surroundings,
+        token: str,
+        limits: Limits,
+    ):
+        self.engine, self.identity, self.starts, self.limits = (
+            engine,
+            identity,
+            beside.starts,
+            limits,
+        )
         self.places: dict[str, Place] = {}
         self.images: dict[str, np.ndarray] = {}
         self.size = engine.cfg[0].height, engine.cfg[0].width
@@ -101,15 +116,22 @@ class Server:
         """Forget idle sessions, and of those without a visitor the longest unused while there are too many or they take
         too much memory."""
         idle, kept = time.monotonic() - self.limits.idle, {}
-        for place in sorted(self.places.values(), key=lambda place: (place.visitor is None, -place.used)):
+        for place in sorted(
+            self.places.values(), key=lambda place: (place.visitor is None, -place.used)
+        ):
             sizes = kept | {id(x): x.size for x in (place.session.moments if place.session else ())}
-            fits = len(self.places) <= 4 * self.limits.visitors and sum(sizes.values()) <= self.limits.memory
+            fits = (
+                len(self.places) <= 4 * self.limits.visitors
+                and sum(sizes.values()) <= self.limits.memory
+            )
             if place.used >= idle and (fits or place.visitor is not None):
                 kept = sizes  # frames that branches share count once
                 continue
             del self.places[place.id]
             if place.visitor is not None:
-                place.visitor.dismiss("Nothing happened here for a while, and the session is forgotten.")
+                place.visitor.dismiss(
+                    "Nothing happened here for a while, and the session is forgotten."
+                )
 
     def visitors(self) -> int:
         """How many sockets are open."""
@@ -119,7 +141,9 @@ class Server:
         """Tell every visitor how things stand."""
         for place in self.places.values():
             if place.visitor is not None:
-                place.visitor.say({"type": "status", "ready": self.engine.ready, "visitors": self.visitors()})
+                place.visitor.say(
+                    {"type": "status", "ready": self.engine.ready, "visitors": self.visitors()}
+                )
 
     async def page(self, _: Request) -> Response:
         """The page itself."""
@@ -128,14 +152,18 @@ class Server:
     async def upload(self, request: Request) -> Response:
         """Take an image file; answered by its id."""
         content, size = bytearray(), 0
-        async for chunk in request.stream():  # read to its end, or a browser would not read the answer
+        async for (
+            chunk
+        ) in request.stream():  # read to its end, or a browser would not read the answer
             size += len(chunk)
             if size > 16 * UPLOAD:
                 break
             if size <= UPLOAD:
                 content += chunk
         if size > UPLOAD:
-            return refusal(f"This file is larger than {UPLOAD >> 20} MB: choose a smaller one.", 413)
+            return refusal(
+                f"This file is larger than {UPLOAD >> 20} MB: choose a smaller one.", 413
+            )
         try:
             async with self.heavy:
                 image = await asyncio.to_thread(video.decode_image, bytes(content), *self.size)
@@ -149,13 +177,22 @@ class Server:
 
     async def render(self, request: Request) -> Response:
         """The frames of a session so far as a film."""
-        place, kind = self.places.get(request.query_params.get("session", "")), request.query_params.get("format")
+        place, kind = (
+            self.places.get(request.query_params.get("session", "")),
+            request.query_params.get("format"),
+        )
         if place is None or place.session is None or kind not in ("mp4", "gif"):
-            return refusal("There is no such film: ask for mp4 or gif of a session that is still there.", 404)
+            return refusal(
+                "There is no such film: ask for mp4 or gif of a session that is still there.", 404
+            )
         async with self.heavy:
-            content = await asyncio.to_thread(film, [moment.pixels for moment in place.session.past()], kind)
+            content = await asyncio.to_thread(
+                film, [moment.pixels for moment in place.session.past()], kind
+            )
         headers = {"Content-Disposition": f'attachment; filename="dream.{kind}"'}
-        return Response(content, media_type={"mp4": "video/mp4", "gif": "image/gif"}[kind], headers=headers)
+        return Response(
+            content, media_type={"mp4": "video/mp4", "gif": "image/gif"}[kind], headers=headers
+        )
 
     async def play(self, socket: WebSocket) -> None:
         """A visitor, from hello to the end of the connection; the session stays for a while."""
@@ -164,11 +201,15 @@ class Server:
         asked = socket.query_params.get("session", "")
         place = self.places.get(asked)
         if asked and place is None:
-            await socket.send_json({"type": "expired", "message": "That session is no longer kept."})
+            await socket.send_json(
+                {"type": "expired", "message": "That session is no longer kept."}
+            )
             await socket.close(GONE)
             return
         if (place is None or place.visitor is None) and self.visitors() >= self.limits.visitors:
-            words = f"All {self.limits.visitors} places of this world are taken: try again in a while."
+            words = (
+                f"All {self.limits.visitors} places of this world are taken: try again in a while."
+            )
             await socket.send_json({"type": "full", "message": words})
             await socket.close(1013)
             return
@@ -180,7 +221,11 @@ class Server:
             await visitor.hello()
             self.tell()
             await visitor.converse()
-        except* (WebSocketDisconnect, RuntimeError, OSError):  # gone, while being read from or written to
+        except* (
+            WebSocketDisconnect,
+            RuntimeError,
+            OSError,
+        ):  # gone, while being read from or written to
             pass
         finally:
             if visitor.place.visitor is visitor:
@@ -191,7 +236,9 @@ class Server:
         """The place, or a new one."""
         if place is None:
             sample = self.engine.sample
-            place = Place(secrets.token_urlsafe(12), None, sample.temperature, min(sample.steps, MAX_STEPS))
+            place = Place(
+                secrets.token_urlsafe(12), None, sample.temperature, min(sample.steps, MAX_STEPS)
+            )
             self.places[place.id] = place
         place.used = time.monotonic()
         return place
@@ -239,8 +286,15 @@ def film(frames: list[np.ndarray], kind: str) -> bytes:
 
 def serve_on(server: Server, listening: socket.socket) -> None:
     """Serve on a bound socket until Ctrl-C, or until `server.stop()`."""
-    settings = {"log_level": "warning", "ws_max_size": MESSAGE, "timeout_graceful_shutdown": 1, "server_header": False}
-    settings |= {"ws_per_message_deflate": False}  # noise like frames hardly shrinks, and the time is missed
+    settings = {
+        "log_level": "warning",
+        "ws_max_size": MESSAGE,
+        "timeout_graceful_shutdown": 1,
+        "server_header": False,
+    }
+    settings |= {
+        "ws_per_message_deflate": False
+    }  # noise like frames hardly shrinks, and the time is missed
     runner = uvicorn.Server(uvicorn.Config(server.app, lifespan="on", **settings))
     server.stop = lambda: setattr(runner, "should_exit", True)
     runner.run(sockets=[listening])
@@ -275,9 +329,13 @@ class Guard:
 
     def objection(self, scope: dict) -> str:
         """Why a request is refused; empty if it is not."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         origin, host = headers.get("origin"), headers.get("host", "")
-        if self.token and not scope["path"].startswith("/static/"):  # which holds nothing that is not public
+        if self.token and not scope["path"].startswith(
+            "/static/"
+        ):  # which holds nothing that is not public
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return "This page needs the whole address that play.py printed, with its token."
@@ -285,7 +343,9 @@ class Guard:
             return "This page answers only to itself."
         if scope["type"] == "websocket" and origin is None:
             return "A socket has to name its origin."
-        if not self.token and hostname(host) not in LOCAL:  # but another name that was made to point here
+        if (
+            not self.token and hostname(host) not in LOCAL
+        ):  # but another name that was made to point here
             return "Without a token this page answers only as localhost."
         return ""
 

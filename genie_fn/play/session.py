@@ -39,7 +39,9 @@ class Moment(NamedTuple):
     pixels: np.ndarray  # (H, W, 3) uint8
     ids: np.ndarray  # (N,) uint32
     probability: np.ndarray  # (N,) uint8, 255 for certain
-    revealed: np.ndarray  # (N,) uint8: the MaskGIT step that revealed each token, 0 in a start frame
+    revealed: (
+        np.ndarray
+    )  # (N,) uint8: the MaskGIT step that revealed each token, 0 in a start frame
     added: Tree  # what the frame added to the state
     note: Note | None = None  # what led here; None for the start
     ms: float = 0.0  # that dreaming it took
@@ -108,7 +110,9 @@ def added(state: Tree) -> Tree:
     def newest(part):
         if not isinstance(part, Cache):
             return part
-        k, v = (x[:, :, -1:].clone() for x in (part.k_LBSNGE, part.v_LBSNGE))  # a view would keep the whole cache
+        k, v = (
+            x[:, :, -1:].clone() for x in (part.k_LBSNGE, part.v_LBSNGE)
+        )  # a view would keep the whole cache
         return Added(k, v, part.seen, part.k_LBSNGE.shape[2])
 
     return pytree.tree_map(newest, state, is_leaf=lambda part: isinstance(part, Cache))
@@ -133,7 +137,10 @@ def _joined(column: tuple) -> Cache | Tensor:
     last = column[-1]
     if not isinstance(last, Added):
         return last
-    k, v = (_filled([getattr(part, name) for part in column], last.frames) for name in ("k_LB1NGE", "v_LB1NGE"))
+    k, v = (
+        _filled([getattr(part, name) for part in column], last.frames)
+        for name in ("k_LB1NGE", "v_LB1NGE")
+    )
     return Cache(k, v, last.seen)
 
 
@@ -141,7 +148,9 @@ def _filled(parts: list[Tensor], frames: int) -> Tensor:
     """The last frames side by side; zeros, as in an empty cache, where there are fewer."""
     parts = parts[-max(frames, 1) :]
     layers, batch, _, *rest = parts[0].shape
-    return torch.cat([parts[0].new_zeros((layers, batch, max(frames - len(parts), 0), *rest)), *parts], 2)
+    return torch.cat(
+        [parts[0].new_zeros((layers, batch, max(frames - len(parts), 0), *rest)), *parts], 2
+    )
 
 
 def state(session: Session) -> Tree:
@@ -165,7 +174,9 @@ def extended(session: Session, moment: Moment) -> Session:
     if len(notes) < NOTES:  # beyond, nobody asks for them any more
         notes += tuple(old.note for old in dropped if old.note is not None)
     first = session.first + len(dropped)
-    return replace(session, moments=moments[len(dropped) :], first=first, at=session.at + 1, notes=notes)
+    return replace(
+        session, moments=moments[len(dropped) :], first=first, at=session.at + 1, notes=notes
+    )
 
 
 def moved(session: Session, frame: int) -> Session:

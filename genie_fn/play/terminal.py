@@ -31,10 +31,22 @@ from genie_fn.errors import UserError
 from genie_fn.world import Programs, State, World
 
 CONTROLS = {"p": "run", "u": "rewind", "r": "reset", "q": "quit"}
-ACTION_KEYS = "".join(key for key in string.digits[1:] + string.ascii_lowercase if key not in CONTROLS)
-REAL_KEYS = {"\x1b[A": "UP", "\x1b[B": "DOWN", "\x1b[C": "RIGHT", "\x1b[D": "LEFT", " ": "UP"}  # up is the jump
-REAL_KEYS |= {key.replace("[", "O"): name for key, name in REAL_KEYS.items()}  # some terminals, some modes
-KEY = re.compile(r"\x1b(?:[\[O][0-9;]*[A-Za-z~])?|.", re.DOTALL)  # so that no end of a longer sequence counts as a key
+ACTION_KEYS = "".join(
+    key for key in string.digits[1:] + string.ascii_lowercase if key not in CONTROLS
+)
+REAL_KEYS = {
+    "\x1b[A": "UP",
+    "\x1b[B": "DOWN",
+    "\x1b[C": "RIGHT",
+    "\x1b[D": "LEFT",
+    " ": "UP",
+}  # up is the jump
+REAL_KEYS |= {
+    key.replace("[", "O"): name for key, name in REAL_KEYS.items()
+}  # some terminals, some modes
+KEY = re.compile(
+    r"\x1b(?:[\[O][0-9;]*[A-Za-z~])?|.", re.DOTALL
+)  # so that no end of a longer sequence counts as a key
 MEMORY = 512 << 20  # bytes of states to keep for going back
 FPS = 15
 
@@ -70,8 +82,14 @@ Dream = Callable[[Moment, int], Moment]  # the moment that an action leads to
 
 def bindings(actions: int, real: Mapping[str, int] | None = None) -> dict[str, Command]:
     """What each key does. With `real`, the world's action for the name of a real one, arrows and space act, too."""
-    keys = {key: Command("act", action) for action, key in zip(range(actions), ACTION_KEYS, strict=False)}
-    known = {"UP" if name.upper() == "JUMP" else name.upper(): action for name, action in (real or {}).items()}
+    keys = {
+        key: Command("act", action)
+        for action, key in zip(range(actions), ACTION_KEYS, strict=False)
+    }
+    known = {
+        "UP" if name.upper() == "JUMP" else name.upper(): action
+        for name, action in (real or {}).items()
+    }
     keys |= {key: Command("act", known[name]) for key, name in REAL_KEYS.items() if name in known}
     return keys | {key: Command(kind) for key, kind in CONTROLS.items()}
 
@@ -79,7 +97,11 @@ def bindings(actions: int, real: Mapping[str, int] | None = None) -> dict[str, C
 def commands(typed: str, keys: dict[str, Command]) -> list[Command]:
     """What was typed since the last look. Of an action's key held down one press counts, or frames would lag behind."""
     meant = [keys[key] for key in KEY.findall(typed) if key in keys]
-    return [new for old, new in zip([None, *meant], meant, strict=False) if new != old or new.kind != "act"]
+    return [
+        new
+        for old, new in zip([None, *meant], meant, strict=False)
+        if new != old or new.kind != "act"
+    ]
 
 
 def advance(session: Session, dream: Dream, keep: int) -> Session:
@@ -120,7 +142,9 @@ def picture(pixels_HWC: np.ndarray, height: int, width: int) -> Segments:
     blocks = []
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):
         for above, below in zip(upper, lower, strict=True):
-            blocks.append(Segment("▀", Style.from_color(Color.from_rgb(*above), Color.from_rgb(*below))))
+            blocks.append(
+                Segment("▀", Style.from_color(Color.from_rgb(*above), Color.from_rgb(*below)))
+            )
         blocks.append(Segment.line())
     return Segments(blocks)
 
@@ -130,7 +154,9 @@ def status(session: Session, actions: int, fps: float) -> str:
     now = session.moments[-1]
     number = "start" if now.action is None else f"action {now.action + 1}"
     running = f"running with {session.held + 1}" if session.running else "paused"
-    keys = f"1-{ACTION_KEYS[min(actions, len(ACTION_KEYS)) - 1]} act, p run, u back, r reset, q quit"
+    keys = (
+        f"1-{ACTION_KEYS[min(actions, len(ACTION_KEYS)) - 1]} act, p run, u back, r reset, q quit"
+    )
     return f"frame {now.frame} · {number} · {fps:.1f} FPS · {running} · {keys}"
 
 
@@ -142,7 +168,9 @@ def _open_session(
 
     def dream(now: Moment, action: int) -> Moment:
         pressed, t = torch.tensor([action], device=key.device), now.frame + 1
-        state, shown = world.step(dreamt, now.state, pressed, random.fold_in(key, t), sample, programs)
+        state, shown = world.step(
+            dreamt, now.state, pressed, random.fold_in(key, t), sample, programs
+        )
         return Moment(t, action, shown.pixels[0].cpu().numpy(), state)
 
     state, _ = world.reset(dreamt, prompt_11HWC, programs=programs)
@@ -162,7 +190,9 @@ def _keys_at_once(fd: int) -> Iterator[None]:
     try:
         tty.setcbreak(fd, termios.TCSANOW)
         changed = termios.tcgetattr(fd)
-        changed[6][termios.VSUSP] = bytes([os.fpathconf(fd, "PC_VDISABLE")])  # a shell would not restore the screen
+        changed[6][termios.VSUSP] = bytes(
+            [os.fpathconf(fd, "PC_VDISABLE")]
+        )  # a shell would not restore the screen
         termios.tcsetattr(fd, termios.TCSANOW, changed)
         yield
     finally:
@@ -183,12 +213,20 @@ def _typed(fd: int, timeout: float | None) -> str:
 
 def _console() -> Console:
     if os.name != "posix":
-        raise UserError("playing in the terminal needs Linux or macOS: use the browser, or --cfg.output for a video")
+        raise UserError(
+            "playing in the terminal needs Linux or macOS: use the browser, or --cfg.output for a video"
+        )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UserError("playing in the terminal needs a terminal for both keys and picture: do not redirect them")
-    console = Console(color_system="truecolor", no_color=False)  # colour is the picture, whatever the environment asks
+        raise UserError(
+            "playing in the terminal needs a terminal for both keys and picture: do not redirect them"
+        )
+    console = Console(
+        color_system="truecolor", no_color=False
+    )  # colour is the picture, whatever the environment asks
     if console.is_dumb_terminal:
-        raise UserError("this terminal (TERM=dumb) cannot show pictures: use one with true colour, or the browser")
+        raise UserError(
+            "this terminal (TERM=dumb) cannot show pictures: use one with true colour, or the browser"
+        )
     return console
 
 
@@ -207,7 +245,11 @@ def play(
     """
     console, fd, actions = _console(), sys.stdin.fileno(), dreamt.dynamics.cfg.actions
     keys, due, fps = bindings(actions, real), 0.0, 0.0
-    with torch.no_grad(), _keys_at_once(fd), Live(console=console, screen=True, auto_refresh=False) as live:
+    with (
+        torch.no_grad(),
+        _keys_at_once(fd),
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         session, dream, keep = _open_session(dreamt, prompt_11HWC, sample, seed, programs)
         while not session.quit:
             shown, began = session.moments[-1], time.monotonic()

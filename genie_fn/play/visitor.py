@@ -55,7 +55,12 @@ class Visitor:
         if (session := place.session) is not None:
             at = {"frame": session.at, "oldest": session.oldest, "newest": session.newest}
         settings = {"temperature": place.temperature, "steps": place.steps}
-        words = {"type": "hello", "session": place.id, "world": self.server.world, "settings": settings}
+        words = {
+            "type": "hello",
+            "session": place.id,
+            "world": self.server.world,
+            "settings": settings,
+        }
         await self.socket.send_json(words | at | {"ready": self.engine.ready})
 
     async def converse(self) -> None:
@@ -71,7 +76,9 @@ class Visitor:
 
     def dismiss(self, words: str) -> None:
         """End the conversation: the session is no longer this visitor's."""
-        self.place = replace(self.place, visitor=None)  # what is still being dreamed changes nothing any more
+        self.place = replace(
+            self.place, visitor=None
+        )  # what is still being dreamed changes nothing any more
         while not self.outgoing.empty():
             self.outgoing.get_nowait()
         self.outgoing.put_nowait({"type": "expired", "message": words, "wait": True})
@@ -95,7 +102,11 @@ class Visitor:
     async def write(self) -> None:
         """Send what is queued, in order."""
         while (content := await self.outgoing.get()) is not None:
-            await (self.socket.send_bytes(content) if isinstance(content, bytes) else self.socket.send_json(content))
+            await (
+                self.socket.send_bytes(content)
+                if isinstance(content, bytes)
+                else self.socket.send_json(content)
+            )
         await self.socket.close(GONE)
         raise WebSocketDisconnect(GONE)
 
@@ -115,7 +126,9 @@ class Visitor:
                     words = sentence(str(error))
                 except Exception:  # a fault of ours must not cost the visitor the session
                     log.exception("a message of type %s failed", message["type"])
-                    words = "Something went wrong here: the terminal in which play.py runs says more."
+                    words = (
+                        "Something went wrong here: the terminal in which play.py runs says more."
+                    )
                 if words:
                     await self.outgoing.put({"type": "error", "message": words})
 
@@ -169,7 +182,9 @@ class Visitor:
     async def on_branch(self, _: dict) -> None:
         """A copy of this session, which shares its frames, to go another way in."""
         self.here()
-        copy = replace(self.place, id=secrets.token_urlsafe(12), visitor=None, used=time.monotonic())
+        copy = replace(
+            self.place, id=secrets.token_urlsafe(12), visitor=None, used=time.monotonic()
+        )
         self.server.places[copy.id] = copy
         self.server.expire()
         await self.outgoing.put({"type": "branched", "session": copy.id})
@@ -182,7 +197,9 @@ class Visitor:
     async def on_replay(self, message: dict) -> None:
         """Dream a recording again, and say whether the frames are the same."""
         content, choices = message.get("recording"), self.engine.cfg[1].actions
-        read = await asyncio.to_thread(recording.read, content, self.server.identity, self.server.size, choices)
+        read = await asyncio.to_thread(
+            recording.read, content, self.server.identity, self.server.size, choices
+        )
         await self.begin(read.start, read.seed, read.level)
         first = None
         for t, note in enumerate(read.notes, 1):
@@ -209,22 +226,44 @@ def parsed(text: str) -> dict:
         message = json.loads(text)
     except (ValueError, RecursionError):
         message = None
-    return message if isinstance(message, dict) and isinstance(message.get("type"), str) else {"type": ""}
+    return (
+        message
+        if isinstance(message, dict) and isinstance(message.get("type"), str)
+        else {"type": ""}
+    )
 
 
 def packed(session: Session, grid: tuple[int, int]) -> bytes:
     """The present frame as the page reads it: length of the header, header, and arrays."""
     moment = session.present
-    note = moment.note or Note(None, None, 1.0, 0, False, frame_hash(moment.pixels))  # a start frame's
-    header = {"frame": session.at, "oldest": session.oldest, "newest": session.newest, "seed": session.seed}
-    header |= {key: getattr(note, key) for key in ("action", "real", "temperature", "steps", "hash")}
+    note = moment.note or Note(
+        None, None, 1.0, 0, False, frame_hash(moment.pixels)
+    )  # a start frame's
+    header = {
+        "frame": session.at,
+        "oldest": session.oldest,
+        "newest": session.newest,
+        "seed": session.seed,
+    }
+    header |= {
+        key: getattr(note, key) for key in ("action", "real", "temperature", "steps", "hash")
+    }
     header |= {"ms": round(moment.ms, 1), "psnr": moment.psnr, "mean_psnr": moment.mean_psnr}
     height, width, _ = moment.pixels.shape
-    header |= {"height": height, "width": width, "grid": list(grid), "game": moment.game is not None}
+    header |= {
+        "height": height,
+        "width": width,
+        "grid": list(grid),
+        "game": moment.game is not None,
+    }
     arrays = [moment.pixels, moment.probability, moment.revealed, moment.ids.astype("<u4")]
     arrays += [] if moment.game is None else [moment.game]
     text = json.dumps(header).encode()
-    return struct.pack("<I", len(text)) + text + b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)
+    return (
+        struct.pack("<I", len(text))
+        + text
+        + b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)
+    )
 
 
 def sentence(text: str) -> str:

@@ -55,7 +55,9 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and (own := os.environ.get("LOCAL_RANK")) is not None:
         if int(own) >= torch.cuda.device_count():
             found = torch.cuda.device_count()
-            raise UserError(f"there are {found} GPUs for more processes: start torchrun with --nproc-per-node {found}")
+            raise UserError(
+                f"there are {found} GPUs for more processes: start torchrun with --nproc-per-node {found}"
+            )
         name = f"cuda:{own}"
     try:
         torch.empty(0, device=name)
@@ -68,6 +70,8 @@ def pick_compile(mode: str, device: torch.device) -> str:
     """The compile mode that this machine can carry out: without a C++ compiler everything runs uncompiled."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
     if mode != "off" and device.type == "cpu" and compiler is None:
-        console.print("no C++ compiler found: running uncompiled, several times slower; install g++ to change that")
+        console.print(
+            "no C++ compiler found: running uncompiled, several times slower; install g++ to change that"
+        )
         return "off"
     return mode

@@ -26,7 +26,9 @@ def run(main: Callable, presets: Mapping[str, Callable] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _refuse(f"{error.filename or 'a file'} cannot be written ({error.strerror}): free space and begin again")
+        _refuse(
+            f"{error.filename or 'a file'} cannot be written ({error.strerror}): free space and begin again"
+        )
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)  # torchrun ends this process meanwhile, if the first one has failed, too
@@ -55,8 +57,13 @@ def _with_default(main: Callable, presets: Mapping[str, Callable]) -> Callable:
 
 def _preset(arguments: list[str], presets: Mapping[str, Callable]):
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    name = next((b for a, b in zip(words, words[1:], strict=False) if a == "--cfg.preset"), next(iter(presets)))
+    name = next(
+        (b for a, b in zip(words, words[1:], strict=False) if a == "--cfg.preset"),
+        next(iter(presets)),
+    )
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0)[0]
-        raise UserError(f"there is no preset {name!r}: did you mean {near!r}? (The presets are {', '.join(presets)}.)")
+        raise UserError(
+            f"there is no preset {name!r}: did you mean {near!r}? (The presets are {', '.join(presets)}.)"
+        )
     return presets[name]()

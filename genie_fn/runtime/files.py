@@ -83,7 +83,9 @@ def exclusive(folder: str | Path, doing: str, instead: str) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise UserError(f"another process {doing} {folder}: wait until it has ended, or {instead}") from None
+            raise UserError(
+                f"another process {doing} {folder}: wait until it has ended, or {instead}"
+            ) from None
     try:
         yield
     finally:
@@ -102,7 +104,9 @@ def open_log(path: Path, step: int) -> Callable[[dict], None]:
 
     def append(row: dict[str, float]) -> None:
         # NaN is no JSON, and a reader that does not know it would stumble over the whole file.
-        waiting.append(json.dumps({name: value for name, value in row.items() if math.isfinite(value)}) + "\n")
+        waiting.append(
+            json.dumps({name: value for name, value in row.items() if math.isfinite(value)}) + "\n"
+        )
         whole = path.stat().st_size
         try:
             with path.open("a") as log:

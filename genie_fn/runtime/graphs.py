@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-WARMUP = 2  # calls before a recording: the first compiles, the second allocates what is made once only
+WARMUP = (
+    2  # calls before a recording: the first compiles, the second allocates what is made once only
+)
 
 
 def capture(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -45,7 +47,9 @@ def recorded(function: Callable, fixed: int = 1, capture: Callable = capture) ->
             torch._foreach_copy_(inputs, [x for x in given if isinstance(x, Tensor)])
         replay()
         kept = {id(x) for x in held}  # what the function overwrote and returned
-        return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) and id(x) not in kept else x, result)
+        return pytree.tree_map(
+            lambda x: x.clone() if isinstance(x, Tensor) and id(x) not in kept else x, result
+        )
 
     return call
 

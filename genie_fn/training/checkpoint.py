@@ -27,8 +27,12 @@ from genie_fn.runtime import files
 from genie_fn.runtime.console import console
 from genie_fn.tree import Tree
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every save at length, and failures twice
-warnings.filterwarnings("ignore", r"coroutine '\w+Handler\.", RuntimeWarning)  # that it leaves behind when it fails
+logging.getLogger("absl").setLevel(
+    logging.CRITICAL
+)  # orbax reports every save at length, and failures twice
+warnings.filterwarnings(
+    "ignore", r"coroutine '\w+Handler\.", RuntimeWarning
+)  # that it leaves behind when it fails
 
 
 def _unraisable(event: Any, tell: Callable = sys.unraisablehook) -> None:
@@ -36,11 +40,15 @@ def _unraisable(event: Any, tell: Callable = sys.unraisablehook) -> None:
         tell(event)
 
 
-sys.unraisablehook = _unraisable  # tensorstore's threads report to orbax's event loop, which an error has closed
+sys.unraisablehook = (
+    _unraisable  # tensorstore's threads report to orbax's event loop, which an error has closed
+)
 
 KEEP = 2
 CONFIG_BYTES, SUMS_BYTES = 1 << 20, 1 << 24  # the most that is read of each
-RATIO = 64  # how far weights may have been compressed: more is no checkpoint, and is given no memory
+RATIO = (
+    64  # how far weights may have been compressed: more is no checkpoint, and is given no memory
+)
 ORDER = "order"  # a run's file with a number above those of the runs that were begun before
 
 
@@ -83,7 +91,10 @@ class Saver:
     def start(self, step: int, arrays: Tree, config: dict) -> None:
         """Begin to write, once the save before is done."""
         self._wait()
-        self._pending = step, self._thread.submit(_write, self._run, self._keep, step, arrays, config)
+        self._pending = (
+            step,
+            self._thread.submit(_write, self._run, self._keep, step, arrays, config),
+        )
 
     def poll(self) -> None:
         """Say at once, not at the next save, that one has failed."""
@@ -99,11 +110,17 @@ class Saver:
         if error is None:
             return
         newest = latest(self._run)
-        kept = "none is saved yet" if newest is None else f"the newest that is saved is of step {newest}"
+        kept = (
+            "none is saved yet"
+            if newest is None
+            else f"the newest that is saved is of step {newest}"
+        )
         what = f"the state of step {step} could not be saved in {self._run} ({files.reason(error)}), {kept}: free space"
         if last or again:
             raise Unsaved(f"{what}, and continue with the same command and --cfg.resume") from error
-        console.print(f"{what}; training goes on, and the next save tries again", soft_wrap=True, markup=False)
+        console.print(
+            f"{what}; training goes on, and the next save tries again", soft_wrap=True, markup=False
+        )
 
 
 def manager(run: str | Path, keep: int = KEEP) -> Saver:
@@ -138,8 +155,13 @@ def _write(run: Path, keep: int, step: int, arrays: Tree, config: dict) -> None:
     sums = {"config": _config_sum(config), "state": _sums(arrays)}
     items = {"state": ocp.args.StandardSave(arrays), "config": ocp.args.JsonSave(config)}
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:  # writes beside it and renames
-            writer.save(_folder(run) / str(step), ocp.args.Composite(**items, checksums=ocp.args.JsonSave(sums)))
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler()
+        ) as writer:  # writes beside it and renames
+            writer.save(
+                _folder(run) / str(step),
+                ocp.args.Composite(**items, checksums=ocp.args.JsonSave(sums)),
+            )
     finally:
         _sweep(run)  # what was written of a failed save would keep a full disk full
     for old in _steps(run)[keep:]:
@@ -156,7 +178,9 @@ def _sums(arrays: Tree) -> dict[str, int]:
 
 
 def _sum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array), zlib.crc32(f"{array.dtype} {array.shape}".encode()))
+    return zlib.crc32(
+        np.ascontiguousarray(array), zlib.crc32(f"{array.dtype} {array.shape}".encode())
+    )
 
 
 def _config_sum(config: dict) -> int:
@@ -186,16 +210,29 @@ def load(run: str | Path, *, stage: str, device: torch.device | str = "cpu") -> 
         try:
             loaded = _read(run, step)
         except Exception as error:  # orbax and tensorstore raise many kinds; all mean that the files cannot be read
-            if damage is None and (_folder(run) / str(step)).exists():  # and not just been replaced by a newer one
-                damage = error, f"the checkpoint {_folder(run) / str(step)} cannot be read ({_why(error)})"
+            if (
+                damage is None and (_folder(run) / str(step)).exists()
+            ):  # and not just been replaced by a newer one
+                damage = (
+                    error,
+                    f"the checkpoint {_folder(run) / str(step)} cannot be read ({_why(error)})",
+                )
             continue
         if damage:
-            console.print(f"{damage[1]}: step {step} is used in its place", soft_wrap=True, markup=False)
+            console.print(
+                f"{damage[1]}: step {step} is used in its place", soft_wrap=True, markup=False
+            )
         # A clone lies as torch aligns memory, on which the rounding of some CPU kernels depends.
-        return loaded._replace(state=tree.map(lambda x: torch.from_numpy(x).clone().to(device), loaded.state))
+        return loaded._replace(
+            state=tree.map(lambda x: torch.from_numpy(x).clone().to(device), loaded.state)
+        )
     if damage:
-        raise UserError(f"{damage[1]}, and there is no older one that can: train it again") from damage[0]
-    raise UserError(f"there is no {stage} checkpoint in {run}: make one with `python train_{stage}.py --cfg.out {run}`")
+        raise UserError(
+            f"{damage[1]}, and there is no older one that can: train it again"
+        ) from damage[0]
+    raise UserError(
+        f"there is no {stage} checkpoint in {run}: make one with `python train_{stage}.py --cfg.out {run}`"
+    )
 
 
 def _why(error: Exception) -> str:
@@ -213,15 +250,21 @@ def _read(run: str | Path, step: int) -> Loaded:
     folder = _folder(run) / str(step)
     config = files.read_json(folder / "config" / "metadata", CONFIG_BYTES)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        _check_size(folder / "state", tree.leaves(reader.metadata(folder / "state").item_metadata.tree))
+        _check_size(
+            folder / "state", tree.leaves(reader.metadata(folder / "state").item_metadata.tree)
+        )
         state = tree.map(np.array, reader.restore(folder / "state"))
     if not isinstance(config, dict) or not {"params", "ema"} <= state.keys():
         raise Damaged("it is not of a training run")
     if (folder / "checksums").exists():  # the earliest checkpoints have none
         sums, found = files.read_json(folder / "checksums" / "metadata", SUMS_BYTES), _sums(state)
-        wrong = sorted(path for path in sums["state"] | found if sums["state"].get(path) != found.get(path))
+        wrong = sorted(
+            path for path in sums["state"] | found if sums["state"].get(path) != found.get(path)
+        )
         if wrong or sums["config"] != _config_sum(config):
-            raise Damaged(f"{ascii(wrong[0])[:200] if wrong else 'its configuration'} is not as it was saved")
+            raise Damaged(
+                f"{ascii(wrong[0])[:200] if wrong else 'its configuration'} is not as it was saved"
+            )
     return Loaded(step, config, state)
 
 
@@ -230,7 +273,9 @@ def _check_size(folder: Path, arrays: list) -> None:
     there = sum(path.stat().st_size for path in folder.rglob("*"))
     claimed = 0
     for array in arrays:
-        values = max(math.prod(array.shape), math.prod((array.storage and array.storage.chunk_shape) or ()))
+        values = max(
+            math.prod(array.shape), math.prod((array.storage and array.storage.chunk_shape) or ())
+        )
         claimed += values * np.dtype(array.dtype).itemsize
     if claimed > RATIO * there + (1 << 26):
         raise Damaged(f"its {there:,} bytes claim to hold {claimed:,}")
@@ -247,7 +292,9 @@ def set_aside(run: str | Path, step: int) -> None:
             target.parent.mkdir(exist_ok=True)
             (_folder(run) / str(newer)).rename(target)
         else:
-            raise UserError(f"{run} was trained on by another process meanwhile: give the same command again")
+            raise UserError(
+                f"{run} was trained on by another process meanwhile: give the same command again"
+            )
 
 
 def order(run: str | Path) -> int:
@@ -260,7 +307,10 @@ def order(run: str | Path) -> int:
 
 def put_last(run: str | Path) -> None:
     """Give a run the highest `order` of those in the folders beside its own."""
-    others = [order(path.parent) for path in Path(run).absolute().parent.parent.glob(f"*/{Path(run).name}/{ORDER}")]
+    others = [
+        order(path.parent)
+        for path in Path(run).absolute().parent.parent.glob(f"*/{Path(run).name}/{ORDER}")
+    ]
     files.write_atomically(Path(run) / ORDER, str(max(others, default=0) + 1).encode())
 
 
@@ -278,7 +328,9 @@ def check(params: Tree, spec: Tree, what: str) -> Tree:
     for path in sorted(ours.keys() | theirs.keys()):
         wanted, found = (tuple(x[path].shape) if path in x else None for x in (ours, theirs))
         if wanted != found:
-            raise UserError(f"{what} does not fit its configuration: {path} is {found}, not {wanted}; train it again")
+            raise UserError(
+                f"{what} does not fit its configuration: {path} is {found}, not {wanted}; train it again"
+            )
     return tree.map(lambda _, x: x, spec, params)
 
 
@@ -310,7 +362,9 @@ def _fits(hint: Any, value: Any) -> bool:
     kind = typing.get_origin(hint) or hint
     if kind is typing.Literal:
         return value in typing.get_args(hint)
-    stored = {float: (int, float), tuple: (list, tuple)}.get(kind, (dict if dataclasses.is_dataclass(kind) else kind,))
+    stored = {float: (int, float), tuple: (list, tuple)}.get(
+        kind, (dict if dataclasses.is_dataclass(kind) else kind,)
+    )
     return type(value) in stored and (kind is not int or abs(value) < 2**53)
 
 

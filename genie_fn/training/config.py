@@ -39,13 +39,22 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "num_frames", "save_every", "sample_every", "accumulate"):
+        for name in (
+            "steps",
+            "batch_size",
+            "num_frames",
+            "save_every",
+            "sample_every",
+            "accumulate",
+        ):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--cfg.{flag} is {getattr(self, name)}, but must be at least 1")
         if self.compile not in ("off", "step", "split"):
             raise UserError(f"--cfg.compile is off, step or split, not {self.compile!r}")
         if self.sharding not in sharding.KINDS:
-            raise UserError(f"--cfg.sharding is one of {', '.join(sharding.KINDS)}, not {self.sharding!r}")
+            raise UserError(
+                f"--cfg.sharding is one of {', '.join(sharding.KINDS)}, not {self.sharding!r}"
+            )
         if self.damaged not in ("refuse", "skip"):
             raise UserError(f"--cfg.damaged is refuse or skip, not {self.damaged!r}")

@@ -10,7 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from genie_fn import random
@@ -69,7 +76,9 @@ def fit(
             run.save(done, state)
         sharding.end_together(run.trouble)
     spent = time.perf_counter() - began
-    console.print(f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches")
+    console.print(
+        f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches"
+    )
     if run.stuck:
         raise UserError(
             f"the loss or a gradient was not finite for {PATIENCE} steps in a row, which changed nothing: the "
@@ -77,7 +86,9 @@ def fit(
             "--cfg.resume"
         )
     if done < cfg.steps:
-        console.print(f"stopped and saved at step {done}: continue with the same command and --cfg.resume")
+        console.print(
+            f"stopped and saved at step {done}: continue with the same command and --cfg.resume"
+        )
         stop.leave()
     return state
 
@@ -88,7 +99,9 @@ class _Run:
     Of several processes, which all call the same methods, only the first `writes`.
     """
 
-    def __init__(self, cfg: RunConfig, batches: Iterable, first: int, held: ExitStack, bar: Progress):
+    def __init__(
+        self, cfg: RunConfig, batches: Iterable, first: int, held: ExitStack, bar: Progress
+    ):
         self.cfg, self.batches, self.bar, self.out = cfg, batches, bar, Path(cfg.out)
         self.writes, self.stuck = sharding.rank() == 0, False
         self.trouble: UserError | None = None
@@ -99,7 +112,9 @@ class _Run:
             self._saver, self._write_row = held.enter_context(_alone(self.out, first))
 
         sharding.by_first(begin)
-        self.task = bar.add_task(self.out.name, total=cfg.steps, completed=first, metrics="compiling")
+        self.task = bar.add_task(
+            self.out.name, total=cfg.steps, completed=first, metrics="compiling"
+        )
 
     def attempt(self, function: Callable, *args) -> Any:
         """What `function` returns. Its UserError waits in `trouble` until all processes know that there is one."""
@@ -148,14 +163,30 @@ def _try_to_draw(sample: Callable[[Tree, Path], None], weights: Tree, path: Path
         sample(weights, path)
     except OSError as error:
         path.unlink(missing_ok=True)
-        console.print(f"{path} cannot be written ({files.reason(error)}): free space", soft_wrap=True, markup=False)
+        console.print(
+            f"{path} cannot be written ({files.reason(error)}): free space",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _headline(row: dict[str, float]) -> str:
-    shown = [f"{name} {row[name]:.3f}" for name in ("loss", "psnr", "accuracy", "perplexity") if name in row]
-    return "  ".join(shown + [f"{name} {row[name]:.0f}" for name in ("skipped", "clips_skipped") if row.get(name)])
+    shown = [
+        f"{name} {row[name]:.3f}"
+        for name in ("loss", "psnr", "accuracy", "perplexity")
+        if name in row
+    ]
+    return "  ".join(
+        shown
+        + [f"{name} {row[name]:.0f}" for name in ("skipped", "clips_skipped") if row.get(name)]
+    )
 
 
 def _progress() -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[metrics]}"), console=console)
+    return Progress(
+        TextColumn("{task.description}"),
+        *columns,
+        TextColumn("{task.fields[metrics]}"),
+        console=console,
+    )

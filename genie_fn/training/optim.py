@@ -63,7 +63,9 @@ def global_norm(grads: Tree) -> Tensor:
     return torch.stack([g.float().square().sum() for g in tree.leaves(grads)]).sum().sqrt()
 
 
-def clip(grads: Tree, limit: float, norm_of: Callable[[Tree], Tensor] = global_norm) -> tuple[Tree, Tensor]:
+def clip(
+    grads: Tree, limit: float, norm_of: Callable[[Tree], Tensor] = global_norm
+) -> tuple[Tree, Tensor]:
     """Scale the gradients so that their global norm is at most `limit`; also returns the norm before."""
     norm = norm_of(grads)
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
@@ -101,7 +103,9 @@ def _is_stacked(p: Tensor | ParamSpec, decayed: bool) -> bool:
 
 def divisible(spec: Tree, cfg: OptimConfig) -> Tree:
     """The spec as many devices may divide it: Muon needs every matrix of a stack in one place."""
-    return tree.map(lambda s: replace(s, axis=0) if cfg.muon and _is_stacked(s, s.decay) else s, spec)
+    return tree.map(
+        lambda s: replace(s, axis=0) if cfg.muon and _is_stacked(s, s.decay) else s, spec
+    )
 
 
 def adamw(
@@ -111,7 +115,11 @@ def adamw(
 
     `decay` is a tree of bools: the leaves that weight decay applies to. Returns the new parameters and moments.
     """
-    corrections = lr / (1 - cfg.b1 ** (step + 1)), (1 - cfg.b2 ** (step + 1)).rsqrt(), 1 - lr * cfg.weight_decay
+    corrections = (
+        lr / (1 - cfg.b1 ** (step + 1)),
+        (1 - cfg.b2 ** (step + 1)).rsqrt(),
+        1 - lr * cfg.weight_decay,
+    )
     # Stacking them makes the compiler compute these scalars once, not again in the kernel of every leaf.
     rate, v_scale, keep = torch.stack(corrections).unbind()
     by_muon = tree.map(lambda p, decayed: cfg.muon and _is_stacked(p, decayed), params, decay)
@@ -127,7 +135,9 @@ def adamw(
         return p - lr * (MUON_RMS * max(p.shape[-2:]) ** 0.5) * orthogonal(ahead)
 
     m = tree.map(first, state["m"], grads, by_muon)
-    v = tree.map(lambda v, g, muon: v if muon else v + (1 - cfg.b2) * (g * g - v), state["v"], grads, by_muon)
+    v = tree.map(
+        lambda v, g, muon: v if muon else v + (1 - cfg.b2) * (g * g - v), state["v"], grads, by_muon
+    )
     return tree.map(move, params, grads, m, v, decay, by_muon), {"m": m, "v": v}
 
 

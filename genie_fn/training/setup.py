@@ -37,13 +37,20 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
 
 
 def _repeat_exactly() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's matrix products are first used
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read when CUDA's matrix products are first used
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def start(
-    spec: Tree, stats: Tree, cfg: RunConfig, stage: str, device: torch.device, apart: Collection[str] = ()
+    spec: Tree,
+    stats: Tree,
+    cfg: RunConfig,
+    stage: str,
+    device: torch.device,
+    apart: Collection[str] = (),
 ) -> TrainState:
     """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits.
 
@@ -60,7 +67,9 @@ def start(
     return sharding.from_first(read.get("state"), state) if sharding.by_first(load) else state
 
 
-def _newest(state: TrainState, cfg: RunConfig, stage: str, device: torch.device) -> TrainState | None:
+def _newest(
+    state: TrainState, cfg: RunConfig, stage: str, device: torch.device
+) -> TrainState | None:
     found = checkpoint.latest(cfg.out)
     if found is not None and not cfg.resume:
         raise UserError(
@@ -80,10 +89,18 @@ def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> No
     """Say what is about to be trained, and where."""
     size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
     many, layout = sharding.count(), sharding.layout(cfg.sharding)
-    place = f"{many} processes, state in {layout.shards} parts, {device}" if many > 1 else str(device)
-    console.print(f"{stage} ({cfg.preset}): {size}, on {place}, compile {cfg.compile}, in {cfg.out}", soft_wrap=True)
+    place = (
+        f"{many} processes, state in {layout.shards} parts, {device}" if many > 1 else str(device)
+    )
+    console.print(
+        f"{stage} ({cfg.preset}): {size}, on {place}, compile {cfg.compile}, in {cfg.out}",
+        soft_wrap=True,
+    )
     kinds = {(path.split(".")[-1], name) for path, name in backend.chosen(cfg).items()}
-    console.print("implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)), soft_wrap=True)
+    console.print(
+        "implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)),
+        soft_wrap=True,
+    )
 
 
 def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
@@ -94,13 +111,17 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tenso
     return tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)
 
 
-def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.device) -> Iterator[data.Batch]:
+def batches(
+    store: data.Store, cfg: RunConfig, start_step: int, device: torch.device
+) -> Iterator[data.Batch]:
     """The training batches from `start_step` on, as tensors on `device`; frames stay uint8.
 
     Each of several processes reads its own clips of them.
     """
 
-    def read(offsets: np.ndarray) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
+    def read(
+        offsets: np.ndarray,
+    ) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
         return data.Batch(*to_device(data.read_clips(store, offsets, cfg.num_frames), device))
 
     return data.batches(store, "train", cfg.num_frames, read=read, **order(cfg, start_step))
@@ -108,7 +129,12 @@ def batches(store: data.Store, cfg: RunConfig, start_step: int, device: torch.de
 
 def order(cfg: RunConfig, start_step: int) -> dict[str, Any]:
     """Which clips a run reads, and when, as arguments of `data.batches`."""
-    order = {"batch_size": cfg.batch_size, "seed": cfg.seed, "start_step": start_step, "skip": on_damage(cfg)}
+    order = {
+        "batch_size": cfg.batch_size,
+        "seed": cfg.seed,
+        "start_step": start_step,
+        "skip": on_damage(cfg),
+    }
     return order | {"share": sharding.share(cfg.batch_size, cfg.accumulate)}
 
 
@@ -119,7 +145,9 @@ def on_damage(cfg: RunConfig) -> Callable[[str], None] | None:
     def tell(sentence: str) -> None:
         if sentence not in told:
             told.add(sentence)
-            console.print(f"{sentence}: other clips take the place of its own", soft_wrap=True, markup=False)
+            console.print(
+                f"{sentence}: other clips take the place of its own", soft_wrap=True, markup=False
+            )
 
     return tell if cfg.damaged == "skip" else None
 

@@ -19,7 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 
 from genie_fn import tree
 from genie_fn.errors import UserError
@@ -28,7 +35,9 @@ from genie_fn.tree import ParamSpec, Tree
 SMALL = 1 << 16  # numbers; leaves of fewer stay whole
 _EVERYWHERE = Replicate()
 KINDS = ("auto", "replicated", "sharded", "hybrid")
-PATIENCE = timedelta(days=7)  # how long processes wait for the first, which may encode a whole dataset
+PATIENCE = timedelta(
+    days=7
+)  # how long processes wait for the first, which may encode a whole dataset
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,11 @@ def from_first(whole: Tree | None, like: Tree) -> Tree:
         return whole
 
     def spread(old: Tensor, x: Tensor | None) -> Tensor:
-        sent = torch.empty(old.shape, dtype=old.dtype, device=local(old).device) if x is None else x.to(local(old))
+        sent = (
+            torch.empty(old.shape, dtype=old.dtype, device=local(old).device)
+            if x is None
+            else x.to(local(old))
+        )
         dist.broadcast(sent, 0)
         if not isinstance(old, DTensor):
             return sent
@@ -208,7 +221,11 @@ def gather(own: Tree, spec: Tree, layout: Layout) -> Tree:
 
     def one(s: ParamSpec, x: Tensor) -> Tensor:
         axis = cut(s, layout.shards)
-        return x if axis is None else _dtensor(x, s, layout, axis).redistribute(placements=[Replicate()]).to_local()
+        return (
+            x
+            if axis is None
+            else _dtensor(x, s, layout, axis).redistribute(placements=[Replicate()]).to_local()
+        )
 
     return tree.map(one, spec, own)
 
@@ -218,7 +235,11 @@ def scatter(grads: Tree, spec: Tree, layout: Layout) -> Tree:
     if layout.count == 1:
         return grads
 
-    few = iter(total([g for s, g in zip(*map(tree.leaves, (spec, grads)), strict=True) if small(s)], layout))
+    few = iter(
+        total(
+            [g for s, g in zip(*map(tree.leaves, (spec, grads)), strict=True) if small(s)], layout
+        )
+    )
 
     def one(s: ParamSpec, g: Tensor) -> Tensor:
         if small(s):
@@ -227,14 +248,20 @@ def scatter(grads: Tree, spec: Tree, layout: Layout) -> Tree:
         if axis is None:
             return _reduce(g, layout.every, "avg")
         g = _reduce(g, layout.row, "avg", Shard(axis))
-        return _reduce(g, layout.column, "avg") if layout.column else g  # between nodes, perhaps, goes a shard
+        return (
+            _reduce(g, layout.column, "avg") if layout.column else g
+        )  # between nodes, perhaps, goes a shard
 
     return tree.map(one, spec, grads)
 
 
 def _reduce(x: Tensor, mesh: DeviceMesh, kind: str, to: Placement = _EVERYWHERE) -> Tensor:
     """The sum or average of the x of a mesh's processes, on all of them or in shards."""
-    return DTensor.from_local(x, mesh, [Partial(kind)], run_check=False).redistribute(placements=[to]).to_local()
+    return (
+        DTensor.from_local(x, mesh, [Partial(kind)], run_check=False)
+        .redistribute(placements=[to])
+        .to_local()
+    )
 
 
 def average(x: Tensor, layout: Layout) -> Tensor:
@@ -256,7 +283,11 @@ def total(values: Tree, layout: Layout) -> Tree:
 def norm(own: Tree, spec: Tree, layout: Layout) -> Tensor:
     """The 2-norm of all leaves together, of which each process has its shards."""
     squares: dict[bool, list[Tensor]] = {True: [], False: []}
-    tree.map(lambda s, g: squares[cut(s, layout.shards) is None].append(g.float().square().sum()), spec, own)
+    tree.map(
+        lambda s, g: squares[cut(s, layout.shards) is None].append(g.float().square().sum()),
+        spec,
+        own,
+    )
     whole, mine = squares[True], squares[False]
     if mine:
         whole = [*whole, _reduce(torch.stack(mine).sum(), layout.row, "sum")]
@@ -334,4 +365,6 @@ def check_same(value: str, what: str) -> None:
         found = [None] * count()
         dist.all_gather_object(found, value, group=_hosts())
         if len(set(found)) > 1:
-            raise UserError(f"{what} is not the same for all processes: let nothing write there, or copy it again")
+            raise UserError(
+                f"{what} is not the same for all processes: let nothing write there, or copy it again"
+            )

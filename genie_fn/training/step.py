@@ -89,38 +89,65 @@ def make_step(
     def gather(params: Tree) -> Tree:
         return sharding.gather(params, spec, layout)
 
-    def whole(state: TrainState, batch: Any, key: Tensor, loss: Callable = part.loss) -> tuple[TrainState, dict]:
-        return apply(state, *part.found(gather(state.params), batch, key, state.step, sharding.rank(), (), loss))
+    def whole(
+        state: TrainState, batch: Any, key: Tensor, loss: Callable = part.loss
+    ) -> tuple[TrainState, dict]:
+        return apply(
+            state,
+            *part.found(gather(state.params), batch, key, state.step, sharding.rank(), (), loss),
+        )
 
     if cfg.accumulate > 1:
         step = _accumulated(gather, part, apply, cfg, layout)
     elif cfg.compile == "split":
-        fast_loss, fast_apply, fast_gather = _compiled(part.loss), in_place(apply), _compiled(gather)
+        fast_loss, fast_apply, fast_gather = (
+            _compiled(part.loss),
+            in_place(apply),
+            _compiled(gather),
+        )
 
         def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
             params = fast_gather(state.params)
-            return fast_apply(state, *part.found(params, batch, key, state.step, sharding.rank(), (), fast_loss))
+            return fast_apply(
+                state, *part.found(params, batch, key, state.step, sharding.rank(), (), fast_loss)
+            )
 
     else:
         step = whole if cfg.compile == "off" else in_place(whole)
     if layout.shards > 1:
         return _on_shards(step)
-    replay = cfg.cuda_graph and cfg.device.startswith("cuda") and cfg.compile != "off" and layout.count == 1
+    replay = (
+        cfg.cuda_graph
+        and cfg.device.startswith("cuda")
+        and cfg.compile != "off"
+        and layout.count == 1
+    )
     return graphs.recorded(step) if replay else step
 
 
-def _backward(loss_fn: Callable, accumulate: int, layout: Layout, update: Update | None) -> Backward:
+def _backward(
+    loss_fn: Callable, accumulate: int, layout: Layout, update: Update | None
+) -> Backward:
     count = layout.count * accumulate
 
     def average(x: Tensor) -> Tensor:
         return sharding.average(x, layout)
 
-    def loss(params: Tree, batch: Any, key: Tensor, step: Tensor, where: int | Tensor, known: Sequence[Tensor]):
+    def loss(
+        params: Tree,
+        batch: Any,
+        key: Tensor,
+        step: Tensor,
+        where: int | Tensor,
+        known: Sequence[Tensor],
+    ):
         rest = iter(known)
         mean = (lambda x: next(rest) + (x - x.detach())) if accumulate > 1 else average
         return loss_fn(params, batch, key, step, Part(where, count, mean))
 
-    def survey(params: Tree, batch: Any, key: Tensor, step: Tensor, where: Tensor) -> tuple[Tensor, ...]:
+    def survey(
+        params: Tree, batch: Any, key: Tensor, step: Tensor, where: Tensor
+    ) -> tuple[Tensor, ...]:
         """What the loss averages over the parts, of this one. Compiled, nothing else of the loss is computed."""
         asked = []
 
@@ -135,14 +162,18 @@ def _backward(loss_fn: Callable, accumulate: int, layout: Layout, update: Update
 
     def found(params, batch, key, step, where, known=(), loss: Callable = loss) -> Found:
         key = random.fold_in(key, step)
-        (value, (scores, aux)), grads = tree.value_and_grad(loss)(params, batch, key, step, where, known)
+        (value, (scores, aux)), grads = tree.value_and_grad(loss)(
+            params, batch, key, step, where, known
+        )
         sums = update.collect(aux, random.fold_in(key, 1), Part(where, count)) if update else {}
         return Found(grads, {"loss": value} | scores, sums)
 
     return Backward(loss, survey, found)
 
 
-def _accumulated(gather: Callable, part: Backward, apply: Callable, cfg: Any, layout: Layout) -> Callable:
+def _accumulated(
+    gather: Callable, part: Backward, apply: Callable, cfg: Any, layout: Layout
+) -> Callable:
     """A step that computes its gradients in `cfg.accumulate` parts: programs for a part, and one for the optimizer."""
 
     def add(grads: Tree, *args) -> tuple[Tree, Tree]:
@@ -163,7 +194,10 @@ def _accumulated(gather: Callable, part: Backward, apply: Callable, cfg: Any, la
         params, times = gather(state.params), cfg.accumulate
         wheres = torch.arange(times, device=key.device) + sharding.rank() * times
         split = [tree.map(lambda x, k=k: x.chunk(times)[k], batch) for k in range(times)]
-        parts = [(params, clips, key, state.step, where) for clips, where in zip(split, wheres, strict=True)]
+        parts = [
+            (params, clips, key, state.step, where)
+            for clips, where in zip(split, wheres, strict=True)
+        ]
         known = average([survey(*one) for one in parts])
         grads = tree.map(torch.zeros_like, params)
         added = [add(grads, *one, known) for one in parts]
@@ -178,16 +212,26 @@ def _apply(
 ) -> Callable[..., tuple[TrainState, dict]]:
     """What follows the gradients: averages over the processes, the optimizers, `update`, the average of the weights."""
     decay, count = tree.map(lambda s: s.decay, spec), layout.count * cfg.accumulate
-    groups = [("", cfg.optim, tuple(_without(spec, apart)))] + [(f"_{n}", c, (n,)) for n, c in apart.items()]
+    groups = [("", cfg.optim, tuple(_without(spec, apart)))] + [
+        (f"_{n}", c, (n,)) for n, c in apart.items()
+    ]
 
     def optimize(state: TrainState, grads: Tree) -> tuple[Tree, Tree, dict]:
         """Every group by its own optimizer; the trees come back in the order in which they were."""
-        params, opt, found = dict(state.params), {name: dict(moment) for name, moment in state.opt.items()}, {}
+        params, opt, found = (
+            dict(state.params),
+            {name: dict(moment) for name, moment in state.opt.items()},
+            {},
+        )
         for suffix, optimizer, names in groups:
             trees = (state.params, grads, decay, spec)
             own, gradient, mask, specs = ({name: whole[name] for name in names} for whole in trees)
-            moments = {moment: {name: whole[name] for name in names} for moment, whole in state.opt.items()}
-            gradient, norm = optim.clip(gradient, optimizer.clip, lambda g, s=specs: sharding.norm(g, s, layout))
+            moments = {
+                moment: {name: whole[name] for name in names} for moment, whole in state.opt.items()
+            }
+            gradient, norm = optim.clip(
+                gradient, optimizer.clip, lambda g, s=specs: sharding.norm(g, s, layout)
+            )
             lr = optim.learning_rate(state.step, cfg.steps, optimizer)
             own, moments = optim.adamw(gradient, moments, own, state.step, lr, mask, optimizer)
             params |= own
@@ -204,19 +248,31 @@ def _apply(
         stats = state.stats
         if update:
             params, stats = update.apply(params, stats, sums)
-        average = optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema) if cfg.optim.ema else {}
+        average = (
+            optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema)
+            if cfg.optim.ema
+            else {}
+        )
         scores = metrics.summary(tree.map(lambda x: x / count, scores))
         new = TrainState(state.step + 1, params, opt, average, stats, state.skipped)
-        new = skip_unless_finite(state, new, scores["loss"], [found[f"grad_norm{suffix}"] for suffix, _, _ in groups])
+        new = skip_unless_finite(
+            state, new, scores["loss"], [found[f"grad_norm{suffix}"] for suffix, _, _ in groups]
+        )
         return new, scores | found | {"skipped": new.skipped[0], "skipped_in_a_row": new.skipped[1]}
 
     return apply
 
 
-def skip_unless_finite(state: TrainState, new: TrainState, loss: Tensor, norms: list[Tensor]) -> TrainState:
+def skip_unless_finite(
+    state: TrainState, new: TrainState, loss: Tensor, norms: list[Tensor]
+) -> TrainState:
     """`new`, if the loss and all gradients, by their norms, are finite; otherwise `state`, but for its counts."""
     finite = torch.stack([loss, *norms]).isfinite().all()
-    kept = tree.map(lambda a, b: torch.where(finite, a, b), new._replace(**NO_COUNTS), state._replace(**NO_COUNTS))
+    kept = tree.map(
+        lambda a, b: torch.where(finite, a, b),
+        new._replace(**NO_COUNTS),
+        state._replace(**NO_COUNTS),
+    )
     skipped, in_a_row = state.skipped.unbind()
     skipped = torch.stack((skipped + ~finite, (in_a_row + 1) * ~finite))
     return kept._replace(step=new.step, skipped=skipped)
@@ -246,7 +302,9 @@ def in_place(step: Callable) -> Callable:
         new, metrics = step(state, *args)
         # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counts stay
         # out of it: the compiler wrote the step before the moving average had read it.
-        torch._foreach_copy_(tree.leaves(state._replace(**NO_COUNTS)), tree.leaves(new._replace(**NO_COUNTS)))
+        torch._foreach_copy_(
+            tree.leaves(state._replace(**NO_COUNTS)), tree.leaves(new._replace(**NO_COUNTS))
+        )
         return (new.step, new.skipped), metrics
 
     compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)

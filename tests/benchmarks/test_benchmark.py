@@ -18,7 +18,11 @@ from genie_fn.runtime.cli import run
 
 STACK = STConfig(layers=2, dim=16, heads=2, window=4)
 TINY = benchmark.Config(
-    repeats=2, device="cpu", compile="off", model=DynamicsConfig(32, 6, 3, stack=STACK), sample=SampleConfig(steps=3)
+    repeats=2,
+    device="cpu",
+    compile="off",
+    model=DynamicsConfig(32, 6, 3, stack=STACK),
+    sample=SampleConfig(steps=3),
 )
 CPU = torch.device("cpu")
 SMALL_CODER = tokenizer.TokenizerConfig(32, 32, 16)
@@ -73,7 +77,11 @@ def test_the_uncached_way_uses_no_cache(monkeypatch):
 
     monkeypatch.setattr(dynamics, "logits_next", spy)
     suites.generate_suite(TINY, CPU)
-    assert set(seen) == {(3, False), (4, True), (1, False)}  # the past into the cache; no cache; cached
+    assert set(seen) == {
+        (3, False),
+        (4, True),
+        (1, False),
+    }  # the past into the cache; no cache; cached
     calls = 3 + 2 + TINY.repeats  # checks, warm-up, measurements
     assert seen.count((4, True)) == calls * TINY.sample.steps
     assert seen.count((1, False)) == calls * (TINY.sample.steps + 1)  # and the frame into the cache
@@ -91,7 +99,10 @@ def test_lfq_rows_have_ratios_and_peaks():
 def test_lfq_measures_the_kernel_too():
     pytest.importorskip("triton")
     rows = tiny_lfq(kernel=True)
-    assert [row["variant"] for row in rows] == ["softmax", "factorised", "triton"] * 2 + ["factorised", "triton"]
+    assert [row["variant"] for row in rows] == ["softmax", "factorised", "triton"] * 2 + [
+        "factorised",
+        "triton",
+    ]
 
 
 def test_lfq_refuses_ways_that_disagree(monkeypatch):
@@ -99,7 +110,9 @@ def test_lfq_refuses_ways_that_disagree(monkeypatch):
     monkeypatch.setattr(lfq, "entropies", lambda z, t: true(z * 1.1, t))
     with pytest.raises(RuntimeError, match="the entropies of 4 bits differ"):
         tiny_lfq()
-    monkeypatch.setattr(lfq, "entropies", lambda z, t: tuple(x.detach() + 0 * z.sum() for x in true(z, t)))
+    monkeypatch.setattr(
+        lfq, "entropies", lambda z, t: tuple(x.detach() + 0 * z.sum() for x in true(z, t))
+    )
     with pytest.raises(RuntimeError, match="the entropies of 4 bits differ"):  # the gradient alone
         tiny_lfq()
 
@@ -116,10 +129,19 @@ def test_the_module_is_the_functional_model():
     (expected, _), grads = tree.value_and_grad(tokenizer.loss)(params, video, model)
     torch.testing.assert_close(loss.detach(), expected)
     pairs = (
-        (net.encoder.blocks[1].time.qkv.weight.grad.T, grads["encoder"]["stack"]["blocks"]["time"]["qkv"]["w"][1]),
-        (net.decoder.blocks[0].up.weight.grad.T, grads["decoder"]["stack"]["blocks"]["mlp"]["up"]["w"][0]),
+        (
+            net.encoder.blocks[1].time.qkv.weight.grad.T,
+            grads["encoder"]["stack"]["blocks"]["time"]["qkv"]["w"][1],
+        ),
+        (
+            net.decoder.blocks[0].up.weight.grad.T,
+            grads["decoder"]["stack"]["blocks"]["mlp"]["up"]["w"][0],
+        ),
         (net.encoder.place.grad, grads["encoder"]["place"]),
-        (net.decoder.blocks[0].space.k_norm.weight.grad, grads["decoder"]["stack"]["blocks"]["space"]["k_norm"][0]),
+        (
+            net.decoder.blocks[0].space.k_norm.weight.grad,
+            grads["decoder"]["stack"]["blocks"]["space"]["k_norm"][0],
+        ),
     )
     for theirs, ours in pairs:
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
@@ -127,7 +149,9 @@ def test_the_module_is_the_functional_model():
 
 
 def test_step_compares_training_steps(monkeypatch):
-    monkeypatch.setitem(tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK))
+    monkeypatch.setitem(
+        tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+    )
     rows = suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
     check_rows(rows, 2)
     assert [row["variant"] for row in rows] == ["nn.Module", "functional, off"]
@@ -135,9 +159,13 @@ def test_step_compares_training_steps(monkeypatch):
 
 
 def test_step_refuses_ways_that_disagree(monkeypatch):
-    monkeypatch.setitem(tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK))
+    monkeypatch.setitem(
+        tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+    )
     true = tokenizer.loss
-    monkeypatch.setattr(tokenizer, "loss", lambda *a: (lambda loss, aux: (loss * 1.01, aux))(*true(*a)))
+    monkeypatch.setattr(
+        tokenizer, "loss", lambda *a: (lambda loss, aux: (loss * 1.01, aux))(*true(*a))
+    )
     with pytest.raises(RuntimeError, match="the losses differ"):
         suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
 
@@ -145,7 +173,10 @@ def test_step_refuses_ways_that_disagree(monkeypatch):
 def test_attention_compares_every_implementation_over_both_axes():
     rows = suites.attention_suite(replace(TINY, suite="attention", shape=(1, 4, 6, 2, 8)), CPU)
     check_rows(rows, 2)
-    over = {axis: [row["variant"] for row in rows if row["case"].startswith(axis)] for axis in ("time", "space")}
+    over = {
+        axis: [row["variant"] for row in rows if row["case"].startswith(axis)]
+        for axis in ("time", "space")
+    }
     assert over["time"] == ["SDPA with transposes", "reference", "sdpa", "fused"]
     assert over["space"] == ["SDPA with transposes", "reference", "sdpa"]
 
@@ -181,7 +212,10 @@ def test_a_ceiling_is_a_rate(monkeypatch):
 
 def test_the_table_is_made_from_results(tmp_path):
     rows = timing.compare("case", {"slow": lambda: None, "fast": lambda: None}, 3)
-    rows = [row | {"peak bytes": size, "share": 0.25} for row, size in zip(rows, (400, 100), strict=True)]
+    rows = [
+        row | {"peak bytes": size, "share": 0.25}
+        for row, size in zip(rows, (400, 100), strict=True)
+    ]
     where = {"device": "a machine", "torch": "2.0", "threads": 1}
     (tmp_path / "lfq-cpu.json").write_text(json.dumps(where | {"rows": rows}))
     readme = tmp_path / "README.md"
@@ -190,7 +224,9 @@ def test_the_table_is_made_from_results(tmp_path):
         report.put(readme, report.BEGIN, report.END, report.table(tmp_path))
         text = readme.read_text()
         assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
-        assert "case: fast | slow" in text and "1/4.0 | 25%" in text and "a machine, torch 2.0" in text
+        assert (
+            "case: fast | slow" in text and "1/4.0 | 25%" in text and "a machine, torch 2.0" in text
+        )
     with pytest.raises(UserError, match="no results"):
         report.table(tmp_path / "none")
     readme.write_text("no marks")
@@ -200,15 +236,31 @@ def test_the_table_is_made_from_results(tmp_path):
 
 def test_the_table_of_speedruns_is_made_from_records(tmp_path):
     stages = {"dataset": {"levels": 9}, "tokenizer": {"steps": 7}, "dynamics": {"steps": 5}}
-    results = {"tokenizer, PSNR": [23.456], "4th dreamed frame, moving clips": [14.1, 13.0, 15.2], "actions used": [6]}
+    results = {
+        "tokenizer, PSNR": [23.456],
+        "4th dreamed frame, moving clips": [14.1, 13.0, 15.2],
+        "actions used": [6],
+    }
     for seed in (0, 1):
         config = {"preset": "demo", "minutes": 20, "seed": seed}
-        row = {"config": config, "device": "a machine", "minutes": 19.96, "stages": stages, "results": results}
+        row = {
+            "config": config,
+            "device": "a machine",
+            "minutes": 19.96,
+            "stages": stages,
+            "results": results,
+        }
         (tmp_path / f"{seed}.json").write_text(json.dumps(row))
         results = {"tokenizer, PSNR": [24.0]}
     lines = report.speedruns(tmp_path).splitlines()
-    assert lines[0] == "| | demo, 20 min, seed 0 | demo, 20 min, seed 1 |" and lines[1] == "|---|---|---|"
-    assert "| steps: tokenizer, dynamics | 7, 5 | 7, 5 |" in lines and "| minutes taken | 20.0 | 20.0 |" in lines
+    assert (
+        lines[0] == "| | demo, 20 min, seed 0 | demo, 20 min, seed 1 |"
+        and lines[1] == "|---|---|---|"
+    )
+    assert (
+        "| steps: tokenizer, dynamics | 7, 5 | 7, 5 |" in lines
+        and "| minutes taken | 20.0 | 20.0 |" in lines
+    )
     assert "| tokenizer, PSNR | 23.46 dB | 24.00 dB |" in lines
     assert "| 4th dreamed frame, moving clips | 14.10 dB [13.00, 15.20] | – |" in lines
     assert {line.count("|") for line in lines} == {4}
@@ -218,7 +270,10 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
 
 @pytest.mark.parametrize(
     ("marks", "made", "folder"),
-    [((report.BEGIN, report.END), report.table, "results"), (report.RUNS, report.speedruns, "records")],
+    [
+        ((report.BEGIN, report.END), report.table, "results"),
+        (report.RUNS, report.speedruns, "records"),
+    ],
 )
 def test_the_readme_shows_what_is_stored(marks, made, folder):
     root = suites.ROOT
@@ -260,7 +315,8 @@ def test_main_writes_what_was_measured_and_where(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [{"suite": "lfqq"}, {"repeats": 0}, {"model": DynamicsConfig(stack=STConfig(window=1))}]
+    "flags",
+    [{"suite": "lfqq"}, {"repeats": 0}, {"model": DynamicsConfig(stack=STConfig(window=1))}],
 )
 def test_wrong_flags_are_one_sentence(flags):
     with pytest.raises(UserError, match="--cfg"):

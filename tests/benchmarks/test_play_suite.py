@@ -10,7 +10,9 @@ from benchmarks import play
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 
-TINY = benchmark.Config(suite="play", repeats=2, compile="off", device="cpu", sample=SampleConfig(steps=2))
+TINY = benchmark.Config(
+    suite="play", repeats=2, compile="off", device="cpu", sample=SampleConfig(steps=2)
+)
 CPU = torch.device("cpu")
 
 
@@ -33,7 +35,9 @@ def test_players_alone_and_together():
 
 def test_a_wish_that_is_refused_ends_the_measurement(monkeypatch):
     true = play.json.dumps
-    monkeypatch.setattr(play.json, "dumps", lambda x, **_: true(x | {"action": -1} if x.get("type") == "act" else x))
+    monkeypatch.setattr(
+        play.json, "dumps", lambda x, **_: true(x | {"action": -1} if x.get("type") == "act" else x)
+    )
     with pytest.raises(RuntimeError, match="action"):
         play.play_suite(TINY, CPU)
 

@@ -27,7 +27,11 @@ NAMES = ["LEFT", "RIGHT"]
 ABOUT = {
     "names": NAMES,
     "map": action_map.make(NAMES, [[3, 0, 1, 0], [0, 2, 0, 5]], 0.5, 0.4)._asdict(),
-    "data": {"name": "there", "hash": "0", "meta": {"collection": {"env": "coinrun", "distribution_mode": "hard"}}},
+    "data": {
+        "name": "there",
+        "hash": "0",
+        "meta": {"collection": {"env": "coinrun", "distribution_mode": "hard"}},
+    },
     "card": {"licence": "MIT"},
 }
 
@@ -37,10 +41,19 @@ def packed():
     """A world with latent actions from blueprints, and its file's content."""
     nets = Blueprints(lam.conv_encoder(8), lam.conv_decoder(8, condition=8, blocks=1))
     scene = QuantizerConfig(kind="vq", codes=2, latent_dim=8)
-    namer = replace(LAM, patch=8, quantizer=scene, arch="blueprint", blueprints=nets, facing=FacingConfig(12, hidden=8))
+    namer = replace(
+        LAM,
+        patch=8,
+        quantizer=scene,
+        arch="blueprint",
+        blueprints=nets,
+        facing=FacingConfig(12, hidden=8),
+    )
     model = DynamicsConfig(TOKENIZER.quantizer.codes, TOKENIZER.tokens, namer.actions, stack=STACK)
     stages = ((tokenizer, TOKENIZER), (dynamics, model), (lam, namer))
-    dream = world.World(*(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages)))
+    dream = world.World(
+        *(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages))
+    )
     return dream, loading.pack(dream, STARTS, ABOUT)
 
 
@@ -60,7 +73,11 @@ def opened(content: bytes) -> tuple[dict, bytes]:
 
 
 def closed(header, data: bytes) -> bytes:
-    if isinstance(header, dict) and isinstance(metadata := header.get("__metadata__"), dict) and "content" in metadata:
+    if (
+        isinstance(header, dict)
+        and isinstance(metadata := header.get("__metadata__"), dict)
+        and "content" in metadata
+    ):
         header = header | {"__metadata__": metadata | {"content": json.dumps(metadata["content"])}}
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -69,24 +86,36 @@ def closed(header, data: bytes) -> bytes:
 def test_dreams_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, clip):
     """As a run's would be: its configurations are settled for this machine, too."""
     loaded = loading.load(file)
-    whole = world.World(*(s._replace(cfg=other.cfg) for s, other in zip(packed[0], loaded, strict=True)))
-    rounded = world.World(*(s._replace(params=tree.map(lambda x: x.bfloat16().float(), s.params)) for s in whole))
+    whole = world.World(
+        *(s._replace(cfg=other.cfg) for s, other in zip(packed[0], loaded, strict=True))
+    )
+    rounded = world.World(
+        *(s._replace(params=tree.map(lambda x: x.bfloat16().float(), s.params)) for s in whole)
+    )
     prompt, chosen = clip[:, :1], torch.tensor([[0, 3, 1], [2, 2, 0]])
     options = random.key(3), SampleConfig(steps=3)
     frames = [world.rollout(dream, prompt, chosen, *options) for dream in (loaded, rounded, whole)]
     assert torch.equal(*frames[:2]) and not torch.equal(*frames[1:])
     assert torch.equal(*(world.infer_actions(w, clip) for w in (rounded, loaded)))
-    assert [s.cfg for s in loaded] == [s.cfg for s in loading.load(file)] and loaded.lam.cfg.facing.side == 12
+    assert [s.cfg for s in loaded] == [
+        s.cfg for s in loading.load(file)
+    ] and loaded.lam.cfg.facing.side == 12
 
 
 def test_all_that_play_needs_is_there_and_no_more(packed, file):
     beside = surroundings.of(file, None, "no such dataset")
     assert np.array_equal(beside.starts, STARTS.numpy()) and beside.names == tuple(NAMES)
-    assert beside.found == action_map.ActionMap(**ABOUT["map"]) and beside.meta == ABOUT["data"]["meta"]
+    assert (
+        beside.found == action_map.ActionMap(**ABOUT["map"])
+        and beside.meta == ABOUT["data"]["meta"]
+    )
     held = world_file.header(file).tensors
     assert {name.split("/")[0] for name in held} == {"tokenizer", "dynamics", "lam", "starts"}
     assert not [name for name in held if name.startswith(("lam/decoder", "lam/facing/draw"))]
-    assert len(packed[1]) < 2 * sum(tree.count(stage.params) for stage in packed[0]) + STARTS.numel() + 50_000
+    assert (
+        len(packed[1])
+        < 2 * sum(tree.count(stage.params) for stage in packed[0]) + STARTS.numel() + 50_000
+    )
 
 
 def test_a_world_of_true_actions_has_no_third_model(packed, tmp_path):
@@ -110,7 +139,11 @@ def changed(header: dict, path: tuple, value=None) -> dict:
 CONTENT = ("__metadata__", "content")
 MODEL = (*CONTENT, "models", "dynamics")
 WRONG = {
-    "another version": (("__metadata__", "version"), "7", "format version '7' and this program reads version '1'"),
+    "another version": (
+        ("__metadata__", "version"),
+        "7",
+        "format version '7' and this program reads version '1'",
+    ),
     "another format": (("__metadata__", "format"), "other", "not a world file"),
     "an unknown key": (("__metadata__", "new"), "x", "other keys than a world file's"),
     "an unknown part": ((*CONTENT, "new"), {}, "other keys than a world file's"),
@@ -124,14 +157,30 @@ WRONG = {
     "other models": ((*MODEL, "actions"), 5, "do not fit together"),
     "deeper models": ((*MODEL, "stack", "layers"), 3, r"BF16 \[2, 32\], not BF16 \[3, 32\]"),
     "no frames": ((*CONTENT, "about", "starts"), 0, "do not fit together"),
-    "more frames": ((*CONTENT, "about", "starts"), 4, r"starts is U8 \[3, 32, 32, 3\], not U8 \[4, 32, 32, 3\]"),
+    "more frames": (
+        (*CONTENT, "about", "starts"),
+        4,
+        r"starts is U8 \[3, 32, 32, 3\], not U8 \[4, 32, 32, 3\]",
+    ),
     "another dtype": (("dynamics/action", "dtype"), "F32", "dynamics/action is F32"),
     "a missing tensor": (("dynamics/action",), None, "lacks 'dynamics/action'"),
-    "an unknown tensor": (("new",), {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, "unknown tensor, 'new'"),
+    "an unknown tensor": (
+        ("new",),
+        {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},
+        "unknown tensor, 'new'",
+    ),
     "overlapping tensors": (("starts", "data_offsets"), [0, 9216], "do not lie as they should"),
-    "a map to nowhere": ((*CONTENT, "about", "map", "to_latent"), [0, 4], "its actions or its data is impossible"),
+    "a map to nowhere": (
+        (*CONTENT, "about", "map", "to_latent"),
+        [0, 4],
+        "its actions or its data is impossible",
+    ),
     "no names": ((*CONTENT, "about", "names"), None, "its actions or its data is not understood"),
-    "no game's name": ((*CONTENT, "about", "data", "meta", "collection", "env"), 3, "its actions or its data"),
+    "no game's name": (
+        (*CONTENT, "about", "data", "meta", "collection", "env"),
+        3,
+        "its actions or its data",
+    ),
 }
 
 
@@ -146,13 +195,22 @@ def test_what_does_not_belong_is_named(packed, file, what):
 
 def test_files_of_other_kinds_are_refused(packed, file, tmp_path):
     content = packed[1]
-    foreign = [b"", b"hello", pickle.dumps({"a": 1}), (2**62).to_bytes(8, "little") + b"{}", content[:200]]
+    foreign = [
+        b"",
+        b"hello",
+        pickle.dumps({"a": 1}),
+        (2**62).to_bytes(8, "little") + b"{}",
+        content[:200],
+    ]
     foreign += [closed([], b""), closed({}, b""), (9**5).to_bytes(8, "little") + b"[" * 9**5]
     for other in foreign:
         file.write_bytes(other)
         with pytest.raises(UserError, match="not a world file"):
             loading.load(file)
-    for other, words in ((content[:-1], "bytes follow its header"), (content + b"x", "bytes follow its header")):
+    for other, words in (
+        (content[:-1], "bytes follow its header"),
+        (content + b"x", "bytes follow its header"),
+    ):
         file.write_bytes(other)
         with pytest.raises(UserError, match=words):
             loading.load(file)
@@ -163,21 +221,32 @@ def test_files_of_other_kinds_are_refused(packed, file, tmp_path):
         loading.unpack(tmp_path / "none.safetensors")
 
 
-NUMBERS = st.sampled_from([0, 1, -1, 2, 3, 33, 2**20, 2**31, 2**64, 10**30, 0.5, 32.0, 1e308]) | st.floats()
+NUMBERS = (
+    st.sampled_from([0, 1, -1, 2, 3, 33, 2**20, 2**31, 2**64, 10**30, 0.5, 32.0, 1e308])
+    | st.floats()
+)
 VALUES = st.recursive(
     st.none()
     | st.booleans()
     | NUMBERS
     | st.text(max_size=5)
     | st.sampled_from(["vq", "lfq", "silu", "BF16", "magvit2"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 def places(value, path=()):
     """The paths of everything in nested dicts and lists."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield (*path, key)
         yield from places(item, (*path, key))
@@ -206,7 +275,12 @@ def try_all(packed, file, examples: int) -> None:
     def hang(*_):
         raise AssertionError("this file takes a minute to read")
 
-    @settings(max_examples=examples, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.data())
     def attempt(data):
         file.write_bytes(spoiled(data.draw, packed[1]))
@@ -215,7 +289,9 @@ def try_all(packed, file, examples: int) -> None:
             surroundings.of_file(file)
             outcomes.append("")
         except UserError as error:
-            assert not isinstance(error.__cause__, MemoryError) and "alloc" not in str(error.__cause__)
+            assert not isinstance(error.__cause__, MemoryError) and "alloc" not in str(
+                error.__cause__
+            )
             assert "\n" not in str(error) and len(str(error)) < 1000
             outcomes.append(str(error)[len(str(file)) :])
         finally:
@@ -229,9 +305,17 @@ def try_all(packed, file, examples: int) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
         signal.signal(signal.SIGALRM, handler)
-    kinds = ("not a world file", "bytes follow its header", "its content was changed", "impossible", "differ in")
+    kinds = (
+        "not a world file",
+        "bytes follow its header",
+        "its content was changed",
+        "impossible",
+        "differ in",
+    )
     reached = [kind for kind in kinds if any(kind in outcome for outcome in outcomes)]
-    assert len(reached) >= 3, "the examples are all alike"  # which ones they are is up to hypothesis
+    assert len(reached) >= 3, (
+        "the examples are all alike"
+    )  # which ones they are is up to hypothesis
 
 
 def test_spoiled_files_are_refused(packed, file):

@@ -42,7 +42,10 @@ def change(root, diff):
         for hunk in hunks:
             lines = [line or " " for line in hunk.splitlines()]
             assert {line[0] for line in lines} <= set(" +-"), f"{path.name}: {hunk}"
-            old, new = ("".join(f"{line[1:]}\n" for line in lines if line[0] in kept) for kept in (" -", " +"))
+            old, new = (
+                "".join(f"{line[1:]}\n" for line in lines if line[0] in kept)
+                for kept in (" -", " +")
+            )
             assert text.count(old) == 1, f"{path.name} holds {text.count(old)} times:\n{old}"
             text = text.replace(old, new)
         path.write_text(text)
@@ -55,7 +58,9 @@ def environment(root):
 
 
 def run(root, *command):
-    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=environment(root), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 

@@ -9,7 +9,9 @@ from tests.test_structure import ROOT
 
 FOLDER = ROOT / "docs" / "tour"
 BOOKS = sorted(FOLDER.glob("*.ipynb"))
-MACHINE = re.compile(r"(?<![\w.\-/])/(home|root|tmp|usr|opt|work|mnt|var|Users)/|[A-Z]:\\|site-packages")
+MACHINE = re.compile(
+    r"(?<![\w.\-/])/(home|root|tmp|usr|opt|work|mnt|var|Users)/|[A-Z]:\\|site-packages"
+)
 each = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 
 
@@ -24,7 +26,9 @@ def test_all_are_listed_in_order():
 
 @each
 def test_was_run_from_top_to_bottom(path):
-    assert [cell["execution_count"] for cell in cells(path, "code")] == list(range(1, len(cells(path, "code")) + 1))
+    assert [cell["execution_count"] for cell in cells(path, "code")] == list(
+        range(1, len(cells(path, "code")) + 1)
+    )
     outputs = [output for cell in cells(path, "code") for output in cell["outputs"]]
     assert outputs and not any(output["output_type"] == "error" for output in outputs)
     assert not any(output.get("name") == "stderr" for output in outputs), "a warning is no picture"
@@ -35,7 +39,11 @@ def texts(cell):
     yield "".join(cell["source"])
     for output in cell.get("outputs", []):
         yield "".join(output.get("text", ""))
-        yield from ("".join(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/"))
+        yield from (
+            "".join(value)
+            for kind, value in output.get("data", {}).items()
+            if not kind.startswith("image/")
+        )
 
 
 @each

@@ -30,7 +30,10 @@ def found(monkeypatch) -> Transitions:
 def test_collapse_is_named():
     for codes, word in (
         (torch.zeros(1000).long(), "collapsed: 100% of transitions have one code"),
-        (torch.cat((torch.zeros(970), torch.ones(30))).long(), "collapsed: 97% of transitions have one code"),
+        (
+            torch.cat((torch.zeros(970), torch.ones(30))).long(),
+            "collapsed: 97% of transitions have one code",
+        ),
         (torch.arange(1000) % 2, "partly collapsed: only 2 of 6 codes"),
         (torch.arange(1000) % 5, "in use: 5 of 6 codes"),
     ):
@@ -43,8 +46,15 @@ def test_codes_that_name_actions_are_seen_to(found):
     told = action_report.describe(found, 4, NAMES, True, KEY)["true"]
     whole = told["all"]
     assert whole["information"] > 0.7 and whole["by_chance"] < 0.02 and whole["p"] == 0.01
-    assert 0.89 < whole["accuracy"] < 0.95 and 0.2 < whole["chance"] < 0.32 and whole["stability"] == 1
-    assert np.sum(whole["table"]) == CLIPS * STEPS and np.argmax(whole["table"], 1).tolist() == [2, 3, 0, 1]
+    assert (
+        0.89 < whole["accuracy"] < 0.95 and 0.2 < whole["chance"] < 0.32 and whole["stability"] == 1
+    )
+    assert np.sum(whole["table"]) == CLIPS * STEPS and np.argmax(whole["table"], 1).tolist() == [
+        2,
+        3,
+        0,
+        1,
+    ]
     assert (
         np.sum(told["sides"]["table"], 1).tolist()
         == torch.bincount(torch.tensor([0, 1, 2, 1])[found.true].flatten()).tolist()
@@ -53,7 +63,9 @@ def test_codes_that_name_actions_are_seen_to(found):
 
 
 def test_codes_of_other_clips_tell_nothing(found):
-    told = action_report.describe(found._replace(codes=draw(9, 4)), 4, NAMES, True, KEY)["true"]["all"]
+    told = action_report.describe(found._replace(codes=draw(9, 4)), 4, NAMES, True, KEY)["true"][
+        "all"
+    ]
     assert told["information"] == pytest.approx(told["by_chance"], abs=0.01) and told["p"] > 0.02
     assert told["accuracy"] == pytest.approx(told["chance"], abs=0.06)
 
@@ -67,7 +79,9 @@ def test_maps_are_fitted_on_other_levels_than_they_are_tested_on(found):
 
 def test_what_actions_do_to_the_picture(found):
     moves = action_report.displacements(found.codes, found.moved, 5, KEY)
-    assert moves["dx"][2] == pytest.approx(2.75, abs=0.4) and moves["dx"][0] == pytest.approx(-2.75, abs=0.4)
+    assert moves["dx"][2] == pytest.approx(2.75, abs=0.4) and moves["dx"][0] == pytest.approx(
+        -2.75, abs=0.4
+    )
     assert moves["left"] == [0] and moves["right"] == [2]
     assert moves["dx_p"] == 0.01 < 0.05 < moves["dy_p"]  # nothing moves up or down by the action
     assert moves["dx"][4] is None  # an action that never occurs has no mean
@@ -83,7 +97,9 @@ def test_without_recorded_actions_or_with_them_as_actions_there_is_nothing_to_co
 
 def test_of_one_level_the_clips_are_halved(found):
     told = action_report.describe(found, 4, NAMES, True, KEY)["true"]["all"]
-    alone = action_report.describe(found._replace(level=torch.zeros(CLIPS)), 4, NAMES, True, KEY)["true"]["all"]
+    alone = action_report.describe(found._replace(level=torch.zeros(CLIPS)), 4, NAMES, True, KEY)[
+        "true"
+    ]["all"]
     assert (told["halves_of"], alone["halves_of"]) == ("levels", "clips")
     assert told["table"] == alone["table"] and told["halves"] != alone["halves"]
 
@@ -124,12 +140,20 @@ def test_examples_are_of_their_action_and_of_different_clips():
 def test_clips_are_spread_and_labelled_in_order(tmp_path):
     store = data.create(tmp_path / "data", {}, 16, 16, 3, ("LEFT", "NOOP", "RIGHT"))
     for level in (9, 19):
-        frames = np.zeros((50, 16, 16, 3), np.uint8) + np.arange(50, dtype=np.uint8)[:, None, None, None] + level
-        recording = data.Recording(level, frames, np.arange(50) % 3, np.zeros(50), np.zeros(50, bool))
+        frames = (
+            np.zeros((50, 16, 16, 3), np.uint8)
+            + np.arange(50, dtype=np.uint8)[:, None, None, None]
+            + level
+        )
+        recording = data.Recording(
+            level, frames, np.arange(50) % 3, np.zeros(50), np.zeros(50, bool)
+        )
         store = data.append_segments(store, [recording])
     offsets = action_report.spread_clips(store, "test", 5, 8)
     assert len(offsets) == 8 and np.diff(offsets).min() >= 5
-    codes = action_report.label(store, offsets, 5, lambda frames, true: true + 1, torch.device("cpu"))
+    codes = action_report.label(
+        store, offsets, 5, lambda frames, true: true + 1, torch.device("cpu")
+    )
     found = action_report.gather(store, offsets, 5, codes)
     assert torch.equal(found.codes, found.true + 1) and found.moved.shape == (8, 4, 2)
     assert found.level.tolist() == [9] * 4 + [19] * 4

@@ -33,27 +33,44 @@ def store(tmp_path_factory):
     for level in (1, 2, 9):
         rng = np.random.default_rng(level)
         actions, starts, rewards = 7 + rng.integers(0, 2, 80), np.zeros(80, bool), np.zeros(80)
-        frames = np.broadcast_to(np.uint8(100 * (actions - 7))[:, None, None, None], (80, 32, 32, 3)).copy()
+        frames = np.broadcast_to(
+            np.uint8(100 * (actions - 7))[:, None, None, None], (80, 32, 32, 3)
+        ).copy()
         frames[:, 0, 0] = np.arange(80)[:, None]
         starts[[0, 20, 35, 43]], rewards[[34, 42]] = True, 10
-        store = data.append_segments(store, [data.Recording(level, frames, actions, rewards, starts)])
+        store = data.append_segments(
+            store, [data.Recording(level, frames, actions, rewards, starts)]
+        )
     return store
 
 
 def test_episodes_are_told_apart(store):
     found = cloning.episodes(store)
-    assert found.start[:4].tolist() == [0, 20, 35, 43] and found.end[:4].tolist() == [20, 35, 43, 80]
+    assert found.start[:4].tolist() == [0, 20, 35, 43] and found.end[:4].tolist() == [
+        20,
+        35,
+        43,
+        80,
+    ]
     assert found.solved.tolist() == [False, True, True, False] * 3
     assert found.whole.tolist() == [True, True, True, False] * 3
     assert found.first.tolist() == [True, False, False, False] * 3
-    assert found.start[4:8].tolist() == [1000, 1020, 1035, 1043] and found.train.tolist() == [True] * 8 + [False] * 4
+    assert (
+        found.start[4:8].tolist() == [1000, 1020, 1035, 1043]
+        and found.train.tolist() == [True] * 8 + [False] * 4
+    )
 
 
 def test_the_expert_is_watched_where_it_solves_a_level(store):
     """Its latent actions, here the time that a frame shows, belong to the moments that they are given to."""
     found = cloning.episodes(store)
-    expert = cloning.watch(store, found, lambda frames, true: frames[:, :-1, 0, 0, 0].long(), CPU, 100)
-    assert expert.offsets.tolist() == [*range(20, 32), *range(1020, 1032)]  # 8 frames are too few, level 9 is held out
+    expert = cloning.watch(
+        store, found, lambda frames, true: frames[:, :-1, 0, 0, 0].long(), CPU, 100
+    )
+    assert expert.offsets.tolist() == [
+        *range(20, 32),
+        *range(1020, 1032),
+    ]  # 8 frames are too few, level 9 is held out
     assert (expert.latent == expert.offsets % 1000 + FRAMES - 1).all()
     recorded = data.read_segment(store, store.segments[0]).actions
     assert (expert.real[:12] == recorded[22:34]).all()
@@ -136,8 +153,18 @@ def home(stage, tmp_path_factory):
 
 
 def config(home, **options) -> clone.Config:
-    sizes = {"levels": 2, "samples": (5,), "steps": 2, "dim": 4, "episodes": 3, "frames": 20, "batch_size": 4}
-    return clone.Config(str(home / "world.safetensors"), str(home / "data"), **sizes | {"seeds": 2} | options)
+    sizes = {
+        "levels": 2,
+        "samples": (5,),
+        "steps": 2,
+        "dim": 4,
+        "episodes": 3,
+        "frames": 20,
+        "batch_size": 4,
+    }
+    return clone.Config(
+        str(home / "world.safetensors"), str(home / "data"), **sizes | {"seeds": 2} | options
+    )
 
 
 def test_seeds_that_are_done_are_kept(home, monkeypatch, capsys):
@@ -156,7 +183,11 @@ def test_seeds_that_are_done_are_kept(home, monkeypatch, capsys):
     assert first["seeds"].keys() == {"0"}
     clone.main(config(home))
     record = headlines.read_clone(home / "world")
-    assert len(played) == 8 + 6 and record["seeds"]["0"] == first["seeds"]["0"] and record["seeds"].keys() == {"0", "1"}
+    assert (
+        len(played) == 8 + 6
+        and record["seeds"]["0"] == first["seeds"]["0"]
+        and record["seeds"].keys() == {"0", "1"}
+    )
     names = {"random", "frequencies", "commonest", "oracle", "clone 5", "clone 5, commonest"}
     assert record["shares"].keys() == names and record["gains"].keys() == names - {"random"}
     assert 0 < record["expert"]["solved"] <= 1 and record["expert"]["levels"] == 2
@@ -175,7 +206,9 @@ def test_what_cannot_be_cloned_is_a_sentence(home, stage, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         clone.main(config(home, out=str(tmp_path)))
     path = tmp_path / "true.safetensors"
-    path.write_bytes(loading.pack(stage[0]._replace(lam=None), torch.zeros(1, 64, 64, 3, dtype=torch.uint8), {}))
+    path.write_bytes(
+        loading.pack(stage[0]._replace(lam=None), torch.zeros(1, 64, 64, 3, dtype=torch.uint8), {})
+    )
     with pytest.raises(UserError, match="trained on true actions"):
         clone.main(clone.Config(str(path), str(home / "data")))
 
@@ -183,13 +216,33 @@ def test_what_cannot_be_cloned_is_a_sentence(home, stage, tmp_path):
 def test_the_pages_say_what_the_record_says():
     record = {
         "config": {"run": "runs/a & b/dynamics", "levels": 7},
-        "expert": {"solved": 0.456, "levels_solved": 0.5, "episodes": 1234, "levels": 200, "transitions": 80123},
+        "expert": {
+            "solved": 0.456,
+            "levels_solved": 0.5,
+            "episodes": 1234,
+            "levels": 200,
+            "transitions": 80123,
+        },
         "seeds": {"0": {}, "1": {}},
-        "shares": {"random": [0.1, 0.05, 0.2], "oracle": [0.5, 0.4, 0.6], "clone 50, commonest": [0.4, 0.3, 0.5]},
+        "shares": {
+            "random": [0.1, 0.05, 0.2],
+            "oracle": [0.5, 0.4, 0.6],
+            "clone 50, commonest": [0.4, 0.3, 0.5],
+        },
         "gains": {"oracle": [0.4, 0.3, 0.5], "clone 50, commonest": [0.3, -0.1, 0.4]},
     }
     page = report_page.clone_page(record)
     assert page.startswith("<!doctype html>") and "a &amp; b" in page
-    for words in ("80,123", "45.6%", "40.0 % [30.0, 50.0]", "30.0 % [-10.0, 40.0]", "latent, 50, commonest"):
+    for words in (
+        "80,123",
+        "45.6%",
+        "40.0 % [30.0, 50.0]",
+        "30.0 % [-10.0, 40.0]",
+        "latent, 50, commonest",
+    ):
         assert words in page
-    assert json.loads(json.dumps(report_page.clone_rows(record)))[0] == ["random", "10.0 % [5.0, 20.0]", "–"]
+    assert json.loads(json.dumps(report_page.clone_rows(record)))[0] == [
+        "random",
+        "10.0 % [5.0, 20.0]",
+        "–",
+    ]

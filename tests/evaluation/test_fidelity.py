@@ -12,7 +12,9 @@ from genie_fn.evaluation import fidelity
 def test_reconstruction_counts_codes_and_compares_frames(dream, clip):
     clip = clip.repeat(9, 1, 1, 1, 1)
     scores, ids, again = fidelity.reconstruction(dream, clip)
-    assert torch.equal(ids, tokenizer.tokenize(dream.tokenizer.params, clip, dream.tokenizer.cfg)[1])
+    assert torch.equal(
+        ids, tokenizer.tokenize(dream.tokenizer.params, clip, dream.tokenizer.cfg)[1]
+    )
     assert again.shape == clip.shape and again.dtype == torch.uint8
     assert scores["psnr"] == pytest.approx(metrics.frame_psnr(clip, again).mean().item())
     assert scores["codes_used"] == len(set(ids.flatten().tolist())) <= scores["codes"] == 16

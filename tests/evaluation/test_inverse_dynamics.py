@@ -15,17 +15,26 @@ CPU, NAMES = torch.device("cpu"), ("LEFT", "NOOP", "RIGHT")
 def test_its_size_is_at_most_that_of_the_encoder_beside_it(size):
     dim = inverse_dynamics.width_for(size, 64, 64, 15)
     count = tree.count(inverse_dynamics.spec(dim, 64, 64, 15))
-    assert dim == 4 if size == 1 else count <= size < tree.count(inverse_dynamics.spec(dim + 4, 64, 64, 15))
+    assert (
+        dim == 4
+        if size == 1
+        else count <= size < tree.count(inverse_dynamics.spec(dim + 4, 64, 64, 15))
+    )
 
 
 def test_frames_of_odd_sides_and_no_look_ahead():
-    net, params = inverse_dynamics.network(4), tree.init(inverse_dynamics.spec(4, 30, 20, 5), random.key(0))
+    net, params = (
+        inverse_dynamics.network(4),
+        tree.init(inverse_dynamics.spec(4, 30, 20, 5), random.key(0)),
+    )
     video = random.randint(random.key(1), (2, 5, 30, 20, 3), 0, 256).to(torch.uint8)
     logits = inverse_dynamics.logits(params, video, net)
     assert logits.shape == (2, 4, 5)
     other = torch.cat((video[:, :3], 255 - video[:, 3:]), 1)
     changed = inverse_dynamics.logits(params, other, net)
-    assert torch.equal(logits[:, :2], changed[:, :2]) and not torch.equal(logits[:, 2], changed[:, 2])
+    assert torch.equal(logits[:, :2], changed[:, :2]) and not torch.equal(
+        logits[:, 2], changed[:, 2]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +56,21 @@ def store(tmp_path_factory):
 def test_it_reads_actions_that_can_be_seen(store):
     found = inverse_dynamics.fit(store, 20_000, inverse_dynamics.settings(60, 0, CPU))
     again = inverse_dynamics.fit(store, 20_000, inverse_dynamics.settings(60, 0, CPU))
-    assert all(torch.equal(a, b) for a, b in zip(*(tree.leaves(x.params) for x in (found, again)), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(*(tree.leaves(x.params) for x in (found, again)), strict=True)
+    )
     offsets = action_report.spread_clips(store, "test", 6, 100)
-    guess = action_report.label(store, offsets, 6, lambda frames, true: inverse_dynamics.guess(found, frames), CPU)
+    guess = action_report.label(
+        store, offsets, 6, lambda frames, true: inverse_dynamics.guess(found, frames), CPU
+    )
     seen = action_report.gather(store, offsets, 6, guess)
     told = {"all": {"information": 0.2}, "sides": {"information": 0.1}}
     result = inverse_dynamics.measure(found, 20_000, seen, guess, told, NAMES)
-    assert result["all"]["accuracy"] > 0.8 and result["parameters"] <= result["encoder_parameters"] == 20_000
+    assert (
+        result["all"]["accuracy"] > 0.8
+        and result["parameters"] <= result["encoder_parameters"] == 20_000
+    )
     assert result["all"] == result["sides"]  # three actions, three sides
     assert result["ratio"]["all"] == pytest.approx(0.2 / result["all"]["information"], abs=1e-3)
 
@@ -64,6 +81,15 @@ def test_a_probe_that_knows_nothing_is_no_measure():
     seen = Transitions(true, true, torch.zeros(1), torch.zeros(1, 3, 2))
     told = {"all": {"information": 0.2}}
     result = inverse_dynamics.measure(
-        inverse_dynamics.Probe(inverse_dynamics.network(4), params), 1, seen, torch.zeros_like(true), told, ()
+        inverse_dynamics.Probe(inverse_dynamics.network(4), params),
+        1,
+        seen,
+        torch.zeros_like(true),
+        told,
+        (),
     )
-    assert result["all"]["information"] == 0 and result["ratio"]["all"] is None and "sides" not in result
+    assert (
+        result["all"]["information"] == 0
+        and result["ratio"]["all"] is None
+        and "sides" not in result
+    )

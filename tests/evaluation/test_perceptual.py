@@ -22,7 +22,11 @@ class Inception(torch.nn.Module):
 
 class I3d(torch.nn.Module):
     def forward(
-        self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+        self,
+        x: torch.Tensor,
+        rescale: bool = True,
+        resize: bool = True,
+        return_features: bool = False,
     ) -> torch.Tensor:
         assert not rescale and not resize and return_features
         assert x.size(1) == 3 and x.size(3) == 224 and float(x.max()) <= 1.0
@@ -35,7 +39,9 @@ def files(tmp_path_factory) -> WeightsConfig:
     indices = [i for i, kind in enumerate(adversarial.VGG16) if kind == "conv"]
     for i, width in zip(indices, WIDTHS, strict=True):
         key = random.fold_in(random.key(0), i)
-        state[f"features.{i}.weight"] = random.normal(key, (width, inputs, 3, 3)) * (2 / (9 * inputs)) ** 0.5
+        state[f"features.{i}.weight"] = (
+            random.normal(key, (width, inputs, 3, 3)) * (2 / (9 * inputs)) ** 0.5
+        )
         state[f"features.{i}.bias"] = torch.zeros(width)
         inputs = width
     linear = {}
@@ -45,20 +51,26 @@ def files(tmp_path_factory) -> WeightsConfig:
     torch.save(linear, home / "lpips.pth")
     for name, net in (("inception", Inception()), ("i3d", I3d())):
         torch.jit.script(net).save(str(home / f"{name}.pt"))
-    return WeightsConfig(*(str(home / name) for name in ("vgg16.pth", "lpips.pth", "inception.pt", "i3d.pt")))
+    return WeightsConfig(
+        *(str(home / name) for name in ("vgg16.pth", "lpips.pth", "inception.pt", "i3d.pt"))
+    )
 
 
 @pytest.fixture(scope="module")
 def videos():
     real = random.randint(random.key(1), (6, 10, 32, 32, 3), 0, 256).to(torch.uint8)
-    return real, (real.int() + random.randint(random.key(2), real.shape, -60, 61)).clamp(0, 255).to(torch.uint8)
+    return real, (real.int() + random.randint(random.key(2), real.shape, -60, 61)).clamp(0, 255).to(
+        torch.uint8
+    )
 
 
 def lpips_by_hand(files: WeightsConfig, a: torch.Tensor, b: torch.Tensor) -> float:
     """Place by place with NumPy on the features, as the paper writes it (equation 1)."""
     state, linear = torch.load(files.vgg), torch.load(files.lpips)
     total, x = 0.0, torch.stack((a, b)).permute(0, 3, 1, 2) / 127.5 - 1
-    x = (x - torch.tensor([-0.03, -0.088, -0.188])[:, None, None]) / torch.tensor([0.458, 0.448, 0.45])[:, None, None]
+    x = (x - torch.tensor([-0.03, -0.088, -0.188])[:, None, None]) / torch.tensor(
+        [0.458, 0.448, 0.45]
+    )[:, None, None]
     taken = 0
     for i, kind in enumerate(adversarial.VGG16[:30]):
         if kind == "pool":
@@ -69,7 +81,9 @@ def lpips_by_hand(files: WeightsConfig, a: torch.Tensor, b: torch.Tensor) -> flo
             x = x.clamp(min=0)
             if adversarial.VGG16[i + 1] == "pool":
                 weight, (f, g) = linear[f"lin{taken}.model.1.weight"].flatten().numpy(), x.numpy()
-                places = [(f[:, h, w], g[:, h, w]) for h in range(f.shape[1]) for w in range(f.shape[2])]
+                places = [
+                    (f[:, h, w], g[:, h, w]) for h in range(f.shape[1]) for w in range(f.shape[2])
+                ]
                 unit = [(p / np.linalg.norm(p), q / np.linalg.norm(q)) for p, q in places]
                 total += np.mean([(weight * (p - q) ** 2).sum() for p, q in unit])
                 taken += 1
@@ -90,7 +104,9 @@ def test_all_that_the_files_allow(files, videos):
     assert found.keys() == {"lpips", "fid", "fvd"}
     of_frames = [x.flatten(0, 1).float().mean((1, 2)) for x in videos]
     assert found["fid"] == pytest.approx(metrics.frechet(*of_frames), abs=1e-3)
-    of_clips = [1000 * (x.float().mean((1, 2, 3)) / 127.5 - 1) for x in videos]  # which resizing keeps, nearly
+    of_clips = [
+        1000 * (x.float().mean((1, 2, 3)) / 127.5 - 1) for x in videos
+    ]  # which resizing keeps, nearly
     assert found["fvd"] == pytest.approx(metrics.frechet(*of_clips), rel=0.2)
     assert "fvd" not in perceptual.measure(
         perceptual.load(files), real[:, :4], made[:, :4]

@@ -22,7 +22,9 @@ from genie_fn.runtime.console import console
 from tests.faults import cases, rig
 
 
-def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, only: str = "") -> None:
+def main(
+    kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, only: str = ""
+) -> None:
     """Inject everything, or only the cases that have a word in their names."""
     jobs = [(case, stage) for case in (*cases.CASES, *cases.RANKS) for stage in stages] + [
         (case, "") for case in cases.COLLECTING
@@ -39,7 +41,12 @@ def main(kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, o
             bar.update(task, description=f"{name} {stage}")
             began, count = time.monotonic(), {"count": kills} if name.startswith("kill") else {}
             try:
-                verdict = case(home, *([stage] if stage else []), random.Random(f"{seed} {name} {stage}"), **count)
+                verdict = case(
+                    home,
+                    *([stage] if stage else []),
+                    random.Random(f"{seed} {name} {stage}"),
+                    **count,
+                )
             except pytest.skip.Exception as skipped:
                 verdict = f"skipped: {skipped}"
             except (Exception, pytest.fail.Exception):

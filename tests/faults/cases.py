@@ -36,7 +36,9 @@ def assert_same(home: Path, stage: str, out: str) -> None:
     wrong = rig.differing(home / out, home / stage)
     assert not wrong, f"{out} differs from an undisturbed run in {wrong[:3]}"
     steps = [row["step"] for row in rig.metrics(home / out)]
-    assert steps == [row["step"] for row in rig.metrics(home / stage)], "metrics are missing or there twice"
+    assert steps == [row["step"] for row in rig.metrics(home / stage)], (
+        "metrics are missing or there twice"
+    )
 
 
 def said(capture: str) -> str:
@@ -63,9 +65,16 @@ def kills(home: Path, stage: str, chance: random.Random, count: int = 30) -> str
             moments.append(moment)
             newest.append(checkpoint.latest(home / out))
         done += len(newest)
-        told = [int(line.split()[-1]) for line in log.read_text().splitlines() if line.startswith("continuing")]
+        told = [
+            int(line.split()[-1])
+            for line in log.read_text().splitlines()
+            if line.startswith("continuing")
+        ]
         # A start that was killed before it had read its checkpoint says nothing.
-        assert set(told) <= {step for step in newest if step} and told == sorted(told), (told, newest)
+        assert set(told) <= {step for step in newest if step} and told == sorted(told), (
+            told,
+            newest,
+        )
         assert_same(home, stage, out)
         if not newest:
             break  # it had ended before it could be killed
@@ -83,17 +92,26 @@ def full_disk(home: Path, stage: str, chance: random.Random) -> str:
             rig.wait_until(lambda: checkpoint.latest(home / out) == 8)
             fill()
 
-        with rig.at_step(10, fill_after_step_8), pytest.raises(UserError, match="No space left.*saved is of step 8"):
+        with (
+            rig.at_step(10, fill_after_step_8),
+            pytest.raises(UserError, match="No space left.*saved is of step 8"),
+        ):
             rig.train_stage(home, stage, out)
         assert rig.final(home / out)[0] == 8
-        assert all(path.name.isdigit() for path in (home / out / "checkpoints").iterdir()), "a save that failed is left"
+        assert all(path.name.isdigit() for path in (home / out / "checkpoints").iterdir()), (
+            "a save that failed is left"
+        )
         fill(free=True)
 
         def free_after_a_failure() -> None:
             rig.wait_until(lambda: failed)
             fill(free=True)
 
-        with rig.failed_saves() as failed, rig.at_step(9, fill), rig.at_step(14, free_after_a_failure):
+        with (
+            rig.failed_saves() as failed,
+            rig.at_step(9, fill),
+            rig.at_step(14, free_after_a_failure),
+        ):
             rig.train_stage(home, stage, out, resume=True)
         assert failed == [12]
         assert_same(home, stage, out)
@@ -120,7 +138,9 @@ def full_disk_while_collecting(home: Path, chance: random.Random) -> str:
 
 
 def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def kills_while_collecting(home: Path, chance: random.Random, count: int = 30) -> str:
@@ -139,7 +159,9 @@ def kills_while_collecting(home: Path, chance: random.Random, count: int = 30) -
 
         log.touch()
         before = len(moments)
-        moments += rig.kill_repeatedly(log, work, writing, min(6, count - len(moments)), 0.8, chance)
+        moments += rig.kill_repeatedly(
+            log, work, writing, min(6, count - len(moments)), 0.8, chance
+        )
         assert content(root) == content(whole)
         if len(moments) == before:
             break
@@ -163,7 +185,9 @@ def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int
             step, leaves = rig.final(run)
             loading.load_stage(run, "dynamics" if stage == "cached" else stage)
         if step == rig.STEPS:
-            assert at >= 2 and not rig.differing(run, home / stage), f"{path} changed what is loaded"
+            assert at >= 2 and not rig.differing(run, home / stage), (
+                f"{path} changed what is loaded"
+            )
             continue
         passed += 1
         assert f"step {step} is used in its place" in str(printed.call_args)
@@ -213,7 +237,9 @@ def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
         with pytest.raises(UserError, match="not finite for 6 steps in a row.*--cfg.resume"):
             rig.train_stage(home, stage, f"{out}_stuck")
     step, stuck = rig.final(home / f"{out}_stuck")
-    rig.train_stage(home, stage, f"{out}_short", steps=8)  # its schedule is another, so only the shape can be compared
+    rig.train_stage(
+        home, stage, f"{out}_short", steps=8
+    )  # its schedule is another, so only the shape can be compared
     assert 14 <= step < rig.STEPS and all(x.isfinite().all() for x in stuck.values())
     rig.train_stage(home, stage, f"{out}_stuck", resume=True)
     assert rig.final(home / f"{out}_stuck")[0] == rig.STEPS
@@ -242,7 +268,9 @@ def two_at_once(home: Path, stage: str, chance: random.Random) -> str:
     out = f"shared_{stage}"
     process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
-    os.kill(process.pid, signal.SIGSTOP)  # it would be over before a slow machine has begun the second
+    os.kill(
+        process.pid, signal.SIGSTOP
+    )  # it would be over before a slow machine has begun the second
     with pytest.raises(UserError, match=f"another process .* {home / out}"):
         rig.train_stage(home, stage, out, resume=True)
     process.kill()
@@ -260,8 +288,15 @@ def jumping_clock(home: Path, stage: str, chance: random.Random) -> str:
         ahead[0] = chance.uniform(-1e9, 1e9)
         rig.scramble_times(home / out, chance)
 
-    with mock.patch("time.time", lambda: real() + ahead[0]), rig.at_step(6, jump), rig.at_step(14, jump):
-        with rig.at_step(15, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(SystemExit):
+    with (
+        mock.patch("time.time", lambda: real() + ahead[0]),
+        rig.at_step(6, jump),
+        rig.at_step(14, jump),
+    ):
+        with (
+            rig.at_step(15, lambda: signal.raise_signal(signal.SIGTERM)),
+            pytest.raises(SystemExit),
+        ):
             rig.train_stage(home, stage, out)
         jump()
         rig.train_stage(home, stage, out, resume=True)
@@ -286,7 +321,9 @@ def two_collectors(home: Path, chance: random.Random) -> str:
 
 def two_fillers(home: Path, chance: random.Random) -> str:
     store = data.open_store(home / "data")
-    encoder = token_cache.Encoder(lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16)
+    encoder = token_cache.Encoder(
+        lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16
+    )
     cache = token_cache.open_cache(store, 4, encoder, home / "fillers")
 
     def again(frames: np.ndarray) -> np.ndarray:
@@ -351,7 +388,9 @@ def ranks_killed(home: Path, stage: str, chance: random.Random) -> str:
         if len(victims) == 2:
             second = rig.start_ranks(home / "second", rig.slowly, home, stage, out, True)
             assert rig.end_ranks(second) == [2, 2], logs(home, "second")
-            assert all(f"another process trains in {home / out}" in log for log in logs(home, "second"))
+            assert all(
+                f"another process trains in {home / out}" in log for log in logs(home, "second")
+            )
         time.sleep(chance.uniform(0, 0.2))
         for victim in victims:
             processes[victim].kill()
@@ -369,7 +408,9 @@ def ranks_damaged_data(home: Path, stage: str, chance: random.Random) -> str:
     for step in range(rig.STEPS):
         for rank, offset in enumerate(data.clip_offsets(starts, 0, step, 2).tolist()):
             first.setdefault(offset // storage.BLOCK, (step, rank))
-    block, step = max(((b, s) for b, (s, rank) in first.items() if rank == 1), key=lambda found: found[1])
+    block, step = max(
+        ((b, s) for b, (s, rank) in first.items() if rank == 1), key=lambda found: found[1]
+    )
     path = home / "data" / "frames" / "c" / str(block) / "0" / "0" / "0"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -377,7 +418,10 @@ def ranks_damaged_data(home: Path, stage: str, chance: random.Random) -> str:
         codes = rig.end_ranks(rig.start_ranks(home / out, rig.work_of, home, stage, out))
     finally:
         path.write_bytes(content)
-    assert codes == [2, 2] and all(f"in the file {path}" in log for log in logs(home, out)), (codes, logs(home, out))
+    assert codes == [2, 2] and all(f"in the file {path}" in log for log in logs(home, out)), (
+        codes,
+        logs(home, out),
+    )
     assert (checkpoint.latest(home / out) or 0) == step > 0
     assert_resumes_to_the_same(home, stage, out)
     return f"both ended with its name, saved at step {step}"
@@ -396,7 +440,10 @@ def ranks_full_disk(home: Path, stage: str, chance: random.Random) -> str:
         fill(free=True)
         step = checkpoint.latest(home / out)
         wanted = f"No space left on device), the newest that is saved is of step {step}"
-        assert codes == [2, 2] and all(wanted in told for told in logs(home, log)), (codes, logs(home, log))
+        assert codes == [2, 2] and all(wanted in told for told in logs(home, log)), (
+            codes,
+            logs(home, log),
+        )
         assert_resumes_to_the_same(home, stage, out)
     return f"both ended, step {step} intact"
 
@@ -405,14 +452,25 @@ def ranks_poisoned(home: Path, stage: str, chance: random.Random) -> str:
     """NaN gradients in one process are skipped by both, as if they were in both."""
     one, both = f"ranks_nan_{stage}", f"ranks_nans_{stage}"
     for out, ranks in ((one, "1"), (both, "01")):
-        codes = rig.end_ranks(rig.start_ranks(home / out, rig.poisoned_in, tuple(ranks), home, stage, out))
+        codes = rig.end_ranks(
+            rig.start_ranks(home / out, rig.poisoned_in, tuple(ranks), home, stage, out)
+        )
         assert codes == [0, 0], (codes, logs(home, out))
     assert rig.metrics(home / one)[-1]["skipped"] == 3
     assert_same(home, both, one)
     return "3 steps skipped by both"
 
 
-CASES = (kills, full_disk, damaged_checkpoint, damaged_data, poisoned_steps, sigterm, two_at_once, jumping_clock)
+CASES = (
+    kills,
+    full_disk,
+    damaged_checkpoint,
+    damaged_data,
+    poisoned_steps,
+    sigterm,
+    two_at_once,
+    jumping_clock,
+)
 RANKS = (ranks_terminated, ranks_killed, ranks_damaged_data, ranks_full_disk, ranks_poisoned)
 COLLECTING = (kills_while_collecting, full_disk_while_collecting, two_collectors, two_fillers)
 torch.set_num_threads(1)

@@ -36,21 +36,36 @@ SIDE, STEPS, SAVE = 32, 24, 4
 STAGES = ("tokenizer", "lam", "dynamics", "cached")  # the last is the dynamics from the token cache
 STACK = STConfig(layers=1, dim=16, heads=2, window=4)
 MODELS = {
-    "tokenizer": TokenizerConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=16)),
+    "tokenizer": TokenizerConfig(
+        patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=16)
+    ),
     "lam": LamConfig(patch=16, encoder=STACK, decoder=STACK),
     "dynamics": DynamicsConfig(stack=STACK),
 }
-SCRIPTS = {"tokenizer": train_tokenizer, "lam": train_lam, "dynamics": train_dynamics, "cached": train_dynamics}
+SCRIPTS = {
+    "tokenizer": train_tokenizer,
+    "lam": train_lam,
+    "dynamics": train_dynamics,
+    "cached": train_dynamics,
+}
 
 
 def make_data(root: Path, length: int = 40) -> data.Store:
     """Ten levels of noise that moves by the action: a file per level and array, so that each can be damaged alone."""
-    store, rng = data.create(root, {}, SIDE, SIDE, 3, ("LEFT", "NOOP", "RIGHT")), np.random.default_rng(0)
+    store, rng = (
+        data.create(root, {}, SIDE, SIDE, 3, ("LEFT", "NOOP", "RIGHT")),
+        np.random.default_rng(0),
+    )
     recordings = []
     for level in range(10):
-        picture, actions = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8), rng.integers(0, 3, length)
+        picture, actions = (
+            rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
+            rng.integers(0, 3, length),
+        )
         frames = np.stack([np.roll(picture, int(x), 1) for x in np.cumsum(actions - 1)])
-        recordings.append(data.Recording(level, frames, actions, np.zeros(length), np.zeros(length, bool)))
+        recordings.append(
+            data.Recording(level, frames, actions, np.zeros(length), np.zeros(length, bool))
+        )
     return data.append_segments(store, recordings)
 
 
@@ -58,12 +73,24 @@ def config(home: Path, stage: str, out: str, **options):
     """The tiny configuration of a stage that writes to home/out."""
     script, model = SCRIPTS[stage], MODELS["dynamics" if stage == "cached" else stage]
     if script is train_dynamics:
-        options |= {"tokenizer": str(home / "tokenizer"), "lam": str(home / "lam"), "sample": SampleConfig(steps=1)}
+        options |= {
+            "tokenizer": str(home / "tokenizer"),
+            "lam": str(home / "lam"),
+            "sample": SampleConfig(steps=1),
+        }
         options |= {"cache": stage == "cached", "tokens": str(home / f"{out}_tokens")}
     optim = OptimConfig(lr=3e-3, warmup=5, ema=0.9, schedule="cosine")
-    sizes = {"steps": STEPS, "batch_size": 2, "num_frames": 4, "save_every": SAVE, "sample_every": 20}
+    sizes = {
+        "steps": STEPS,
+        "batch_size": 2,
+        "num_frames": 4,
+        "save_every": SAVE,
+        "sample_every": 20,
+    }
     places = {"data": str(home / "data"), "out": str(home / out)}
-    return script.Config(**(places | sizes | {"compile": "off", "optim": optim, "model": model} | options))
+    return script.Config(
+        **(places | sizes | {"compile": "off", "optim": optim, "model": model} | options)
+    )
 
 
 def train_stage(home: Path, stage: str, out: str, **options) -> None:
@@ -115,7 +142,9 @@ def start(log: Path, work: Callable, *arguments) -> multiprocessing.Process:
     return process
 
 
-def start_ranks(log: Path, work: Callable, *arguments, count: int = 2) -> list[multiprocessing.Process]:
+def start_ranks(
+    log: Path, work: Callable, *arguments, count: int = 2
+) -> list[multiprocessing.Process]:
     """So many processes of one run, as torchrun would start them, each with a clock that is off by its own decades.
 
     The log of each has its number as a suffix.
@@ -169,10 +198,14 @@ def collect(root: Path, levels: int = 12) -> None:
 
 
 def collection(root: Path, levels: int = 12) -> generate_dataset.Config:
-    return generate_dataset.Config(root=str(root), num_levels=levels, steps_per_level=200, workers=1)
+    return generate_dataset.Config(
+        root=str(root), num_levels=levels, steps_per_level=200, workers=1
+    )
 
 
-def wait_for(condition: Callable[[], object], process: multiprocessing.Process, seconds: float = 120.0) -> bool:
+def wait_for(
+    condition: Callable[[], object], process: multiprocessing.Process, seconds: float = 120.0
+) -> bool:
     """Whether `condition` came true before the process ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -230,7 +263,9 @@ def flip(path: Path, at: float = 0.5) -> None:
 
 
 def largest(folder: Path) -> Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 @contextmanager
@@ -238,7 +273,10 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None] | No
     """`folder` on a small file system of its own: yields what fills it up and frees it, None where none is allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(["mount", *options], capture_output=True).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", *options], capture_output=True).returncode
+    ):
         yield None
         return
     ballast = folder / "ballast"

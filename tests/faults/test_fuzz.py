@@ -24,15 +24,33 @@ from genie_fn.training import checkpoint
 from tests.faults import rig
 
 LIMIT = 2**20  # kilobytes
-numbers = st.sampled_from([0, -1, 1, 7, 10**9, 2**31, 2**53, 2**63, 10**30, 1e308, float("nan"), float("inf")])
-leaves = st.none() | st.booleans() | numbers | st.integers() | st.floats() | st.text(max_size=9) | st.just("\ud800" * 9)
-junk = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=9), x, max_size=3))
+numbers = st.sampled_from(
+    [0, -1, 1, 7, 10**9, 2**31, 2**53, 2**63, 10**30, 1e308, float("nan"), float("inf")]
+)
+leaves = (
+    st.none()
+    | st.booleans()
+    | numbers
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.just("\ud800" * 9)
+)
+junk = st.recursive(
+    leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=9), x, max_size=3)
+)
 
 
 def places(value, path=()):
     """Every path into nested lists and dicts."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from places(item, (*path, key))
 
@@ -85,7 +103,12 @@ def fuzz(read: Callable, inputs: st.SearchStrategy, count: int) -> None:
 
     before = peak(anew=True)
     checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
-    options = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": checks}
+    options = {
+        "deadline": None,
+        "database": None,
+        "derandomize": True,
+        "suppress_health_check": checks,
+    }
     hypothesis.settings(max_examples=count, **options)(hypothesis.given(inputs)(attempt))()
     assert peak() - before < LIMIT
 
@@ -103,7 +126,9 @@ def peak(anew: bool = False) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets what was taken before")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets what was taken before"
+)
 def test_memory_that_a_reader_takes_is_noticed(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "LIMIT", LIMIT // 10)
     ballast = np.ones(2**25)  # a quarter of a GB, before
@@ -165,7 +190,10 @@ def test_array_metadata(store, tmp_path, count):
 
 def test_a_claim_of_great_size_is_one_sentence(store, tmp_path):
     """A manifest and metadata that agree on frames of 10^9 pixels, or on 10^12 frames."""
-    for changes in ({"height": 10**9}, {"segments": [store.segments[0]._asdict() | {"length": 10**12}]}):
+    for changes in (
+        {"height": 10**9},
+        {"segments": [store.segments[0]._asdict() | {"length": 10**12}]},
+    ):
         root = shutil.copytree(store.root, tmp_path / str(len(changes)), dirs_exist_ok=True)
         manifest = json.loads((root / data.MANIFEST).read_bytes()) | changes
         del manifest["sha256"]
@@ -183,7 +211,9 @@ CONFIGS = {"tokenizer": train_tokenizer, "lam": train_lam, "dynamics": train_dyn
 
 
 @pytest.mark.parametrize(
-    ("stage", "preset"), [("tokenizer", "magvit2-demo"), ("lam", "demo"), ("dynamics", "demo")], ids=lambda x: x
+    ("stage", "preset"),
+    [("tokenizer", "magvit2-demo"), ("lam", "demo"), ("dynamics", "demo")],
+    ids=lambda x: x,
 )
 @counts
 def test_checkpoint_configurations(stage, preset, count):
@@ -211,7 +241,9 @@ def test_action_maps(tmp_path, count):
 
 @counts
 def test_token_cache_manifests(store, tmp_path, count):
-    encoder = token_cache.Encoder(lambda frames: np.zeros((*frames.shape[:2], 2), np.int64), None, "x", 2, 16)
+    encoder = token_cache.Encoder(
+        lambda frames: np.zeros((*frames.shape[:2], 2), np.int64), None, "x", 2, 16
+    )
     cache = token_cache.open_cache(store, 3, encoder, tmp_path)
 
     def read(content: bytes) -> None:
@@ -240,8 +272,14 @@ def test_checkpoints(tmp_path, count):
         path.write_bytes(content[:at] + new + content[at + len(new) :])
         try:
             loaded = checkpoint.load(run, stage="lam")
-            assert loaded.config == {"model": {}} and (loaded.state["params"]["w"].numpy() == 1).all()
+            assert (
+                loaded.config == {"model": {}} and (loaded.state["params"]["w"].numpy() == 1).all()
+            )
         finally:
             path.write_bytes(content)
 
-    fuzz(read, st.tuples(st.integers(0, 99), st.floats(0, 1), st.binary(min_size=1, max_size=40)), count)
+    fuzz(
+        read,
+        st.tuples(st.integers(0, 99), st.floats(0, 1), st.binary(min_size=1, max_size=40)),
+        count,
+    )

@@ -16,8 +16,17 @@ from tests.faults import rig
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 400
 STACK = {"layers": 1, "dim": 16, "heads": 2}
-FLAGS = {"steps": STEPS, "batch-size": 2, "num-frames": 4, "save-every": 20, "compile": "off", "model.patch": 16}
-FLAGS |= {f"model.{net}.{name}": value for net in ("encoder", "decoder") for name, value in STACK.items()}
+FLAGS = {
+    "steps": STEPS,
+    "batch-size": 2,
+    "num-frames": 4,
+    "save-every": 20,
+    "compile": "off",
+    "model.patch": 16,
+}
+FLAGS |= {
+    f"model.{net}.{name}": value for net in ("encoder", "decoder") for name, value in STACK.items()
+}
 
 
 def torchrun(home: Path, out: str) -> subprocess.Popen:
@@ -26,10 +35,24 @@ def torchrun(home: Path, out: str) -> subprocess.Popen:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = FLAGS | {"data": home / "data", "out": home / out}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    command += ["train_tokenizer.py", "--cfg.resume", *(f"--cfg.{name}={value}" for name, value in flags.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(port),
+    ]
+    command += [
+        "train_tokenizer.py",
+        "--cfg.resume",
+        *(f"--cfg.{name}={value}" for name, value in flags.items()),
+    ]
     with open(home / f"{out}.log", "a") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
 
 
 def disturbed(home: Path, out: str, disturb: Callable[[int, list[int]], None]) -> tuple[int, str]:
@@ -38,7 +61,9 @@ def disturbed(home: Path, out: str, disturb: Callable[[int, list[int]], None]) -
     printed = len(log.read_text()) if log.exists() else 0
     process = torchrun(home, out)
     try:
-        rig.wait_until(lambda: (checkpoint.latest(home / out) or 0) > before or process.poll() is not None)
+        rig.wait_until(
+            lambda: (checkpoint.latest(home / out) or 0) > before or process.poll() is not None
+        )
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert len(workers) == 2, log.read_text()[printed:][-3000:]
         disturb(process.pid, [*map(int, workers)])
@@ -56,12 +81,17 @@ def send(number: signal.Signals, *processes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux says which processes torchrun has started")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(),
+    reason="only Linux says which processes torchrun has started",
+)
 def test_a_disturbed_torchrun_ends_as_an_undisturbed_one(tmp_path):
     rig.make_data(tmp_path / "data")
     assert torchrun(tmp_path, "whole").wait() == 0, (tmp_path / "whole.log").read_text()[-3000:]
 
-    code, printed = disturbed(tmp_path, "run", lambda parent, workers: send(signal.SIGTERM, workers[1]))
+    code, printed = disturbed(
+        tmp_path, "run", lambda parent, workers: send(signal.SIGTERM, workers[1])
+    )
     assert code == 0, "both leave with 0 when one is told to"
     assert printed.count("stopped and saved at step") == 1
 
@@ -69,13 +99,19 @@ def test_a_disturbed_torchrun_ends_as_an_undisturbed_one(tmp_path):
         send(signal.SIGTERM, *workers, parent)  # and torchrun sends it on
 
     code, printed = disturbed(tmp_path, "run", by_a_scheduler)
-    assert code and printed.count("stopped and saved at step") == 1, "torchrun itself fails when it is told to end"
+    assert code and printed.count("stopped and saved at step") == 1, (
+        "torchrun itself fails when it is told to end"
+    )
     assert f"stopped and saved at step {checkpoint.latest(tmp_path / 'run')}" in printed
     assert "forcefully" not in printed
 
-    code, printed = disturbed(tmp_path, "run", lambda parent, workers: send(signal.SIGKILL, workers[1]))
+    code, printed = disturbed(
+        tmp_path, "run", lambda parent, workers: send(signal.SIGKILL, workers[1])
+    )
     assert code
-    code, printed = disturbed(tmp_path, "run", lambda parent, workers: send(signal.SIGKILL, parent, *workers))
+    code, printed = disturbed(
+        tmp_path, "run", lambda parent, workers: send(signal.SIGKILL, parent, *workers)
+    )
     assert code == -signal.SIGKILL
 
     assert torchrun(tmp_path, "run").wait() == 0, (tmp_path / "run.log").read_text()[-3000:]

@@ -69,16 +69,18 @@ def by_definition(z_MK, temperature):
     """The two entropies of a softmax over all codes, in float64."""
     codes_VK = lfq.codes_of(torch.arange(2 ** z_MK.shape[1], device=DEVICE), z_MK.shape[1]).double()
     log_p_MV = (2 / temperature * z_MK @ codes_VK.T).log_softmax(-1)
-    return -(log_p_MV.exp() * log_p_MV).sum(-1).mean(), torch.special.entr(log_p_MV.exp().mean(0)).sum()
+    return -(log_p_MV.exp() * log_p_MV).sum(-1).mean(), torch.special.entr(
+        log_p_MV.exp().mean(0)
+    ).sum()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
 def test_entropies_and_their_gradients_are_those_of_the_definition(temperature):
     z = noise(0, 40, 9)
     for which in (0, 1):
-        slope, value = torch.func.grad_and_value(lambda z, which=which: by_definition(z, temperature)[which])(
-            z.double()
-        )
+        slope, value = torch.func.grad_and_value(
+            lambda z, which=which: by_definition(z, temperature)[which]
+        )(z.double())
         leaf = z.clone().requires_grad_()
         ours = lfq.quantize(leaf, temperature=temperature, impl="triton")[3 + which]
         check((ours, *torch.autograd.grad(ours, leaf)), (value, slope), 1e-4)
@@ -99,7 +101,9 @@ def test_18_bits_in_tiles_of_any_size_and_any_split_of_the_rows(monkeypatch):
 
 def test_sure_latents_have_finite_gradients():
     z = torch.where(noise(0, 40, 8) > 0, 100.0, -100.0)
-    r, grads = outputs_and_gradients(z, z, lambda z: lfq.quantize(z, temperature=0.1, impl="triton"))
+    r, grads = outputs_and_gradients(
+        z, z, lambda z: lfq.quantize(z, temperature=0.1, impl="triton")
+    )
     assert r.sample_entropy == 0 and all(x.isfinite().all() for x in (*r, *grads))
     _, counts = r.ids_M.unique(return_counts=True)
     torch.testing.assert_close(r.code_entropy, torch.special.entr(counts / 40).sum())
@@ -120,7 +124,10 @@ def test_a_step_through_the_quantiser_is_the_references(compiled):
         return tree.value_and_grad(loss)(params)
 
     way = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
-    both = tree.leaves(way(params, x, replace(cfg, impl="triton"))), tree.leaves(step(params, x, cfg))
+    both = (
+        tree.leaves(way(params, x, replace(cfg, impl="triton"))),
+        tree.leaves(step(params, x, cfg)),
+    )
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 

@@ -45,7 +45,9 @@ def test_new_frames_agree_with_the_reference_forward_and_backward(shape, dtype):
     weight = noise(3, *shape)
 
     def run(impl, dtype):
-        leaves = [x.to(dtype if x.dim() > 1 else torch.float32).detach().requires_grad_() for x in inputs]
+        leaves = [
+            x.to(dtype if x.dim() > 1 else torch.float32).detach().requires_grad_() for x in inputs
+        ]
         y = attention.attend_new_frames(*leaves, position, visible, impl=impl)
         return y, torch.autograd.grad((y.float() * weight).sum(), leaves)
 
@@ -78,7 +80,9 @@ def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
 
         return tree.value_and_grad(loss)(params)
 
-    (expected, _), expected_grads = step(params, x, replace(stack_cfg, space_impl="reference", time_impl="reference"))
+    (expected, _), expected_grads = step(
+        params, x, replace(stack_cfg, space_impl="reference", time_impl="reference")
+    )
     fast = torch.compile(step, fullgraph=True, dynamic=False)
     (value, _), grads = fast(params, x, replace(stack_cfg, space_impl="triton", time_impl="triton"))
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)

@@ -29,16 +29,28 @@ ENCODER = (
 DECODER = (
     ("causal", {"in_channels": 6, "out_channels": 16}),
     ("adaptive_group_norm", {"num_channels": 16, "dim_cond": 6}),
-    ("spacetime_upsample", {"in_channels": 16, "time_factor": 1, "space_factor": 4, "out_channels": 8}),
+    (
+        "spacetime_upsample",
+        {"in_channels": 16, "time_factor": 1, "space_factor": 4, "out_channels": 8},
+    ),
     ("causal", {"in_channels": 8, "out_channels": 3}),
 )
 MODEL = TokenizerConfig(
-    16, 16, arch="magvit2", blueprints=Blueprints(ENCODER, DECODER), quantizer=QuantizerConfig(codes=64)
+    16,
+    16,
+    arch="magvit2",
+    blueprints=Blueprints(ENCODER, DECODER),
+    quantizer=QuantizerConfig(codes=64),
 )
 LOSSES = AdversarialConfig(gan=1.0, frames=2, discriminator=NET, adaptive=False)
 OPTIM = OptimConfig(lr=1e-2, warmup=1, weight_decay=0.0, ema=0.9)
 CFG = train_tokenizer.Config(
-    steps=10, compile="off", optim=OPTIM, critic=replace(OPTIM, lr=3e-3, ema=0.0), model=MODEL, adversarial=LOSSES
+    steps=10,
+    compile="off",
+    optim=OPTIM,
+    critic=replace(OPTIM, lr=3e-3, ema=0.0),
+    model=MODEL,
+    adversarial=LOSSES,
 )
 FRAMES = random.randint(random.key(9), (2, 3, 16, 16, 3), 0, 256).to(torch.uint8)
 BATCH = data.Batch(FRAMES, torch.zeros((2, 2), dtype=torch.int64))
@@ -57,7 +69,10 @@ def vgg_file(tmp_path_factory):
     for i, kind in enumerate(adversarial.VGG16):
         if kind == "conv":
             outputs = next(widths)
-            w = random.normal(random.fold_in(random.key(1), i), (outputs, inputs, 3, 3)) * (2 / (9 * inputs)) ** 0.5
+            w = (
+                random.normal(random.fold_in(random.key(1), i), (outputs, inputs, 3, 3))
+                * (2 / (9 * inputs)) ** 0.5
+            )
             state |= {f"features.{i}.weight": w, f"features.{i}.bias": torch.zeros(outputs)}
             inputs = outputs
     torch.save(state | {"classifier.0.weight": torch.zeros(2, 2)}, path)
@@ -73,7 +88,11 @@ def run(cfg, steps=1, vgg=None):
     spec = tokenizer.spec(cfg.model) | {"discriminator": blueprint.spec(net)}
     apart = {"discriminator": cfg.critic}
     state = init_state(spec, random.key(0), cfg.optim, {}, apart)
-    step, rows, first = make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, None, apart), [], state
+    step, rows, first = (
+        make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, None, apart),
+        [],
+        state,
+    )
     if cfg.compile != "off":
         first = tree.map(torch.clone, state)
     for _ in range(steps):
@@ -86,7 +105,9 @@ def changed(a, b):
     return {
         name
         for name in a
-        if any((x != y).any() for x, y in zip(tree.leaves(a[name]), tree.leaves(b[name]), strict=True))
+        if any(
+            (x != y).any() for x, y in zip(tree.leaves(a[name]), tree.leaves(b[name]), strict=True)
+        )
     }
 
 
@@ -97,7 +118,9 @@ def test_the_discriminator_gives_a_map_of_logits(critic):
         assert adversarial.discriminate(params, video(0), net).shape == (4, 8, 8)
     seed = adversarial.discriminator(DiscriminatorConfig())  # the seed's sizes
     params = tree.map(lambda s: torch.empty(s.shape, device="meta"), blueprint.spec(seed))
-    assert adversarial.discriminate(params, torch.empty((2, 64, 64, 3), device="meta"), seed).shape == (2, 16, 16)
+    assert adversarial.discriminate(
+        params, torch.empty((2, 64, 64, 3), device="meta"), seed
+    ).shape == (2, 16, 16)
 
 
 def separate_gradients(params, vgg, step):
@@ -109,14 +132,22 @@ def separate_gradients(params, vgg, step):
     made, q = tokenizer.reconstruct(leaves, target, model)
     _, fake = adversarial.pick_frames(random.fold_in(random.key(4), step), 2, target, made)
     generator = (made - target).square().mean() + q.loss
-    generator = generator - extra.gan * adversarial.discriminate(leaves["discriminator"], fake, BLUEPRINT).mean()
+    generator = (
+        generator
+        - extra.gan * adversarial.discriminate(leaves["discriminator"], fake, BLUEPRINT).mean()
+    )
     own = {name: leaves[name] for name in ("encoder", "decoder")}
     ours = torch.autograd.grad(generator, tree.leaves(own), retain_graph=True)
     real.requires_grad_()
     logits = adversarial.discriminate(leaves["discriminator"], real, BLUEPRINT)
     (slope,) = torch.autograd.grad(logits.mean((1, 2)).sum(), real, create_graph=True)
     critic = F.relu(1 - logits).mean() + slope.flatten(1).square().sum(1).mean() * extra.penalty
-    critic = critic + F.relu(1 + adversarial.discriminate(leaves["discriminator"], fake.detach(), BLUEPRINT)).mean()
+    critic = (
+        critic
+        + F.relu(
+            1 + adversarial.discriminate(leaves["discriminator"], fake.detach(), BLUEPRINT)
+        ).mean()
+    )
     return dict(zip(tree.paths(own), ours, strict=True)), torch.autograd.grad(
         critic, tree.leaves(leaves["discriminator"])
     )
@@ -126,10 +157,14 @@ def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
     """One backward pass over one scalar gives what two separate losses give, the doubly derived penalty included."""
     params = tree.init(tokenizer.spec(MODEL), random.key(0)) | {"discriminator": critic}
     loss, step = train_tokenizer.objective(CFG, {}), torch.tensor(0)
-    _, grads = tree.value_and_grad(loss)(params, BATCH, random.fold_in(random.key(4), step), step, WHOLE)
+    _, grads = tree.value_and_grad(loss)(
+        params, BATCH, random.fold_in(random.key(4), step), step, WHOLE
+    )
     generator, discriminator = separate_gradients(params, {}, step)
     for path, expected in generator.items():
-        torch.testing.assert_close(tree.paths(grads)[path], expected, rtol=1e-4, atol=1e-6, msg=path)
+        torch.testing.assert_close(
+            tree.paths(grads)[path], expected, rtol=1e-4, atol=1e-6, msg=path
+        )
     for ours, expected in zip(tree.leaves(grads["discriminator"]), discriminator, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
@@ -148,12 +183,17 @@ def test_before_its_start_the_discriminator_learns_and_the_tokenizer_ignores_it(
     assert changed(first.params, state.params) == {"encoder", "decoder", "discriminator"}
     none = replace(CFG, adversarial=replace(LOSSES, gan=1e-12))
     kept = ("encoder", "decoder")
-    ours, theirs = ({name: x[name] for name in kept} for x in (state.params, run(none, steps=2)[1].params))
+    ours, theirs = (
+        {name: x[name] for name in kept} for x in (state.params, run(none, steps=2)[1].params)
+    )
     for a, b in zip(tree.leaves(ours), tree.leaves(theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     alone = replace(CFG, adversarial=replace(LOSSES, start=5))
     assert changed(state.params, run(alone, steps=2)[1].params) == set()
-    assert changed(run(late, steps=3)[1].params, run(alone, steps=3)[1].params) == {"encoder", "decoder"}
+    assert changed(run(late, steps=3)[1].params, run(alone, steps=3)[1].params) == {
+        "encoder",
+        "decoder",
+    }
 
 
 def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
@@ -164,31 +204,56 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
     mse = (made - target).square().mean()
     generator = -adversarial.discriminate(critic, made.flatten(0, 1), BLUEPRINT).mean()
     weight = adversarial.adaptive_weight(mse, generator, last)
-    a, b = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (mse, weight * generator))
+    a, b = (
+        torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (mse, weight * generator)
+    )
     torch.testing.assert_close(a, b, rtol=0.1, atol=0)
     assert not weight.requires_grad
 
 
 def test_compiled_is_eager(vgg_file):
     """Every term at once, in networks as small as they can be: most of the time is spent compiling."""
-    encoder = (("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (1, 3), "stride": (1, 4)}), "silu")
-    decoder = (("spacetime_upsample", {"in_channels": 8, "time_factor": 1, "space_factor": 4, "out_channels": 3}),)
-    model = replace(MODEL, blueprints=Blueprints(encoder, decoder), quantizer=QuantizerConfig(codes=2**8))
-    losses = replace(LOSSES, adaptive=True, perceptual=1.0, vgg=vgg_file, features=("features.2",), discriminator=TINY)
+    encoder = (
+        ("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (1, 3), "stride": (1, 4)}),
+        "silu",
+    )
+    decoder = (
+        (
+            "spacetime_upsample",
+            {"in_channels": 8, "time_factor": 1, "space_factor": 4, "out_channels": 3},
+        ),
+    )
+    model = replace(
+        MODEL, blueprints=Blueprints(encoder, decoder), quantizer=QuantizerConfig(codes=2**8)
+    )
+    losses = replace(
+        LOSSES,
+        adaptive=True,
+        perceptual=1.0,
+        vgg=vgg_file,
+        features=("features.2",),
+        discriminator=TINY,
+    )
     cfg = replace(CFG, model=model, adversarial=losses)
     vgg = adversarial.load_vgg(losses)
     _, eager, expected = run(cfg, vgg=vgg)
     _, fast, rows = run(replace(cfg, compile="step"), vgg=vgg)
     for name, value in expected[0].items():
-        torch.testing.assert_close(rows[0][name].float(), value.float(), rtol=2e-3, atol=1e-4, msg=name)
-    for (path, a), b in zip(tree.paths(eager.opt["m"]).items(), tree.leaves(fast.opt["m"]), strict=True):
+        torch.testing.assert_close(
+            rows[0][name].float(), value.float(), rtol=2e-3, atol=1e-4, msg=name
+        )
+    for (path, a), b in zip(
+        tree.paths(eager.opt["m"]).items(), tree.leaves(fast.opt["m"]), strict=True
+    ):
         torch.testing.assert_close(b, a, rtol=1e-2, atol=1e-5, msg=path)
 
 
 def test_the_perceptual_gradient_is_not_zero_and_vanishes_at_the_target(vgg_file):
     vgg = adversarial.load_vgg(AdversarialConfig(perceptual=1.0, vgg=vgg_file))
     names, real, fake = AdversarialConfig().features, video(0, 2), video(1, 2).requires_grad_()
-    real, fake = (F.interpolate(x.permute(0, 3, 1, 2), size=32).permute(0, 2, 3, 1) for x in (real, fake))
+    real, fake = (
+        F.interpolate(x.permute(0, 3, 1, 2), size=32).permute(0, 2, 3, 1) for x in (real, fake)
+    )
     (slope,) = torch.autograd.grad(adversarial.perceptual(vgg, real, fake, names), fake)
     assert (slope.abs().amax((1, 2, 3)) > 0).all()
     assert adversarial.perceptual(vgg, real, real, names) == 0
@@ -203,7 +268,9 @@ def test_vgg_sees_images_normalised_as_imagenet():
     params = {"features.0": {"w": w, "b": torch.zeros(3)}}
     white = torch.ones(1, 4, 4, 3)
     (seen,) = adversarial.vgg_features(params, white, ("features.0",))
-    expected = [(1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
+    expected = [
+        (1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    ]
     torch.testing.assert_close(seen[0, :, 0, 0], torch.tensor(expected))
 
 

@@ -27,15 +27,40 @@ ENTRIES = [
     ("spacetime_downsample", {"in_channels": 8, "time_factor": 1}, 8, 0),
     ("image-residual", {"in_channels": 8, "downsample": (1, 2)}, 8, 0),
     ("video-residual", {"in_channels": 8, "out_channels": 16}, 8, 0),
-    ("video-residual", {"in_channels": 8, "downsample": 2, "use_blur": True, "act_fn": "leaky"}, 8, 0),
+    (
+        "video-residual",
+        {"in_channels": 8, "downsample": 2, "use_blur": True, "act_fn": "leaky"},
+        8,
+        0,
+    ),
     ("video-residual", {"in_channels": 8, "downsample": 2}, 8, 0),
     ("causal-conv3d", {"in_channels": 8, "out_channels": 4}, 8, 0),
     ("causal-conv3d", {"in_channels": 8, "out_channels": 4, "stride": (2, 1)}, 8, 0),
-    ("causal-conv3d", {"in_channels": 8, "out_channels": 4, "kernel_size": (5, 3), "stride": (2, 2)}, 8, 0),
-    ("causal-conv3d", {"in_channels": 8, "out_channels": 4, "kernel_size": 1, "stride": (2, 1)}, 8, 0),
+    (
+        "causal-conv3d",
+        {"in_channels": 8, "out_channels": 4, "kernel_size": (5, 3), "stride": (2, 2)},
+        8,
+        0,
+    ),
+    (
+        "causal-conv3d",
+        {"in_channels": 8, "out_channels": 4, "kernel_size": 1, "stride": (2, 1)},
+        8,
+        0,
+    ),
     ("causal-conv3d-transpose", {"in_channels": 8, "out_channels": 4}, 8, 0),
-    ("causal-conv3d-transpose", {"in_channels": 8, "out_channels": 4, "kernel_size": 3, "stride": (1, 2)}, 8, 0),
-    ("causal-conv3d-transpose", {"in_channels": 8, "out_channels": 4, "kernel_size": 3, "stride": 2}, 8, 0),
+    (
+        "causal-conv3d-transpose",
+        {"in_channels": 8, "out_channels": 4, "kernel_size": 3, "stride": (1, 2)},
+        8,
+        0,
+    ),
+    (
+        "causal-conv3d-transpose",
+        {"in_channels": 8, "out_channels": 4, "kernel_size": 3, "stride": 2},
+        8,
+        0,
+    ),
     ("depth2space_upsample", {"in_channels": 8}, 8, 0),
     ("depth2time_upsample", {"in_channels": 8}, 8, 0),
     ("depth2spacetime_upsample", {"in_channels": 8, "out_channels": 4}, 8, 0),
@@ -48,14 +73,18 @@ ENTRIES = [
     ("silu", {}, 8, 0),
 ]
 NAMES = [f"{i}-{entry[0]}" for i, entry in enumerate(ENTRIES)]
-every_layer = pytest.mark.parametrize(("name", "options", "channels", "condition"), ENTRIES, ids=NAMES)
+every_layer = pytest.mark.parametrize(
+    ("name", "options", "channels", "condition"), ENTRIES, ids=NAMES
+)
 
 
 def build(*description, seed=0):
     """A parsed blueprint and parameters without zeros, so that no path is closed at the start."""
     made = blueprint.parse(description)
     params = tree.init(blueprint.spec(made), random.key(seed))
-    noise = tree.init(tree.map(lambda s: type(s)(s.shape, std=0.05), blueprint.spec(made)), random.key(seed + 1))
+    noise = tree.init(
+        tree.map(lambda s: type(s)(s.shape, std=0.05), blueprint.spec(made)), random.key(seed + 1)
+    )
     return made, tree.map(torch.add, params, noise)
 
 
@@ -97,7 +126,9 @@ def test_no_layer_sees_the_future(name, options, channels, condition, alone):
         z = run(x_BTHWC=other, at=Pass(alone, changed))
         last = out_span(t, up, down, alone)
         torch.testing.assert_close(z[:, : last + 1], y[:, : last + 1], rtol=0, atol=1e-6)
-        assert not torch.allclose(z[:, last + 1 :], y[:, last + 1 :], atol=1e-4), "the change reached nothing"
+        assert not torch.allclose(z[:, last + 1 :], y[:, last + 1 :], atol=1e-4), (
+            "the change reached nothing"
+        )
 
 
 @every_layer
@@ -107,7 +138,9 @@ def test_a_layer_uses_its_condition(name, options, channels, condition):
     made, params = build((name, options))
     x, a, b = noise(1, 4, 4, 4, channels), noise(1, 4, condition), noise(1, 4, condition, seed=9)
     y, z = (blueprint.apply(params, x, made, Pass(False, external)) for external in (a, b))
-    assert ((y - z).abs().amax((0, 2, 3, 4)) > 1e-4).all(), "the condition does not reach every frame"
+    assert ((y - z).abs().amax((0, 2, 3, 4)) > 1e-4).all(), (
+        "the condition does not reach every frame"
+    )
 
 
 @every_layer
@@ -138,13 +171,20 @@ def test_a_single_image_is_a_video(name, options, channels, condition):
 
 
 def test_an_adaptive_norm_takes_the_condition_of_its_own_coarse_frame():
-    made, params = build(("adaptive_group_norm", {"num_channels": 8, "num_groups": 2, "dim_cond": 3}))
+    made, params = build(
+        ("adaptive_group_norm", {"num_channels": 8, "num_groups": 2, "dim_cond": 3})
+    )
     external = noise(1, 3, 2, 2, 3)  # a grid per coarse frame: averaged over space
-    for frames, alone, expected in ((12, False, [0] * 4 + [1] * 4 + [2] * 4), (9, True, [0] + [1] * 4 + [2] * 4)):
+    for frames, alone, expected in (
+        (12, False, [0] * 4 + [1] * 4 + [2] * 4),
+        (9, True, [0] + [1] * 4 + [2] * 4),
+    ):
         x = noise(1, frames, 4, 4, 8)
         y = blueprint.apply(params, x, made, Pass(alone, external))
         for t, own in enumerate(expected):
-            z = blueprint.apply(params, x[:, t : t + 1], made, Pass(True, external[:, own : own + 1]))
+            z = blueprint.apply(
+                params, x[:, t : t + 1], made, Pass(True, external[:, own : own + 1])
+            )
             torch.testing.assert_close(y[:, t : t + 1], z, rtol=1e-4, atol=1e-5)
 
 
@@ -170,7 +210,10 @@ def test_repeated_layers_have_parameters_of_their_own():
     for i in range(3):
         single, _ = build(("residual", {"in_channels": 8}))
         y = blueprint.apply(
-            {"00_video-residual": tree.map(lambda p, i=i: p[i : i + 1], stacked)}, y, single, Pass(False)
+            {"00_video-residual": tree.map(lambda p, i=i: p[i : i + 1], stacked)},
+            y,
+            single,
+            Pass(False),
         )
     torch.testing.assert_close(blueprint.apply(params, x, made, Pass(False)), y)
 
@@ -217,25 +260,50 @@ def test_compiled_is_eager():
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ([("causl", {})], r"layer 0 of the blueprint has the unknown name 'causl': did you mean 'causal'"),
-        (["silu", ("residual", {"in_channel": 8})], r"layer 1 .* no option 'in_channel': did you mean 'in_channels'"),
-        (["silu", ("causal", {"in_channels": 3})], r"layer 1 of the blueprint, causal-conv3d, needs .* 'out_channels'"),
         (
-            [("causal", {"in_channels": 3, "out_channels": 8}), "silu", ("residual", {"in_channels": 16})],
+            [("causl", {})],
+            r"layer 0 of the blueprint has the unknown name 'causl': did you mean 'causal'",
+        ),
+        (
+            ["silu", ("residual", {"in_channel": 8})],
+            r"layer 1 .* no option 'in_channel': did you mean 'in_channels'",
+        ),
+        (
+            ["silu", ("causal", {"in_channels": 3})],
+            r"layer 1 of the blueprint, causal-conv3d, needs .* 'out_channels'",
+        ),
+        (
+            [
+                ("causal", {"in_channels": 3, "out_channels": 8}),
+                "silu",
+                ("residual", {"in_channels": 16}),
+            ],
             r"layer 2 of the blueprint, video-residual, takes 16 channels, but the layers before it give 8",
         ),
         ([("group_norm", {"num_channels": 12})], "12 channels cannot be cut into num_groups=8"),
-        ([("residual", {"in_channels": 8, "out_channels": 16, "n_rep": 2})], "layer 0 .* cannot be repeated 2 times"),
-        ([("residual", {"in_channels": 8, "use_causal": False})], "would let a frame see later ones"),
+        (
+            [("residual", {"in_channels": 8, "out_channels": 16, "n_rep": 2})],
+            "layer 0 .* cannot be repeated 2 times",
+        ),
+        (
+            [("residual", {"in_channels": 8, "use_causal": False})],
+            "would let a frame see later ones",
+        ),
         ([("time_attn", {"n_embd": 8, "has_ext": True})], "has_ext and key_dim"),
         ([("adaptive_group_norm", {"num_channels": 8, "has_ext": False})], "use group_norm"),
-        ([("causal-conv3d-transpose", {"in_channels": 8, "out_channels": 8, "kernel_size": 1})], "smaller than its"),
+        (
+            [("causal-conv3d-transpose", {"in_channels": 8, "out_channels": 8, "kernel_size": 1})],
+            "smaller than its",
+        ),
         ([("residual", {"in_channels": 8, "act_fn": "tanh"})], "act_fn 'tanh' is none of"),
         ([("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (3, 4)})], "even"),
         ([("image-residual", {"in_channels": 8, "downsample": (2, 2)})], "divides time"),
         ([("depth2space_upsample", {"in_channels": 8, "time_factor": 2})], "it keeps time"),
         ([("depth2time_upsample", {"in_channels": 8, "space_factor": 2})], "it keeps space"),
-        ([("space_attn", {"n_embd": 8, "impl": "flash"})], "'flash' is none of auto, reference, sdpa, triton"),
+        (
+            [("space_attn", {"n_embd": 8, "impl": "flash"})],
+            "'flash' is none of auto, reference, sdpa, triton",
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_position(description, message):

@@ -30,7 +30,9 @@ def test_a_causal_convolution_is_torchs_with_all_its_time_padding_in_front():
     torch.testing.assert_close(conv.causal_conv(params, x, Pass(True)), expected)
 
 
-@pytest.mark.parametrize(("alone", "frames", "sums"), [(True, 5, [0, 3, 7]), (False, 4, [1, 5]), (False, 6, [1, 5, 9])])
+@pytest.mark.parametrize(
+    ("alone", "frames", "sums"), [(True, 5, [0, 3, 7]), (False, 4, [1, 5]), (False, 6, [1, 5, 9])]
+)
 def test_windows_end_with_each_group_or_with_each_second_frame(alone, frames, sums):
     """A kernel of ones over two frames, stride 2: what each output adds up shows where its window lies."""
     params = {"w": torch.ones(1, 1, 2, 1, 1), "b": torch.zeros(1)}
@@ -63,16 +65,24 @@ def test_pooling_in_time_by_both_rules():
     mean = [conv.pool(v, Pass(a), (2, 1, 1), blur=False).flatten().tolist() for v, a in both]
     assert mean == [[0.5, 2.5, 4.5], [0.0, 1.5, 3.5]]
     blurred = [
-        conv.pool(v, Pass(a), (2, 1, 1), blur=True).flatten().tolist() for v, a in ((x, False), (x[:, :5], True))
+        conv.pool(v, Pass(a), (2, 1, 1), blur=True).flatten().tolist()
+        for v, a in ((x, False), (x[:, :5], True))
     ]
-    assert blurred == [[0.25, 2.0, 4.0], [0.0, 1.0, 3.0]]  # of frames (0, 0, 1), (1, 2, 3) … and (0, 0, 0), (0, 1, 2) …
+    assert blurred == [
+        [0.25, 2.0, 4.0],
+        [0.0, 1.0, 3.0],
+    ]  # of frames (0, 0, 1), (1, 2, 3) … and (0, 0, 0), (0, 1, 2) …
 
 
 def test_group_norm_is_torchs_on_every_frame_alone():
     params = {"scale": noise(8), "shift": noise(8, seed=1)}
     x = noise(2, 3, 4, 4, 8, seed=2)
     flat = x.flatten(0, 1).permute(0, 3, 1, 2)
-    expected = F.group_norm(flat, 2, params["scale"], params["shift"], 1e-6).permute(0, 2, 3, 1).unflatten(0, (2, 3))
+    expected = (
+        F.group_norm(flat, 2, params["scale"], params["shift"], 1e-6)
+        .permute(0, 2, 3, 1)
+        .unflatten(0, (2, 3))
+    )
     torch.testing.assert_close(conv.group_norm(params, x, 2), expected)
 
 
@@ -89,7 +99,9 @@ def test_depth_becomes_space_and_time_and_space_becomes_depth():
 def test_a_transposed_convolution_is_torchs_cut_to_size():
     params = tree.init(conv.conv_spec(4, 6, (4, 4, 4)), random.key(0)) | {"b": noise(6)}
     x = noise(2, 3, 5, 5, 4, seed=1)
-    whole = from_torch(F.conv_transpose3d(to_torch(x), params["w"].transpose(0, 1), params["b"], stride=2))
+    whole = from_torch(
+        F.conv_transpose3d(to_torch(x), params["w"].transpose(0, 1), params["b"], stride=2)
+    )
     y = conv.causal_conv_transpose(params, x, Pass(False), (2, 2, 2))
     torch.testing.assert_close(y, whole[:, :6, 1:11, 1:11])
     y = conv.causal_conv_transpose(params, x, Pass(True), (2, 2, 2))
@@ -101,4 +113,6 @@ def test_conditions_are_repeated_for_the_frames_they_belong_to():
     assert Pass(False, x).condition_at(6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
     assert Pass(True, x).condition_at(5).flatten().tolist() == [0, 1, 1, 2, 2]
     assert Pass(True, x[:, :1]).condition_at(1).flatten().tolist() == [0]
-    assert Pass(False, x[:, :, None, None].expand(1, 3, 2, 2, 1)).condition_at(3).flatten().tolist() == [0, 1, 2]
+    assert Pass(False, x[:, :, None, None].expand(1, 3, 2, 2, 1)).condition_at(
+        3
+    ).flatten().tolist() == [0, 1, 2]

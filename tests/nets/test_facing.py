@@ -60,7 +60,9 @@ def test_the_drawing_cannot_see_which_way_the_agent_looked(params, video):
     torch.testing.assert_close(drawn, facing.draw(params, turned, codes, CFG))
     torch.testing.assert_close(drawn, -drawn.flip(3))
     shape = (2, 7, 8, 4, 3)
-    assert drawn.shape == shape and not torch.allclose(drawn, facing.draw(params, video.roll(1, 3), codes, CFG))
+    assert drawn.shape == shape and not torch.allclose(
+        drawn, facing.draw(params, video.roll(1, 3), codes, CFG)
+    )
     later = torch.cat((video[:, :3], -video[:, 3:]), 1)
     torch.testing.assert_close(drawn[:, :3], facing.draw(params, later, codes, CFG)[:, :3])
     assert not torch.allclose(drawn, facing.draw(params, video, -codes, CFG))
@@ -102,10 +104,16 @@ def trained(cfg, clips):
     """The parameters after 120 steps on `clips(key)`."""
     params, grad = tree.init(facing.spec(cfg), random.key(0)), tree.value_and_grad(facing.loss)
     optimizer = OptimConfig(weight_decay=0.0)
-    state, decay, rate = optim.adamw_init(params), tree.map(lambda s: False, facing.spec(cfg)), torch.tensor(5e-3)
+    state, decay, rate = (
+        optim.adamw_init(params),
+        tree.map(lambda s: False, facing.spec(cfg)),
+        torch.tensor(5e-3),
+    )
     for step in range(120):
         _, grads = grad(params, clips(random.fold_in(random.key(7), step)), cfg)
-        params, state = optim.adamw(grads, state, params, torch.tensor(step), rate, decay, optimizer)
+        params, state = optim.adamw(
+            grads, state, params, torch.tensor(step), rate, decay, optimizer
+        )
     return params
 
 

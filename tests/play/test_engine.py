@@ -22,7 +22,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), "u1")
 @pytest.fixture
 def engine(stage):
     dream, found, store = stage
-    engine = Engine(dream, CPU, found, compiled=False, meta=store.meta, sample=SampleConfig(steps=3))
+    engine = Engine(
+        dream, CPU, found, compiled=False, meta=store.meta, sample=SampleConfig(steps=3)
+    )
     yield engine
     engine.close()
 
@@ -54,7 +56,9 @@ def test_a_batch_gives_everybody_what_they_would_get_alone(engine, count):
     engine._ways[False].together = dict.fromkeys(module.SIZES, world.vmapped())
     alone = [play(engine, IMAGES[i], i, [1] * i, 1 + i / 4) for i in range(count)]
     wishes = [(now, i % 5, None, 1 + i / 4, 3) for i, now in enumerate(alone)]
-    expected = [engine.act(*wish).result() for wish in wishes] + [engine.act(*wishes[0][:-1], 2).result()]
+    expected = [engine.act(*wish).result() for wish in wishes] + [
+        engine.act(*wishes[0][:-1], 2).result()
+    ]
     gate = blocked(engine)
     futures = [engine.act(*wish) for wish in wishes] + [engine.act(*wishes[0][:-1], 2)]
     gate.set()
@@ -63,7 +67,9 @@ def test_a_batch_gives_everybody_what_they_would_get_alone(engine, count):
         assert made.at == other.at and np.array_equal(made.present.ids, other.present.ids)
         assert np.array_equal(made.present.revealed, other.present.revealed)
         assert np.abs(made.present.pixels.astype(int) - other.present.pixels).max() <= 1
-        for a, b in zip(*(module.tree.leaves(session.state(x)) for x in (made, other)), strict=True):
+        for a, b in zip(
+            *(module.tree.leaves(session.state(x)) for x in (made, other)), strict=True
+        ):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -96,7 +102,10 @@ def test_a_session_is_a_function_of_its_start_seed_and_actions(engine):
     assert hashes(a) == hashes(b) != hashes(c)
     back = engine.act(session.moved(a, 1), 1, None, 1.0, 3).result()
     assert back.present.note == a.moments[2].note
-    assert engine.act(session.moved(a, 1), 1, None, 9.0, 3).result().present.note.hash != back.present.note.hash
+    assert (
+        engine.act(session.moved(a, 1), 1, None, 9.0, 3).result().present.note.hash
+        != back.present.note.hash
+    )
 
 
 def test_programs_are_compiled_beside_the_play(stage, monkeypatch):
@@ -135,7 +144,9 @@ def test_where_compiling_fails_play_goes_on_without(stage, monkeypatch):
     assert told.wait(20) or engine.ready == "eager"
     assert engine.ready == "eager"
     now = play(engine, IMAGES[0], 0, [1])
-    assert not engine.act(now, 2, None, 1.0, 3, True).result().present.note.compiled, "there is no other program"
+    assert not engine.act(now, 2, None, 1.0, 3, True).result().present.note.compiled, (
+        "there is no other program"
+    )
     engine.close()
 
 
@@ -148,7 +159,9 @@ def test_levels_share_their_games_and_the_longest_unused_is_closed(engine, monke
     b = engine.act(second, 0, right, 1.0, 3).result()
     assert len(engine._games) == 1
     again = engine.act(first, 0, right, 1.0, 3).result()
-    assert np.array_equal(a.present.game, again.present.game) and not np.array_equal(a.present.game, b.present.game)
+    assert np.array_equal(a.present.game, again.present.game) and not np.array_equal(
+        a.present.game, b.present.game
+    )
 
 
 def test_real_actions_are_mapped(engine, stage):

@@ -54,13 +54,19 @@ def test_gymnasium_finds_nothing_to_complain_about(dream, store, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         name = "genie_fn.play.gym_env:genie_fn/Dream-v0"
-        made = gymnasium.make(name, run="there", root=str(store), starts=3, horizon=4, sample=SAMPLE)
+        made = gymnasium.make(
+            name, run="there", root=str(store), starts=3, horizon=4, sample=SAMPLE
+        )
         check_env(made.unwrapped)
         made.reset(seed=0)
         for _ in range(4):
             observation, reward, terminated, truncated, _ = made.step(made.action_space.sample())
         made.close()
-    assert observation.shape == (32, 32, 3) and (reward, terminated, truncated) == (0.0, False, True)
+    assert observation.shape == (32, 32, 3) and (reward, terminated, truncated) == (
+        0.0,
+        False,
+        True,
+    )
 
 
 def test_the_same_seed_and_actions_give_the_same_frames(env, dream, starts):
@@ -69,7 +75,9 @@ def test_the_same_seed_and_actions_give_the_same_frames(env, dream, starts):
     assert np.array_equal(first, play(WorldEnv(dream, starts, sample=SAMPLE), 7))
     assert not np.array_equal(first[0], first[1])
     others = [play(env, seed) for seed in range(6)]
-    assert len({frames[0].tobytes() for frames in others}) > 1, "every seed starts from the same frame"
+    assert len({frames[0].tobytes() for frames in others}) > 1, (
+        "every seed starts from the same frame"
+    )
 
 
 def test_seeds_decide_what_is_sampled_not_only_where_it_starts(dream, starts):

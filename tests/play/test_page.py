@@ -20,10 +20,17 @@ from genie_fn.play.server import Limits, Server, serve_on
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
 expect = sync_api.expect
 expect.set_options(timeout=30_000)  # on a busy machine everything takes long
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium")
 
-PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "has_touch": True,
+    "is_mobile": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,9 @@ def site(stage):
     dream, found, store = stage
     engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(engine, "runs/tiny/dynamics", "tiny", surroundings.of_store(store), "", Limits())
+    server = Server(
+        engine, "runs/tiny/dynamics", "tiny", surroundings.of_store(store), "", Limits()
+    )
     threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
     return f"http://localhost:{listening.getsockname()[1]}"
 
@@ -51,18 +60,27 @@ def visit(browser, site):
     contexts, wrong, origin = [], [], site.replace("http", "ws")
 
     def hear(message):
-        refused = message.location["url"].endswith("/upload")  # Chromium reports every refusal, though it is meant
+        refused = message.location["url"].endswith(
+            "/upload"
+        )  # Chromium reports every refusal, though it is meant
         if message.type in ("error", "warning") and not refused:
             wrong.append(message.text)
 
     def listen(page):
         page.on("console", hear)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith((site, "blob:")) or wrong.append(request.url))
-        page.on("websocket", lambda socket: socket.url.startswith(origin) or wrong.append(socket.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((site, "blob:")) or wrong.append(request.url),
+        )
+        page.on(
+            "websocket", lambda socket: socket.url.startswith(origin) or wrong.append(socket.url)
+        )
 
     def visit(prepare=lambda page: None, **options):
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        )
         page = contexts[-1].new_page()
         page.set_default_timeout(30_000)
         listen(page)
@@ -174,11 +192,15 @@ def test_a_wrong_file_is_told_in_a_sentence(visit):
     alert = page.get_by_role("alert")
     expect(alert).to_be_hidden()
     for size in (100, 2**22 + 1):
-        page.locator("#image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"x" * size})
+        page.locator("#image").set_input_files(
+            {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * size}
+        )
         expect(alert).to_contain_text(re.compile(r"[a-z].*[.:]"))
         page.keyboard.press("Escape")
         expect(alert).to_be_hidden()
-    page.locator("#recording").set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": b"{}"})
+    page.locator("#recording").set_input_files(
+        {"name": "a.json", "mimeType": "application/json", "buffer": b"{}"}
+    )
     expect(alert).to_contain_text("not a recording")
     play(page, ["1"])
     expect(alert).to_be_hidden()
@@ -196,7 +218,11 @@ def test_a_recording_replays_to_identical_frames(visit):
     verdict = again.locator("#verdict")
 
     def replay(content):
-        file = {"name": "r.json", "mimeType": "application/json", "buffer": json.dumps(content).encode()}
+        file = {
+            "name": "r.json",
+            "mimeType": "application/json",
+            "buffer": json.dumps(content).encode(),
+        }
         again.locator("#recording").set_input_files(file)
 
     replay(recording)
@@ -240,7 +266,9 @@ def test_a_look_inside(visit):
         looks.add(overlay.evaluate("canvas => canvas.toDataURL()"))
     assert len(looks) == 3
     page.locator("#dream").hover()
-    expect(page.get_by_role("tooltip")).to_contain_text(re.compile(r"row \d+, column \d+: token \d+, \d+ % sure"))
+    expect(page.get_by_role("tooltip")).to_contain_text(
+        re.compile(r"row \d+, column \d+: token \d+, \d+ % sure")
+    )
     page.keyboard.press("i")
     page.keyboard.press("c")
     assert overlay.evaluate("canvas => canvas.toDataURL()") == plain
@@ -277,7 +305,9 @@ def test_everything_from_the_keyboard(visit):
     for _ in range(60):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.dataset.do ?? document.activeElement.id"))
-    buttons = set(page.locator("[data-do]:visible").evaluate_all("all => all.map(e => e.dataset.do)"))
+    buttons = set(
+        page.locator("[data-do]:visible").evaluate_all("all => all.map(e => e.dataset.do)")
+    )
     assert buttons - {"forward", "back"} <= reached
     assert {"clip", "seed", "level", "temperature", "steps", "speed"} <= reached
     page.locator("#actions button").nth(1).focus()
@@ -308,7 +338,9 @@ def test_a_phone(visit):
     touch = page.context.new_cdp_session(page)
     finger = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
-    expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))  # as long as the finger stays
+    expect(page.locator("#number")).to_have_text(
+        re.compile(r"^[4-9]|\d\d")
+    )  # as long as the finger stays
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.wait_for_timeout(200)
     expect(page.locator("body.waiting")).to_have_count(0)
@@ -322,7 +354,9 @@ def test_a_lost_connection_comes_back_to_its_session(visit):
     sockets = []
 
     def between(page):
-        page.route_web_socket(re.compile("/play"), lambda socket: sockets.append(socket) or socket.connect_to_server())
+        page.route_web_socket(
+            re.compile("/play"), lambda socket: sockets.append(socket) or socket.connect_to_server()
+        )
 
     page = visit(between)
     shown = play(page, ["1", "2"])
@@ -349,7 +383,9 @@ def test_a_reload_goes_on_and_a_session_that_is_gone_begins_anew(visit):
 def test_two_windows_do_not_fight_for_a_session(visit):
     first, second = visit(), visit()
     shown, number = play(first, ["1", "2"]), first.locator("#number")
-    second.evaluate("stored => { sessionStorage.genie_fn = stored }", first.evaluate("sessionStorage.genie_fn"))
+    second.evaluate(
+        "stored => { sessionStorage.genie_fn = stored }", first.evaluate("sessionStorage.genie_fn")
+    )
     second.reload()
     expect(first.get_by_role("alert")).to_contain_text("another window")
     play(second, ["3"], 2)
@@ -369,5 +405,7 @@ def test_a_full_server_is_told(visit, browser, site):
 
     page.route_web_socket(re.compile("/play"), full)
     page.goto(site)
-    expect(page.get_by_role("alert")).to_contain_text("All 8 places are taken. This page asks again")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "All 8 places are taken. This page asks again"
+    )
     page.close()

@@ -17,9 +17,13 @@ NOTES = (Note(2, None, 1.0, 8, False, "00000000"), Note(0, 7, 0.3, 1, True, "fff
 
 def played(notes=NOTES, kept=1, **fields):
     """A session of which the last `kept` dreamed frames are still there."""
-    moments = tuple(Moment(START, START, START, START, None, note) for note in notes[len(notes) - kept :])
+    moments = tuple(
+        Moment(START, START, START, START, None, note) for note in notes[len(notes) - kept :]
+    )
     first = len(notes) - kept + 1
-    return Session(moments, len(notes), 3, START, first=first, notes=tuple(notes[: first - 1]), **fields)
+    return Session(
+        moments, len(notes), 3, START, first=first, notes=tuple(notes[: first - 1]), **fields
+    )
 
 
 @pytest.fixture
@@ -65,7 +69,9 @@ WRONG = {
 VALUES = [-1, 1.5, "x", True, [1], {"a": 1}, 2**80]
 
 
-@pytest.mark.parametrize(("words", "field"), [(words, field) for words, fields in WRONG.items() for field in fields])
+@pytest.mark.parametrize(
+    ("words", "field"), [(words, field) for words, fields in WRONG.items() for field in fields]
+)
 @pytest.mark.parametrize("value", VALUES)
 def test_a_wrong_field_is_a_sentence(made, words, field, value):
     value = False if field == "version" and value is True else value  # true is 1 here

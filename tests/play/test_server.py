@@ -82,7 +82,10 @@ class Page:
         content = message["bytes"]
         (length,) = struct.unpack_from("<I", content)
         header, at = json.loads(content[4 : 4 + length]), 4 + length
-        pixels, tokens = header["height"] * header["width"] * 3, header["grid"][0] * header["grid"][1]
+        pixels, tokens = (
+            header["height"] * header["width"] * 3,
+            header["grid"][0] * header["grid"][1],
+        )
         sizes = {"rgb": pixels, "probability": tokens, "revealed": tokens, "ids": 4 * tokens}
         sizes |= {"real_rgb": pixels} if header["game"] else {}
         arrays = {}
@@ -113,12 +116,16 @@ def visit(client, session="", origin=HOME, **parameters):
         visitor = client.server.places[page.hello["session"]].visitor
         yield page
         socket.close()
-        wait_for(lambda: all(place.visitor is not visitor for place in client.server.places.values()))
+        wait_for(
+            lambda: all(place.visitor is not visitor for place in client.server.places.values())
+        )
 
 
 def png(height=40, width=50, seed=0):
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), "u1")).save(file, "png")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), "u1")).save(
+        file, "png"
+    )
     return file.getvalue()
 
 
@@ -134,15 +141,38 @@ def test_a_visit(serve, stage):
     dream, found, store = stage
     with visit(serve()) as page:
         told = page.hello
-        assert told["frame"] is None and told["settings"] == {"temperature": 1.0, "steps": PLAY.steps}
-        expected = {"height": 64, "width": 64, "grid": [4, 4], "codes": 16, "actions": 5, "kind": "latent"}
-        assert expected.items() <= told["world"].items() and told["world"]["names"] == list(procgen.ACTIONS)
+        assert told["frame"] is None and told["settings"] == {
+            "temperature": 1.0,
+            "steps": PLAY.steps,
+        }
+        expected = {
+            "height": 64,
+            "width": 64,
+            "grid": [4, 4],
+            "codes": 16,
+            "actions": 5,
+            "kind": "latent",
+        }
+        assert expected.items() <= told["world"].items() and told["world"]["names"] == list(
+            procgen.ACTIONS
+        )
         assert told["world"]["map"]["to_latent"] == found.to_latent and told["world"]["clips"] == 40
         header, arrays = page.start()
-        assert (header["frame"], header["action"], header["seed"]) == (0, None, 5) and not arrays["revealed"].any()
+        assert (header["frame"], header["action"], header["seed"]) == (0, None, 5) and not arrays[
+            "revealed"
+        ].any()
         header, arrays = page.ask("act", action=3)
-        assert (header["frame"], header["newest"], header["action"], header["real"]) == (1, 1, 3, None)
-        assert set(arrays["revealed"]) <= set(range(1, 9)) and arrays["ids"].max() < 16 and header["ms"] > 0
+        assert (header["frame"], header["newest"], header["action"], header["real"]) == (
+            1,
+            1,
+            3,
+            None,
+        )
+        assert (
+            set(arrays["revealed"]) <= set(range(1, 9))
+            and arrays["ids"].max() < 16
+            and header["ms"] > 0
+        )
         header, _ = page.ask("act", real=RIGHT)
         assert (header["action"], header["real"]) == (found.to_latent[RIGHT], RIGHT)
         page.say("settings", temperature=0.5, steps=2)
@@ -165,7 +195,9 @@ def test_a_frame_is_the_worlds_own(serve, stage):
             key = random.fold_in(random.key(5), t)
             state, frame = world.step(dream, state, torch.tensor([action]), key, PLAY)
             assert np.array_equal(arrays["rgb"], frame.pixels.numpy().ravel())
-            assert np.array_equal(arrays["ids"], frame.ids[0]) and np.array_equal(arrays["revealed"], frame.step[0])
+            assert np.array_equal(arrays["ids"], frame.ids[0]) and np.array_equal(
+                arrays["revealed"], frame.step[0]
+            )
 
 
 def test_going_back_and_on_again_is_exact(serve):
@@ -208,7 +240,9 @@ def test_a_recording_dreams_the_same_again(serve):
         shown = page.ask("act", action=0)[0]
         page.say("record")
         made = json.loads(json.dumps(page.text("recording")["recording"]))
-    assert made["format"] == "genie_fn recording" and made["world"] == "tiny" and made["level"] is None
+    assert (
+        made["format"] == "genie_fn recording" and made["world"] == "tiny" and made["level"] is None
+    )
     assert [f["real"] for f in made["frames"]] == [None, RIGHT, None]
     with visit(client) as page:
         page.say("replay", recording=made)
@@ -228,10 +262,16 @@ def test_an_image_becomes_the_first_frame(serve):
     client = serve()
     names = [client.post("/upload", content=png(seed=seed)).json()["image"] for seed in (1, 2, 1)]
     with visit(client) as page:
-        one, two, again = (page.start(**{"from": "image", "image": name})[0]["hash"] for name in names)
+        one, two, again = (
+            page.start(**{"from": "image", "image": name})[0]["hash"] for name in names
+        )
         assert one == again != two
-        assert "no longer here" in page.refused("start", **{"from": "image", "image": "x", "seed": 0})
-        assert "no longer here" in page.refused("start", **{"from": "image", "image": ["x"], "seed": 0})
+        assert "no longer here" in page.refused(
+            "start", **{"from": "image", "image": "x", "seed": 0}
+        )
+        assert "no longer here" in page.refused(
+            "start", **{"from": "image", "image": ["x"], "seed": 0}
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
@@ -252,7 +292,9 @@ def test_a_wrong_upload_is_a_sentence(serve, content, status, words):
 
 @pytest.mark.filterwarnings("ignore:Image size")
 @pytest.mark.parametrize("size", [(10_000, 10_000), (10_000, 1)])
-def test_an_image_of_ten_thousand_pixels_a_side_is_refused_before_it_is_decoded(serve, size, monkeypatch):
+def test_an_image_of_ten_thousand_pixels_a_side_is_refused_before_it_is_decoded(
+    serve, size, monkeypatch
+):
     file = io.BytesIO()
     Image.new("1", size).save(file, "png")
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
@@ -267,8 +309,13 @@ def test_films(serve):
         page.ask("act", action=0)
         for kind, magic in (("gif", b"GIF8"), ("mp4", b"ftyp")):
             reply = client.get("/render", params={"session": page.hello["session"], "format": kind})
-            assert magic in reply.content[:12] and "attachment" in reply.headers["content-disposition"]
-        for fields in ({"session": page.hello["session"], "format": "exe"}, {"session": "x", "format": "gif"}):
+            assert (
+                magic in reply.content[:12] and "attachment" in reply.headers["content-disposition"]
+            )
+        for fields in (
+            {"session": page.hello["session"], "format": "exe"},
+            {"session": "x", "format": "gif"},
+        ):
             assert client.get("/render", params=fields).status_code == 404
 
 
@@ -284,7 +331,12 @@ def refused(client, **options):
 
 def test_only_the_servers_own_origin_may_open_a_socket(serve):
     client = serve()
-    for origin in ("http://evil.example", "http://localhost:81", "https://localhost.evil.example", "null"):
+    for origin in (
+        "http://evil.example",
+        "http://localhost:81",
+        "https://localhost.evil.example",
+        "null",
+    ):
         assert refused(client, origin=origin) == 1008
         assert client.post("/upload", content=png(), headers={"origin": origin}).status_code == 403
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("ws://localhost/play"):
@@ -307,7 +359,10 @@ def test_with_a_token_nothing_goes_without_it(serve):
         assert client.get("/", params={"token": token}).status_code == 403
         assert client.post("/upload", params={"token": token}, content=png()).status_code == 403
         assert refused(client, token=token) == 1008
-    assert client.get("/", params={"token": "secret"}, headers={"host": "far.example"}).status_code == 200
+    assert (
+        client.get("/", params={"token": "secret"}, headers={"host": "far.example"}).status_code
+        == 200
+    )
     assert client.get("/static/app.js").status_code == 200  # the page's own imports carry none
     with visit(client, token="secret") as page:
         page.start()
@@ -316,9 +371,14 @@ def test_with_a_token_nothing_goes_without_it(serve):
 def test_every_answer_says_what_a_browser_may_do_with_it(serve):
     client = serve()
     replies = [client.get(path) for path in ("/", "/static/app.js", "/static/no", "/render", "/no")]
-    replies += [client.post("/upload", content=b""), client.get("/", headers={"host": "evil.example"})]
+    replies += [
+        client.post("/upload", content=b""),
+        client.get("/", headers={"host": "evil.example"}),
+    ]
     for reply in replies:
-        assert {name.lower(): value for name, value in SAFE.items()}.items() <= dict(reply.headers).items()
+        assert {name.lower(): value for name, value in SAFE.items()}.items() <= dict(
+            reply.headers
+        ).items()
     assert "default-src 'self'" in replies[0].headers["content-security-policy"]
 
 
@@ -333,7 +393,10 @@ def test_a_killed_socket_resumes_its_session(serve):
         shown = [page.ask("act", action=a)[0]["hash"] for a in (1, 2)]
         name = page.hello["session"]
     with visit(client, name) as page:
-        assert page.hello["session"] == name and (page.hello["frame"], page.hello["newest"]) == (2, 2)
+        assert page.hello["session"] == name and (page.hello["frame"], page.hello["newest"]) == (
+            2,
+            2,
+        )
         assert page.hello["settings"] == {"temperature": 0.5, "steps": 3}
         assert page.ask("goto", frame=2)[0]["hash"] == shown[1]
         assert page.ask("act", action=0)[0]["frame"] == 3
@@ -402,9 +465,13 @@ def test_memory_is_bounded_by_forgetting_the_longest_unused(serve):
         page.start()
         page.say("branch")
         name = page.text("branched")["session"]
-        assert name not in client.server.places, "a session without a visitor takes memory that there is not"
+        assert name not in client.server.places, (
+            "a session without a visitor takes memory that there is not"
+        )
         page.ask("act", action=0)
-    size = sum(moment.size for moment in client.server.places[page.hello["session"]].session.moments)
+    size = sum(
+        moment.size for moment in client.server.places[page.hello["session"]].session.moments
+    )
     client = serve(Limits(memory=size + 1))
     with visit(client) as page:
         page.start()
@@ -535,7 +602,9 @@ def test_a_world_without_a_dataset_starts_from_images(serve, stage):
     client = serve(engine=engine, store=None)
     with visit(client) as page:
         assert page.hello["world"]["clips"] == 0 and not page.hello["world"]["game"]
-        assert "start from an image" in page.refused("start", **{"from": "heldout", "clip": 0, "seed": 0})
+        assert "start from an image" in page.refused(
+            "start", **{"from": "heldout", "clip": 0, "seed": 0}
+        )
         name = client.post("/upload", content=png()).json()["image"]
         assert page.start(**{"from": "image", "image": name})[0]["frame"] == 0
     engine.close()
@@ -543,11 +612,15 @@ def test_a_world_without_a_dataset_starts_from_images(serve, stage):
 
 def test_a_world_of_true_actions_takes_them_as_they_are(serve, stage):
     dream, _, store = stage
-    engine = Engine(dream._replace(lam=None), torch.device("cpu"), None, compiled=False, meta=store.meta)
+    engine = Engine(
+        dream._replace(lam=None), torch.device("cpu"), None, compiled=False, meta=store.meta
+    )
     with visit(serve(engine=engine)) as page:
         assert page.hello["world"]["kind"] == "true" and page.hello["world"]["game"]
         page.start()
         header, _ = page.ask("act", real=4)
         assert (header["action"], header["real"]) == (4, 4)
-        assert "from 0 to 4" in page.refused("act", real=5)  # this tiny world knows five of the fifteen
+        assert "from 0 to 4" in page.refused(
+            "act", real=5
+        )  # this tiny world knows five of the fifteen
     engine.close()

@@ -21,7 +21,10 @@ NONE = np.zeros(4, np.uint8)
 def convolutional(dream):
     """The same with a decoder whose state is no cache of keys and values."""
     codes = QuantizerConfig("lfq", 16)
-    down = ("causal-conv3d", {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "stride": (1, 16, 16)})
+    down = (
+        "causal-conv3d",
+        {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "stride": (1, 16, 16)},
+    )
     up = ("depth2space_upsample", {"in_channels": 4, "out_channels": 3, "space_factor": 16})
     nets = (down,), (("causal-conv3d", {"in_channels": 4, "out_channels": 4, "kernel_size": 3}), up)
     cfg = TokenizerConfig(32, 32, 16, quantizer=codes, arch="magvit2", blueprints=Blueprints(*nets))
@@ -33,7 +36,11 @@ def windowless(dream, window):
     return World(dream.tokenizer, Stage(cfg, tree.init(dynamics.spec(cfg), random.key(3))), None)
 
 
-WORLDS = {"st_vivit": lambda dream: dream, "magvit2": convolutional, "window of 1": lambda d: windowless(d, 1)}
+WORLDS = {
+    "st_vivit": lambda dream: dream,
+    "magvit2": convolutional,
+    "window of 1": lambda d: windowless(d, 1),
+}
 WORLDS["another window"] = lambda dream: windowless(dream, 7)
 
 
@@ -43,17 +50,28 @@ def states_of(dream, clip, frames):
         state, _ = world.reset(dream, clip[:1, :1])
         states = [state]
         for t in range(frames):
-            states.append(world.step(dream, states[-1], torch.tensor([t % 3]), random.key(t), SAMPLE)[0])
+            states.append(
+                world.step(dream, states[-1], torch.tensor([t % 3]), random.key(t), SAMPLE)[0]
+            )
     return states
 
 
 def equal(a, b):
     same_kind = tree.pytree.tree_structure(a) == tree.pytree.tree_structure(b)
-    return same_kind and all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+    return same_kind and all(
+        torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True)
+    )
 
 
 def moment(state):
-    return Moment(np.zeros((2, 2, 3), "u1"), NONE, NONE, NONE, session.added(state), Note(0, None, 1.0, 2, False))
+    return Moment(
+        np.zeros((2, 2, 3), "u1"),
+        NONE,
+        NONE,
+        NONE,
+        session.added(state),
+        Note(0, None, 1.0, 2, False),
+    )
 
 
 def begun(first):
@@ -117,7 +135,9 @@ def test_an_act_in_the_past_drops_what_came_later_and_a_branch_keeps_it():
     assert back.newest == 5 and back.moments is play.moments, "going back copies nothing"
     other = session.extended(back, fake(3))
     assert (other.at, other.newest) == (3, 3) and play.newest == 5
-    assert all(a is b for a, b in zip(other.moments[:3], play.moments[:3], strict=True)), "branches share their frames"
+    assert all(a is b for a, b in zip(other.moments[:3], play.moments[:3], strict=True)), (
+        "branches share their frames"
+    )
 
 
 def test_notes_are_kept_for_as_many_frames_as_a_recording_holds(monkeypatch):

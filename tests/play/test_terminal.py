@@ -38,9 +38,17 @@ def test_digits_are_the_actions_and_letters_follow():
 
 
 def test_arrows_and_space_act_through_the_map():
-    assert terminal.commands("\x1b[D\x1b[C\x1b[A\x1bOB", terminal.bindings(5, MAP)) == [ACT[1], ACT[2], ACT[4], ACT[2]]
+    assert terminal.commands("\x1b[D\x1b[C\x1b[A\x1bOB", terminal.bindings(5, MAP)) == [
+        ACT[1],
+        ACT[2],
+        ACT[4],
+        ACT[2],
+    ]
     assert terminal.commands(" ", terminal.bindings(5, MAP)) == [ACT[4]]
-    assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(3, {"Jump": 2, "left": 0})) == [ACT[0], ACT[2]]
+    assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(3, {"Jump": 2, "left": 0})) == [
+        ACT[0],
+        ACT[2],
+    ]
     assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(5)) == []
 
 
@@ -97,7 +105,11 @@ def test_while_time_runs_an_action_is_held():
 
 
 def test_reset_and_quit():
-    assert len(after("12r").moments) == 1 and after("12r").moments[0].state == () and not after("12pr").running
+    assert (
+        len(after("12r").moments) == 1
+        and after("12r").moments[0].state == ()
+        and not after("12pr").running
+    )
     assert after("12q").quit
 
 
@@ -126,7 +138,9 @@ def drawn(pixels, height, width):
         console.print(terminal.picture(pixels, height, width))
     lines = captured.get().rstrip("\n").split("\n")
     found = re.compile(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m▀")
-    rows = np.array([found.findall(line) for line in lines], np.uint8).reshape(len(lines), width, 2, 3)
+    rows = np.array([found.findall(line) for line in lines], np.uint8).reshape(
+        len(lines), width, 2, 3
+    )
     return rows.swapaxes(1, 2).reshape(2 * len(lines), width, 3)
 
 
@@ -175,10 +189,14 @@ class Played:
         termios.tcsetwinsize(self.slave, (20, 100))
         os.set_blocking(self.master, False)
         self.before, self.seen = termios.tcgetattr(self.slave), ""
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
+        }
         environment |= {"PYTHONPATH": str(ROOT), "TERM": term, "NO_COLOR": "1"}
         ends = {"stdin": self.slave, "stdout": self.slave, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment, cwd=ROOT, **ends)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *arguments], env=environment, cwd=ROOT, **ends
+        )
 
     def read(self):
         try:
@@ -242,7 +260,9 @@ def test_a_game_from_the_keyboard(played, dream):
 
     frame = random.randint(random.key(0), (1, 1, 32, 32, 3), 0, 256).to(torch.uint8)
     state, _ = world.reset(dream, frame)
-    expected = world.step(dream, state, torch.tensor([1]), random.fold_in(random.key(3), 1), SampleConfig(2))[1]
+    expected = world.step(
+        dream, state, torch.tensor([1]), random.fold_in(random.key(3), 1), SampleConfig(2)
+    )[1]
     for pixels in (frame[0, 0], expected.pixels[0]):
         upper, lower = pixels[0, 0].tolist(), pixels[1, 0].tolist()
         assert "\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*upper, *lower) in child.seen
@@ -271,5 +291,7 @@ def test_a_dumb_terminal_is_a_sentence(played):
 
 
 def test_no_terminal_is_a_sentence(dream, clip):
-    with pytest.raises(UserError, match="do not redirect them"):  # pytest's own standard input is no terminal
+    with pytest.raises(
+        UserError, match="do not redirect them"
+    ):  # pytest's own standard input is no terminal
         terminal.play(dream, clip[:1, :1], SampleConfig(2))

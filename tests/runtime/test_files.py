@@ -18,7 +18,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"a.json cannot be written \(No space left on device\): free space"):
+    with pytest.raises(
+        UserError, match=r"a.json cannot be written \(No space left on device\): free space"
+    ):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
 
@@ -45,7 +47,9 @@ def test_a_folder_is_held_by_one_process_until_that_is_dead(tmp_path):
     process = spawn.Process(target=_hold, args=(tmp_path / "new", held, end))
     process.start()
     assert held.wait(60)
-    with pytest.raises(UserError, match="another process works in .*new: wait until it has ended, or go"):
+    with pytest.raises(
+        UserError, match="another process works in .*new: wait until it has ended, or go"
+    ):
         with files.exclusive(tmp_path / "new", "works in", "go"):
             pass
     process.kill()
@@ -87,4 +91,6 @@ def test_metrics_lose_no_row_to_a_full_disk_and_hold_no_nan(tmp_path, monkeypatc
         patch.setattr(type(path), "open", lambda self, mode: Full(original(self, mode)))
         append({"step": 7})
     append({"step": 8})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": s} for s in (1, 6, 7, 8)]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": s} for s in (1, 6, 7, 8)
+    ]

@@ -22,7 +22,9 @@ def stand_in(run):
 RECORDERS = [
     pytest.param((stand_in, "cpu"), id="stand-in"),
     pytest.param(
-        (graphs.capture, "cuda"), id="gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+        (graphs.capture, "cuda"),
+        id="gpu",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     ),
 ]
 
@@ -44,10 +46,17 @@ def test_a_recorded_function_gives_what_the_function_gives(recorder):
     params = {"w": torch.tensor([2.0], device=device)}
     results = [fast(params, (torch.full((3,), float(i), device=device), torch.ones((), device=device)), "a")
                for i in range(6)]  # fmt: skip
-    for i, result in enumerate(results):  # results are the caller's own: no later replay changes them
+    for i, result in enumerate(
+        results
+    ):  # results are the caller's own: no later replay changes them
         assert result["y"].tolist() == [2.0 * i + 1] * 3 and result["name"] == "a"
     params["w"].fill_(5.0)  # fixed tensors are read where they lie
-    assert fast(params, (torch.ones(3, device=device), torch.ones((), device=device)), "a")["y"].tolist() == [6.0] * 3
+    assert (
+        fast(params, (torch.ones(3, device=device), torch.ones((), device=device)), "a")[
+            "y"
+        ].tolist()
+        == [6.0] * 3
+    )
     if device == "cuda":
         assert len(runs) == graphs.WARMUP + 1
 
@@ -71,7 +80,9 @@ def test_a_state_is_overwritten_once_per_call(recorder):
 
     fast, state = graphs.recorded(step, capture=capture), {"x": torch.zeros(2, device=device)}
     seen = []
-    for _ in range(6 if device == "cuda" else 2):  # the stand-in runs while it records, which a GPU does not
+    for _ in range(
+        6 if device == "cuda" else 2
+    ):  # the stand-in runs while it records, which a GPU does not
         state, value = fast(state, torch.ones(2, device=device))
         seen.append(value[0].item())
     assert seen == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0][: len(seen)]

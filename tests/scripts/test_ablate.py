@@ -15,7 +15,9 @@ from genie_fn.evaluation.report import headlines
 from genie_fn.runtime import cli
 
 CFG = Config(out="runs/x", data="data/x")
-VARIANTS = [Variant(choice, name, 1) for choice in ablate.CHOICES for name in ablate.VARIANTS[choice]]
+VARIANTS = [
+    Variant(choice, name, 1) for choice in ablate.CHOICES for name in ablate.VARIANTS[choice]
+]
 
 
 def parsed(monkeypatch, words):
@@ -46,7 +48,12 @@ def test_stages_read_what_earlier_ones_wrote(monkeypatch, stage):
     variant = Variant("quantizer", "lfq", 1)
     cfg = parsed(monkeypatch, ablate.command(CFG, variant, stage))
     at = {name: str(ablate.folder(CFG, variant, name)) for name in ablate.READS}
-    wanted = {"dataset": at["dataset"], "tokenizer": at["tokenizer"], "lam": at["lam"], "dynamics": at["dynamics"]}
+    wanted = {
+        "dataset": at["dataset"],
+        "tokenizer": at["tokenizer"],
+        "lam": at["lam"],
+        "dynamics": at["dynamics"],
+    }
     names = {"dataset": "data", "dynamics": "run", "tokenizer": "tokenizer", "lam": "lam"}
     for earlier in ablate.READS[stage]:
         assert getattr(cfg, names[earlier]) == wanted[earlier]
@@ -68,7 +75,10 @@ def test_variants_share_what_their_choice_does_not_touch():
 
 
 def test_the_table_shows_means_and_paired_differences(tmp_path):
-    rows = [{"name": n, "seed": s, "dB": x} for n, s, x in (("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, 2.0), ("b", 1, 2.5))]
+    rows = [
+        {"name": n, "seed": s, "dB": x}
+        for n, s, x in (("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, 2.0), ("b", 1, 2.5))
+    ]
     records = {"actions": {"about": "How", "scale": {"lam_steps": 3, "clips": 4}, "rows": rows}}
     table = report.ablations(records, {"dB": 2, "absent": 1})
     assert "| a | 1.50 |" in table and "| b | 2.75 (+0.50 to +2.00) |" in table
@@ -77,7 +87,11 @@ def test_the_table_shows_means_and_paired_differences(tmp_path):
     page.write_text("above\n{}\nold\n{}\nbelow\n".format(*ablate.MARKS))
     path.write_text(json.dumps(records))
     ablate.main(Config(choices=("table",), results=str(path), docs=str(page)))
-    assert "old" not in page.read_text() and page.read_text().startswith("above") and "### How" in page.read_text()
+    assert (
+        "old" not in page.read_text()
+        and page.read_text().startswith("above")
+        and "### How" in page.read_text()
+    )
 
 
 def test_trained_worlds_take_the_place_of_seeds(monkeypatch):

@@ -20,7 +20,9 @@ from genie_fn import data
 from genie_fn.errors import UserError
 
 ROOT = Path(script.__file__).parent
-SMALL = script.Config(num_levels=3, start_level=7, steps_per_level=300, workers=1)  # one level in each split
+SMALL = script.Config(
+    num_levels=3, start_level=7, steps_per_level=300, workers=1
+)  # one level in each split
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,11 @@ def collected(tmp_path_factory):
 
 
 def content(root):
-    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(root): path.read_bytes()
+        for path in Path(root).rglob("*")
+        if path.is_file()
+    }
 
 
 def command(*flags):
@@ -81,7 +87,9 @@ def test_an_action_moves_the_next_frame_not_its_own():
 def test_the_channels_are_red_green_blue():
     # The coin at the end of a level is yellow: much red and green, little blue. Read as BGR it would be cyan.
     cfg = script.Config(steps_per_level=1000, distribution_mode="easy")
-    recording = next(r for r in (script.play_level(cfg, level) for level in range(20)) if r.info["completed"])
+    recording = next(
+        r for r in (script.play_level(cfg, level) for level in range(20)) if r.info["completed"]
+    )
     done = np.flatnonzero(recording.rewards > 0)[0]
     r, g, b = np.moveaxis(recording.frames[done].astype(int), -1, 0)
     assert np.sum((r > 200) & (g > 150) & (b < 90)) >= 5
@@ -94,7 +102,9 @@ def test_two_workers_write_the_same_bytes_as_one(collected, tmp_path):
 
 def test_another_seed_plays_otherwise(collected):
     again = script.play_level(SMALL, 7)
-    np.testing.assert_array_equal(again.actions, data.read_segment(collected, collected.segments[0]).actions)
+    np.testing.assert_array_equal(
+        again.actions, data.read_segment(collected, collected.segments[0]).actions
+    )
     assert (script.play_level(replace(SMALL, seed=1), 7).actions != again.actions).any()
     assert (script.choose_actions(SMALL, 8) != again.actions).any()
 
@@ -124,16 +134,29 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_to_the_same_bytes(uninterrupted, tmp_path, sign):
     root, workers = tmp_path / "killed", 2 if sign == signal.SIGINT else 1
-    flags = ("--cfg.num-levels", 20, "--cfg.policy", "random", "--cfg.workers", workers, "--cfg.root", root)
+    flags = (
+        "--cfg.num-levels",
+        20,
+        "--cfg.policy",
+        "random",
+        "--cfg.workers",
+        workers,
+        "--cfg.root",
+        root,
+    )
     process = subprocess.Popen(
         command(*flags),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore Ctrl-C
     )
     manifest, deadline = root / data.MANIFEST, time.monotonic() + 60
-    while time.monotonic() < deadline and not (manifest.exists() and '"level":1,' in manifest.read_text()):
+    while time.monotonic() < deadline and not (
+        manifest.exists() and '"level":1,' in manifest.read_text()
+    ):
         time.sleep(0.005)
     os.killpg(process.pid, sign) if sign == signal.SIGINT else process.kill()
     output, _ = process.communicate(timeout=30)
@@ -142,7 +165,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(uninterrupted, tmp_path, sign):
     assert process.returncode == (130 if sign == signal.SIGINT else -signal.SIGKILL)
     assert sign == signal.SIGKILL or f"Kept {kept} levels" in output
     assert data.verify(data.open_store(root)) == kept * 1000
-    script.main(replace(LONG, root=str(root), num_levels=kept))  # what was kept is a whole dataset of its own
+    script.main(
+        replace(LONG, root=str(root), num_levels=kept)
+    )  # what was kept is a whole dataset of its own
     script.main(replace(LONG, root=str(root)))
     assert content(root) == uninterrupted
 
@@ -171,15 +196,25 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 def test_the_explorer_completes_many_more_levels_and_uses_every_action():
     cfg = script.Config(steps_per_level=1000)
     completed = {
-        policy: sum(script.play_level(replace(cfg, policy=policy), level).info["completed"] for level in range(8))
+        policy: sum(
+            script.play_level(replace(cfg, policy=policy), level).info["completed"]
+            for level in range(8)
+        )
         for policy in ("explorer", "random")
     }
     assert completed["explorer"] > 3 * completed["random"] + 10
     actions = np.concatenate([script.choose_actions(cfg, level) for level in range(20)])
     shares = np.bincount(actions, minlength=15) / len(actions)
-    assert shares[:3].sum() > 0.1 and shares[4] > 0.05 and shares[6:9].sum() > 0.4 and shares[[2, 5, 8]].sum() > 0.2
+    assert (
+        shares[:3].sum() > 0.1
+        and shares[4] > 0.05
+        and shares[6:9].sum() > 0.4
+        and shares[[2, 5, 8]].sum() > 0.2
+    )
     changes = actions[1:] != actions[:-1]
-    assert np.mean(changes[:-2] | changes[1:-1] | changes[2:]) > 0.5  # the three transitions of a 4-frame clip
+    assert (
+        np.mean(changes[:-2] | changes[1:-1] | changes[2:]) > 0.5
+    )  # the three transitions of a 4-frame clip
 
 
 def test_actions_repeat_or_not():
@@ -188,10 +223,15 @@ def test_actions_repeat_or_not():
     assert 0.05 < np.mean(drawn[1:] == drawn[:-1]) < 0.08
     never = script.choose_actions(replace(cfg, repeat_actions=False), 0)
     assert (never[1:] != never[:-1]).all()
-    assert np.bincount(never, minlength=15).min() > 200 and np.bincount(drawn, minlength=15).min() > 200
+    assert (
+        np.bincount(never, minlength=15).min() > 200
+        and np.bincount(drawn, minlength=15).min() > 200
+    )
 
 
-@pytest.mark.parametrize("game, mode", [("maze", "memory"), ("starpilot", "extreme"), ("bigfish", "easy")])
+@pytest.mark.parametrize(
+    "game, mode", [("maze", "memory"), ("starpilot", "extreme"), ("bigfish", "easy")]
+)
 def test_other_games_play(game, mode):
     cfg = script.Config(env=game, distribution_mode=mode, steps_per_level=30)
     script.check(cfg)
@@ -235,10 +275,15 @@ def test_bad_input_is_refused_with_a_sentence(collected, sentence):
 
 @pytest.mark.parametrize(
     "flags, sentence",
-    [(("--cfg.env", "coinrum"), "did you mean 'coinrun'"), (("--cfg.policy", "random"), "collected with")],
+    [
+        (("--cfg.env", "coinrum"), "did you mean 'coinrun'"),
+        (("--cfg.policy", "random"), "collected with"),
+    ],
 )
 def test_the_command_line_exits_with_2_and_one_sentence(collected, flags, sentence):
     small = ("--cfg.start-level", 7, "--cfg.steps-per-level", 300, "--cfg.num-levels", 3)
-    done = subprocess.run(command("--cfg.root", collected.root, *small, *flags), capture_output=True, text=True)
+    done = subprocess.run(
+        command("--cfg.root", collected.root, *small, *flags), capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert sentence in done.stderr and done.stderr.count("\n") == 1

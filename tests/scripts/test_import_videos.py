@@ -57,20 +57,35 @@ def imported(videos, tmp_path_factory) -> data.Store:
 
 
 def content(root):
-    return {path.relative_to(root): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(root): path.read_bytes()
+        for path in Path(root).rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_store_holds_what_the_files_show(videos, imported):
     names = [segment.info["file"] for segment in imported.segments]
     assert names == [*(f"clip_{i}.mkv" for i in range(COUNT)), "torn.mp4"]
-    assert data.verify(imported) == imported.count("train") + imported.count("val") + imported.count("test")
+    assert data.verify(imported) == imported.count("train") + imported.count(
+        "val"
+    ) + imported.count("test")
     for segment in imported.segments[:-1]:
-        source = next(s for s in sources.find(str(videos), imported.root) if s.name == segment.info["file"])
-        seen = np.stack([resampling.fit(shown.image(), 16, "crop") for shown in readers.read(source)])
+        source = next(
+            s for s in sources.find(str(videos), imported.root) if s.name == segment.info["file"]
+        )
+        seen = np.stack(
+            [resampling.fit(shown.image(), 16, "crop") for shown in readers.read(source)]
+        )
         stored = data.read_segment(imported, segment)
         np.testing.assert_array_equal(stored.frames, seen)
-        assert stored.episode_starts.tolist() == [True] + [False] * (len(seen) - 1) and not stored.actions.any()
-    assert imported.num_actions == 0 and {segment.split for segment in imported.segments} == set(data.SPLITS)
+        assert (
+            stored.episode_starts.tolist() == [True] + [False] * (len(seen) - 1)
+            and not stored.actions.any()
+        )
+    assert imported.num_actions == 0 and {segment.split for segment in imported.segments} == set(
+        data.SPLITS
+    )
 
 
 def test_what_was_left_out_is_reported_with_the_reason(imported):
@@ -81,7 +96,10 @@ def test_what_was_left_out_is_reported_with_the_reason(imported):
     }
     assert len(told["imported"]) == COUNT + 1
     torn = told["imported"][-1]
-    assert torn["note"].startswith(f"after {torn['frames']} frames: it is damaged") and 16 <= torn["frames"] < 60
+    assert (
+        torn["note"].startswith(f"after {torn['frames']} frames: it is damaged")
+        and 16 <= torn["frames"] < 60
+    )
 
 
 def test_more_workers_write_the_same_bytes(videos, imported, tmp_path):
@@ -89,7 +107,9 @@ def test_more_workers_write_the_same_bytes(videos, imported, tmp_path):
     assert content(tmp_path / "one") == content(imported.root)
 
 
-def test_a_second_call_finds_nothing_new_and_what_is_added_extends(videos, imported, tmp_path, capsys):
+def test_a_second_call_finds_nothing_new_and_what_is_added_extends(
+    videos, imported, tmp_path, capsys
+):
     for path in videos.iterdir():
         if path.name != "torn.mp4":
             (tmp_path / "src").mkdir(exist_ok=True)
@@ -133,7 +153,9 @@ def test_a_killed_import_goes_on_to_the_same_bytes(videos, imported, tmp_path, s
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     manifest, deadline = tmp_path / "s" / data.MANIFEST, time.monotonic() + 60
-    while time.monotonic() < deadline and not (manifest.exists() and "clip_1.mkv" in manifest.read_text()):
+    while time.monotonic() < deadline and not (
+        manifest.exists() and "clip_1.mkv" in manifest.read_text()
+    ):
         time.sleep(0.005)
     process.send_signal(sign)
     output, _ = process.communicate(timeout=30)
@@ -150,8 +172,13 @@ def test_scenes_and_pace(tmp_path):
         frames = frames[:-1]
     script.main(config(tmp_path / "*.mkv", tmp_path / "s", fps=15))
     store = data.open_store(tmp_path / "s")
-    starts = [np.flatnonzero(data.read_segment(store, segment).episode_starts).tolist() for segment in store.segments]
-    assert [segment.length for segment in store.segments] == [45, 45, 44] and starts == [[0, 20]] * 3
+    starts = [
+        np.flatnonzero(data.read_segment(store, segment).episode_starts).tolist()
+        for segment in store.segments
+    ]
+    assert [segment.length for segment in store.segments] == [45, 45, 44] and starts == [
+        [0, 20]
+    ] * 3
 
 
 def test_actions_beside_videos_are_stored_and_checked(tmp_path):
@@ -165,7 +192,9 @@ def test_actions_beside_videos_are_stored_and_checked(tmp_path):
     store = data.open_store(tmp_path / "s")
     assert store.action_names == ("LEFT", "UP") and store.num_actions == 2
     for i, segment in enumerate(store.segments):
-        assert data.read_segment(store, segment).actions.tolist() == [int(t % 3 == i % 3) for t in range(20)]
+        assert data.read_segment(store, segment).actions.tolist() == [
+            int(t % 3 == i % 3) for t in range(20)
+        ]
     films.write(tmp_path / "v" / "5.mkv", films.squares(20, colour=5))
     films.write(tmp_path / "v" / "6.mkv", films.squares(20, colour=6))
     (tmp_path / "v" / "6.csv").write_text("action\nUP\n")
@@ -174,7 +203,9 @@ def test_actions_beside_videos_are_stored_and_checked(tmp_path):
     assert [entry["file"] for entry in told] == ["5.mkv", "6.mkv"]
     assert "it has none" in told[0]["why"] and "1 rows, and the video 20 frames" in told[1]["why"]
     (tmp_path / "v" / "6.csv").write_text("action\nJUMP\n")
-    with pytest.raises(UserError, match=r"6\.csv line 2 has the action 'JUMP', which is none of LEFT, UP"):
+    with pytest.raises(
+        UserError, match=r"6\.csv line 2 has the action 'JUMP', which is none of LEFT, UP"
+    ):
         script.main(cfg)
     with pytest.raises(UserError, match="imported with actions True, not False"):
         script.main(replace(cfg, actions=False))
@@ -187,18 +218,28 @@ def test_what_others_have_folders_of_images_npy_and_splits_by_folder(tmp_path):
         folder.mkdir(parents=True)
         films.write(folder / f"episode_{i}.mp4", episode)
     script.main(config(tmp_path / "Coinrun", tmp_path / "seed"))
-    assert [segment.split for segment in data.open_store(tmp_path / "seed").segments] == ["test", "train", "val"]
+    assert [segment.split for segment in data.open_store(tmp_path / "seed").segments] == [
+        "test",
+        "train",
+        "val",
+    ]
     (tmp_path / "jafar").mkdir()
     paths = [tmp_path / "jafar" / f"episode_{i}.npy" for i in range(3)]
     for path, episode in zip(paths, episodes, strict=False):
         np.save(path, episode)
-    np.save(tmp_path / "jafar" / "metadata.npy", np.array([{"path": str(path)} for path in paths], object))
+    np.save(
+        tmp_path / "jafar" / "metadata.npy",
+        np.array([{"path": str(path)} for path in paths], object),
+    )
     for t, frame in enumerate(episodes[3]):
         (tmp_path / "jafar" / "pictures" / "run").mkdir(parents=True, exist_ok=True)
         Image.fromarray(frame).save(tmp_path / "jafar" / "pictures" / "run" / f"{t}.png")
     script.main(config(tmp_path / "jafar", tmp_path / "arrays", size=64))
     store = data.open_store(tmp_path / "arrays")
-    assert [segment.info["file"] for segment in store.segments] == [*(path.name for path in paths), "pictures/run"]
+    assert [segment.info["file"] for segment in store.segments] == [
+        *(path.name for path in paths),
+        "pictures/run",
+    ]
     for segment, episode in zip(store.segments, episodes, strict=False):
         np.testing.assert_array_equal(data.read_segment(store, segment).frames, episode)
 
@@ -219,19 +260,35 @@ REFUSED = {
 def test_bad_input_is_refused_with_a_sentence(videos, imported, sentence):
     with pytest.raises(UserError) as error:
         script.main(config(**{"src": videos, "root": imported.root} | REFUSED[sentence]))
-    assert sentence in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert (
+        sentence in str(error.value)
+        and "\n" not in str(error.value)
+        and str(error.value).endswith(".")
+    )
 
 
 def test_too_few_videos_are_kept_and_said(tmp_path):
     (tmp_path / "v").mkdir()
     films.write(tmp_path / "v" / "a.mkv", films.squares(20))
-    command = [sys.executable, str(ROOT / "import_videos.py"), "--cfg.src", str(tmp_path / "v"), "--cfg.root"]
+    command = [
+        sys.executable,
+        str(ROOT / "import_videos.py"),
+        "--cfg.src",
+        str(tmp_path / "v"),
+        "--cfg.root",
+    ]
     done = subprocess.run([*command, str(tmp_path / "s")], capture_output=True, text=True)
-    assert done.returncode == 2 and "2 more videos are needed" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "2 more videos are needed" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     films.write(tmp_path / "v" / "b.mkv", films.squares(20, colour=1))
     films.write(tmp_path / "v" / "c.mkv", films.squares(20, colour=2))
     script.main(config(tmp_path / "v", tmp_path / "s", size=64))
-    assert {segment.split for segment in data.open_store(tmp_path / "s").segments} == set(data.SPLITS)
+    assert {segment.split for segment in data.open_store(tmp_path / "s").segments} == set(
+        data.SPLITS
+    )
 
 
 def test_a_dataset_that_was_collected_is_left_alone(videos, tmp_path):
@@ -249,7 +306,11 @@ def own_world(tmp_path_factory) -> Path:
         film = films.squares(40, 64, 96, colour=i)
         iio.imwrite(home / "videos" / f"clip {i}.mp4", film, plugin="pyav", codec="libx264", fps=15)
     script.main(config(home / "videos", home / "data", size=64))
-    for stage, trainer in (("tokenizer", train_tokenizer), ("lam", train_lam), ("dynamics", train_dynamics)):
+    for stage, trainer in (
+        ("tokenizer", train_tokenizer),
+        ("lam", train_lam),
+        ("dynamics", train_dynamics),
+    ):
         trainer.main(replace(test_scripts.config(home, stage, stage), steps=6, save_every=50))
     return home
 
@@ -257,14 +318,22 @@ def own_world(tmp_path_factory) -> Path:
 def test_a_world_from_a_folder_of_videos_is_trained_evaluated_and_played(own_world):
     evaluate.main(test_scripts.evaluation(own_world, "dynamics", prompts=(1,)))
     told = json.loads((own_world / "dynamics" / "evaluation" / "metrics.json").read_text())
-    assert told["actions"]["kind"] == "latent" and "true" not in told["actions"] and "probe" not in told["actions"]
+    assert (
+        told["actions"]["kind"] == "latent"
+        and "true" not in told["actions"]
+        and "probe" not in told["actions"]
+    )
     assert not (own_world / "dynamics" / "actions.json").exists()
     page = (own_world / "dynamics" / "evaluation" / "report.html").read_text()
     assert "CoinRun" not in page and "recorded" not in page
     output = own_world / "out.png"
     play.main(
         play.Config(
-            str(own_world / "dynamics"), data=str(own_world / "data"), actions="0,5", output=str(output), scale=1
+            str(own_world / "dynamics"),
+            data=str(own_world / "data"),
+            actions="0,5",
+            output=str(output),
+            scale=1,
         )
     )
     assert np.array(Image.open(output)).shape == (64, 3 * 64 + 2, 3)
@@ -272,5 +341,7 @@ def test_a_world_from_a_folder_of_videos_is_trained_evaluated_and_played(own_wor
 
 def test_true_actions_of_a_dataset_without_any_are_refused(own_world):
     with pytest.raises(UserError, match="no recorded actions"):
-        train_dynamics.main(replace(test_scripts.config(own_world, "dynamics", "true"), actions="true"))
+        train_dynamics.main(
+            replace(test_scripts.config(own_world, "dynamics", "true"), actions="true")
+        )
     assert loading.load(own_world / "dynamics").lam is not None

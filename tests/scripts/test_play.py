@@ -28,7 +28,11 @@ def served(monkeypatch, stage, tmp_path, capsys):
         found, opened = [], []
         monkeypatch.setattr(server, "serve_on", lambda *given: found.extend(given))
         monkeypatch.setattr(play.webbrowser, "open", opened.append)
-        monkeypatch.setattr(play.threading, "Timer", lambda _, f, args: type("T", (), {"start": lambda _: f(*args)})())
+        monkeypatch.setattr(
+            play.threading,
+            "Timer",
+            lambda _, f, args: type("T", (), {"start": lambda _: f(*args)})(),
+        )
         cfg = play.Config(**{"port": 0, "data": str(stage[2].root)} | options)
         play.serve(cfg, str(folder), stage[0], CPU, False)
         found[0].engine.close()
@@ -46,9 +50,13 @@ def test_real_actions_are_those_of_the_map_or_the_dataset(stage):
     assert mapped == dict(zip(found.names, found.to_latent, strict=True))
     model = replace(dream.dynamics.cfg, actions=store.num_actions)
     true = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
-    assert surroundings.real_actions(beside, true) == {name: i for i, name in enumerate(store.action_names)}
+    assert surroundings.real_actions(beside, true) == {
+        name: i for i, name in enumerate(store.action_names)
+    }
     assert surroundings.real_actions(Surroundings(), true) == {}
-    assert surroundings.real_actions(beside, dream._replace(lam=None)) == {}  # of a dataset with other actions
+    assert (
+        surroundings.real_actions(beside, dream._replace(lam=None)) == {}
+    )  # of a dataset with other actions
 
 
 def test_on_this_machine_alone_there_is_no_token(served):
@@ -74,7 +82,9 @@ def test_a_port_that_is_taken_is_a_sentence(served):
 
 def test_without_a_dataset_the_page_starts_from_images(served, tmp_path):
     made, _, printed, _ = served(data=str(tmp_path / "none"))
-    assert made.world["clips"] == 0 and not made.world["game"] and "without held-out frames" in printed
+    assert (
+        made.world["clips"] == 0 and not made.world["game"] and "without held-out frames" in printed
+    )
 
 
 def test_a_world_file_needs_no_dataset(served, stage, tmp_path):
@@ -93,7 +103,12 @@ def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, 
     made, *_ = served(
         data=str(
             data.append_segments(
-                store, [data.read_segment(stage[2], stage[2].segments[0])._replace(level=0, split="train")]
+                store,
+                [
+                    data.read_segment(stage[2], stage[2].segments[0])._replace(
+                        level=0, split="train"
+                    )
+                ],
             ).root
         )
     )
@@ -113,7 +128,9 @@ def test_the_newest_world_is_played(tmp_path, monkeypatch):
         if name == "unfinished":
             (run / "checkpoints" / "5").rmdir()
         checkpoint.put_last(run)
-        os.utime(run / "checkpoints", (1000 - age, 1000 - age))  # the clock went backwards meanwhile
+        os.utime(
+            run / "checkpoints", (1000 - age, 1000 - age)
+        )  # the clock went backwards meanwhile
     assert play.newest_run() == os.path.join("runs", "new", "dynamics")
     checkpoint.put_last(tmp_path / "runs" / "old" / "dynamics")
     assert play.newest_run() == os.path.join("runs", "old", "dynamics")
@@ -121,7 +138,9 @@ def test_the_newest_world_is_played(tmp_path, monkeypatch):
 
 def test_the_world_that_comes_along_is_one():
     dream, beside = loading.load(play.SHIPPED), surroundings.of_file(play.SHIPPED)
-    assert {"LEFT", "RIGHT"} <= surroundings.real_actions(beside, dream).keys(), "arrow keys mean nothing in it"
+    assert {"LEFT", "RIGHT"} <= surroundings.real_actions(beside, dream).keys(), (
+        "arrow keys mean nothing in it"
+    )
     assert len(beside.starts) >= 8 and "licence MIT" in beside.card
 
 

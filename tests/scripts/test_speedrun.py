@@ -42,10 +42,14 @@ def stand_ins(tmp_path, monkeypatch):
     (tmp_path / "generate_dataset.py").write_text("")
     written = "import pathlib, sys; assert '--cfg.brief' in sys.argv\n"
     written += "run = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.run=')][0]\n"
-    written += f"pathlib.Path(run, 'metrics.json').write_text({json.dumps(json.dumps(EVALUATION))})\n"
+    written += (
+        f"pathlib.Path(run, 'metrics.json').write_text({json.dumps(json.dumps(EVALUATION))})\n"
+    )
     (tmp_path / "evaluate.py").write_text(written)
     exported = "import pathlib, sys; out = [w.split('=')[1] for w in sys.argv if w.startswith('--cfg.output=')][0]\n"
-    (tmp_path / "export_world.py").write_text(exported + "pathlib.Path(out).write_text(' '.join(sys.argv))\n")
+    (tmp_path / "export_world.py").write_text(
+        exported + "pathlib.Path(out).write_text(' '.join(sys.argv))\n"
+    )
     monkeypatch.setattr(speedrun, "ROOT", tmp_path)
     return Config(minutes=0.1, out=str(tmp_path / "run"), records=str(tmp_path / "records"))
 
@@ -59,7 +63,9 @@ def test_time_becomes_steps_and_the_row_says_so(stand_ins, tmp_path):
     for stage in speedrun.STAGES:
         last = speedrun.rows(tmp_path / "run" / stage)[-1]
         steps = row["stages"][stage]["steps"]
-        assert 10 <= steps <= 60 * 0.1 * getattr(stand_ins, stage) / STEP, "more steps than the share has room for"
+        assert 10 <= steps <= 60 * 0.1 * getattr(stand_ins, stage) / STEP, (
+            "more steps than the share has room for"
+        )
         assert steps - 5 < last["step"] <= steps
     assert row["stages"]["tokenizer"]["steps"] > row["stages"]["lam"]["steps"]
 
@@ -68,13 +74,18 @@ def test_logs_are_kept_beside_the_row_and_the_world_on_request(stand_ins, tmp_pa
     world = tmp_path / "made.safetensors"
     speedrun.main(replace(stand_ins, world=str(world), actions="true"))
     (path,) = (tmp_path / "records").glob("*.json")
-    assert {log.name for log in path.with_suffix("").iterdir()} == {"tokenizer.jsonl", "dynamics.jsonl"}
+    assert {log.name for log in path.with_suffix("").iterdir()} == {
+        "tokenizer.jsonl",
+        "dynamics.jsonl",
+    }
     log = (path.with_suffix("") / "dynamics.jsonl").read_text()
     assert log == (tmp_path / "run" / "dynamics" / "metrics.jsonl").read_text()
     assert f"--cfg.run={tmp_path / 'run' / 'dynamics'}" in world.read_text()
     row = json.loads(path.read_text())
     assert "lam" not in row["stages"], "recorded actions need no latent action model"
-    assert row["stages"]["dynamics"]["seconds"] > row["stages"]["tokenizer"]["seconds"], "its time goes to the dynamics"
+    assert row["stages"]["dynamics"]["seconds"] > row["stages"]["tokenizer"]["seconds"], (
+        "its time goes to the dynamics"
+    )
 
 
 def test_no_result_hides_another():
@@ -95,7 +106,9 @@ def test_a_stage_that_fails_ends_it(stand_ins, tmp_path):
     assert not (tmp_path / "records").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"tokenizer": 0.6}, {"lam": 0}, {"minutes": 0}, {"levels": 3}, {"world": "x.pt"}])
+@pytest.mark.parametrize(
+    "wrong", [{"tokenizer": 0.6}, {"lam": 0}, {"minutes": 0}, {"levels": 3}, {"world": "x.pt"}]
+)
 def test_bad_configs_are_a_sentence(wrong):
     with pytest.raises(UserError):
         Config(**wrong)

@@ -53,13 +53,17 @@ def home(tmp_path_factory) -> Path:
             frames[t, 24:40, x : x + 16] = colour
             x = int(np.clip(x + 8 * (actions[t] - 1), 0, 48))
         starts = np.zeros(60, bool)
-        store = data.append_segments(store, [data.Recording(level, frames, actions, np.zeros(60), starts)])
+        store = data.append_segments(
+            store, [data.Recording(level, frames, actions, np.zeros(60), starts)]
+        )
     return home
 
 
 def config(home: Path, stage: str, out: str, **options):
     model = {
-        "tokenizer": TokenizerConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=64)),
+        "tokenizer": TokenizerConfig(
+            patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(codes=64)
+        ),
         "lam": LamConfig(patch=16, encoder=STACK, decoder=STACK),
         "dynamics": DynamicsConfig(stack=STACK),
     }[stage]
@@ -92,22 +96,37 @@ def test_dynamics_trains_from_the_token_cache_as_from_frames(trained, monkeypatc
     train_dynamics.main(config(trained, "dynamics", "cached", cache=True))
     rows = {
         name: [
-            json.loads(line)["cross_entropy"] for line in (trained / name / "metrics.jsonl").read_text().splitlines()
+            json.loads(line)["cross_entropy"]
+            for line in (trained / name / "metrics.jsonl").read_text().splitlines()
         ]
         for name in ("dynamics", "cached")
     }
     assert rows["cached"] != rows["dynamics"]
     assert abs(rows["cached"][-1] - rows["dynamics"][-1]) < 0.15 * rows["dynamics"][0]
-    monkeypatch.setattr(train_dynamics.tokens, "encode", None)  # made once: a second run must not encode again
+    monkeypatch.setattr(
+        train_dynamics.tokens, "encode", None
+    )  # made once: a second run must not encode again
     train_dynamics.main(config(trained, "dynamics", "cached_again", cache=True))
-    first, second = (checkpoint.load(trained / name, stage="dynamics").state for name in ("cached", "cached_again"))
-    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True))
+    first, second = (
+        checkpoint.load(trained / name, stage="dynamics").state
+        for name in ("cached", "cached_again")
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(tree.leaves(first), tree.leaves(second), strict=True)
+    )
 
 
 def test_training_learns(trained):
     """The square world is easy: each stage must do far better than it began."""
-    for stage, score in (("tokenizer", "mse"), ("lam", "weighted_mse"), ("dynamics", "cross_entropy")):
-        rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
+    for stage, score in (
+        ("tokenizer", "mse"),
+        ("lam", "weighted_mse"),
+        ("dynamics", "cross_entropy"),
+    ):
+        rows = [
+            json.loads(line)
+            for line in (trained / stage / "metrics.jsonl").read_text().splitlines()
+        ]
         assert rows[-1][score] < 0.8 * rows[0][score], stage
         assert (trained / stage / "samples" / f"{STEPS:07d}.png").exists()
 
@@ -145,7 +164,9 @@ def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
     actions = result["actions"]
     assert actions["kind"] == "latent" and sum(actions["share"]) == pytest.approx(1, abs=1e-3)
     assert actions["transitions"] == 30 and actions["probe"]["steps"] == 2
-    durations = [frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "dream.gif"))]
+    durations = [
+        frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "dream.gif"))
+    ]
     assert sum(durations) == 6 * 200  # six frames: a gif holds equal neighbours once, for longer
     assert (out / "strip.png").exists()
     assert "report.html" in capsys.readouterr().out
@@ -156,7 +177,9 @@ def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
 
 def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
     for name in "ab":
-        evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path / name), prompts=(2,), probe_steps=0))
+        evaluate.main(
+            evaluation(trained, "dynamics", out=str(tmp_path / name), prompts=(2,), probe_steps=0)
+        )
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
     assert "probe" not in first["actions"]
     for record in (first, second):
@@ -164,7 +187,9 @@ def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
             del record[part]
     assert first == second
     capsys.readouterr()
-    evaluate.main(evaluate.Config(compare=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(tmp_path)))
+    evaluate.main(
+        evaluate.Config(compare=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(tmp_path))
+    )
     assert capsys.readouterr().out.count("tokenizer, PSNR") == 1
     assert str(tmp_path / "b") in (tmp_path / "compare.html").read_text()
 
@@ -173,7 +198,11 @@ def test_a_brief_evaluation_has_the_headlines_and_no_more(trained, tmp_path):
     evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path), prompts=(1,), brief=True))
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert {*found["rollouts"]["1"]["all"]["psnr"]} == {"own", "shuffled", "random", "copy_last"}
-    assert found["actions"]["held"] is None and "probe" not in found["actions"] and "true" in found["actions"]
+    assert (
+        found["actions"]["held"] is None
+        and "probe" not in found["actions"]
+        and "true" in found["actions"]
+    )
     assert "Δ_t PSNR" in (tmp_path / "report.html").read_text()
 
 
@@ -182,12 +211,19 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
     exported = {"run": str(trained / "dynamics"), "output": str(path), "frames": 3}
     export_world.main(export_world.Config(**exported, data=str(trained / "data")))
     assert f"{path.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out
-    cfg = play.Config(world=str(path), data=str(tmp_path / "none"), actions="0,5,1", output=str(tmp_path / "a.png"))
+    cfg = play.Config(
+        world=str(path),
+        data=str(tmp_path / "none"),
+        actions="0,5,1",
+        output=str(tmp_path / "a.png"),
+    )
     play.main(cfg)
     assert np.array(Image.open(tmp_path / "a.png")).any()
     with pytest.raises(UserError, match="not one of the 3 held-out frames"):
         play.main(replace(cfg, clip=3))
-    quick = evaluation(trained, "none", clips=2, frames=4, action_clips=2, prompts=(1,), probe_steps=0)
+    quick = evaluation(
+        trained, "none", clips=2, frames=4, action_clips=2, prompts=(1,), probe_steps=0
+    )
     evaluate.main(replace(quick, world=str(path)))
     result = json.loads((tmp_path / "square" / "evaluation" / "metrics.json").read_text())
     assert result["config"]["run"] == str(path) and result["actions"]["kind"] == "latent"
@@ -197,10 +233,16 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
 
 
 def test_evaluate_a_world_of_true_actions(trained):
-    train_dynamics.main(replace(config(trained, "dynamics", "true_evaluated"), actions="true", steps=3))
+    train_dynamics.main(
+        replace(config(trained, "dynamics", "true_evaluated"), actions="true", steps=3)
+    )
     evaluate.main(evaluation(trained, "true_evaluated"))
     result = json.loads((trained / "true_evaluated" / "evaluation" / "metrics.json").read_text())
-    assert result["actions"]["kind"] == "true" and result["actions"]["names"] == ["LEFT", "NOOP", "RIGHT"]
+    assert result["actions"]["kind"] == "true" and result["actions"]["names"] == [
+        "LEFT",
+        "NOOP",
+        "RIGHT",
+    ]
     assert "true" not in result["actions"] and action_map.load(trained / "true_evaluated") is None
 
 
@@ -212,19 +254,24 @@ def test_play_writes_the_same_video_again(trained, tmp_path):
         play.main(replace(cfg, output=str(tmp_path / name), scale=1))
     a, b = (np.array(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
     assert a.shape == (64, 4 * 64 + 3, 3) and np.array_equal(a, b)
-    play.main(replace(cfg, image="", data=str(trained / "data"), output=str(tmp_path / "held_out.mp4")))
+    play.main(
+        replace(cfg, image="", data=str(trained / "data"), output=str(tmp_path / "held_out.mp4"))
+    )
     assert (tmp_path / "held_out.mp4").stat().st_size > 0
 
 
 def test_world_session_is_a_pure_pytree(trained):
     """Branching: the same state stepped twice gives the same frame, and another action may give another."""
     dream = loading.load(trained / "dynamics")
-    prompt = torch.from_numpy(data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames)
+    prompt = torch.from_numpy(
+        data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
+    )
     state, seen = world.reset(dream, prompt, torch.tensor([[0, 1]]))
     assert seen.shape == prompt.shape and seen.dtype == torch.uint8
     before = [leaf.clone() for leaf in tree.leaves(state)]
     results = [
-        world.step(dream, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3)) for action in (2, 2, 4)
+        world.step(dream, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3))
+        for action in (2, 2, 4)
     ]
     assert all(torch.equal(a, b) for a, b in zip(before, tree.leaves(state), strict=True))
     assert torch.equal(results[0][1].pixels, results[1][1].pixels)
@@ -242,7 +289,13 @@ def magvit2(home) -> Path:
     model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
     critic = DiscriminatorConfig(dim=8, mults=(1, 2), down=(2, 2), heads=2, head_dim=8)
     losses = AdversarialConfig(gan=0.1, perceptual=1.0, frames=1, start=15, discriminator=critic)
-    cfg = replace(config(home, "tokenizer", "magvit2"), model=model, adversarial=losses, batch_size=4, steps=30)
+    cfg = replace(
+        config(home, "tokenizer", "magvit2"),
+        model=model,
+        adversarial=losses,
+        batch_size=4,
+        steps=30,
+    )
     train_tokenizer.main(replace(cfg, num_frames=2))
     return home / "magvit2"
 
@@ -262,11 +315,15 @@ def test_a_vocabulary_of_2_to_the_18_from_tokenizer_to_play(trained, magvit2, tm
         )
     )
     assert np.array(Image.open(tmp_path / "a.png")).shape == (64, 4 * 64 + 3, 3)
-    rows = [json.loads(line) for line in (trained / "large" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (trained / "large" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
 
 
-def test_trained_with_a_discriminator_it_learns_reports_its_codes_and_sees_no_future(trained, magvit2):
+def test_trained_with_a_discriminator_it_learns_reports_its_codes_and_sees_no_future(
+    trained, magvit2
+):
     rows = [json.loads(line) for line in (magvit2 / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["codes_used"] > 1 and rows[-1]["perplexity"] > 1
     assert rows[-1]["grad_norm_discriminator"] > 0
@@ -275,36 +332,54 @@ def test_trained_with_a_discriminator_it_learns_reports_its_codes_and_sees_no_fu
     store = data.open_store(trained / "data")
     real = torch.from_numpy(data.read_clips(store, data.eval_clips(store, "train", 2, 8), 2).frames)
     start = tree.init(tokenizer.spec(stage.cfg), random.key(0))
-    before, after = (tokenizer.loss(params, real, stage.cfg)[1][0]["mse"] for params in (start, stage.params))
+    before, after = (
+        tokenizer.loss(params, real, stage.cfg)[1][0]["mse"] for params in (start, stage.params)
+    )
     assert after < 0.8 * before
     video = random.randint(random.key(0), (2, 5, 64, 64, 3), 0, 256).to(torch.uint8)
     for t in (1, 3):
         other = torch.cat((video[:, :t], 255 - video[:, t:]), 1)
-        (codes, ids), (_, changed) = (tokenizer.tokenize(stage.params, v, stage.cfg) for v in (video, other))
-        assert torch.equal(ids[:, :t], changed[:, :t]) and not torch.equal(ids[:, t:], changed[:, t:])
+        (codes, ids), (_, changed) = (
+            tokenizer.tokenize(stage.params, v, stage.cfg) for v in (video, other)
+        )
+        assert torch.equal(ids[:, :t], changed[:, :t]) and not torch.equal(
+            ids[:, t:], changed[:, t:]
+        )
         a, b = (
-            tokenizer.decode(stage.params, c, stage.cfg) for c in (codes, torch.cat((codes[:, :t], -codes[:, t:]), 1))
+            tokenizer.decode(stage.params, c, stage.cfg)
+            for c in (codes, torch.cat((codes[:, :t], -codes[:, t:]), 1))
         )
         torch.testing.assert_close(a[:, :t], b[:, :t])
         assert not torch.allclose(a[:, t:], b[:, t:], atol=1e-3)
 
 
 def test_a_tokenizer_that_compresses_time_is_refused_by_the_dynamics(trained):
-    nets = Blueprints(tokenizer.magvit2_encoder(18, 8, (1, 1, 1, 1)), tokenizer.magvit2_decoder(18, 8, (1, 1, 1, 1, 1)))
+    nets = Blueprints(
+        tokenizer.magvit2_encoder(18, 8, (1, 1, 1, 1)),
+        tokenizer.magvit2_decoder(18, 8, (1, 1, 1, 1, 1)),
+    )
     model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
     train_tokenizer.main(replace(config(trained, "tokenizer", "four"), model=model, steps=1))
     stage, _ = loading.load_stage(trained / "four", "tokenizer")
     assert stage.cfg.time_factor == 4
     with pytest.raises(UserError, match="codes 4 frames at once.*magvit2-framewise"):
-        train_dynamics.main(replace(config(trained, "dynamics", "none"), tokenizer=str(trained / "four")))
+        train_dynamics.main(
+            replace(config(trained, "dynamics", "none"), tokenizer=str(trained / "four"))
+        )
 
 
 def test_latent_actions_trained_along(trained):
     """One run holds both models; the world made from it finds its latent actions there."""
-    lam_model = LamConfig(patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=4))
-    cfg = replace(config(trained, "dynamics", "along"), train_lam=True, lam_model=lam_model, lam="nowhere")
+    lam_model = LamConfig(
+        patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=4)
+    )
+    cfg = replace(
+        config(trained, "dynamics", "along"), train_lam=True, lam_model=lam_model, lam="nowhere"
+    )
     train_dynamics.main(replace(cfg, steps=50))
-    rows = [json.loads(line) for line in (trained / "along" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (trained / "along" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rows[-1]["lam_weighted_mse"] < rows[0]["lam_weighted_mse"]
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
     dream = loading.load(trained / "along")
@@ -319,7 +394,9 @@ def test_every_second_batch_is_seen_in_a_mirror(trained):
     """Other parameters after the second step, not after the first: the actions change sides with the picture."""
 
     def after(steps: int, mirror: bool) -> dict:
-        cfg = replace(config(trained, "dynamics", f"mirror-{steps}-{mirror}"), steps=steps, actions="true")
+        cfg = replace(
+            config(trained, "dynamics", f"mirror-{steps}-{mirror}"), steps=steps, actions="true"
+        )
         train_dynamics.main(replace(cfg, mirror=mirror, optim=OptimConfig(lr=1e-3)))
         return tree.paths(checkpoint.load(Path(cfg.out), stage="dynamics").state["params"])
 
@@ -330,16 +407,33 @@ def test_every_second_batch_is_seen_in_a_mirror(trained):
 
 BAD = {
     "no dataset": (["train_tokenizer.py", "--cfg.data", "nowhere"], "generate_dataset.py"),
-    "no tokenizer": (["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "nowhere"], "train_tokenizer.py"),
+    "no tokenizer": (
+        ["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "nowhere"],
+        "train_tokenizer.py",
+    ),
     "no world": (["evaluate.py", "--cfg.run", "nowhere"], "train_dynamics.py"),
-    "nothing to compare": (["evaluate.py", "--cfg.compare", "HOME/lam", "HOME/tokenizer"], "holds no evaluation"),
+    "nothing to compare": (
+        ["evaluate.py", "--cfg.compare", "HOME/lam", "HOME/tokenizer"],
+        "holds no evaluation",
+    ),
     "half of a metric": (["evaluate.py", "--cfg.weights.lpips", "a.pth"], "--cfg.weights.vgg"),
     "unknown preset": (["train_lam.py", "--cfg.preset", "cionrun"], "coinrun"),
     "negative batch": (["train_tokenizer.py", "--cfg.batch-size", "-4"], "batch-size"),
     "patch": (["train_tokenizer.py", "--cfg.model.patch", "7"], "patch"),
-    "used folder": (["train_tokenizer.py", "--cfg.data", "DATA", "--cfg.out", "HOME/tokenizer"], "--cfg.resume"),
+    "used folder": (
+        ["train_tokenizer.py", "--cfg.data", "DATA", "--cfg.out", "HOME/tokenizer"],
+        "--cfg.resume",
+    ),
     "not a lam": (
-        ["train_dynamics.py", "--cfg.data", "DATA", "--cfg.tokenizer", "HOME/tokenizer", "--cfg.lam", "HOME/dynamics"],
+        [
+            "train_dynamics.py",
+            "--cfg.data",
+            "DATA",
+            "--cfg.tokenizer",
+            "HOME/tokenizer",
+            "--cfg.lam",
+            "HOME/dynamics",
+        ],
         "differ",
     ),
     "not an image": (
@@ -354,10 +448,16 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_exit_code_2(trained, case, capsys, monkeypatch):
     (script, *flags), expected = BAD[case]
-    flags = [flag.replace("DATA", str(trained / "data")).replace("HOME", str(trained)) for flag in flags]
+    flags = [
+        flag.replace("DATA", str(trained / "data")).replace("HOME", str(trained)) for flag in flags
+    ]
     monkeypatch.setattr(sys, "argv", [script, *flags])
     monkeypatch.chdir(ROOT)
-    module = {"train_tokenizer.py": train_tokenizer, "train_lam.py": train_lam, "train_dynamics.py": train_dynamics}
+    module = {
+        "train_tokenizer.py": train_tokenizer,
+        "train_lam.py": train_lam,
+        "train_dynamics.py": train_dynamics,
+    }
     module |= {"evaluate.py": evaluate, "play.py": play}
     with pytest.raises(SystemExit) as exit_info:
         cli.run(module[script].main, getattr(module[script], "PRESETS", None))
@@ -371,10 +471,14 @@ def test_a_tokenizer_of_another_resolution_is_refused(trained, tmp_path):
     store = data.create(tmp_path / "data", {}, 32, 32, 3)
     frames = np.zeros((20, 32, 32, 3), np.uint8)
     for level in (0, 8):
-        data.append_segments(store, [data.Recording(level, frames, np.zeros(20), np.zeros(20), np.zeros(20, bool))])
+        data.append_segments(
+            store, [data.Recording(level, frames, np.zeros(20), np.zeros(20), np.zeros(20, bool))]
+        )
         store = data.open_store(tmp_path / "data")
     with pytest.raises(UserError, match="64x64.*32x32"):
-        train_dynamics.main(replace(config(trained, "dynamics", "other"), data=str(tmp_path / "data")))
+        train_dynamics.main(
+            replace(config(trained, "dynamics", "other"), data=str(tmp_path / "data"))
+        )
 
 
 def test_a_broken_checkpoint_says_so(trained, tmp_path):
@@ -397,7 +501,10 @@ def test_ctrl_c_saves_and_resume_continues(trained):
         seen.append(path)
         signal.raise_signal(signal.SIGINT)
 
-    original, train_tokenizer.train.draw = train_tokenizer.train.draw, lambda path, *rows: interrupt(rows, path)
+    original, train_tokenizer.train.draw = (
+        train_tokenizer.train.draw,
+        lambda path, *rows: interrupt(rows, path),
+    )
     try:
         with pytest.raises(KeyboardInterrupt):
             train_tokenizer.main(cfg)

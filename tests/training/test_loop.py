@@ -47,11 +47,15 @@ def make(cfg=CFG, model=MODEL, noise=0.0, bad=()):
 
 
 def fresh(model=MODEL):
-    return init_state(tokenizer.spec(model), random.key(0), OPTIM, quantize.initial_use(model.quantizer))
+    return init_state(
+        tokenizer.spec(model), random.key(0), OPTIM, quantize.initial_use(model.quantizer)
+    )
 
 
 def batch_of(step):
-    return random.randint(random.fold_in(random.key(8), step), (2, 3, 32, 32, 3), 0, 256).to(torch.uint8)
+    return random.randint(random.fold_in(random.key(8), step), (2, 3, 32, 32, 3), 0, 256).to(
+        torch.uint8
+    )
 
 
 def run(step, state, first=0, last=3):
@@ -90,9 +94,16 @@ def test_compiled_equals_eager_and_compiles_once(mode, kind):
             expected, expected_row = eager(expected, batch_of(s), KEY)
             for name, value in expected_row.items():
                 torch.testing.assert_close(
-                    row[name], value, rtol=1e-3, atol=1e-5, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
+                    row[name],
+                    value,
+                    rtol=1e-3,
+                    atol=1e-5,
+                    equal_nan=True,
+                    msg=lambda m, name=name: f"{name}: {m}",
                 )
-            torch.testing.assert_close(tree.paths(state), tree.paths(expected), rtol=1e-3, atol=2e-5)
+            torch.testing.assert_close(
+                tree.paths(state), tree.paths(expected), rtol=1e-3, atol=2e-5
+            )
     assert counters["stats"]["unique_graphs"] - before == {"step": 1, "split": 2}[mode]
     assert state.step.item() == 8 and state.skipped.tolist() == [1, 0]
 
@@ -102,7 +113,9 @@ def test_the_pure_step_leaves_its_state_alone():
     before = tree.map(torch.clone, state)
     new, _ = make()(state, batch_of(0), KEY)
     assert_same(state, before)
-    changed = {path for path, x in tree.paths(new).items() if not torch.equal(x, tree.paths(before)[path])}
+    changed = {
+        path for path, x in tree.paths(new).items() if not torch.equal(x, tree.paths(before)[path])
+    }
     for path in tree.paths(state.params):
         assert {f"params/{path}", f"ema/{path}", f"opt/m/{path}", f"opt/v/{path}"} <= changed, path
     assert {"step", "stats/use"} <= changed
@@ -135,7 +148,11 @@ def test_without_averages_or_statistics_their_trees_are_empty():
 
 
 def test_training_lowers_the_loss():
-    step, state, losses = make(replace(CFG, steps=60, optim=replace(OPTIM, schedule="constant"))), fresh(), []
+    step, state, losses = (
+        make(replace(CFG, steps=60, optim=replace(OPTIM, schedule="constant"))),
+        fresh(),
+        [],
+    )
     for _ in range(60):
         state, metrics = step(state, batch_of(0)[:, :1] // 4, KEY)
         losses.append(metrics["mse"].item())
@@ -198,7 +215,9 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
     def go(out, stop_at=None, resume=False):
         cfg = replace(CFG, out=str(tmp_path / out), resume=resume)
         state = setup.start(spec, stats, cfg, "tokenizer", torch.device("cpu"))
-        return loop.fit(make(), state, batches(int(state.step), stop_at), cfg, lambda weights, path: None)
+        return loop.fit(
+            make(), state, batches(int(state.step), stop_at), cfg, lambda weights, path: None
+        )
 
     whole = go("whole")
     with pytest.raises(SystemExit) as left:
@@ -207,8 +226,13 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
     assert checkpoint.latest(tmp_path / "stopped") == 3
     with pytest.raises(UserError, match="resume"):
         go("stopped")
-    assert_same(go("stopped", resume=True), whole)  # the order of leaves counts: the gradient norm sums over them
-    rows = [[json.loads(line) for line in open(tmp_path / out / "metrics.jsonl")] for out in ("whole", "stopped")]
+    assert_same(
+        go("stopped", resume=True), whole
+    )  # the order of leaves counts: the gradient norm sums over them
+    rows = [
+        [json.loads(line) for line in open(tmp_path / out / "metrics.jsonl")]
+        for out in ("whole", "stopped")
+    ]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     assert rows[0][-1]["loss"] == rows[1][-1]["loss"]
 
@@ -226,7 +250,9 @@ def test_check_names_the_first_difference(trained):
     shuffled = dict(reversed(trained.params.items()))
     checked = checkpoint.check(shuffled, spec, "it")
     assert_same(checked, trained.params)
-    assert list(tree.paths(checked)) == list(tree.paths(spec)), "sums over leaves would round in another order"
+    assert list(tree.paths(checked)) == list(tree.paths(spec)), (
+        "sums over leaves would round in another order"
+    )
     wider = tokenizer.spec(replace(MODEL, encoder=replace(SMALL, dim=64)))
     with pytest.raises(UserError, match="encoder/.* is .*, not "):
         checkpoint.check(trained.params, wider, "it")

@@ -25,18 +25,25 @@ def gradient(step):
 def test_adamw_equals_torch_with_weight_decay_on_the_marked_leaves_only():
     cfg = OptimConfig(weight_decay=0.3, b1=0.8, b2=0.95, eps=1e-6)
     params, theirs = start(), tree.map(lambda p: p.clone().requires_grad_(), start())
-    groups = [{"params": [theirs["w"]], "weight_decay": 0.3}, {"params": [theirs["b"]], "weight_decay": 0.0}]
+    groups = [
+        {"params": [theirs["w"]], "weight_decay": 0.3},
+        {"params": [theirs["b"]], "weight_decay": 0.0},
+    ]
     oracle = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-6)
     moments = optim.adamw_init(params)
     for s in range(20):
         lr, grads = 0.01 * (1 + s), gradient(s)
-        params, moments = optim.adamw(grads, moments, params, torch.tensor(s), torch.tensor(lr), DECAY, cfg)
+        params, moments = optim.adamw(
+            grads, moments, params, torch.tensor(s), torch.tensor(lr), DECAY, cfg
+        )
         for name, p in theirs.items():
             p.grad = grads[name]
         for group in oracle.param_groups:
             group["lr"] = lr
         oracle.step()
-        torch.testing.assert_close(params, tree.map(torch.Tensor.detach, theirs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            params, tree.map(torch.Tensor.detach, theirs), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_adamw_is_pure():
@@ -54,14 +61,19 @@ def test_orthogonal_keeps_the_directions_and_evens_the_singular_values(shape):
     values = u.transpose(-1, -2) @ y @ v.transpose(-1, -2)
     apart = values - torch.diag_embed(values.diagonal(dim1=-2, dim2=-1))
     assert apart.abs().max() < 1e-3
-    assert (values.diagonal(dim1=-2, dim2=-1) > 0.5).all() and (values.diagonal(dim1=-2, dim2=-1) < 1.3).all()
+    assert (values.diagonal(dim1=-2, dim2=-1) > 0.5).all() and (
+        values.diagonal(dim1=-2, dim2=-1) < 1.3
+    ).all()
 
 
 def test_muon_moves_stacked_matrices_and_leaves_the_rest_to_adamw():
     """Its step against one written out with a singular value decomposition."""
     keys = random.split(random.key(4), 2)
     params = start() | {"blocks": random.normal(keys[0], (3, 4, 8)), "norms": torch.ones(3, 4, 8)}
-    grads = gradient(0) | {"blocks": random.normal(keys[1], (3, 4, 8)), "norms": torch.ones(3, 4, 8)}
+    grads = gradient(0) | {
+        "blocks": random.normal(keys[1], (3, 4, 8)),
+        "norms": torch.ones(3, 4, 8),
+    }
     decay = DECAY | {"blocks": True, "norms": False}
     results = {}
     for muon in (False, True):
@@ -90,7 +102,9 @@ def test_clip_equals_torch(limit):
 
 
 def rate(step, steps=100, **changes):
-    value = optim.learning_rate(torch.tensor(step), steps, OptimConfig(lr=2.0, warmup=10, final=0.1, **changes))
+    value = optim.learning_rate(
+        torch.tensor(step), steps, OptimConfig(lr=2.0, warmup=10, final=0.1, **changes)
+    )
     assert value.shape == () and value.dtype == torch.float32
     return value.item()
 
@@ -105,7 +119,9 @@ def test_schedules_at_key_points():
     assert rate(99, schedule="constant") == pytest.approx(2.0)
     assert rate(55, schedule="cosine") == pytest.approx(2 * 0.55)
     assert rate(100, schedule="cosine") == pytest.approx(0.2)
-    assert rate(99, schedule="cosine") == pytest.approx(0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert rate(99, schedule="cosine") == pytest.approx(
+        0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * 89 / 90))
+    )
     assert rate(80, schedule="wsd", decay=0.2) == pytest.approx(2.0)
     assert rate(90, schedule="wsd", decay=0.2) == pytest.approx(2 * 0.55)
     assert rate(100, schedule="wsd", decay=0.2) == pytest.approx(0.2)

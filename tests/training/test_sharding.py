@@ -20,7 +20,15 @@ from genie_fn.tree import ParamSpec
 from tests import ranks
 
 ROOT = Path(__file__).parents[2]
-TWO = ["agreed", "sharded", "replicated", "compiled", "counted_sharded", "counted_replicated", "stopped"]
+TWO = [
+    "agreed",
+    "sharded",
+    "replicated",
+    "compiled",
+    "counted_sharded",
+    "counted_replicated",
+    "stopped",
+]
 FOUR = ["hybrid", "counted_hybrid", "resumed"]
 COMPILED = {
     "compiled_hybrid": 4,
@@ -48,7 +56,9 @@ def together(folder: Path, count: int, node: int, jobs: list[str]) -> None:
         environment = {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank % node)}
         command = [sys.executable, "-m", "tests.ranks", str(folder), *jobs]
         log = (folder / f"log_{count}_{rank}").open("w")
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | where | environment, stderr=log))
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, env=os.environ | where | environment, stderr=log)
+        )
     while None in (codes := [process.poll() for process in processes]) and not any(codes):
         time.sleep(0.1)
     for process in processes:
@@ -97,7 +107,9 @@ def assert_close(ours: tree.Tree, theirs: tree.Tree, tolerance: float) -> None:
     ours, theirs = tree.paths(ours), tree.paths(theirs)
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
-        torch.testing.assert_close(value, theirs[path], rtol=0, atol=tolerance, msg=lambda m, path=path: f"{path}: {m}")
+        torch.testing.assert_close(
+            value, theirs[path], rtol=0, atol=tolerance, msg=lambda m, path=path: f"{path}: {m}"
+        )
 
 
 @pytest.mark.parametrize("job", ["sharded", "hybrid", "replicated", "compiled"])
@@ -139,7 +151,9 @@ def test_the_state_is_divided(folder, alone):
         assert torch.load(folder / f"{job}.pt")["held"] <= most * alone(STAGE_OF[job])["held"]
 
 
-@pytest.mark.parametrize(("job", "rows"), [("counted_sharded", 1), ("counted_hybrid", 2), ("counted_replicated", 2)])
+@pytest.mark.parametrize(
+    ("job", "rows"), [("counted_sharded", 1), ("counted_hybrid", 2), ("counted_replicated", 2)]
+)
 def test_memory_and_traffic_are_as_the_formulae_of_scale_say(folder, alone, job, rows):
     found, spec = torch.load(folder / f"{job}.pt"), ranks.dynamics_stage().spec
     shards = found["shards"]
@@ -152,7 +166,9 @@ def test_memory_and_traffic_are_as_the_formulae_of_scale_say(folder, alone, job,
     others = 7 + 14 + 7 + 7 * 5 + 3 + (shards > 1)
     assert found["bytes"]["all_reduce"] == traffic.columns + traffic.everyone + 4 * others
     single = ranks.counted("sharded")
-    assert single["held"] == scale.state_bytes(spec, 1, copies=4) and not any(single["bytes"].values())
+    assert single["held"] == scale.state_bytes(spec, 1, copies=4) and not any(
+        single["bytes"].values()
+    )
     assert scale.wire(spec, 1, 1) == (0, 0)
 
 
@@ -166,14 +182,21 @@ def test_all_leave_at_the_same_step_and_the_first_writes(folder):
 def test_all_are_told_why_one_fails(folder):
     one, other = torch.load(folder / "agreed.pt")
     assert one == other and len(one) == 4
-    assert one["by_first"].startswith("Level 0: restore it") and one["by_all"].startswith("Level 1: restore it")
-    assert one["end_together"] == "the last has ended" and "the data is not the same" in one["check_same"]
+    assert one["by_first"].startswith("Level 0: restore it") and one["by_all"].startswith(
+        "Level 1: restore it"
+    )
+    assert (
+        one["end_together"] == "the last has ended"
+        and "the data is not the same" in one["check_same"]
+    )
 
 
 def test_a_process_that_fails_alone_says_why(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(console, "quiet", True)  # as `train.prepare` makes those of all but the first
+    monkeypatch.setattr(
+        console, "quiet", True
+    )  # as `train.prepare` makes those of all but the first
     monkeypatch.setattr(cli.sys, "argv", ["train"])
 
     def main() -> None:
@@ -209,7 +232,9 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
     monkeypatch.setattr(sharding, "count", lambda: 4)
     monkeypatch.setattr(sharding, "rank", lambda: 2)
     assert sharding.share(8, 2) == slice(4, 6)
-    with pytest.raises(UserError, match="10 clips.*processes: 4.*make --cfg.batch-size a multiple of 4"):
+    with pytest.raises(
+        UserError, match="10 clips.*processes: 4.*make --cfg.batch-size a multiple of 4"
+    ):
         sharding.share(10, 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match="rows of 3"):

@@ -46,17 +46,26 @@ def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
     def points(values: list[float]) -> list[str]:
         return [f"{x(t):.1f},{y(value):.1f}" for t, value in enumerate(values, 1)]
 
-    parts = [_line(LEFT, y(m), WIDTH - RIGHT, y(m), "zero" if zero and m == 0 else "grid") for m in marks]
+    parts = [
+        _line(LEFT, y(m), WIDTH - RIGHT, y(m), "zero" if zero and m == 0 else "grid") for m in marks
+    ]
     parts += [_text(LEFT - 6, y(m) + 4, f"{m:g}", "end") for m in marks]
     parts += [_text(x(t), HEIGHT - BOTTOM + 16, str(t), "middle") for t in range(1, frames + 1)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 3, "frame t after the prompt", "middle"))
-    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM  # an inner picture cuts off what leaves it
-    parts.append(f'<svg x="{LEFT}" y="{TOP}" width="{across}" height="{down}" viewBox="{LEFT} {TOP} {across} {down}">')
+    across, down = (
+        WIDTH - LEFT - RIGHT,
+        HEIGHT - TOP - BOTTOM,
+    )  # an inner picture cuts off what leaves it
+    parts.append(
+        f'<svg x="{LEFT}" y="{TOP}" width="{across}" height="{down}" viewBox="{LEFT} {TOP} {across} {down}">'
+    )
     for curve in curves:
         band = " ".join(points(curve.low) + points(curve.high)[::-1])
         parts += [f'<polygon class="band {curve.name}" points="{band}"/>'] if band else []
     for curve in curves:
-        parts.append(f'<polyline class="line {curve.name}" points="{" ".join(points(curve.mean))}"/>')
+        parts.append(
+            f'<polyline class="line {curve.name}" points="{" ".join(points(curve.mean))}"/>'
+        )
     parts.append("</svg>")
     return _figure(parts, HEIGHT, title, unit)
 
@@ -76,11 +85,15 @@ def bars(
     for i, (value, label, interval) in enumerate(zip(values, labels, ends, strict=True)):
         width, low, high = ((WIDTH - left - 52) * x / most for x in (value, *interval))
         parts.append(_text(left - 8, row * i + 17, label, "end"))
-        parts.append(f'<rect class="bar {name}" x="{left}" y="{row * i + 4}" width="{width:.1f}" height="{row - 7}"/>')
+        parts.append(
+            f'<rect class="bar {name}" x="{left}" y="{row * i + 4}" width="{width:.1f}" height="{row - 7}"/>'
+        )
         if high > low:
             middle = row * i + 0.5 * (row + 1)
             parts.append(_line(left + low, middle, left + high, middle, "zero"))
-            parts += [_line(left + x, middle - 4, left + x, middle + 4, "zero") for x in (low, high)]
+            parts += [
+                _line(left + x, middle - 4, left + x, middle + 4, "zero") for x in (low, high)
+            ]
         parts.append(_text(left + max(width, high) + 6, row * i + 17, f"{value:.1%}", "start"))
     return _figure(parts, row * len(values) + 4, title, "")
 

@@ -56,7 +56,12 @@ ROWS = (
     Row("1 → 10 frames, moving clips", "rollouts.1.moving.psnr.own@average", 2, " dB"),
     Row("1 → 10 frames, shuffled actions", "rollouts.1.moving.psnr.shuffled@average", 2, " dB"),
     Row("1 → 10 frames, copy-last", "rollouts.1.moving.psnr.copy_last@average", 2, " dB"),
-    Row("gain over copy-last at t = 4, moving clips, pooled", "rollouts.1.moving.delta.copy_last@4", 2, " dB"),
+    Row(
+        "gain over copy-last at t = 4, moving clips, pooled",
+        "rollouts.1.moving.delta.copy_last@4",
+        2,
+        " dB",
+    ),
     Row("1 → 10 frames, all clips", "rollouts.1.all.psnr.own@average", 2, " dB"),
     Row("4 → 10 frames, all clips", "rollouts.4.all.psnr.own@average", 2, " dB"),
     Row("actions used", "actions.used", 0),
@@ -82,10 +87,18 @@ FIRST = (
 )
 REDUX = "GenieRedux, arXiv 2409.06445"
 REFERENCES = (
-    Reference("tokenizer, PSNR; random agent", "38.25 dB", f"{REDUX}, table 1", "reconstruction.psnr"),
-    Reference("tokenizer, PSNR; trained agent", "40.62 dB", f"{REDUX}, table 3", "reconstruction.psnr"),
-    Reference("tokenizer, SSIM; random agent", "0.96", f"{REDUX}, table 1", "reconstruction.ssim", 3, ""),
-    Reference("tokenizer, SSIM; trained agent", "0.97", f"{REDUX}, table 3", "reconstruction.ssim", 3, ""),
+    Reference(
+        "tokenizer, PSNR; random agent", "38.25 dB", f"{REDUX}, table 1", "reconstruction.psnr"
+    ),
+    Reference(
+        "tokenizer, PSNR; trained agent", "40.62 dB", f"{REDUX}, table 3", "reconstruction.psnr"
+    ),
+    Reference(
+        "tokenizer, SSIM; random agent", "0.96", f"{REDUX}, table 1", "reconstruction.ssim", 3, ""
+    ),
+    Reference(
+        "tokenizer, SSIM; trained agent", "0.97", f"{REDUX}, table 3", "reconstruction.ssim", 3, ""
+    ),
     Reference(
         "1 → 10 frames, latent actions, PSNR; random agent",
         "25.51 dB",
@@ -145,14 +158,18 @@ def read(folder: str) -> dict:
     paths = [Path(folder) / "metrics.json", Path(folder) / "evaluation" / "metrics.json"]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise UserError(f"{folder} holds no evaluation: make one with `python evaluate.py --cfg.run {folder}`")
+        raise UserError(
+            f"{folder} holds no evaluation: make one with `python evaluate.py --cfg.run {folder}`"
+        )
     try:
         record = json.loads(path.read_text())
         schema = record.get("schema")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: evaluate that world again") from error
     if schema != SCHEMA:
-        raise UserError(f"{path} is of schema {schema} and this program reads {SCHEMA}: evaluate that world again")
+        raise UserError(
+            f"{path} is of schema {schema} and this program reads {SCHEMA}: evaluate that world again"
+        )
     return record
 
 
@@ -162,7 +179,10 @@ def read_clone(folder: str | Path) -> dict | None:
         record = json.loads((Path(folder) / "clone.json").read_text())
     except (OSError, ValueError):
         return None
-    whole = isinstance(record, dict) and {"config", "expert", "seeds", "shares", "gains"} <= record.keys()
+    whole = (
+        isinstance(record, dict)
+        and {"config", "expert", "seeds", "shares", "gains"} <= record.keys()
+    )
     return record if whole and record.get("schema") == SCHEMA else None
 
 
@@ -174,7 +194,11 @@ def brief(folder: str) -> dict[str, str]:
     except UserError:
         return {}
     found = {row.label: (find(record, row.path), row) for row in ROWS if row.path in FIRST}
-    return {label: show(values, row.digits, row.unit) for label, (values, row) in found.items() if values is not None}
+    return {
+        label: show(values, row.digits, row.unit)
+        for label, (values, row) in found.items()
+        if values is not None
+    }
 
 
 def find(record: dict, path: str) -> list[float] | None:
@@ -201,7 +225,14 @@ def show(values: list[float] | None, digits: int = 2, unit: str = "") -> str:
 
 def verdicts(record: dict) -> list[str]:
     """What the numbers come to, in sentences."""
-    made = [_obeys(record), _dreams(record), _actions(record), _meaning(record), _movement(record), held(record)]
+    made = [
+        _obeys(record),
+        _dreams(record),
+        _actions(record),
+        _meaning(record),
+        _movement(record),
+        held(record),
+    ]
     return [sentence for sentence in made if sentence]
 
 
@@ -222,7 +253,11 @@ def _dreams(record: dict) -> str:
     better = [t for t, low in enumerate(gain["low"], 1) if low > 0]
     if not better:
         return "On the moving half dreams are at no frame surely better than copying the last real frame."
-    spans = "at every frame" if len(better) == len(gain["low"]) else "at t = " + ", ".join(map(str, better))
+    spans = (
+        "at every frame"
+        if len(better) == len(gain["low"])
+        else "at t = " + ", ".join(map(str, better))
+    )
     return f"On the moving half dreams are better than copying the last real frame {spans} (95% intervals)."
 
 
@@ -234,7 +269,10 @@ def _actions(record: dict) -> str:
 
 
 def _meaning(record: dict) -> str:
-    told, probe = find(record, "actions.true.all.information"), find(record, "actions.probe.all.information")
+    told, probe = (
+        find(record, "actions.true.all.information"),
+        find(record, "actions.probe.all.information"),
+    )
     if told is None or record["actions"]["kind"] == "true":
         return ""
     chance = find(record, "actions.true.all.by_chance")
@@ -262,7 +300,11 @@ def _movement(record: dict) -> str:
     p = min(moves["dx_p"], moves["dy_p"])
     if p > 0.05:
         return f"It is not shown that actions move the picture differently (p = {p:.3f})."
-    both = [f"further {side} under {', '.join(map(str, moves[side]))}" for side in ("left", "right") if moves[side]]
+    both = [
+        f"further {side} under {', '.join(map(str, moves[side]))}"
+        for side in ("left", "right")
+        if moves[side]
+    ]
     ways = "; than on average it moves " + " and ".join(both) if both else ""
     tests = f"p = {moves['dx_p']:.3f} sideways, {moves['dy_p']:.3f} up and down"
     return f"Actions move the picture differently ({tests}){ways}."

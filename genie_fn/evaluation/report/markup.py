@@ -65,7 +65,9 @@ for way in WAYS:
 
 def document(title: str, body: list[str]) -> str:
     """A whole page, readable on a phone, light or dark as the reader's system is."""
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    )
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<title>{escape(title)}</title><style>{STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(body)}\n</body></html>\n"
@@ -76,7 +78,10 @@ def table(head: list[str], rows: list[list[str]], left: tuple[int, ...] = ()) ->
     """An HTML table of texts; the columns in `left`, as the first, are aligned to the left."""
 
     def line(kind: str, cells: list[str]) -> str:
-        made = (f"<{kind}{' class=left' if i in left else ''}>{escape(c)}</{kind}>" for i, c in enumerate(cells))
+        made = (
+            f"<{kind}{' class=left' if i in left else ''}>{escape(c)}</{kind}>"
+            for i, c in enumerate(cells)
+        )
         return f"<tr>{''.join(made)}</tr>"
 
     lines = "".join(line("td", row) for row in rows)
@@ -92,5 +97,7 @@ def image(picture: Picture, css: str = "", fps: int = 5) -> str:
 
 
 def clips(pictures: list[Picture]) -> str:
-    shown = "".join(f"<figure>{image(p)}<figcaption>{escape(p.caption)}</figcaption></figure>" for p in pictures)
+    shown = "".join(
+        f"<figure>{image(p)}<figcaption>{escape(p.caption)}</figcaption></figure>" for p in pictures
+    )
     return f"<div class=clips>{shown}</div>"

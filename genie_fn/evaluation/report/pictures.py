@@ -23,15 +23,22 @@ def above(*videos: Tensor) -> np.ndarray:
     return torch.cat(videos, 1).cpu().numpy()
 
 
-def choose(frames: Tensor, dreams: dict[str, Tensor], levels: np.ndarray) -> tuple[list[Picture], list[Picture]]:
+def choose(
+    frames: Tensor, dreams: dict[str, Tensor], levels: np.ndarray
+) -> tuple[list[Picture], list[Picture]]:
     """Clips from lively to still, and the worst: real, dreamed with the own actions, with another clip's."""
     future = frames[:, 1:]
-    own, copied = (metrics.frame_psnr(future, dreams[name]).mean(1) for name in ("own", "copy_last"))
+    own, copied = (
+        metrics.frame_psnr(future, dreams[name]).mean(1) for name in ("own", "copy_last")
+    )
     order, count = copied.argsort().tolist(), len(copied)
 
     def picture(i: int) -> Picture:
         made = (torch.cat((frames[i, :1], dreams[name][i])) for name in ("own", "shuffled"))
-        return Picture(above(frames[i], *made), f"level {levels[i]}: {own[i]:.1f} dB (copy-last {copied[i]:.1f})")
+        return Picture(
+            above(frames[i], *made),
+            f"level {levels[i]}: {own[i]:.1f} dB (copy-last {copied[i]:.1f})",
+        )
 
     spread = order[count // 8 :: max(1, count // 8)][:6]
     return [picture(i) for i in spread], [picture(i) for i in own.argsort().tolist()[:6]]

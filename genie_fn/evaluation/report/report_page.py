@@ -24,14 +24,14 @@ def page(record: dict, pictures: Pictures, cloned: dict | None = None) -> str:
     where, run = record["machine"], record["config"]["run"]
     data, commit = record["data"], (where["commit"] or "unknown")[:12]
     says = "".join(f"<li>{escape(sentence)}</li>" for sentence in headlines.verdicts(record))
-    about = (
-        f"{data['clips']} held-out clips ({data['split']}, {data['levels']} levels) · {where['date']} · commit {commit}"
-    )
+    about = f"{data['clips']} held-out clips ({data['split']}, {data['levels']} levels) · {where['date']} · commit {commit}"
     body = [
         f"<h1>{escape(run)}</h1><p class=soft>{escape(about)}</p><ul class=verdicts>{says}</ul>",
         _tiles(record),
         _dreams(pictures),
-        _published(record) if record["data"]["meta"].get("collection", {}).get("env") == "coinrun" else "",
+        _published(record)
+        if record["data"]["meta"].get("collection", {}).get("env") == "coinrun"
+        else "",
         *(_protocol(record, prompt) for prompt in record["rollouts"]),
         _held(record, pictures.held),
         _actions(record, pictures.actions),
@@ -56,7 +56,9 @@ def _tiles(record: dict) -> str:
         if values is not None:
             ends = headlines.show(values, digits).partition(" ")[2]
             value = headlines.show(values[:1], digits, unit)
-            tiles.append(f"<div>{escape(label)}<b>{escape(value)}</b><small>{escape(ends)}</small></div>")
+            tiles.append(
+                f"<div>{escape(label)}<b>{escape(value)}</b><small>{escape(ends)}</small></div>"
+            )
     return f"<div class=tiles>{''.join(tiles)}</div>"
 
 
@@ -73,7 +75,11 @@ def _published(record: dict) -> str:
     rows = []
     for it in headlines.REFERENCES:
         fits = it.actions in ("", record["actions"]["kind"])
-        ours = headlines.show(headlines.find(record, it.path), it.digits, it.unit) if fits else "another kind of world"
+        ours = (
+            headlines.show(headlines.find(record, it.path), it.digits, it.unit)
+            if fits
+            else "another kind of world"
+        )
         rows.append([it.what, it.published, ours, it.source])
     note = (
         "Published numbers are of CoinRun at 64 × 64 too, but of other data, agents and budgets (GenieRedux: about 56 "
@@ -95,10 +101,14 @@ def _protocol(record: dict, prompt: str) -> str:
     drawn = []
     for which, title in (("moving", "moving half"), ("all", "all clips")):
         psnr, delta = scores[which]["psnr"], scores[which]["delta"]
-        others = [charts.Line(way, psnr[way]["mean"]) for way in used[1:]]  # their intervals would hide each other
+        others = [
+            charts.Line(way, psnr[way]["mean"]) for way in used[1:]
+        ]  # their intervals would hide each other
         drawn.append(charts.lines([_line("own", psnr["own"]), *others], f"PSNR, {title}", "dB"))
         cost = [_line(way, delta[way]) for way in ("random", "shuffled")]
-        drawn.append(charts.lines(cost, f"Δ_t PSNR: what wrong actions cost, {title}", "dB", zero=True))
+        drawn.append(
+            charts.lines(cost, f"Δ_t PSNR: what wrong actions cost, {title}", "dB", zero=True)
+        )
     return (
         f"<h2>{prompt} → {frames} frames</h2><p>Means over clips with 95% intervals (bootstrap over clips). The moving "
         f"half is that in which copying the last frame fails most at t = 4. Where a frame equals the last, copying "
@@ -114,7 +124,10 @@ def _averages(scores: dict, used: list[str]) -> str:
     head, rows = ["mean over the frames", *(f"{kinds[kind]}, {which}" for kind, which in cells)], []
     for way in used:
         values = [(scores[which][kind][way]["average"], kind) for kind, which in cells]
-        shown = [headlines.show(x if kind == "psnr" else x[:1], 3 if kind == "ssim" else 2) for x, kind in values]
+        shown = [
+            headlines.show(x if kind == "psnr" else x[:1], 3 if kind == "ssim" else 2)
+            for x, kind in values
+        ]
         rows.append([WAYS[way], *shown])
     return table(head, rows)
 
@@ -124,10 +137,22 @@ def _by_frame(scores: dict) -> str:
         ends = zip(values["mean"], values["low"], values["high"], strict=True)
         return [label, *(headlines.show([*triple]) for triple in ends)]
 
-    names = {"random": "random actions", "shuffled": "another clip's actions", "copy_last": "copy-last, pooled"}
+    names = {
+        "random": "random actions",
+        "shuffled": "another clip's actions",
+        "copy_last": "copy-last, pooled",
+    }
     halves, ways = ("moving", "all"), {"own": "own actions", "copy_last": "copy-last"}
-    psnr = [row(f"PSNR, {ways[way]}, {which}", scores[which]["psnr"][way]) for which in halves for way in ways]
-    rows = [row(f"gain over {names[n]}, {which}", scores[which]["delta"][n]) for which in halves for n in names]
+    psnr = [
+        row(f"PSNR, {ways[way]}, {which}", scores[which]["psnr"][way])
+        for which in halves
+        for way in ways
+    ]
+    rows = [
+        row(f"gain over {names[n]}, {which}", scores[which]["delta"][n])
+        for which in halves
+        for n in names
+    ]
     head = ["", *(f"t = {t}" for t in range(1, len(rows[0])))]
     return f"<details><summary>PSNR and Δ_t PSNR by frame, in numbers</summary>{table(head, psnr + rows)}</details>"
 
@@ -191,12 +216,23 @@ def _means(it: dict, code: int) -> list[str]:
         return []
     column = [row[code] for row in it["true"]["all"]["table"]]
     best = column.index(max(column))
-    return [f"{it['true']['names'][best]} ({column[best] / sum(column):.0%})" if sum(column) else "–"]
+    return [
+        f"{it['true']['names'][best]} ({column[best] / sum(column):.0%})" if sum(column) else "–"
+    ]
 
 
 def _told(it: dict) -> str:
     halves_of = it["true"]["all"]["halves_of"]
-    head = ["", "NMI", "by chance", "p", f"halves of the {halves_of}", "accuracy of the best map", "chance", "stable"]
+    head = [
+        "",
+        "NMI",
+        "by chance",
+        "p",
+        f"halves of the {halves_of}",
+        "accuracy of the best map",
+        "chance",
+        "stable",
+    ]
     rows, probe = [], it.get("probe")
     for kind, label in (("all", "all recorded actions"), ("sides", "left / none / right")):
         if kind in it["true"]:
@@ -204,12 +240,28 @@ def _told(it: dict) -> str:
             numbers = [f"{x[name]:.3f}" for name in ("information", "by_chance", "p")]
             halves = ", ".join(f"{value:.3f}" for value in x["halves"])
             rows.append(
-                [label, *numbers, halves, f"{x['accuracy']:.3f}", f"{x['chance']:.3f}", f"{x['stability']:.0%}"]
+                [
+                    label,
+                    *numbers,
+                    halves,
+                    f"{x['accuracy']:.3f}",
+                    f"{x['chance']:.3f}",
+                    f"{x['stability']:.0%}",
+                ]
             )
             if probe:
                 y = probe[kind]
                 rows.append(
-                    ["— supervised probe", f"{y['information']:.3f}", "", "", "", f"{y['accuracy']:.3f}", "", ""]
+                    [
+                        "— supervised probe",
+                        f"{y['information']:.3f}",
+                        "",
+                        "",
+                        "",
+                        f"{y['accuracy']:.3f}",
+                        "",
+                        "",
+                    ]
                 )
     text = (
         "NMI is normalised mutual information; by chance: where clips are given other clips' codes. The best map from "
@@ -217,13 +269,17 @@ def _told(it: dict) -> str:
         "transitions whose code means the same in both halves."
     )
     if probe:
-        ratios = ", ".join(f"{headlines.show([x])} ({kind})" for kind, x in probe["ratio"].items() if x is not None)
+        ratios = ", ".join(
+            f"{headlines.show([x])} ({kind})" for kind, x in probe["ratio"].items() if x is not None
+        )
         text += (
             f" The probe, the ceiling, is a convolutional network of {probe['parameters']:,} parameters (the latent "
             f"action model's encoder has {probe['encoder_parameters']:,}), trained on recorded actions of the train "
             f"split for {probe['steps']} steps ({probe['seconds']:.0f} s). Latent over probe: {ratios}."
         )
-    return f"<h3>What they tell of the recorded actions</h3>{table(head, rows)}<p>{escape(text)}</p>"
+    return (
+        f"<h3>What they tell of the recorded actions</h3>{table(head, rows)}<p>{escape(text)}</p>"
+    )
 
 
 def _table(it: dict, names: list[str]) -> str:
@@ -231,7 +287,9 @@ def _table(it: dict, names: list[str]) -> str:
     lines = []
     for i, row in enumerate(true["all"]["table"]):
         if total := sum(row):
-            cells = "".join(f'<td style="background: rgba(var(--heat), {x / total:.2f})">{x}</td>' for x in row)
+            cells = "".join(
+                f'<td style="background: rgba(var(--heat), {x / total:.2f})">{x}</td>' for x in row
+            )
             ends = f"<td>{_moved(moves, 'dx', i)}</td><td>{_moved(moves, 'dy', i)}</td>"
             lines.append(f"<tr><td>{escape(true['names'][i])}</td>{cells}{ends}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in ["recorded", *names, "dx", "dy"])
@@ -245,7 +303,10 @@ def _tokenizer(record: dict, picture: Picture) -> str:
         ["PSNR, SSIM", f"{it['psnr']:.2f} dB, {it['ssim']:.3f}"],
         ["codes used, perplexity", f"{it['codes_used']} of {it['codes']}, {it['perplexity']:.1f}"],
         ["entropy of the codes", f"{it['unigram_entropy']:.2f} nats per token"],
-        ["dynamics, cross-entropy of hidden tokens", f"{model['cross_entropy']:.2f} nats per token"],
+        [
+            "dynamics, cross-entropy of hidden tokens",
+            f"{model['cross_entropy']:.2f} nats per token",
+        ],
         ["dynamics, hidden tokens guessed right", f"{model['accuracy']:.1%}"],
     ]
     names = {"reconstruction": "tokenizer"} | {
@@ -262,10 +323,15 @@ def _tokenizer(record: dict, picture: Picture) -> str:
 def _origin(record: dict) -> str:
     shown = {name: record[name] for name in ("config", "models", "data", "machine", "seconds")}
     where, data = record["machine"], record["data"]
-    rows = [["commit", where["commit"] or "unknown"], ["data", f"{data['root']}, sha256 {data['hash']}"]]
+    rows = [
+        ["commit", where["commit"] or "unknown"],
+        ["data", f"{data['root']}, sha256 {data['hash']}"],
+    ]
     rows += [["machine", f"{where['device']}, {where['threads']} threads, torch {where['torch']}"]]
     rows += [[f"parameters, {name}", f"{count:,}"] for name, count in record["models"].items()]
-    rows += [["seconds", ", ".join(f"{name} {value:.0f}" for name, value in record["seconds"].items())]]
+    rows += [
+        ["seconds", ", ".join(f"{name} {value:.0f}" for name, value in record["seconds"].items())]
+    ]
     text = escape(json.dumps(shown, indent=1))
     return (
         f"<h2>Where this comes from</h2>{table(['', ''], rows, left=(1,))}<p>What every number means: "
@@ -284,7 +350,9 @@ CLONED = {
 
 def _player(name: str) -> str:
     """`clone 50, commonest` in words: of latent actions, translated by 50 labels, each to its commonest real one."""
-    return CLONED.get(name) or name.replace("clone", "latent,") + " labels" * ("commonest" not in name)
+    return CLONED.get(name) or name.replace("clone", "latent,") + " labels" * (
+        "commonest" not in name
+    )
 
 
 def clone_rows(record: dict) -> list[list[str]]:
@@ -294,7 +362,10 @@ def clone_rows(record: dict) -> list[list[str]]:
         return headlines.show([100 * x for x in values], 1, " %") if values else "–"
 
     gains = record["gains"]
-    return [[_player(name), percent(x), percent(gains.get(name))] for name, x in record["shares"].items()]
+    return [
+        [_player(name), percent(x), percent(gains.get(name))]
+        for name, x in record["shares"].items()
+    ]
 
 
 def clone_section(record: dict) -> str:
@@ -327,7 +398,9 @@ def comparison(records: dict[str, dict]) -> list[list[str]]:
     for row in headlines.ROWS:
         found = [headlines.find(record, row.path) for record in records.values()]
         if any(values is not None for values in found):
-            rows.append([row.label, *(headlines.show(values, row.digits, row.unit) for values in found)])
+            rows.append(
+                [row.label, *(headlines.show(values, row.digits, row.unit) for values in found)]
+            )
     return rows
 
 
@@ -339,16 +412,29 @@ def compare_page(records: dict[str, dict]) -> str:
         ["commit", *((r["machine"]["commit"] or "unknown")[:12] for r in records.values())],
     ]
     body = ["<h1>Worlds side by side</h1>", table(["", *records], comparison(records) + facts)]
-    if len({(r["data"]["hash"], r["data"]["split"], r["data"]["clips"]) for r in records.values()}) > 1:
-        body.append("<p>These worlds were not measured on the same clips: their numbers can hardly be compared.</p>")
+    if (
+        len({(r["data"]["hash"], r["data"]["split"], r["data"]["clips"]) for r in records.values()})
+        > 1
+    ):
+        body.append(
+            "<p>These worlds were not measured on the same clips: their numbers can hardly be compared.</p>"
+        )
     for name, record in records.items():
         says = "".join(f"<li>{escape(sentence)}</li>" for sentence in headlines.verdicts(record))
         body.append(f"<h2>{escape(name)}</h2><ul class=verdicts>{says}</ul>")
         for prompt, scores in record["rollouts"].items():
             cost = [_line(way, scores["moving"]["delta"][way]) for way in ("random", "shuffled")]
-            means = {way: scores["moving"]["psnr"][way]["mean"] for way in ("shuffled", "random", "copy_last")}
-            psnr = [_line("own", scores["moving"]["psnr"]["own"]), *(charts.Line(*pair) for pair in means.items())]
+            means = {
+                way: scores["moving"]["psnr"][way]["mean"]
+                for way in ("shuffled", "random", "copy_last")
+            }
+            psnr = [
+                _line("own", scores["moving"]["psnr"]["own"]),
+                *(charts.Line(*pair) for pair in means.items()),
+            ]
             frames = f"{prompt} → {len(cost[0].mean)}, moving half"
-            drawn = charts.lines(psnr, f"PSNR, {frames}", "dB") + charts.lines(cost, f"Δ_t, {frames}", "dB", zero=True)
+            drawn = charts.lines(psnr, f"PSNR, {frames}", "dB") + charts.lines(
+                cost, f"Δ_t, {frames}", "dB", zero=True
+            )
             body.append(f"<div class=charts>{drawn}</div>")
     return document("Worlds side by side", body)

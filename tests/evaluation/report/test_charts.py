@@ -40,23 +40,38 @@ def test_a_copy_that_scores_100_does_not_set_the_scale():
         Line("copy_last", [90, 12, 11], [80, 11, 10], [100, 13, 12]),
     ]
     svg = picture(charts.lines(curves, "PSNR", "dB"))
-    labels = [float(node.text) for node in svg.iter() if (node.text or "").replace(".", "").isdigit()]
+    labels = [
+        float(node.text) for node in svg.iter() if (node.text or "").replace(".", "").isdigit()
+    ]
     assert max(labels) == 13
     inner = [node for node in svg if node.tag == "svg"]
-    assert len(inner) == 1 and len(inner[0]) == 4  # what leaves the scale is cut off by the inner picture
+    assert (
+        len(inner) == 1 and len(inner[0]) == 4
+    )  # what leaves the scale is cut off by the inner picture
 
 
 def test_bars_are_as_long_as_their_shares():
     svg = picture(charts.bars([0.5, 0.25, 0.0], ["a", "b&", "c"], "use", "own"))
     widths = [float(node.get("width")) for node in svg if node.tag == "rect"]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2) and widths[2] == 0
-    assert [node.text for node in svg if node.tag == "text"] == ["a", "50.0%", "b&", "25.0%", "c", "0.0%"]
+    assert [node.text for node in svg if node.tag == "text"] == [
+        "a",
+        "50.0%",
+        "b&",
+        "25.0%",
+        "c",
+        "0.0%",
+    ]
 
 
 def test_bars_have_their_intervals():
-    svg = picture(charts.bars([0.5, 0.2], ["a", "b"], "solved", "own", [(0.4, 0.8), (0.2, 0.2)], left=100))
+    svg = picture(
+        charts.bars([0.5, 0.2], ["a", "b"], "solved", "own", [(0.4, 0.8), (0.2, 0.2)], left=100)
+    )
     (width, _) = (float(node.get("width")) for node in svg if node.tag == "rect")
     marks = [(float(node.get("x1")), float(node.get("x2"))) for node in svg if node.tag == "line"]
-    assert [(a - 100) / width for a, _ in marks] == pytest.approx([0.8, 0.8, 1.6], abs=0.01)  # b's has no length
+    assert [(a - 100) / width for a, _ in marks] == pytest.approx(
+        [0.8, 0.8, 1.6], abs=0.01
+    )  # b's has no length
     assert (marks[0][1] - 100) / width == pytest.approx(1.6, abs=0.01)
     assert [float(node.get("x")) for node in svg if node.text == "50.0%"][0] > marks[0][1]

@@ -49,7 +49,11 @@ def check(text: str) -> Reader:
     assert read.open == []
     tags = {tag for tag, *_ in read.attributes}
     assert not tags & {"script", "link", "iframe", "object", "base"}
-    sources = [value for _, name, value in read.attributes if name in ("src", "href", "srcset", "action", "data")]
+    sources = [
+        value
+        for _, name, value in read.attributes
+        if name in ("src", "href", "srcset", "action", "data")
+    ]
     assert all(value.startswith("data:image/") for value in sources)
     assert "@import" not in text and "url(" not in text and "http" not in text.lower()
     assert ("meta", "name", "viewport") in read.attributes and "prefers-color-scheme: dark" in text
@@ -102,7 +106,9 @@ def record() -> dict:
 def pictures() -> Pictures:
     frames = random.randint(random.key(4), (3, 32, 16, 3), 0, 256).to(torch.uint8).numpy()
     clip = Picture(frames, "level 9: <12.3 dB>")
-    return Pictures([clip] * 2, [clip], [Picture(frames[:1], "code 0")], Picture(frames[:1], "decoded"))
+    return Pictures(
+        [clip] * 2, [clip], [Picture(frames[:1], "code 0")], Picture(frames[:1], "decoded")
+    )
 
 
 def test_the_page_needs_nothing_and_says_what_the_record_says(record, pictures):
@@ -112,16 +118,39 @@ def test_the_page_needs_nothing_and_says_what_the_record_says(record, pictures):
     for row in headlines.ROWS:
         values = headlines.find(record, row.path)
         if values is not None and not row.label.startswith("gain"):
-            assert headlines.show(values, row.digits) in said.replace(" dB", "").replace(" nats", ""), row.label
-    for fact in ("f" * 64, "0123456789ab", "a machine", "runs/a & b/dynamics", "12,345", "0.123", "45.678", "7 steps"):
+            assert headlines.show(values, row.digits) in said.replace(" dB", "").replace(
+                " nats", ""
+            ), row.label
+    for fact in (
+        "f" * 64,
+        "0123456789ab",
+        "a machine",
+        "runs/a & b/dynamics",
+        "12,345",
+        "0.123",
+        "45.678",
+        "7 steps",
+    ):
         assert fact in said, fact
     for sentence in headlines.verdicts(record):
         assert sentence in said
-    assert all(reference.published in said and reference.source in said for reference in headlines.REFERENCES)
+    assert all(
+        reference.published in said and reference.source in said
+        for reference in headlines.REFERENCES
+    )
     other = record | {"data": record["data"] | {"meta": {"import": {}}}}
-    assert "Beside published results" in text and "Beside published results" not in report_page.page(other, pictures)
+    assert (
+        "Beside published results" in text
+        and "Beside published results" not in report_page.page(other, pictures)
+    )
     assert "<b>" in said and "level 9: <12.3 dB>" in said  # names are text, never markup
-    assert sum(name == "src" and value.startswith("data:image/gif") for _, name, value in read.attributes) == 3
+    assert (
+        sum(
+            name == "src" and value.startswith("data:image/gif")
+            for _, name, value in read.attributes
+        )
+        == 3
+    )
 
 
 def test_the_page_of_a_world_of_true_actions_and_of_unlabelled_video(record, pictures):
@@ -131,7 +160,9 @@ def test_the_page_of_a_world_of_true_actions_and_of_unlabelled_video(record, pic
     assert "told of the recorded" not in report_page.page(other, pictures)
     other["actions"] |= {"kind": "true", "names": ["LEFT", "NOOP", "RIGHT", "JUMP"]}
     said = " ".join(check(report_page.page(other, pictures)).texts)
-    assert "JUMP" in said and "takes the recorded actions" in said and "another kind of world" in said
+    assert (
+        "JUMP" in said and "takes the recorded actions" in said and "another kind of world" in said
+    )
 
 
 def test_nothing_that_json_cannot_hold(record):
@@ -144,8 +175,14 @@ def test_numbers_are_found_by_their_path(record):
     assert headlines.find(record, "rollouts.1.moving.delta.random@4") == fourth
     assert headlines.find(record, "rollouts.1.moving.delta.random@average") == curve["average"]
     assert headlines.find(record, "rollouts.1.moving.delta.random@7") is None  # there are 6 frames
-    assert headlines.find(record, "reconstruction.psnr") == [23.456] and headlines.find(record, "no.such") is None
-    assert headlines.show([12.468, 11.9, 13.02], 2, " dB") == "12.47 dB [11.90, 13.02]" and headlines.show(None) == "–"
+    assert (
+        headlines.find(record, "reconstruction.psnr") == [23.456]
+        and headlines.find(record, "no.such") is None
+    )
+    assert (
+        headlines.show([12.468, 11.9, 13.02], 2, " dB") == "12.47 dB [11.90, 13.02]"
+        and headlines.show(None) == "–"
+    )
 
 
 def test_verdicts_follow_the_intervals(record):
