@@ -1,0 +1,1 @@
+"""Other people's videos into a dataset: finding, reading, resampling, action labels."""
