@@ -107,7 +107,8 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
         steps = cfg.sample.steps
         work = Work(counts.frame(model, steps), counts.frame_bytes(model, steps))
         ceiling = timing.measure_ceiling(device, DTYPES[model.stack.dtype])
-        case = f"frame of {model.tokens} tokens, T = {past + 1}, {steps} steps, {'eager' if mode == 'off' else 'compiled'}"
+        way = "eager" if mode == "off" else "compiled"
+        case = f"frame of {model.tokens} tokens, T = {past + 1}, {steps} steps, {way}"
         rows += compare(
             case, {"no cache": uncached, "cached past": cached}, cfg.repeats, 1, work, ceiling
         )

@@ -24,7 +24,10 @@ def page(record: dict, pictures: Pictures, cloned: dict | None = None) -> str:
     where, run = record["machine"], record["config"]["run"]
     data, commit = record["data"], (where["commit"] or "unknown")[:12]
     says = "".join(f"<li>{escape(sentence)}</li>" for sentence in headlines.verdicts(record))
-    about = f"{data['clips']} held-out clips ({data['split']}, {data['levels']} levels) · {where['date']} · commit {commit}"
+    about = (
+        f"{data['clips']} held-out clips ({data['split']}, {data['levels']} levels) · "
+        f"{where['date']} · commit {commit}"
+    )
     body = [
         f"<h1>{escape(run)}</h1><p class=soft>{escape(about)}</p><ul class=verdicts>{says}</ul>",
         _tiles(record),
