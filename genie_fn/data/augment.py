@@ -16,7 +16,9 @@ def actions(names: Sequence[str]) -> list[int]:
     found = ["+".join(SWAPPED.get(key, key) for key in name.split("+")) for name in names]
     if sorted(found) != sorted(names) or found == list(names):
         told = ", ".join(names) or "without names"
-        raise UserError(f"--cfg.mirror swaps LEFT and RIGHT, but the actions are {told}: leave it out")
+        raise UserError(
+            f"--cfg.mirror swaps LEFT and RIGHT, but the actions are {told}: leave it out"
+        )
     return [list(names).index(name) for name in found]
 
 
@@ -27,5 +29,9 @@ def every_second(batch: Batch, step: Tensor, swap_A: Tensor | None) -> Batch:
     one of many processes, sees what any other would.
     """
     turned = step % 2 == 1
-    pressed = batch.actions if swap_A is None else torch.where(turned, swap_A[batch.actions], batch.actions)
+    pressed = (
+        batch.actions
+        if swap_A is None
+        else torch.where(turned, swap_A[batch.actions], batch.actions)
+    )
     return Batch(torch.where(turned, batch.frames.flip(-2), batch.frames), pressed)

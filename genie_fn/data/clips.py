@@ -17,7 +17,16 @@ import tensorstore as ts
 from genie_fn.data import storage
 from genie_fn.errors import UserError
 from genie_fn.runtime.files import LOCK, partial_name, reason, write_atomically, writing
-from genie_fn.data.storage import BLOCK, CHUNK, MANIFEST, SPLITS, Segment, array_spec, damaged, open_arrays
+from genie_fn.data.storage import (
+    BLOCK,
+    CHUNK,
+    MANIFEST,
+    SPLITS,
+    Segment,
+    array_spec,
+    damaged,
+    open_arrays,
+)
 from genie_fn.data.store import Batch, DamagedClips, Store, _lost, _read, read_clips
 
 T = TypeVar("T")
@@ -26,14 +35,22 @@ T = TypeVar("T")
 RETRIES = 10  # draws in place of damaged clips; should all of these be damaged too, the dataset is
 
 
-def clip_starts(store: Store, split: str, num_frames: int, skip: Callable[[str], None] | None = None) -> np.ndarray:
+def clip_starts(
+    store: Store, split: str, num_frames: int, skip: Callable[[str], None] | None = None
+) -> np.ndarray:
     """(S,) int64: every offset o of `split` where frames o..o+num_frames-1 lie in one segment and in one episode.
 
     `skip` is told of segments that are left out because their cuts cannot be read; without it that is an error.
     """
     if split not in SPLITS or num_frames < 1:
-        raise UserError(f"Cannot cut clips of {num_frames} frames from split {split!r}: choose one of {SPLITS}.")
-    segments = [segment for segment in store.segments if segment.split == split and segment.length >= num_frames]
+        raise UserError(
+            f"Cannot cut clips of {num_frames} frames from split {split!r}: choose one of {SPLITS}."
+        )
+    segments = [
+        segment
+        for segment in store.segments
+        if segment.split == split and segment.length >= num_frames
+    ]
     found = [np.empty(0, np.int64)]
     for segment, starts in zip(segments, _episode_starts(store, segments, skip), strict=True):
         if starts is not None:
@@ -60,20 +77,32 @@ def _episode_starts(
         if skip is None:
             raise DamagedClips({0: sentence})
         skip(sentence)
-    return [None if bad else _read(store, "episode_starts", *span) for bad, span in zip(lost, spans, strict=True)]
+    return [
+        None if bad else _read(store, "episode_starts", *span)
+        for bad, span in zip(lost, spans, strict=True)
+    ]
 
 
-def clip_offsets(starts: np.ndarray, seed: int, step: int, batch_size: int, again: int = 0) -> np.ndarray:
+def clip_offsets(
+    starts: np.ndarray, seed: int, step: int, batch_size: int, again: int = 0
+) -> np.ndarray:
     """(batch_size,) int64 drawn from `starts`: a pure function of (seed, step), so a resumed run sees the same data.
 
     `again` numbers further draws of the same step.
     """
-    bits = np.random.Philox(key=np.array([seed % 2**64, step % 2**64], np.uint64), counter=[0, 0, 0, again])
+    bits = np.random.Philox(
+        key=np.array([seed % 2**64, step % 2**64], np.uint64), counter=[0, 0, 0, again]
+    )
     return starts[np.random.Generator(bits).integers(0, len(starts), batch_size)]
 
 
 def eval_clips(
-    store: Store, split: str, num_frames: int, count: int, seed: int = 0, skip: Callable[[str], None] | None = None
+    store: Store,
+    split: str,
+    num_frames: int,
+    count: int,
+    seed: int = 0,
+    skip: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """(count,) int64: fixed clips for evaluation, all different, drawn from as many levels as possible, evenly."""
     starts = clip_starts(store, split, num_frames, skip)
@@ -83,7 +112,9 @@ def eval_clips(
             f"collect or import more, or ask for fewer."
         )
     starts = np.random.default_rng(seed % 2**64).permutation(starts)
-    segment = np.searchsorted(np.array([entry.offset for entry in store.segments]), starts, side="right")
+    segment = np.searchsorted(
+        np.array([entry.offset for entry in store.segments]), starts, side="right"
+    )
     grouped = np.argsort(segment, kind="stable")
     _, first, sizes = np.unique(segment[grouped], return_index=True, return_counts=True)
     turn = np.empty(len(starts), np.int64)  # how many clips of the same level come before this one
@@ -110,7 +141,10 @@ def batches(
     cannot be read are told to it and others take their places: which ones depends on nothing but the step and what is
     damaged.
     """
-    starts, read = clip_starts(store, split, num_frames, skip), read or (lambda o: read_clips(store, o, num_frames))
+    starts, read = (
+        clip_starts(store, split, num_frames, skip),
+        read or (lambda o: read_clips(store, o, num_frames)),
+    )
 
     def read_step(step: int) -> tuple[Batch | T, list[str]]:
         offsets, told = clip_offsets(starts, seed, step, batch_size)[share], []

@@ -18,10 +18,16 @@ import numpy as np
 from genie_fn.errors import UserError
 
 SIZE = 64  # Procgen draws 64 x 64
-ACTIONS = (*"LEFT+DOWN LEFT LEFT+UP DOWN NOOP UP RIGHT+DOWN RIGHT RIGHT+UP".split(), *"DAWSQE")  # keys few games use
+ACTIONS = (
+    *"LEFT+DOWN LEFT LEFT+UP DOWN NOOP UP RIGHT+DOWN RIGHT RIGHT+UP".split(),
+    *"DAWSQE",
+)  # keys few games use
 MAX_LEVEL = 10**9  # level seeds are 32-bit
 # Elsewhere, asking for these modes ends the process.
-RARE_MODES = {"extreme": "chaser dodgeball leaper starpilot", "memory": "caveflyer dodgeball heist jumper maze miner"}
+RARE_MODES = {
+    "extreme": "chaser dodgeball leaper starpilot",
+    "memory": "caveflyer dodgeball heist jumper maze miner",
+}
 
 
 class Game(NamedTuple):
@@ -46,7 +52,9 @@ def procgen():
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             import procgen.env
     except ImportError as error:
-        raise UserError(f"Procgen cannot be imported ({error}): `pip install procgen-mirror 'numpy<2'`.") from error
+        raise UserError(
+            f"Procgen cannot be imported ({error}): `pip install procgen-mirror 'numpy<2'`."
+        ) from error
     return procgen.env
 
 
@@ -79,7 +87,9 @@ def open_game(level: int, meta: dict, height: int = SIZE, width: int = SIZE) -> 
     """
     collection = meta.get("collection", {})
     if not {"env", "distribution_mode"} <= collection.keys():
-        raise UserError("this data was not collected from a Procgen game: there is nothing to step beside the dream")
+        raise UserError(
+            "this data was not collected from a Procgen game: there is nothing to step beside the dream"
+        )
     if (height, width) != (SIZE, SIZE):
         raise UserError(
             f"the real game draws {SIZE}x{SIZE} frames and this world {height}x{width}: to see them side by side, play "
@@ -87,7 +97,11 @@ def open_game(level: int, meta: dict, height: int = SIZE, width: int = SIZE) -> 
         )
     if not 0 <= level <= MAX_LEVEL:
         raise UserError(f"there is no level {level}: choose a number from 0 to {MAX_LEVEL}")
-    name, mode, skip = collection["env"], collection["distribution_mode"], collection.get("frame_skip", 1)
+    name, mode, skip = (
+        collection["env"],
+        collection["distribution_mode"],
+        collection.get("frame_skip", 1),
+    )
     check(name, mode)
     return Game(make_env(name, level, mode), level, skip)
 
@@ -115,7 +129,9 @@ def advance(env, action: int, skip: int) -> tuple[dict, bool, float]:
 def step(game: Game, action: int) -> Step:
     """Take a real action, an index into ACTIONS."""
     if not 0 <= action < len(ACTIONS):  # the library would read beyond its table
-        raise UserError(f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}")
+        raise UserError(
+            f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}"
+        )
     observation, ended, reward = advance(game.env, action, game.skip)
     return Step(observation["rgb"][0], ended, reward)
 

@@ -16,13 +16,22 @@ from genie_fn.errors import UserError
 from genie_fn.runtime.files import exclusive, read_json
 
 MANIFEST, VERSION = "store.json", 1
-MANIFEST_BYTES, METADATA_BYTES = 1 << 26, 1 << 16  # the most that is read of a manifest, of an array's metadata
+MANIFEST_BYTES, METADATA_BYTES = (
+    1 << 26,
+    1 << 16,
+)  # the most that is read of a manifest, of an array's metadata
 SPLITS = ("train", "val", "test")
 BLOCK = 1000  # frames in a shard (one file); segments start at multiples of it
 MAX_SIDE = 4096  # pixels: ten frames, which are compressed together, then take half a gigabyte
 MAX_ACTIONS = 256  # they are stored in a byte
 CHUNK = 10  # frames compressed together: longer is smaller on disk, shorter wastes less when a short clip is read
-HEADER = ("meta", "height", "width", "num_actions", "action_names")  # what the manifest says of the store as a whole
+HEADER = (
+    "meta",
+    "height",
+    "width",
+    "num_actions",
+    "action_names",
+)  # what the manifest says of the store as a whole
 
 
 class Segment(NamedTuple):
@@ -61,11 +70,15 @@ def read_manifest(root: Path) -> tuple[dict, tuple[Segment, ...], str]:
     """Header, segments and hash of a store's manifest. A `UserError` says what is wrong with it."""
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(f"There is no dataset at {root}: make one with `python generate_dataset.py --cfg.root {root}`.")
+        raise UserError(
+            f"There is no dataset at {root}: make one with `python generate_dataset.py --cfg.root {root}`."
+        )
     try:
         content = read_json(path, MANIFEST_BYTES)
         if (version := content["version"]) != VERSION:
-            raise UserError(f"{path} is of version {version!r:.20} and this program reads {VERSION}: collect it again.")
+            raise UserError(
+                f"{path} is of version {version!r:.20} and this program reads {VERSION}: collect it again."
+            )
         return *parse(content), content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(f"{path} is damaged ({ascii(str(error)):.100})", root) from error
@@ -91,7 +104,11 @@ def check_header(header: dict) -> None:
         _number(header[side], side, 1, MAX_SIDE)
     _number(header["num_actions"], "num_actions", 0, MAX_ACTIONS)
     names = header["action_names"]
-    if not isinstance(names, list | tuple) or len(names) > MAX_ACTIONS or not all(isinstance(n, str) for n in names):
+    if (
+        not isinstance(names, list | tuple)
+        or len(names) > MAX_ACTIONS
+        or not all(isinstance(n, str) for n in names)
+    ):
         raise ValueError(f"action_names is not a list of at most {MAX_ACTIONS} names")
     if not isinstance(header["meta"], dict):
         raise ValueError("meta is not an object")
@@ -122,7 +139,11 @@ def array_spec(path: Path, dtype: str, entry: tuple[int, ...] = (), chunk: int =
     """
     zstd = {"name": "zstd", "configuration": {"level": 1}}
     little, sums = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
-    shard = {"chunk_shape": [chunk, *entry], "codecs": [little, zstd, sums], "index_codecs": [little, sums]}
+    shard = {
+        "chunk_shape": [chunk, *entry],
+        "codecs": [little, zstd, sums],
+        "index_codecs": [little, sums],
+    }
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path)},
@@ -150,7 +171,9 @@ def alone(root: str | Path, names: Iterable[str], doing: str, instead: str) -> I
         yield
 
 
-def open_arrays(root: Path, kinds: Mapping[str, tuple[str, tuple, int]], cache_bytes: int) -> dict[str, ts.TensorStore]:
+def open_arrays(
+    root: Path, kinds: Mapping[str, tuple[str, tuple, int]], cache_bytes: int
+) -> dict[str, ts.TensorStore]:
     """Arrays made by `array_spec`, for reading and writing; `kinds` gives dtype, entry and chunk of each by its name.
 
     Raises UserError where one is missing, damaged, or of another kind.
@@ -166,12 +189,16 @@ def open_arrays(root: Path, kinds: Mapping[str, tuple[str, tuple, int]], cache_b
             "store_data_equal_to_fill_value": True,
         }
         try:
-            read_json(root / name / "zarr.json", METADATA_BYTES)  # ours is small, and tensorstore sets no limit
+            read_json(
+                root / name / "zarr.json", METADATA_BYTES
+            )  # ours is small, and tensorstore sets no limit
             arrays[name] = array = ts.open(spec, context=context).result()
         except Exception as error:  # tensorstore raises several kinds
             raise damaged(f"{root / name} is missing or damaged", root) from error
         layout = array.chunk_layout
         shapes = array.shape[1:], layout.read_chunk.shape, layout.write_chunk.shape
         if array.dtype.name != dtype or shapes != (entry, (chunk, *entry), (BLOCK, *entry)):
-            raise damaged(f"{root / name} does not hold entries of {dtype} {entry} as {root} promises", root)
+            raise damaged(
+                f"{root / name} does not hold entries of {dtype} {entry} as {root} promises", root
+            )
     return arrays

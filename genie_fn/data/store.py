@@ -25,9 +25,24 @@ import tensorstore as ts
 from genie_fn.data import storage
 from genie_fn.errors import UserError
 from genie_fn.runtime.files import LOCK, partial_name, reason, write_atomically, writing
-from genie_fn.data.storage import BLOCK, CHUNK, MANIFEST, SPLITS, Segment, array_spec, damaged, open_arrays
+from genie_fn.data.storage import (
+    BLOCK,
+    CHUNK,
+    MANIFEST,
+    SPLITS,
+    Segment,
+    array_spec,
+    damaged,
+    open_arrays,
+)
 
-DTYPES = {"frames": "uint8", "actions": "uint8", "rewards": "float32", "level_seeds": "int32", "episode_starts": "bool"}
+DTYPES = {
+    "frames": "uint8",
+    "actions": "uint8",
+    "rewards": "float32",
+    "level_seeds": "int32",
+    "episode_starts": "bool",
+}
 
 
 CHECKED = ("frames", "actions", "rewards", "episode_starts")  # what a segment's checksum covers
@@ -49,7 +64,9 @@ class DamagedClips(UserError):
     """Clips that cannot be read: `lost` says why, by their places among those that were asked for."""
 
     def __init__(self, lost: dict[int, str]):
-        super().__init__(f"{next(iter(lost.values()))}: restore it from a copy, or train without: --cfg.damaged skip")
+        super().__init__(
+            f"{next(iter(lost.values()))}: restore it from a copy, or train without: --cfg.damaged skip"
+        )
         self.lost = lost
 
 
@@ -102,12 +119,19 @@ def open_store(root: str | Path, cache_bytes: int = 1 << 30) -> Store:
     end = segments[-1].offset + segments[-1].length if segments else 0
     for name, array in arrays.items():
         if array.shape[0] < end:
-            raise damaged(f"{root / name} does not hold the {end} entries that {MANIFEST} promises", root)
+            raise damaged(
+                f"{root / name} does not hold the {end} entries that {MANIFEST} promises", root
+            )
     return Store(root=root, **header, segments=segments, data_hash=data_hash, arrays=arrays)
 
 
 def create(
-    root: str | Path, meta: dict, height: int, width: int, num_actions: int, action_names: Iterable[str] = ()
+    root: str | Path,
+    meta: dict,
+    height: int,
+    width: int,
+    num_actions: int,
+    action_names: Iterable[str] = (),
 ) -> Store:
     """Make an empty store at `root`, a new or empty folder, for frames of `height` x `width`.
 
@@ -115,10 +139,14 @@ def create(
     """
     root = Path(root)
     if (root / MANIFEST).exists():
-        raise UserError(f"{root} already holds a dataset: choose another folder, or delete it first.")
+        raise UserError(
+            f"{root} already holds a dataset: choose another folder, or delete it first."
+        )
     ours = {*DTYPES, LOCK, partial_name(root / MANIFEST).name}
     if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - ours):
-        raise UserError(f"{root} already holds other files: choose a new or empty folder for the dataset.")
+        raise UserError(
+            f"{root} already holds other files: choose a new or empty folder for the dataset."
+        )
     store = Store(root, meta, height, width, num_actions, tuple(action_names), (), "", {})
     try:
         storage.check_header(vars(store))
@@ -134,7 +162,9 @@ def create(
 
 def commit(store: Store, segments: Iterable[Segment]) -> Store:
     """Make `segments` (the old ones too), which are already written, the content of the store, atomically."""
-    write_atomically(store.root / MANIFEST, storage.canonical(storage.signed(vars(store), segments)))
+    write_atomically(
+        store.root / MANIFEST, storage.canonical(storage.signed(vars(store), segments))
+    )
     return open_store(store.root)
 
 
@@ -199,7 +229,9 @@ def append_segments(store: Store, recordings: Iterable[Recording]) -> Store:
 
 def _append(store: Store, recordings: Iterable[Recording]) -> Store:
     for recording in recordings:
-        if recording.frames.shape[1:] != (store.height, store.width, 3) or not len(recording.frames):
+        if recording.frames.shape[1:] != (store.height, store.width, 3) or not len(
+            recording.frames
+        ):
             raise UserError(
                 f"Recording {recording.level} has frames of shape {recording.frames.shape}, but {store.root} holds "
                 f"{store.height}x{store.width} RGB: resize it first."
@@ -238,7 +270,10 @@ def read_segment(store: Store, segment: Segment) -> Recording:
     try:
         arrays = {name: _read(store, name, start, stop) for name in CHECKED}
     except Exception as error:  # tensorstore raises several kinds
-        lost = _lost(store, CHECKED, start, stop) or f"Level {segment.level} of {store.root} could not be read"
+        lost = (
+            _lost(store, CHECKED, start, stop)
+            or f"Level {segment.level} of {store.root} could not be read"
+        )
         raise DamagedClips({0: lost}) from error
     return Recording(segment.level, **arrays, split=segment.split, info=segment.info)
 
@@ -259,12 +294,23 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
         # Slices into one preallocated array are more than twice as fast as one read through an index array.
         clips = zip(frames, offsets.tolist(), strict=True)
         jobs = [ts.array(clip).write(source[start : start + num_frames]) for clip, start in clips]
-        actions = store.arrays["actions"][offsets[:, None] + np.arange(num_frames - 1)].read().result()
+        actions = (
+            store.arrays["actions"][offsets[:, None] + np.arange(num_frames - 1)].read().result()
+        )
         for job in jobs:
             job.result()
     except Exception as error:  # tensorstore raises several kinds
         parts = ((("frames",), num_frames), (("actions",), num_frames - 1))
-        why = ((_lost(store, names, o, o + length) for names, length in parts) for o in offsets.tolist())
-        lost = {i: sentence for i, found in enumerate(why) if (sentence := next(filter(None, found), None))}
-        raise DamagedClips(lost or {0: f"{store.root} could not be read ({reason(error)})"}) from error
+        why = (
+            (_lost(store, names, o, o + length) for names, length in parts)
+            for o in offsets.tolist()
+        )
+        lost = {
+            i: sentence
+            for i, found in enumerate(why)
+            if (sentence := next(filter(None, found), None))
+        }
+        raise DamagedClips(
+            lost or {0: f"{store.root} could not be read ({reason(error)})"}
+        ) from error
     return Batch(frames, np.asarray(actions).astype(np.int64))

@@ -58,12 +58,20 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
     identity = hashlib.sha256(f"{VERSION} {num_frames} {encoder.identity}".encode()).hexdigest()
     root = Path(root or store.root / "tokens") / identity[:16]
     kind = "uint16" if encoder.codes <= 2**16 else "uint32"
-    entries = dict(zip(ARRAYS, ((kind, (encoder.tokens,)), (kind, (encoder.tokens,)), ("uint16", ())), strict=True))
+    entries = dict(
+        zip(
+            ARRAYS,
+            ((kind, (encoder.tokens,)), (kind, (encoder.tokens,)), ("uint16", ())),
+            strict=True,
+        )
+    )
     kinds = {name: (*entry, storage.CHUNK) for name, entry in entries.items()}
     if not (root / MANIFEST).exists():
         with _alone(root), files.writing(f"the token cache {root} (--cfg.tokens)"):
             for name, entry in kinds.items() if not (root / MANIFEST).exists() else ():
-                ts.open(storage.array_spec(root / name, *entry), create=True, delete_existing=True).result()
+                ts.open(
+                    storage.array_spec(root / name, *entry), create=True, delete_existing=True
+                ).result()
             files.write_atomically(root / MANIFEST, b"[]")
     try:
         arrays = storage.open_arrays(root, kinds, 1 << 28)
@@ -120,7 +128,12 @@ def fill(
 
 
 def add(
-    cache: Cache, segment: Segment, recording: data.Recording, num_frames: int, encoder: Encoder, batch: int = 64
+    cache: Cache,
+    segment: Segment,
+    recording: data.Recording,
+    num_frames: int,
+    encoder: Encoder,
+    batch: int = 64,
 ) -> Cache:
     """The cache with one more segment, on disk when this returns."""
     ids, first, actions = encode(recording, num_frames, encoder, batch)
@@ -129,15 +142,21 @@ def add(
         for name, values in (("ids", ids), ("first", first), ("actions", actions)):
             array = cache.arrays[name]
             if array.shape[0] < length:
-                array = array.resize(exclusive_max=[length, *array.shape[1:]], expand_only=True).result()
+                array = array.resize(
+                    exclusive_max=[length, *array.shape[1:]], expand_only=True
+                ).result()
                 cache.arrays[name] = array
-            array[segment.offset : segment.offset + segment.length].write(values.astype(array.dtype.name)).result()
+            array[segment.offset : segment.offset + segment.length].write(
+                values.astype(array.dtype.name)
+            ).result()
     done = cache.done | {(segment.offset, segment.crc)}
     files.write_atomically(cache.root / MANIFEST, json.dumps(sorted(done)).encode())
     return cache._replace(done=done)
 
 
-def encode(recording: data.Recording, num_frames: int, encoder: Encoder, batch: int) -> tuple[np.ndarray, ...]:
+def encode(
+    recording: data.Recording, num_frames: int, encoder: Encoder, batch: int
+) -> tuple[np.ndarray, ...]:
     """A recording's ids (M, N), ids as first frames (M, N), and actions (M,), in batches of equal shape.
 
     Episodes shorter than a clip stay 0: no clip is cut from them.
@@ -153,7 +172,10 @@ def encode(recording: data.Recording, num_frames: int, encoder: Encoder, batch: 
             ids[start : start + num_frames] = coded[i]
             if named is not None:
                 actions[start : start + num_frames - 1] = named[i]
-    alone = [encoder.tokenize(recording.frames[rows][:, None])[:, 0] for rows in _batched(np.arange(count), batch)]
+    alone = [
+        encoder.tokenize(recording.frames[rows][:, None])[:, 0]
+        for rows in _batched(np.arange(count), batch)
+    ]
     return ids, np.concatenate(alone)[:count], actions
 
 
@@ -177,10 +199,15 @@ def _batched(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 def read(cache: Cache, offsets: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """The clips that start at `offsets` (B,): ids (B, T, N) and actions (B, T-1), int64."""
-    ids = np.empty((len(offsets), num_frames, cache.arrays["ids"].shape[1]), cache.arrays["ids"].dtype.name)
+    ids = np.empty(
+        (len(offsets), num_frames, cache.arrays["ids"].shape[1]), cache.arrays["ids"].dtype.name
+    )
     starts = offsets.tolist()
     try:
-        jobs = [ts.array(x).write(cache.arrays["ids"][o : o + num_frames]) for x, o in zip(ids, starts, strict=True)]
+        jobs = [
+            ts.array(x).write(cache.arrays["ids"][o : o + num_frames])
+            for x, o in zip(ids, starts, strict=True)
+        ]
         first = cache.arrays["first"][offsets].read()
         actions = cache.arrays["actions"][offsets[:, None] + np.arange(num_frames - 1)].read()
         for job in jobs:
@@ -195,7 +222,13 @@ def _damaged(root: Path) -> UserError:
     return UserError(f"the token cache {root} is damaged: delete that folder, and it is made anew")
 
 
-def batches(cache: Cache, store: Store, split: str, num_frames: int, finish: Callable[..., Any], **order) -> Iterator:
+def batches(
+    cache: Cache, store: Store, split: str, num_frames: int, finish: Callable[..., Any], **order
+) -> Iterator:
     """As `data.batches`, of clips from the cache; `finish(ids, actions)` runs in the reading threads."""
-    held = replace(store, segments=tuple(s for s in store.segments if (s.offset, s.crc) in cache.done))
-    return data.batches(held, split, num_frames, read=lambda o: finish(*read(cache, o, num_frames)), **order)
+    held = replace(
+        store, segments=tuple(s for s in store.segments if (s.offset, s.crc) in cache.done)
+    )
+    return data.batches(
+        held, split, num_frames, read=lambda o: finish(*read(cache, o, num_frames)), **order
+    )

@@ -10,7 +10,13 @@ from PIL import Image, ImageOps
 
 from genie_fn.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # read from outside; other decoders of Pillow start programs
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+)  # read from outside; other decoders of Pillow start programs
 MAX_PIXELS, MAX_SIDE = 32_000_000, 9_999  # of an image that is read
 FPS = 15  # what Procgen plays at
 
@@ -25,7 +31,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int = FPS, scale: int
     writers = {".mp4": write_mp4, ".gif": write_gif, ".png": write_strip}
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
-        raise UserError(f"Cannot write a video to {path}: choose a file name that ends in {', '.join(writers)}.")
+        raise UserError(
+            f"Cannot write a video to {path}: choose a file name that ends in {', '.join(writers)}."
+        )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     frames = enlarge(frames, scale)
     writers[suffix](path, frames) if suffix == ".png" else writers[suffix](path, frames, fps)
@@ -47,7 +55,11 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, lossless: bo
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1  # frames are small: threads only cost
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
 
 
@@ -87,7 +99,9 @@ def write_strip(path: str | Path, frames: np.ndarray) -> None:
     write_png(path, grid(frames[None]))
 
 
-def write_episodes(folder: str | Path, name: str, frames: np.ndarray, episode_starts: np.ndarray) -> None:
+def write_episodes(
+    folder: str | Path, name: str, frames: np.ndarray, episode_starts: np.ndarray
+) -> None:
     """Write each episode of (length, H, W, 3) as <folder>/<name>_<number>.mp4, lossless; starts are (length,) bool."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for number, episode in enumerate(np.split(frames, np.flatnonzero(episode_starts)[1:])):
@@ -119,7 +133,9 @@ def open_image(content: bytes, what: str = "the file") -> Image.Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 limit = f"under {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
-                raise UserError(f"{what} has {image.width}x{image.height} pixels: give an image of {limit}")
+                raise UserError(
+                    f"{what} has {image.width}x{image.height} pixels: give an image of {limit}"
+                )
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -127,4 +143,6 @@ def open_image(content: bytes, what: str = "the file") -> Image.Image:
     except UserError:
         raise
     except Exception as error:  # the decoders raise many kinds
-        raise UserError(f"{what} is not an image that can be read: give a PNG or JPEG file") from error
+        raise UserError(
+            f"{what} is not an image that can be read: give a PNG or JPEG file"
+        ) from error

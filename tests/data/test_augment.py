@@ -19,8 +19,13 @@ def test_every_second_batch_is_turned():
     batch = Batch(torch.arange(24).reshape(1, 2, 2, 2, 3), torch.tensor([[2]]))
     swap = torch.tensor(augment.actions(["LEFT", "NOOP", "RIGHT"]))
     there = augment.every_second(batch, torch.tensor(3), swap)
-    assert torch.equal(there.frames[:, :, :, 0], batch.frames[:, :, :, 1]) and there.actions.tolist() == [[0]]
-    back, still = augment.every_second(there, torch.tensor(5), swap), augment.every_second(batch, torch.tensor(4), swap)
+    assert torch.equal(
+        there.frames[:, :, :, 0], batch.frames[:, :, :, 1]
+    ) and there.actions.tolist() == [[0]]
+    back, still = (
+        augment.every_second(there, torch.tensor(5), swap),
+        augment.every_second(batch, torch.tensor(4), swap),
+    )
     for same in (back, still):
         assert torch.equal(same.frames, batch.frames) and torch.equal(same.actions, batch.actions)
     untold = augment.every_second(batch, torch.tensor(3), None)

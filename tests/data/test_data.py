@@ -18,14 +18,24 @@ def recording(level, length, split=""):
     rng = np.random.default_rng(level)
     frames = rng.integers(0, 256, (length, SIDE, SIDE, 3), np.uint8)
     actions, starts = rng.integers(0, 15, length), rng.random(length) < 0.05
-    return data.Recording(level, frames, actions, rng.random(length), starts, split, {"completed": level})
+    return data.Recording(
+        level, frames, actions, rng.random(length), starts, split, {"completed": level}
+    )
 
 
-RECORDINGS = [recording(0, 1000), recording(8, 300), recording(1, 2345), recording(18, 40), recording(2, 3)]
+RECORDINGS = [
+    recording(0, 1000),
+    recording(8, 300),
+    recording(1, 2345),
+    recording(18, 40),
+    recording(2, 3),
+]
 
 
 def make(root, recordings=RECORDINGS):
-    return data.append_segments(data.create(root, {"by": "test"}, SIDE, SIDE, 15, ["LEFT"]), recordings)
+    return data.append_segments(
+        data.create(root, {"by": "test"}, SIDE, SIDE, 15, ["LEFT"]), recordings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +55,23 @@ def rewrite_manifest(root, **changes):
 def test_segments_come_back_as_written(store):
     for segment, written in zip(store.segments, RECORDINGS, strict=True):
         read = data.read_segment(store, segment)
-        assert (segment.level, segment.length, segment.info) == (written.level, len(written.frames), written.info)
+        assert (segment.level, segment.length, segment.info) == (
+            written.level,
+            len(written.frames),
+            written.info,
+        )
         assert segment.offset % data.BLOCK == 0 and read.episode_starts[0]
         np.testing.assert_array_equal(read.frames, written.frames)
         np.testing.assert_array_equal(read.actions, written.actions)
         np.testing.assert_array_equal(read.rewards, written.rewards.astype(np.float32))
         np.testing.assert_array_equal(read.episode_starts[1:], written.episode_starts[1:])
     assert data.verify(store) == sum(len(written.frames) for written in RECORDINGS)
-    assert (store.height, store.width, store.num_actions, store.action_names) == (SIDE, SIDE, 15, ("LEFT",))
+    assert (store.height, store.width, store.num_actions, store.action_names) == (
+        SIDE,
+        SIDE,
+        15,
+        ("LEFT",),
+    )
     assert store.count("val") == 340 and store.meta == {"by": "test"}
 
 
@@ -126,7 +145,9 @@ def test_batches_resume_at_any_step(store):
     for batch, again in zip(first[4:], later, strict=True):
         np.testing.assert_array_equal(batch.frames, again.frames)
         np.testing.assert_array_equal(batch.actions, again.actions)
-    expected = data.read_clips(store, data.clip_offsets(data.clip_starts(store, "train", 4), 3, 6, 8), 4)
+    expected = data.read_clips(
+        store, data.clip_offsets(data.clip_starts(store, "train", 4), 3, 6, 8), 4
+    )
     np.testing.assert_array_equal(first[6].frames, expected.frames)
 
 
@@ -182,13 +203,21 @@ def test_nothing_is_made_that_could_not_be_opened(tmp_path):
 
 def test_appending_leaves_old_files_alone_and_equals_one_go(tmp_path):
     whole, grown = make(tmp_path / "whole"), make(tmp_path / "grown", RECORDINGS[:2])
-    before = {path: path.stat().st_mtime_ns for path in grown.root.rglob("*") if path.is_file() and "c" in path.parts}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in grown.root.rglob("*")
+        if path.is_file() and "c" in path.parts
+    }
     after = data.append_segments(data.open_store(grown.root), RECORDINGS[2:])
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert after.data_hash == whole.data_hash != grown.data_hash
     files = sorted(path.relative_to(whole.root) for path in whole.root.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(grown.root) for path in grown.root.rglob("*") if path.is_file())
-    assert all((whole.root / file).read_bytes() == (grown.root / file).read_bytes() for file in files)
+    assert files == sorted(
+        path.relative_to(grown.root) for path in grown.root.rglob("*") if path.is_file()
+    )
+    assert all(
+        (whole.root / file).read_bytes() == (grown.root / file).read_bytes() for file in files
+    )
 
 
 def test_a_segment_without_its_manifest_entry_does_not_exist(tmp_path):
@@ -206,7 +235,9 @@ def test_what_a_killed_writer_left_half_written_is_not_written_over(tmp_path):
     store = make(tmp_path / "s", [recording(0, 50)])
     for name in data.DTYPES:
         metadata = (store.root / name / "zarr.json").read_text()
-        (store.root / name / "zarr.json.__lock").write_text(metadata.replace('"shape":[1000', '"shape":[500000'))
+        (store.root / name / "zarr.json.__lock").write_text(
+            metadata.replace('"shape":[1000', '"shape":[500000')
+        )
     for chunk in ("frames/c/1/0/0/0", "actions/c/1"):
         path = store.root / f"{chunk}.__lock"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +247,9 @@ def test_what_a_killed_writer_left_half_written_is_not_written_over(tmp_path):
 
 
 def test_a_missing_store_names_the_command(tmp_path):
-    with pytest.raises(UserError, match=f"python generate_dataset.py --cfg.root {tmp_path / 'none'}"):
+    with pytest.raises(
+        UserError, match=f"python generate_dataset.py --cfg.root {tmp_path / 'none'}"
+    ):
         data.open_store(tmp_path / "none")
 
 
@@ -230,8 +263,14 @@ def test_a_damaged_manifest_is_refused(tmp_path, damage):
     else:
         edited = content.replace('"length":50', '"length":49')
         assert edited != content
-        path.write_text({"truncated": content[:-30], "empty": "", "edited": edited, "not an object": "[]"}[damage])
-    with pytest.raises(UserError, match="version 99" if damage == "version" else "store.json is damaged"):
+        path.write_text(
+            {"truncated": content[:-30], "empty": "", "edited": edited, "not an object": "[]"}[
+                damage
+            ]
+        )
+    with pytest.raises(
+        UserError, match="version 99" if damage == "version" else "store.json is damaged"
+    ):
         data.open_store(root)
 
 
@@ -260,7 +299,8 @@ def test_verify_names_the_damaged_level(tmp_path, name, damage):
     content[len(content) // 4] ^= 1
     path.unlink() if damage == "missing" else path.write_bytes(content)
     with pytest.raises(
-        UserError, match=f"^Level 7 of .* is {'damaged' if damage == 'flipped' else 'missing'}.* in the file .*{name}"
+        UserError,
+        match=f"^Level 7 of .* is {'damaged' if damage == 'flipped' else 'missing'}.* in the file .*{name}",
     ):
         data.verify(data.open_store(store.root))
 

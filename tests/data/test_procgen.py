@@ -28,7 +28,9 @@ def actions(count, seed=0):
 
 
 def same(a, b):
-    return all(np.array_equal(x.frame, y.frame) and x.ended == y.ended for x, y in zip(a, b, strict=True))
+    return all(
+        np.array_equal(x.frame, y.frame) and x.ended == y.ended for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_a_level_is_that_of_the_dataset(opened):
@@ -84,8 +86,14 @@ def test_games_in_threads_are_those_played_one_by_one():
         ((3, {}), "not collected from a Procgen game"),
         ((-1, META), "no level -1"),
         ((10**10, META), "no level 10000000000"),
-        ((3, {"collection": {"env": "coinrum", "distribution_mode": "hard"}}), "did you mean 'coinrun'"),
-        ((3, {"collection": {"env": "coinrun", "distribution_mode": "extreme"}}), "no extreme mode"),
+        (
+            (3, {"collection": {"env": "coinrum", "distribution_mode": "hard"}}),
+            "did you mean 'coinrun'",
+        ),
+        (
+            (3, {"collection": {"env": "coinrun", "distribution_mode": "extreme"}}),
+            "no extreme mode",
+        ),
         ((3, {"collection": {"env": "coinrun", "distribution_mode": "odd"}}), "no odd mode"),
     ],
 )

@@ -41,7 +41,9 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(store):
-    return token_cache.fill(token_cache.open_cache(store, FRAMES, encoder()), store, "train", FRAMES, encoder(), QUIET)
+    return token_cache.fill(
+        token_cache.open_cache(store, FRAMES, encoder()), store, "train", FRAMES, encoder(), QUIET
+    )
 
 
 def test_clips_from_the_cache_are_the_clips_encoded(store, cache):
@@ -52,7 +54,9 @@ def test_clips_from_the_cache_are_the_clips_encoded(store, cache):
     np.testing.assert_array_equal(actions, differences(frames))
     assert (ids[:, 0, 1] == 0).all(), "the first frame is coded as one that has no past"
     # A frame is coded with all the past that a clip of training shows it, where its episode has as much.
-    episode = np.cumsum(data.open_store(store.root).arrays["episode_starts"][: starts[-1] + FRAMES].read().result())
+    episode = np.cumsum(
+        data.open_store(store.root).arrays["episode_starts"][: starts[-1] + FRAMES].read().result()
+    )
     begins = np.searchsorted(episode, episode[starts], side="left")
     fresh = starts == begins
     assert fresh.any() and (ids[fresh, :, 1] == np.arange(FRAMES)).all()
@@ -65,7 +69,12 @@ def test_a_cache_is_filled_once_and_only_with_its_split(store, cache):
 
     again = token_cache.open_cache(store, FRAMES, encoder())
     assert again.root == cache.root and again.done == cache.done
-    assert token_cache.fill(again, store, "train", FRAMES, encoder()._replace(tokenize=fail), QUIET).done == cache.done
+    assert (
+        token_cache.fill(
+            again, store, "train", FRAMES, encoder()._replace(tokenize=fail), QUIET
+        ).done
+        == cache.done
+    )
     levels = {s.level for s in store.segments if (s.offset, s.crc) in cache.done}
     assert levels == {0, 1, 2}
 
@@ -96,14 +105,20 @@ def test_an_interrupted_build_goes_on_where_it_was(store, tmp_path):
     whole = token_cache.fill(part, store, "train", FRAMES, encoder(), QUIET)
     starts = data.clip_starts(store, "train", FRAMES)
     frames = data.read_clips(store, starts, FRAMES).frames
-    np.testing.assert_array_equal(token_cache.read(whole, starts, FRAMES)[0][..., 0], sums(frames)[..., 0])
+    np.testing.assert_array_equal(
+        token_cache.read(whole, starts, FRAMES)[0][..., 0], sums(frames)[..., 0]
+    )
 
 
 def test_levels_appended_later_are_added_and_replaced_ones_made_anew(tmp_path):
     store = make(tmp_path / "s", [recording(0, 20)])
-    cache = token_cache.fill(token_cache.open_cache(store, FRAMES, encoder()), store, "train", FRAMES, encoder(), QUIET)
+    cache = token_cache.fill(
+        token_cache.open_cache(store, FRAMES, encoder()), store, "train", FRAMES, encoder(), QUIET
+    )
     store = data.append_segments(store, [recording(1, 20)])
-    cache = token_cache.fill(token_cache.open_cache(store, FRAMES, encoder()), store, "train", FRAMES, encoder(), QUIET)
+    cache = token_cache.fill(
+        token_cache.open_cache(store, FRAMES, encoder()), store, "train", FRAMES, encoder(), QUIET
+    )
     assert len(cache.done) == 2
     kept = cache.root.parent
     shutil.copytree(kept, tmp_path / "kept")
@@ -115,7 +130,9 @@ def test_levels_appended_later_are_added_and_replaced_ones_made_anew(tmp_path):
     frames = data.read_clips(other, np.array([0]), FRAMES).frames
     episode_whole = not other.arrays["episode_starts"][1:FRAMES].read().result().any()
     assert len(filled.done) == 3 and episode_whole
-    np.testing.assert_array_equal(token_cache.read(filled, np.array([0]), FRAMES)[0][..., 0], sums(frames)[..., 0])
+    np.testing.assert_array_equal(
+        token_cache.read(filled, np.array([0]), FRAMES)[0][..., 0], sums(frames)[..., 0]
+    )
 
 
 def test_recorded_actions_stay_where_no_model_names_them(store, tmp_path):
@@ -131,7 +148,9 @@ def test_recorded_actions_stay_where_no_model_names_them(store, tmp_path):
 
 def test_batches_come_in_the_order_of_the_dataset(store, cache):
     order = {"batch_size": 6, "seed": 3, "start_step": 2}
-    ours = token_cache.batches(cache, store, "train", FRAMES, lambda ids, actions: (ids, actions), **order)
+    ours = token_cache.batches(
+        cache, store, "train", FRAMES, lambda ids, actions: (ids, actions), **order
+    )
     theirs = data.batches(store, "train", FRAMES, **order)
     for (ids, actions), clips in islice(zip(ours, theirs, strict=False), 3):
         np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
@@ -140,7 +159,12 @@ def test_batches_come_in_the_order_of_the_dataset(store, cache):
 
 def test_a_damaged_cache_is_named(store, tmp_path):
     cache = token_cache.fill(
-        token_cache.open_cache(store, FRAMES, encoder(), tmp_path), store, "train", FRAMES, encoder(), QUIET
+        token_cache.open_cache(store, FRAMES, encoder(), tmp_path),
+        store,
+        "train",
+        FRAMES,
+        encoder(),
+        QUIET,
     )
     for path in (cache.root / "ids").rglob("c/*/0"):
         path.write_bytes(path.read_bytes()[:-40])

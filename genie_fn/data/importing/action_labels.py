@@ -46,7 +46,9 @@ def read(path: Path) -> Labels:
     """Parse a file of actions. A UserError names the file and the line."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MB: it should hold a short line per frame.")
+            raise UserError(
+                f"{path} is larger than {MAX_BYTES >> 20} MB: it should hold a short line per frame."
+            )
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text in UTF-8: write it again.") from error
@@ -57,8 +59,15 @@ def read(path: Path) -> Labels:
     at, actions = [], []
     for number, (line, row) in enumerate(rows):
         if row.keys() != rows[0][1].keys():
-            raise _wrong(path, line, f"has other fields than line {rows[0][0]}", "give every line the same ones")
-        at.append(number if by == "row" else _position(path, line, by, row[by], at[-1] if at else None))
+            raise _wrong(
+                path,
+                line,
+                f"has other fields than line {rows[0][0]}",
+                "give every line the same ones",
+            )
+        at.append(
+            number if by == "row" else _position(path, line, by, row[by], at[-1] if at else None)
+        )
         actions.append(_action(path, line, row["action"]))
     return Labels(path, by, np.array(at, float), actions, [line for line, _ in rows])
 
@@ -74,7 +83,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise _wrong(path, line, "is not JSON", 'write a row such as {"frame": 0, "action": "LEFT"}') from error
+            raise _wrong(
+                path, line, "is not JSON", 'write a row such as {"frame": 0, "action": "LEFT"}'
+            ) from error
         row = row if isinstance(row, dict) else {"action": row}
         yield line, _fields(path, line, row)
 
@@ -93,9 +104,16 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
                 if "action" in named:
                     continue
                 if len(cells) > 1:
-                    raise _wrong(path, line, "names no column for the action", "begin with a line such as frame,action")
+                    raise _wrong(
+                        path,
+                        line,
+                        "names no column for the action",
+                        "begin with a line such as frame,action",
+                    )
             if len(cells) != len(header):
-                raise _wrong(path, line, f"has {len(cells)} cells for {len(header)} columns", "mend it")
+                raise _wrong(
+                    path, line, f"has {len(cells)} cells for {len(header)} columns", "mend it"
+                )
             yield line, _fields(path, line, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise _wrong(path, table.line_num, f"is not CSV ({error})", "mend it") from error
@@ -105,22 +123,35 @@ def _fields(path: Path, line: int, row: dict) -> dict:
     """The row without the columns that are somebody else's."""
     mine = {name: row[name] for name in ("frame", "time", "action") if name in row}
     if "action" not in mine or len(mine) == 3:
-        raise _wrong(path, line, "needs an action, and a frame or a time or neither", "name the fields so")
+        raise _wrong(
+            path, line, "needs an action, and a frame or a time or neither", "name the fields so"
+        )
     return mine
 
 
 def _position(path: Path, line: int, by: str, value: object, before: float | None) -> float:
     """The frame or time of a row, which begins at 0 and rises."""
     try:
-        at = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        at = (
+            float(value)
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
+            else math.nan
+        )
     except (ValueError, OverflowError):
         at = math.nan
     if not 0 <= at < 2**53 or (by == "frame" and at != int(at)):
         raise _wrong(path, line, f"has the {by} {_short(value)}", "write a number from 0 on")
     if before is None and at > 0:
-        raise _wrong(path, line, f"is the first, and begins at {by} {value}", f"say what is done at {by} 0, too")
+        raise _wrong(
+            path,
+            line,
+            f"is the first, and begins at {by} {value}",
+            f"say what is done at {by} 0, too",
+        )
     if before is not None and at <= before:
-        raise _wrong(path, line, f"has the {by} {_short(value)}, not after the line before", "sort the lines")
+        raise _wrong(
+            path, line, f"has the {by} {_short(value)}, not after the line before", "sort the lines"
+        )
     return at
 
 
@@ -145,10 +176,16 @@ def names(labels: list[Labels]) -> tuple[str, ...]:
     found = {action for one in labels for action in one.actions}
     numbers = {action for action in found if isinstance(action, int)}
     if numbers and numbers != found:
-        number, name = ({type(a): one.path for one in labels for a in one.actions}[kind] for kind in (int, str))
-        raise UserError(f"The actions of {number} are numbers and those of {name} names: write all of them as names.")
+        number, name = (
+            {type(a): one.path for one in labels for a in one.actions}[kind] for kind in (int, str)
+        )
+        raise UserError(
+            f"The actions of {number} are numbers and those of {name} names: write all of them as names."
+        )
     if len(found) > MAX_ACTIONS:
-        raise UserError(f"There are {len(found)} different actions, and at most {MAX_ACTIONS} can be kept: join some.")
+        raise UserError(
+            f"There are {len(found)} different actions, and at most {MAX_ACTIONS} can be kept: join some."
+        )
     return tuple(map(str, range(max(numbers) + 1))) if numbers else tuple(sorted(found))
 
 
@@ -159,7 +196,10 @@ def to_ids(labels: Labels, known: tuple[str, ...]) -> Known:
         if str(action) not in place:
             few = ", ".join(known[:20])
             raise _wrong(
-                labels.path, line, f"has the action {action!r}, which is none of {few}", "import to a new folder"
+                labels.path,
+                line,
+                f"has the action {action!r}, which is none of {few}",
+                "import to a new folder",
             )
     ids = np.array([place[str(action)] for action in labels.actions], np.uint8)
     return Known(labels.path, labels.by, labels.at, ids)
@@ -174,7 +214,10 @@ def per_frame(known: Known, first: int, times: np.ndarray) -> np.ndarray:
 def objection(known: Known, count: int) -> str:
     """What speaks against these rows for a video of `count` frames; empty if nothing does."""
     rows = len(known.ids)
-    if known.by == "row" and rows not in (count, count - 1):  # the last frame's action leads nowhere
+    if known.by == "row" and rows not in (
+        count,
+        count - 1,
+    ):  # the last frame's action leads nowhere
         return f"{known.path.name} has {rows} rows, and the video {count} frames: give it one row per frame"
     if known.by == "frame" and known.at[-1] >= count:
         return f"{known.path.name} has a row for frame {known.at[-1]:.0f}, and the video {count} frames"

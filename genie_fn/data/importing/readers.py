@@ -24,9 +24,7 @@ MAX_THREADS = 8  # of a decoder, each of which holds a frame more
 MAX_ASPECT = 8  # of a pixel; a file that claims more is wrong
 SMALL = 1 << 18  # pixels; below, a decoder's threads only cost
 # Formats of ffmpeg that open other files, devices or addresses, and those that make pictures of text or of any bytes.
-OTHERS = (
-    "concat dash hls imf webm_dash_manifest sdp rtp rtsp sap image2 image2pipe fbdev kmsgrab lavfi oss alsa x11grab"
-)
+OTHERS = "concat dash hls imf webm_dash_manifest sdp rtp rtsp sap image2 image2pipe fbdev kmsgrab lavfi oss alsa x11grab"
 TEXT = "tty bin xbin adf idf rawvideo bitpacked v210 v210x data"
 
 
@@ -45,7 +43,9 @@ class Shown(NamedTuple):
 
 def read(source: Source, threads: int = 1) -> Iterator[Shown]:
     """The frames of a source in order. Raises Unreadable."""
-    return {"video": _read_video, "images": _read_images, "npy": _read_npy}[source.kind](source, threads)
+    return {"video": _read_video, "images": _read_images, "npy": _read_npy}[source.kind](
+        source, threads
+    )
 
 
 def _formats() -> str:
@@ -61,9 +61,13 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
     limits = {"max_pixels": str(MAX_PIXELS)}
     own = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     known = False
-    turn = None  # that of the first frame: asked of each, all would be kept until garbage is collected
+    turn = (
+        None  # that of the first frame: asked of each, all would be kept until garbage is collected
+    )
     try:
-        with av.open(str(source.files[0]), options=limits, container_options=own, metadata_errors="replace") as file:
+        with av.open(
+            str(source.files[0]), options=limits, container_options=own, metadata_errors="replace"
+        ) as file:
             stream = file.streams.best("video")
             if stream is None:
                 raise Unreadable("it has no video stream")
@@ -73,18 +77,28 @@ def _read_video(source: Source, threads: int) -> Iterator[Shown]:
             _check_size(context.width, context.height)
             known, context.options = True, limits
             context.thread_type = "AUTO"
-            context.thread_count = min(threads, MAX_THREADS) if context.width * context.height > SMALL else 1
+            context.thread_count = (
+                min(threads, MAX_THREADS) if context.width * context.height > SMALL else 1
+            )
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             aspect = aspect if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else Fraction(1)
             for number, frame in enumerate(_decoded(file, stream)):
-                time = number / rate if frame.pts is None or not frame.time_base else frame.pts * frame.time_base
+                time = (
+                    number / rate
+                    if frame.pts is None or not frame.time_base
+                    else frame.pts * frame.time_base
+                )
                 turn = _matrix(frame) if turn is None else turn
-                yield Shown(time, partial(_picture, frame, turn), 1 / aspect if turn[0, 1] else aspect)
+                yield Shown(
+                    time, partial(_picture, frame, turn), 1 / aspect if turn[0, 1] else aspect
+                )
     except Unreadable:
         raise
     except Exception as error:  # PyAV raises many kinds
-        raise Unreadable(f"{'it is damaged' if known else 'it cannot be read as a video'} ({_words(error)})") from error
+        raise Unreadable(
+            f"{'it is damaged' if known else 'it cannot be read as a video'} ({_words(error)})"
+        ) from error
 
 
 def _decoded(file: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -115,7 +129,9 @@ def _words(error: Exception) -> str:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise Unreadable(f"its frames have {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller first")
+        raise Unreadable(
+            f"its frames have {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller first"
+        )
 
 
 def _matrix(frame: av.VideoFrame) -> np.ndarray:
@@ -156,7 +172,12 @@ def _read_npy(source: Source, _: int) -> Iterator[Shown]:
         frames = np.load(source.files[0], mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's parser of headers raises many kinds
         raise Unreadable("it is not a npy file of plain numbers that is complete") from error
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape[3:] != (3,) or frames.ndim != 4:
+    if (
+        not isinstance(frames, np.ndarray)
+        or frames.dtype != np.uint8
+        or frames.shape[3:] != (3,)
+        or frames.ndim != 4
+    ):
         raise Unreadable("it does not hold uint8 frames of shape (T, H, W, 3)")
     _check_size(frames.shape[2], frames.shape[1])
     if 0 in frames.shape:

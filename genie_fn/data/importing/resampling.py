@@ -63,7 +63,11 @@ def resample(shown: Iterable[Shown], fps: float) -> Iterator[tuple[int, bool, Sh
     for now in enumerate(shown):
         index, frame = now
         if period is None or frame.time is None:
-            jump = last is not None and frame.time is not None and not 0 <= frame.time - last[1].time <= PAUSE
+            jump = (
+                last is not None
+                and frame.time is not None
+                and not 0 <= frame.time - last[1].time <= PAUSE
+            )
             yield index, begins or jump, frame
             last, begins = now, False
             continue
@@ -79,7 +83,11 @@ def resample(shown: Iterable[Shown], fps: float) -> Iterator[tuple[int, bool, Sh
             if jump:
                 due, begins = frame.time, True
         last = now
-    while period and due is not None and due <= last[1].time + min(gap if 0 <= gap <= PAUSE else period, period) / 2:
+    while (
+        period
+        and due is not None
+        and due <= last[1].time + min(gap if 0 <= gap <= PAUSE else period, period) / 2
+    ):
         yield last[0], begins, last[1]
         due, begins = due + period, False
 
@@ -95,13 +103,17 @@ def fit(image: Image.Image, size: int, how: str, aspect: Fraction = Fraction(1))
     if how == "crop":
         side = min(shown, height)
         x, y = float(width - side / aspect) / 2, float(height - side) / 2
-        return np.array(image.resize((size, size), Image.Resampling.BOX, box=(x, y, width - x, height - y)))
+        return np.array(
+            image.resize((size, size), Image.Resampling.BOX, box=(x, y, width - x, height - y))
+        )
     inner = size, size
     if how == "pad":
         longer = max(shown, height)
         inner = tuple(max(1, round(size * side / longer)) for side in (shown, height))
     frame = Image.new("RGB", (size, size))
-    frame.paste(image.resize(inner, Image.Resampling.BOX), tuple((size - side) // 2 for side in inner))
+    frame.paste(
+        image.resize(inner, Image.Resampling.BOX), tuple((size - side) // 2 for side in inner)
+    )
     return np.array(frame)
 
 
@@ -113,8 +125,14 @@ def change(before: np.ndarray, after: np.ndarray) -> float:
     """
     shares = []
     for shift in (0, 128 // LEVELS):
-        bins = ((frame.reshape(-1, 3).astype(np.int64) + shift) * LEVELS // 256 for frame in (before, after))
-        counts = [np.bincount(b @ (1, LEVELS + 1, (LEVELS + 1) ** 2), minlength=(LEVELS + 1) ** 3) for b in bins]
+        bins = (
+            (frame.reshape(-1, 3).astype(np.int64) + shift) * LEVELS // 256
+            for frame in (before, after)
+        )
+        counts = [
+            np.bincount(b @ (1, LEVELS + 1, (LEVELS + 1) ** 2), minlength=(LEVELS + 1) ** 3)
+            for b in bins
+        ]
         shares.append(abs(counts[0] - counts[1]).sum() / (2 * counts[0].sum()))
     return float(min(shares))
 
@@ -132,13 +150,17 @@ def parts(
             if stop.is_set():
                 return
             if shown.time is None and known and known.by == "time":
-                raise Unreadable(f"{known.path.name} gives times, which these frames do not have: give frames")
+                raise Unreadable(
+                    f"{known.path.name} gives times, which these frames do not have: give frames"
+                )
             first = shown.time if first is None else first
             times.append(len(times) if first is None else float(shown.time - first))
             yield shown
 
     def part() -> Part:
-        actions = chosen(known, np.array(numbers), times) if known else np.zeros(len(frames), np.uint8)
+        actions = (
+            chosen(known, np.array(numbers), times) if known else np.zeros(len(frames), np.uint8)
+        )
         return Part(np.stack(frames), actions, np.array(starts))
 
     last, pixels = -1, None
@@ -146,7 +168,9 @@ def parts(
         for number, begins, shown in resample(watched(), shape.fps):
             if number != last:
                 before, pixels = pixels, fit(shown.image(), shape.size, shape.fit, shown.aspect)
-                begins |= bool(shape.cuts and before is not None and change(before, pixels) > shape.cuts)
+                begins |= bool(
+                    shape.cuts and before is not None and change(before, pixels) > shape.cuts
+                )
             frames.append(pixels)
             numbers.append(number)
             starts.append(begins)
@@ -190,7 +214,11 @@ def in_order(streams: Iterable[Callable[[], Iterator[T]]], workers: int) -> Iter
             job = pool.submit(next, stream, None)
             yield item
 
-    pool, waiting, streams = ThreadPoolExecutor(workers, thread_name_prefix="import"), [], iter(streams)
+    pool, waiting, streams = (
+        ThreadPoolExecutor(workers, thread_name_prefix="import"),
+        [],
+        iter(streams),
+    )
     try:
         while True:
             for make in streams:
@@ -220,7 +248,9 @@ def write(
             continue
         held.append(item)
         longest = max(longest, max(episodes(item)))
-        while held and (longest >= least or len(held) > 2):  # what is left out is not written, unless it is long
+        while held and (
+            longest >= least or len(held) > 2
+        ):  # what is left out is not written, unless it is long
             store, segment = _write_part(store, source, level, held.pop(0), at)
             segments.append(segment)
             at += data.blocks(segment.length)
@@ -231,16 +261,25 @@ def write(
         return store, [], f"{short}: {end.note}" if end.note else short
     total = sum(segment.length for segment in segments)
     note = f"after {total} frames: {end.note}" if end.note else ""
-    told = {"file": source.name, "bytes": source.size(), "digest": sources.digest(source), "note": note}
+    told = {
+        "file": source.name,
+        "bytes": source.size(),
+        "digest": sources.digest(source),
+        "note": note,
+    }
     return store, [segment._replace(info=segment.info | told) for segment in segments], ""
 
 
-def _write_part(store: Store, source: Source, level: int, part: Part, at: int) -> tuple[Store, Segment]:
+def _write_part(
+    store: Store, source: Source, level: int, part: Part, at: int
+) -> tuple[Store, Segment]:
     count = len(part.frames)
     if at + count > store.arrays["frames"].shape[0]:
         store = data.reserve(store, -(-(at + count) // RESERVE) * RESERVE)
     split, info = sources.split_of(source.name), {"episodes": len(episodes(part))}
-    made = data.Recording(level, part.frames, part.actions, np.zeros(count), part.starts, split, info)
+    made = data.Recording(
+        level, part.frames, part.actions, np.zeros(count), part.starts, split, info
+    )
     return store, data.write_segment(store, at, made)
 
 

@@ -17,7 +17,13 @@ from genie_fn import data
 from genie_fn.data import Segment
 from genie_fn.errors import UserError
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}  # a folder of these is a video; a .gif is one by itself
+IMAGES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+}  # a folder of these is a video; a .gif is one by itself
 LABELS = (".jsonl", ".csv")
 EDGE = 1 << 16  # bytes at either end of a file by which it is recognised
 
@@ -37,7 +43,10 @@ class Source(NamedTuple):
 
 def natural(text: str) -> list:
     """A sort key that puts frame_2 before frame_10."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,18})", text)]
+    return [
+        (0, int(part), part) if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d{1,18})", text)
+    ]
 
 
 def find(src: str, apart: Path) -> list[Source]:
@@ -47,7 +56,10 @@ def find(src: str, apart: Path) -> list[Source]:
     """
     base, paths = _expand(src)
     apart = apart.resolve()
-    files = sorted({path for path in paths if _counts(path, base, apart)}, key=lambda path: natural(path.as_posix()))
+    files = sorted(
+        {path for path in paths if _counts(path, base, apart)},
+        key=lambda path: natural(path.as_posix()),
+    )
     found, folders = [], {}
     for path in files:
         suffix = path.suffix.lower()
@@ -55,12 +67,23 @@ def find(src: str, apart: Path) -> list[Source]:
             folders.setdefault(path.parent, []).append(path)
         elif suffix not in LABELS:
             name = _unicode(path.relative_to(base).as_posix())
-            found.append(Source(name, "npy" if suffix == ".npy" else "video", (path,), _labels(path.with_suffix(""))))
+            found.append(
+                Source(
+                    name,
+                    "npy" if suffix == ".npy" else "video",
+                    (path,),
+                    _labels(path.with_suffix("")),
+                )
+            )
     for folder, images in folders.items():
-        name = _unicode(folder.resolve().name if folder == base else folder.relative_to(base).as_posix())
+        name = _unicode(
+            folder.resolve().name if folder == base else folder.relative_to(base).as_posix()
+        )
         found.append(Source(name, "images", tuple(images), _labels(folder)))
     if not found:
-        raise UserError(f"There are no videos in {src}: name a folder of videos, of images or of npy files.")
+        raise UserError(
+            f"There are no videos in {src}: name a folder of videos, of images or of npy files."
+        )
     return sorted(found, key=lambda source: natural(source.name))
 
 
@@ -75,7 +98,9 @@ def _expand(src: str) -> tuple[Path, list[Path]]:
         raise UserError(f"There is no {src}: check the name of the folder.")
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     matches = [Path(match) for match in glob.glob(src, recursive=True)]
-    return base, [file for match in matches for file in (_inside(match) if match.is_dir() else [match])]
+    return base, [
+        file for match in matches for file in (_inside(match) if match.is_dir() else [match])
+    ]
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -143,7 +168,9 @@ def settle(segments: Iterable[Segment]) -> tuple[Segment, ...]:
 def lacking(segments: Iterable[Segment]) -> str:
     """A sentence on the splits that have no video, and how many are needed; empty where none is missing."""
     segments = tuple(segments)
-    missing = [split for split in data.SPLITS if split not in {segment.split for segment in segments}]
+    missing = [
+        split for split in data.SPLITS if split not in {segment.split for segment in segments}
+    ]
     if not missing:
         return ""
     count, them = len(missing), " and ".join(missing)

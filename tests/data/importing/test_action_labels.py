@@ -20,11 +20,26 @@ def write(tmp_path, name, text):
 READ = {
     "names.csv": ("action\nLEFT\nRIGHT\n", "row", [0, 1], ["LEFT", "RIGHT"]),
     "bare.csv": ("3\n0\n\n2\n", "row", [0, 1, 2], [3, 0, 2]),
-    "frames.csv": ('\ufeffFrame,Action,fps\n0,LEFT,30\r\n7,"A, B",30\r\n', "frame", [0, 7], ["LEFT", "A, B"]),
+    "frames.csv": (
+        '\ufeffFrame,Action,fps\n0,LEFT,30\r\n7,"A, B",30\r\n',
+        "frame",
+        [0, 7],
+        ["LEFT", "A, B"],
+    ),
     "times.csv": ("action,time\n1,0\n2,0.25\n", "time", [0, 0.25], [1, 2]),
     "bare.jsonl": ('"LEFT"\n"RIGHT"\n', "row", [0, 1], ["LEFT", "RIGHT"]),
-    "frames.jsonl": ('{"frame": 0, "action": 2}\n\n{"frame": 9, "action": 0, "x": [1]}\n', "frame", [0, 9], [2, 0]),
-    "times.jsonl": ('{"time": 0, "action": "A"}\n{"time": 1.5, "action": "B"}', "time", [0, 1.5], ["A", "B"]),
+    "frames.jsonl": (
+        '{"frame": 0, "action": 2}\n\n{"frame": 9, "action": 0, "x": [1]}\n',
+        "frame",
+        [0, 9],
+        [2, 0],
+    ),
+    "times.jsonl": (
+        '{"time": 0, "action": "A"}\n{"time": 1.5, "action": "B"}',
+        "time",
+        [0, 1.5],
+        ["A", "B"],
+    ),
 }
 
 
@@ -59,8 +74,14 @@ WRONG = {
     "null.jsonl": ('{"frame": null, "action": 1}', "line 1 has the frame None"),
     "missing.jsonl": ('{"frame": 1}', "line 1 needs an action"),
     "fields.jsonl": ('{"frame": 0, "action": 1}\n2\n', "line 2 has other fields than line 1"),
-    "infinite.jsonl": ('{"time": 0, "action": 1}\n{"time": Infinity, "action": 1}', "line 2 has the time inf"),
-    "huge.jsonl": ('{"time": 0, "action": 1}\n{"time": ' + "9" * 400 + ', "action": 1}', "line 2 has the time"),
+    "infinite.jsonl": (
+        '{"time": 0, "action": 1}\n{"time": Infinity, "action": 1}',
+        "line 2 has the time inf",
+    ),
+    "huge.jsonl": (
+        '{"time": 0, "action": 1}\n{"time": ' + "9" * 400 + ', "action": 1}',
+        "line 2 has the time",
+    ),
 }
 
 
@@ -86,7 +107,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 
 
 def labels(tmp_path, name, *actions):
-    return action_labels.read(write(tmp_path, name, "action\n" + "\n".join(map(str, actions)) + "\n"))
+    return action_labels.read(
+        write(tmp_path, name, "action\n" + "\n".join(map(str, actions)) + "\n")
+    )
 
 
 def test_names_are_sorted_and_numbers_are_their_own(tmp_path):
@@ -103,7 +126,9 @@ def test_names_that_do_not_go_together_are_refused(tmp_path):
     names, numbers = labels(tmp_path, "a.csv", "UP"), labels(tmp_path, "b.csv", 1)
     with pytest.raises(UserError, match=r"b\.csv are numbers and those of .*a\.csv names"):
         action_labels.names([names, numbers])
-    with pytest.raises(UserError, match=r"a\.csv line 2 has the action 'UP', which is none of LEFT, RIGHT"):
+    with pytest.raises(
+        UserError, match=r"a\.csv line 2 has the action 'UP', which is none of LEFT, RIGHT"
+    ):
         action_labels.to_ids(names, ("LEFT", "RIGHT"))
     with pytest.raises(UserError, match="300 different actions"):
         action_labels.names([labels(tmp_path, "c.csv", *(f"a{i}" for i in range(300)))])
@@ -157,7 +182,10 @@ WORDS += [
     "é",
 ]
 CASES = given(
-    st.one_of(st.lists(st.sampled_from(WORDS), max_size=30).map(lambda words: "".join(words).encode()), st.binary()),
+    st.one_of(
+        st.lists(st.sampled_from(WORDS), max_size=30).map(lambda words: "".join(words).encode()),
+        st.binary(),
+    ),
     st.sampled_from([".csv", ".jsonl"]),
 )
 QUIETLY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}

@@ -42,7 +42,9 @@ def save(path, frames):
 
 def source(*paths):
     suffix = paths[0].suffix
-    return Source("a", "npy" if suffix == ".npy" else "images" if suffix in sources.IMAGES else "video", paths)
+    return Source(
+        "a", "npy" if suffix == ".npy" else "images" if suffix in sources.IMAGES else "video", paths
+    )
 
 
 def images(*paths):
@@ -67,16 +69,25 @@ def test_a_folder_of_images_is_read_file_by_file(tmp_path):
     assert next(readers.read(source(*paths))).time is None
 
 
-@pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv444p10le", "gray", "yuvj420p"])
+@pytest.mark.parametrize(
+    "pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv444p10le", "gray", "yuvj420p"]
+)
 def test_colours_survive_every_pixel_format(tmp_path, pixels):
-    path = films.write(tmp_path / "a.mkv", np.full((2, 24, 32, 3), (200, 40, 90), np.uint8), pixels=pixels)
+    path = films.write(
+        tmp_path / "a.mkv", np.full((2, 24, 32, 3), (200, 40, 90), np.uint8), pixels=pixels
+    )
     expected = (90, 90, 90) if pixels == "gray" else (200, 40, 90)
     assert abs(images(path)[0, 12, 16].astype(int) - expected).max() <= 3
 
 
 def test_the_colour_space_of_the_file_counts(tmp_path):
     tags = {"colorspace": Colorspace.ITU709, "color_range": ColorRange.MPEG}
-    path = films.write(tmp_path / "a.mkv", np.full((2, 24, 32, 3), (200, 40, 90), np.uint8), pixels="yuv444p", **tags)
+    path = films.write(
+        tmp_path / "a.mkv",
+        np.full((2, 24, 32, 3), (200, 40, 90), np.uint8),
+        pixels="yuv444p",
+        **tags,
+    )
     assert abs(images(path)[0, 12, 16].astype(int) - (200, 40, 90)).max() <= 3
 
 
@@ -163,7 +174,12 @@ def test_what_is_no_video_says_why(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((3, 4, 4), np.uint8))
     np.save(tmp_path / "objects.npy", np.array([{"path": "a"}], object))
     with_sound(tmp_path / "sound.wav")
-    reasons = {"a.txt": "as a video", "a.m3u8": "as a video", "float.npy": "uint8", "flat.npy": r"\(T, H, W, 3\)"}
+    reasons = {
+        "a.txt": "as a video",
+        "a.m3u8": "as a video",
+        "float.npy": "uint8",
+        "flat.npy": r"\(T, H, W, 3\)",
+    }
     reasons |= {"objects.npy": "plain numbers", "sound.wav": "no video stream"}
     for name, reason in reasons.items():
         with pytest.raises(Unreadable, match=reason):
@@ -172,7 +188,10 @@ def test_what_is_no_video_says_why(tmp_path):
 
 def with_sound(path):
     path.write_bytes(
-        b"RIFF" + struct.pack("<I", 36 + 800) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
+        b"RIFF"
+        + struct.pack("<I", 36 + 800)
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
     )
     path.write_bytes(path.read_bytes() + b"data" + struct.pack("<I", 800) + bytes(800))
 
@@ -198,19 +217,27 @@ def gif_claiming(side):
 
 def npy_claiming(*shape):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return file.getvalue() + bytes(1000)
 
 
 def bmp_claiming(side):
-    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 1000, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(946)
+    return (
+        b"BM"
+        + struct.pack("<IIIIiiHHIIiiII", 1000, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+        + bytes(946)
+    )
 
 
 def wider(content, width=100_000):
     """A video file with its width, wherever it is stored as the number 32, claimed to be another."""
     for form in (">H", "<H", "<I", ">I"):
         if width < 1 << 8 * struct.calcsize(form):
-            content = content.replace(struct.pack(form, 32) + struct.pack(form, 24), struct.pack(form, width) * 2)
+            content = content.replace(
+                struct.pack(form, 32) + struct.pack(form, 24), struct.pack(form, width) * 2
+            )
     return content
 
 
@@ -223,10 +250,15 @@ def original(suffix):
 
 def consume(path, fps=0.0):
     """All of a file through the import: the parts' frames, and the end."""
-    *found, end = islice(resampling.parts(source(path), Shape(16, "crop", fps, 0.4), None, threading.Event()), 10_000)
+    *found, end = islice(
+        resampling.parts(source(path), Shape(16, "crop", fps, 0.4), None, threading.Event()), 10_000
+    )
     assert isinstance(end, End) and all(isinstance(part, Part) for part in found)
     assert "memory" not in end.note and len(end.note) < 300 and "\n" not in end.note
-    assert all(part.frames.shape[1:] == (16, 16, 3) and len(part.frames) == len(part.starts) for part in found)
+    assert all(
+        part.frames.shape[1:] == (16, 16, 3) and len(part.frames) == len(part.starts)
+        for part in found
+    )
     return sum(len(part.frames) for part in found), end
 
 
@@ -250,30 +282,50 @@ def test_sizes_are_refused_before_they_are_believed(tmp_path, careful, name, con
     assert not count and end.note
 
 
-@pytest.mark.parametrize("width", [15_000, 60_000, 100_000, 2**31 - 1])  # ffmpeg itself would allow the first
+@pytest.mark.parametrize(
+    "width", [15_000, 60_000, 100_000, 2**31 - 1]
+)  # ffmpeg itself would allow the first
 @pytest.mark.parametrize("suffix", list(films.CODECS))
-def test_a_video_that_claims_to_be_vast_is_refused_or_read_as_it_is(tmp_path, careful, suffix, width):
+def test_a_video_that_claims_to_be_vast_is_refused_or_read_as_it_is(
+    tmp_path, careful, suffix, width
+):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(wider(original(suffix), width))
     count, end = consume(path)
     assert end.note or count == 6
-    assert count == 0 or width != 15_000 or suffix not in (".webm", ".gif")  # whose frames say how large they are
+    assert (
+        count == 0 or width != 15_000 or suffix not in (".webm", ".gif")
+    )  # whose frames say how large they are
 
 
 EDIT = st.tuples(
     st.sampled_from(["set", "cut", "insert", "end", "repeat"]),
     st.floats(0, 1, exclude_max=True),
-    st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 4, b"\x7f" + b"\xff" * 3, bytes(4)])),
+    st.one_of(
+        st.binary(min_size=1, max_size=8),
+        st.sampled_from([b"\xff" * 4, b"\x7f" + b"\xff" * 3, bytes(4)]),
+    ),
 )
 
 
 def edited(content, edits):
     for kind, where, new in edits:
         # Half of the places are in the first bytes, where formats say what is to come.
-        at = int(2 * where * len(content)) if where < 0.5 else int(2 * (where - 0.5) * min(200, len(content)))
+        at = (
+            int(2 * where * len(content))
+            if where < 0.5
+            else int(2 * (where - 0.5) * min(200, len(content)))
+        )
         before, after = content[:at], content[at:]
-        parts = {"set": before + new + after[len(new) :], "cut": before + after[8 * len(new) :], "end": before}
-        content = parts.get(kind) or before + (new if kind == "insert" else content[: 100 * len(new)]) + after
+        parts = {
+            "set": before + new + after[len(new) :],
+            "cut": before + after[8 * len(new) :],
+            "end": before,
+        }
+        content = (
+            parts.get(kind)
+            or before + (new if kind == "insert" else content[: 100 * len(new)]) + after
+        )
     return content
 
 

@@ -20,14 +20,19 @@ from tests import films
 
 def numbers(times, fps):
     """The frames that are taken, and where episodes begin."""
-    shown = [Shown(None if t is None else Fraction(t).limit_denominator(10**6), None) for t in times]
+    shown = [
+        Shown(None if t is None else Fraction(t).limit_denominator(10**6), None) for t in times
+    ]
     taken = [(number, begins) for number, begins, _ in resampling.resample(shown, fps)]
     return [number for number, _ in taken], [at for at, (_, begins) in enumerate(taken) if begins]
 
 
 def regular(count, fps, ticks=None):
     """Times of a regular video, rounded to `ticks` per second as containers do."""
-    return [round(t / fps * ticks) / ticks if ticks else Fraction(t) / Fraction(fps) for t in range(count)]
+    return [
+        round(t / fps * ticks) / ticks if ticks else Fraction(t) / Fraction(fps)
+        for t in range(count)
+    ]
 
 
 def test_every_frame_without_a_pace():
@@ -82,7 +87,11 @@ def test_cropping_keeps_the_middle_padding_everything_stretching_the_size():
     wide = picture(30, 90)
     assert (resampling.fit(wide, 30, "crop") == (0, 255, 0)).all()
     padded = resampling.fit(wide, 30, "pad")
-    assert (padded[10:20] == np.asarray(wide)[::3, ::3]).all() and not padded[:10].any() and not padded[20:].any()
+    assert (
+        (padded[10:20] == np.asarray(wide)[::3, ::3]).all()
+        and not padded[:10].any()
+        and not padded[20:].any()
+    )
     assert (resampling.fit(wide, 30, "stretch")[:, ::10] == np.eye(3) * 255).all()
     tall = wide.transpose(Image.Transpose.ROTATE_90)
     assert (resampling.fit(tall, 30, "crop") == (0, 255, 0)).all()
@@ -91,20 +100,29 @@ def test_cropping_keeps_the_middle_padding_everything_stretching_the_size():
 
 def test_pixels_that_are_not_square_are_shown_as_they_should_look():
     narrow = picture(30, 15)  # each pixel twice as wide as high: a square
-    assert (resampling.fit(narrow, 30, "crop", Fraction(2)) == resampling.fit(narrow, 30, "stretch")).all()
-    assert (resampling.fit(narrow, 30, "pad", Fraction(2)) == resampling.fit(narrow, 30, "stretch")).all()
     assert (
-        resampling.fit(picture(30, 90), 30, "pad", Fraction(1, 3)) == resampling.fit(picture(30, 30), 30, "crop")
+        resampling.fit(narrow, 30, "crop", Fraction(2)) == resampling.fit(narrow, 30, "stretch")
+    ).all()
+    assert (
+        resampling.fit(narrow, 30, "pad", Fraction(2)) == resampling.fit(narrow, 30, "stretch")
+    ).all()
+    assert (
+        resampling.fit(picture(30, 90), 30, "pad", Fraction(1, 3))
+        == resampling.fit(picture(30, 30), 30, "crop")
     ).all()
 
 
-@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(8, 9), Fraction(64, 45), Fraction(1, 7), Fraction(8)])
+@pytest.mark.parametrize(
+    "aspect", [Fraction(1), Fraction(8, 9), Fraction(64, 45), Fraction(1, 7), Fraction(8)]
+)
 @pytest.mark.parametrize("sides", [(1, 1), (1, 999), (999, 1), (31, 23), (720, 576)])
 @pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
 def test_every_shape_fits(how, sides, aspect):
     white = Image.new("RGB", sides, (255, 255, 255))
     frame = resampling.fit(white, 16, how, aspect)
-    assert frame.shape == (16, 16, 3) and frame.max() == 255 and (how == "pad" or frame.min() == 255)
+    assert (
+        frame.shape == (16, 16, 3) and frame.max() == 255 and (how == "pad" or frame.min() == 255)
+    )
 
 
 def test_resizing_averages_and_leaves_what_fits_alone():
@@ -118,7 +136,11 @@ def test_resizing_averages_and_leaves_what_fits_alone():
 
 def test_movement_is_no_cut_and_another_scene_is():
     first, second = films.squares(30, 64, 64, colour=1), films.squares(30, 64, 64, colour=2)
-    moves = [resampling.change(a, b) for film in (first, second) for a, b in zip(film, film[1:], strict=False)]
+    moves = [
+        resampling.change(a, b)
+        for film in (first, second)
+        for a, b in zip(film, film[1:], strict=False)
+    ]
     assert max(moves) < 0.05 and resampling.change(first[-1], second[0]) > 0.9
     assert resampling.change(first[0], first[0]) == 0
 
@@ -154,11 +176,39 @@ def test_a_source_becomes_frames_actions_and_episodes(film):
 
 
 def test_actions_follow_the_pace(film):
-    rows = [0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6, 7]  # at 10 frames per second: the longest of three, of equals the first
+    rows = [
+        0,
+        0,
+        1,
+        2,
+        3,
+        3,
+        3,
+        4,
+        5,
+        6,
+        6,
+        7,
+    ]  # at 10 frames per second: the longest of three, of equals the first
     assert imported(film, known("row", range(12), rows), fps=10)[0][1].tolist() == [0, 3, 3, 6]
-    assert imported(film, known("frame", [0, 4, 7], [1, 2, 3]), fps=15)[0][1].tolist() == [1, 1, 2, 2, 3, 3]
-    assert imported(film, known("time", [0, 0.1334, 0.21], [1, 2, 3]))[0][1].tolist() == [1] * 4 + [2] * 3 + [3] * 5
-    assert imported(film, known("row", range(12), range(12)), fps=60)[0][1].tolist()[:4] == [0, 0, 1, 1]
+    assert imported(film, known("frame", [0, 4, 7], [1, 2, 3]), fps=15)[0][1].tolist() == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    assert (
+        imported(film, known("time", [0, 0.1334, 0.21], [1, 2, 3]))[0][1].tolist()
+        == [1] * 4 + [2] * 3 + [3] * 5
+    )
+    assert imported(film, known("row", range(12), range(12)), fps=60)[0][1].tolist()[:4] == [
+        0,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_actions_that_do_not_fit_the_video_are_refused(film):
@@ -168,7 +218,9 @@ def test_actions_that_do_not_fit_the_video_are_refused(film):
     ):
         end = imported(film, labels)[1]
         assert end.refused and words in end.note
-    assert not imported(film, known("row", range(11), [0] * 11))[1].refused  # the last frame's action leads nowhere
+    assert not imported(film, known("row", range(11), [0] * 11))[
+        1
+    ].refused  # the last frame's action leads nowhere
 
 
 def test_a_long_video_becomes_parts(film, monkeypatch):
@@ -190,10 +242,20 @@ def test_streams_are_read_in_order_whatever_their_pace():
 
         return run
 
-    streams = [stream("slow", 3, 0.02), stream("empty", 0, 0), stream("long", 9, 0), stream("short", 1, 0.01)]
+    streams = [
+        stream("slow", 3, 0.02),
+        stream("empty", 0, 0),
+        stream("long", 9, 0),
+        stream("short", 1, 0.01),
+    ]
     for workers in (1, 3):
         found = [list(items) for items in resampling.in_order(streams, workers)]
-        assert found == [[("slow", i) for i in range(3)], [], [("long", i) for i in range(9)], [("short", 0)]]
+        assert found == [
+            [("slow", i) for i in range(3)],
+            [],
+            [("long", i) for i in range(9)],
+            [("short", 0)],
+        ]
 
 
 def test_streams_close_their_threads_and_pass_errors_on():

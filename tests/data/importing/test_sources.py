@@ -37,7 +37,9 @@ def test_a_folder_holds_videos_images_and_arrays_in_natural_order(tmp_path):
     assert found(tmp_path) == [*kinds.items(), ("e.npy", "npy"), ("f.gif", "video")]
     every = {source.name: source for source in sources.find(str(tmp_path), tmp_path / "store")}
     assert [path.name for path in every["a/run 2"].files] == ["frame_9.PNG", "frame_10.png"]
-    assert every["b_9.MKV"].labels.name == "b_9.csv" and every["a/run 2"].labels.name == "run 2.jsonl"
+    assert (
+        every["b_9.MKV"].labels.name == "b_9.csv" and every["a/run 2"].labels.name == "run 2.jsonl"
+    )
     assert every["b_10.mp4"].labels is None
     assert every["a/run 2"].size() == len("a/run 2/frame_10.png") + len("a/run 2/frame_9.PNG")
 
@@ -46,7 +48,10 @@ def test_globs_and_files_are_named_from_where_they_begin(tmp_path):
     fill(tmp_path, "x/a.mp4", "x/deep/b.mp4", "x/c.txt", "y/d.mp4", "x/i/0.png")
     assert [name for name, _ in found(tmp_path, tmp_path / "x" / "*.mp4")] == ["a.mp4"]
     assert [name for name, _ in found(tmp_path, tmp_path / "*" / "*.mp4")] == ["x/a.mp4", "y/d.mp4"]
-    assert [name for name, _ in found(tmp_path, f"{tmp_path}/x/**/*.mp4")] == ["a.mp4", "deep/b.mp4"]
+    assert [name for name, _ in found(tmp_path, f"{tmp_path}/x/**/*.mp4")] == [
+        "a.mp4",
+        "deep/b.mp4",
+    ]
     assert [name for name, _ in found(tmp_path, tmp_path / "*")] == [
         "x/a.mp4",
         "x/c.txt",
@@ -85,7 +90,9 @@ def test_content_is_recognised_under_another_name(tmp_path):
 
 
 def test_the_split_is_the_folders_or_by_the_name_alone():
-    assert sources.split_of("train/a.mp4") == "train" and sources.split_of("val/deep/a.mp4") == "val"
+    assert (
+        sources.split_of("train/a.mp4") == "train" and sources.split_of("val/deep/a.mp4") == "val"
+    )
     assert sources.split_of("test/a.mp4") == "test"
     names = [f"videos/{i}.mp4" for i in range(1000)]
     splits = [sources.split_of(name) for name in names]
@@ -99,7 +106,8 @@ def test_the_split_is_the_folders_or_by_the_name_alone():
 def segments(*splits, names=None):
     names = names or [f"{i}.mp4" for i in range(len(splits))]
     return [
-        Segment(i, split, 0, 1, 0, {"file": name}) for i, (split, name) in enumerate(zip(splits, names, strict=True))
+        Segment(i, split, 0, 1, 0, {"file": name})
+        for i, (split, name) in enumerate(zip(splits, names, strict=True))
     ]
 
 
@@ -129,7 +137,9 @@ def test_parts_of_a_video_move_together():
 def test_folders_have_the_last_word_and_what_lacks_is_counted():
     given = segments("train", "train", "test", names=["train/a", "train/b", "test/c"])
     assert [segment.split for segment in sources.settle(given)] == ["train", "train", "test"]
-    assert "1 more video is needed, in folders" in sources.lacking(given) and " val" in sources.lacking(given)
+    assert "1 more video is needed, in folders" in sources.lacking(
+        given
+    ) and " val" in sources.lacking(given)
     two = sources.settle(segments("train", "train"))
     assert "1 more video is needed" in sources.lacking(two)
     assert "2 more videos are needed" in sources.lacking(sources.settle(segments("train")))
