@@ -1,33 +1,18 @@
 """Clips drawn from a video store: where they may start, which ones a step reads, and reading them ahead."""
 
-import os
-import zlib
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import tensorstore as ts
 
-from genie_fn.data import storage
-from genie_fn.errors import UserError
-from genie_fn.runtime.files import LOCK, partial_name, reason, write_atomically, writing
 from genie_fn.data.storage import (
-    BLOCK,
-    CHUNK,
-    MANIFEST,
     SPLITS,
     Segment,
-    array_spec,
-    damaged,
-    open_arrays,
 )
 from genie_fn.data.store import Batch, DamagedClips, Store, _lost, _read, read_clips
+from genie_fn.errors import UserError
 
 T = TypeVar("T")
 

@@ -11,30 +11,27 @@ where frame t does not continue frame t-1.
 import os
 import zlib
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
 from genie_fn.data import storage
-from genie_fn.errors import UserError
-from genie_fn.runtime.files import LOCK, partial_name, reason, write_atomically, writing
 from genie_fn.data.storage import (
     BLOCK,
     CHUNK,
     MANIFEST,
-    SPLITS,
     Segment,
     array_spec,
     damaged,
     open_arrays,
 )
+from genie_fn.errors import UserError
+from genie_fn.runtime.files import LOCK, partial_name, reason, write_atomically, writing
 
 DTYPES = {
     "frames": "uint8",

@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from genie_fn import data
-from genie_fn.runtime import files
-from genie_fn.data import storage
-from genie_fn.data import Segment, Store
+from genie_fn.data import Segment, Store, storage
 from genie_fn.errors import UserError
+from genie_fn.runtime import files
 from genie_fn.runtime.signals import terminable
 
 VERSION = 1

@@ -15,8 +15,8 @@ from av.sidedata.sidedata import Type
 from PIL import Image
 
 from genie_fn.data import video
-from genie_fn.errors import UserError
 from genie_fn.data.importing.sources import Source
+from genie_fn.errors import UserError
 
 MAX_PIXELS = 16_000_000  # of a frame: a decoder may hold some twenty of them at once
 MAX_IMAGE = 256 << 20  # bytes of an image file
@@ -24,7 +24,10 @@ MAX_THREADS = 8  # of a decoder, each of which holds a frame more
 MAX_ASPECT = 8  # of a pixel; a file that claims more is wrong
 SMALL = 1 << 18  # pixels; below, a decoder's threads only cost
 # Formats of ffmpeg that open other files, devices or addresses, and those that make pictures of text or of any bytes.
-OTHERS = "concat dash hls imf webm_dash_manifest sdp rtp rtsp sap image2 image2pipe fbdev kmsgrab lavfi oss alsa x11grab"
+OTHERS = (
+    "concat dash hls imf webm_dash_manifest sdp rtp rtsp sap "
+    "image2 image2pipe fbdev kmsgrab lavfi oss alsa x11grab"
+)
 TEXT = "tty bin xbin adf idf rawvideo bitpacked v210 v210x data"
 
 

@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from genie_fn.data.importing import action_labels, readers, sources
 from genie_fn import data
-from genie_fn.data.importing.action_labels import Known
 from genie_fn.data import Segment, Store
+from genie_fn.data.importing import action_labels, readers, sources
+from genie_fn.data.importing.action_labels import Known
 from genie_fn.data.importing.readers import Shown, Unreadable
 from genie_fn.data.importing.sources import Source
 
