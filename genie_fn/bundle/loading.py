@@ -12,7 +12,7 @@ from genie_fn.bundle import world_file
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import backend
+from genie_fn.runtime import backend, stored_config
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint
 from genie_fn.tree import Tree
@@ -130,7 +130,8 @@ def unpack(
     head = world_file.header(path)
     try:
         cfgs = {
-            name: checkpoint.from_dict(MODULES[name][1], cfg) for name, cfg in head.models.items()
+            name: checkpoint.from_dict(MODULES[name][1], stored_config.update_model(cfg))
+            for name, cfg in head.models.items()
         }
         spec, starts = (
             _used({name: MODULES[name][0].spec(cfg) for name, cfg in cfgs.items()}),

@@ -23,7 +23,7 @@ import torch
 
 from genie_fn import tree
 from genie_fn.errors import UserError
-from genie_fn.runtime import files
+from genie_fn.runtime import files, stored_config
 from genie_fn.runtime.console import console
 from genie_fn.tree import Tree
 
@@ -224,7 +224,8 @@ def load(run: str | Path, *, stage: str, device: torch.device | str = "cpu") -> 
             )
         # A clone lies as torch aligns memory, on which the rounding of some CPU kernels depends.
         return loaded._replace(
-            state=tree.map(lambda x: torch.from_numpy(x).clone().to(device), loaded.state)
+            config=stored_config.update_run(loaded.config),
+            state=tree.map(lambda x: torch.from_numpy(x).clone().to(device), loaded.state),
         )
     if damage:
         raise UserError(

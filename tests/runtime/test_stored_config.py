@@ -1,0 +1,84 @@
+"""Configurations as earlier versions stored them, and what this version makes of them."""
+
+import copy
+
+import pytest
+
+from genie_fn.runtime import stored_config
+
+STACK = {"layers": 2, "dim": 128, "heads": 4, "mlp": 4, "window": 16, "dtype": "float32"}
+IMPLEMENTATIONS = {"space_impl": "sdpa", "time_impl": "reference"}
+QUANTIZER = {"kind": "vq", "codes": 1024, "latent_dim": 16, "books": 1, "reset_below": 0.1}
+BLOCKS = [["space_attn", [["n_head", 4], ["d_head", 16]]], ["silu", []]]
+TOKENIZER = {
+    "height": 64,
+    "patch": 8,
+    "encoder": STACK,
+    "decoder": STACK,
+    "quantizer": QUANTIZER,
+    "arch": "st_vivit",
+    "blueprints": {"encoder": BLOCKS, "decoder": [], "dtype": "float32"},
+}
+DYNAMICS = {"codes": 1024, "tokens": 64, "actions": 6, "stack": STACK, "factors": 0}
+
+
+def with_implementations(model: dict) -> dict:
+    """A model's configuration as it was stored while it still chose implementations."""
+    old = dict(model)
+    for name in ("encoder", "decoder", "stack"):
+        if name in old:
+            old[name] = STACK | IMPLEMENTATIONS
+    if "quantizer" in old:
+        old["quantizer"] = QUANTIZER | {"impl": "triton"}
+    return old
+
+
+@pytest.mark.parametrize("model", [TOKENIZER, DYNAMICS])
+def test_implementations_leave_a_model(model):
+    assert stored_config.update_model(with_implementations(model)) == model
+    assert stored_config.update_model(model) == model
+
+
+def test_a_dynamics_run():
+    old = {
+        "preset": "demo",
+        "steps": 20,
+        "seed": 0,
+        "optim": {"lr": 0.008, "schedule": "wsd"},
+        "lam": "runs/demo/lam",
+        "actions": "true",
+        "train_lam": False,
+        "mirror": True,
+        "lam_model": with_implementations(TOKENIZER),
+        "model": with_implementations(DYNAMICS),
+        "sample": {"steps": 8, "guidance": None},
+    }
+    before = copy.deepcopy(old)
+    new = stored_config.update_run(old)
+    assert old == before, "the argument is left alone"
+    assert new == {
+        "preset": "demo",
+        "steps": 20,
+        "seed": 0,
+        "optim": {"lr": 0.008, "schedule": "wsd"},
+        "lam": "runs/demo/lam",
+        "actions": "recorded",
+        "train_lam": False,
+        "flip": True,
+        "lam_model": TOKENIZER,
+        "model": DYNAMICS,
+        "sample": {"steps": 8, "guidance": None},
+    }
+    assert stored_config.update_run(new) == new, "updating twice changes nothing more"
+
+
+def test_latent_actions_stay_latent():
+    assert stored_config.update_run({"actions": "latent"}) == {"actions": "latent"}
+    assert stored_config.update_model({"actions": 6}) == {"actions": 6}
+
+
+@pytest.mark.parametrize("value", [None, 3, "true", [{"mirror": True}], {}])
+def test_anything_else_is_left_as_it_is(value):
+    assert stored_config.update_run(value) == value
+    assert stored_config.update_model(value) == value
+    assert stored_config.update_run({"actions": value, "model": value})["model"] == value
