@@ -1,16 +1,11 @@
-"""Metrics as plain functions, and their intervals. Pixels are uint8 in [0, 255] unless a docstring says otherwise.
+"""Metrics as plain functions. Pixels are uint8 in [0, 255] unless a docstring says otherwise.
 
 docs/evaluation.md says what each is for.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from genie_fn import random
 
 
 def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
@@ -97,40 +92,6 @@ def information(table: Tensor) -> float:
 def mutual_information(a: Tensor, b: Tensor) -> float:
     """The same of two integer labellings (M,), in [0, 1]."""
     return information(contingency(a, b, int(a.max()) + 1, int(b.max()) + 1))
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its confidence interval."""
-
-    mean: Tensor
-    low: Tensor
-    high: Tensor
-
-
-def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
-    """How often each of `count` items is drawn in each of `resamples` draws with replacement: (resamples, count)."""
-    drawn = random.randint(key, (resamples, count), 0, count)
-    return torch.zeros((resamples, count), device=key.device).scatter_add_(
-        1, drawn, torch.ones_like(drawn).float()
-    )
-
-
-def bootstrap(
-    values: Tensor,
-    key: Tensor,
-    resamples: int = 1000,
-    level: float = 0.95,
-    of: Callable = lambda mean: mean,
-) -> Interval:
-    """The mean of values (B, ...) over B independent items, and its percentile bootstrap interval (Efron 1979).
-
-    Where a function `of` the mean is given, that of it, not its mean: PSNR of a mean error, a difference of two.
-    """
-    values = values.float()
-    drawn = resampling(key, len(values), resamples) @ values.reshape(len(values), -1) / len(values)
-    found = of(drawn.reshape(resamples, *values.shape[1:]))
-    ends = found.quantile(found.new_tensor([(1 - level) / 2, (1 + level) / 2]), dim=0)
-    return Interval(of(values.mean(0)), *ends)
 
 
 def displacement(before: Tensor, after: Tensor) -> Tensor:

@@ -86,29 +86,6 @@ def test_information_of_a_table_worked_out_by_hand():
     assert metrics.information(torch.tensor([[5, 0], [0, 0]])) == 0.0
 
 
-def test_bootstrap_of_two_values_is_what_can_be_enumerated():
-    """A resample of {0, 1} has the mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4."""
-    found = metrics.bootstrap(torch.tensor([0.0, 1.0]), random.key(0), resamples=4000, level=0.4)
-    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)  # the middle 40% are all 1/2
-    found = metrics.bootstrap(torch.tensor([0.0, 1.0]), random.key(0), resamples=4000, level=0.6)
-    assert (found.low, found.high) == (0.0, 1.0)
-
-
-def test_bootstrap_of_many_values_has_the_width_of_the_normal_interval():
-    values = random.normal(random.key(1), (400, 3)) * torch.tensor([1.0, 2.0, 0.0]) + torch.tensor(
-        [0.0, 5.0, 7.0]
-    )
-    found = metrics.bootstrap(values, random.key(2), resamples=4000)
-    torch.testing.assert_close(found.mean, values.mean(0))
-    half = 1.96 * values.std(0, correction=0) / 400**0.5
-    torch.testing.assert_close(found.low, values.mean(0) - half, atol=0.02, rtol=0)
-    torch.testing.assert_close(found.high, values.mean(0) + half, atol=0.02, rtol=0)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(found, metrics.bootstrap(values, random.key(2), 4000), strict=True)
-    )
-
-
 def test_displacement_is_exact_on_shifted_pictures():
     """Crops of one large picture, as a camera that moves sees them; what stands still in the middle is small."""
     coarse = random.randint(random.key(3), (3, 60, 60), 0, 256).float()

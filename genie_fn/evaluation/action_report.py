@@ -15,6 +15,7 @@ from genie_fn import data, metrics, random
 from genie_fn.bundle import action_map
 from genie_fn.bundle.action_map import ActionMap
 from genie_fn.data import Store
+from genie_fn.evaluation import statistics
 from genie_fn.training import setup
 
 PERMUTATIONS = 999
@@ -169,7 +170,7 @@ def displacements(codes: Tensor, moved: Tensor, actions: int, key: Tensor) -> di
     """
     member = torch.nn.functional.one_hot(codes, actions).float()  # (M, T-1, A)
     count, boot_key = member.sum(1), random.fold_in(key, 1)
-    weight = metrics.resampling(boot_key, len(codes))
+    weight = statistics.resampling(boot_key, len(codes))
     orders = _orders(key, len(codes))
     result: dict = {}
     for axis, name in enumerate(("dx", "dy")):

@@ -18,7 +18,7 @@ from genie_fn import data, layers, metrics, random
 from genie_fn.data import Store, procgen
 from genie_fn.data.procgen import ACTIONS, Game
 from genie_fn.errors import UserError
-from genie_fn.evaluation import action_report, inverse_dynamics
+from genie_fn.evaluation import action_report, inverse_dynamics, statistics
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.nets.conv import Pass
@@ -205,7 +205,7 @@ def play(policy: Policy, levels: list[tuple[Game, bytes]], chance_LT: np.ndarray
 def share(solved_SL: Tensor, key: Tensor) -> list[float]:
     """[mean, low, high] over S seeds and L levels, the 95% percentile interval of a bootstrap over both."""
     seeds, levels = (
-        metrics.resampling(k, n) / n
+        statistics.resampling(k, n) / n
         for k, n in zip(random.split(key), solved_SL.shape, strict=True)
     )
     drawn = torch.einsum("ns,sl,nl->n", seeds, solved_SL.float(), levels)

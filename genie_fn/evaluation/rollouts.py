@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genie_fn import dynamics, metrics, random, tokenizer, world
 from genie_fn.dynamics import SampleConfig
+from genie_fn.evaluation import statistics
 from genie_fn.world import World
 
 HEADLINE = 4  # the t of the paper's Δ_t PSNR
@@ -137,8 +138,8 @@ def intervals(
     values_BT: Tensor, key: Tensor, of: Callable = lambda mean: mean
 ) -> dict[str, list[float]]:
     """For JSON: mean and interval by frame, and under `average` [mean, low, high] of the mean over the frames."""
-    by_frame = metrics.bootstrap(values_BT, key, of=of)
-    over = metrics.bootstrap(values_BT.mean(1), key, of=of)
+    by_frame = statistics.bootstrap(values_BT, key, of=of)
+    over = statistics.bootstrap(values_BT.mean(1), key, of=of)
     found = {name: ends.tolist() for name, ends in by_frame._asdict().items()} | {
         "average": [x.item() for x in over]
     }
