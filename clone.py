@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from genie_fn import data, random, world
-from genie_fn.bundle import loading, surroundings
+from genie_fn import bundle, data, random, world
 from genie_fn.data.procgen import ACTIONS
 from genie_fn.errors import UserError
 from genie_fn.evaluation import cloning, inverse_dynamics
@@ -166,16 +165,17 @@ def write(record: dict, out: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    dream, store = loading.load(cfg.run, backend.pick_device(cfg.device)), data.open_store(cfg.data)
+    dream = bundle.load(cfg.run, backend.pick_device(cfg.device)).world
+    store = data.open_store(cfg.data)
     if dream.lam is None:
         raise UserError(
             f"{cfg.run} was trained on true actions: cloning needs a world of latent ones"
         )
-    loading.check_resolution(dream.lam, store.height, store.width, cfg.run)
-    out = Path(cfg.out or surroundings.results(cfg.run))
+    bundle.check_resolution(dream.lam, store.height, store.width, cfg.run)
+    out = Path(cfg.out or bundle.results_folder(cfg.run))
     out.mkdir(parents=True, exist_ok=True)
     record = begin(
-        cfg, out / "clone.json", {"lam": loading.fingerprint(dream.lam), "data": store.data_hash}
+        cfg, out / "clone.json", {"lam": bundle.fingerprint(dream.lam), "data": store.data_hash}
     )
     columns = (
         TextColumn("{task.description}"),

@@ -23,9 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import data, lam, random, tree, world
-from genie_fn.bundle import action_map, loading, surroundings
-from genie_fn.bundle.surroundings import Surroundings
+from genie_fn import bundle, data, lam, random, tree, world
+from genie_fn.bundle import action_map
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import (
@@ -155,8 +154,8 @@ def hold_keys(
     """How left and right are obeyed, and a film of it; nothing where there is no such key to hold."""
     with timed(seconds, "held keys"):
         found = action_report.to_map(report) if "true" in report else None
-        pressed = surroundings.real_actions(
-            Surroundings(names=store.action_names, found=found), dream
+        pressed = bundle.recorded_actions(
+            bundle.Bundle(dream, action_names=store.action_names, action_map=found)
         )
         start = (
             held_keys.moments(store, cfg.split, cfg.held, cfg.seed)
@@ -176,9 +175,9 @@ def main(cfg: Config) -> None:
         cfg, run=cfg.world or cfg.run, **({"held": 0, "probe_steps": 0} if cfg.brief else {})
     )
     device, seconds = backend.pick_device(cfg.device), {}
-    dream, nets = loading.load(cfg.run, device), perceptual.load(cfg.weights, device)
+    dream, nets = bundle.load(cfg.run, device).world, perceptual.load(cfg.weights, device)
     store, longest = data.open_store(cfg.data), max(cfg.prompts)
-    loading.check_resolution(dream.tokenizer, store.height, store.width, cfg.run)
+    bundle.check_resolution(dream.tokenizer, store.height, store.width, cfg.run)
     offsets = data.eval_clips(store, cfg.split, cfg.frames + longest, cfg.clips, cfg.seed)
     frames, true = setup.to_device(data.read_clips(store, offsets, cfg.frames + longest), device)
     levels = np.asarray(store.arrays["level_seeds"][offsets].read().result())
@@ -230,7 +229,7 @@ def main(cfg: Config) -> None:
         "Frames above, decoded from their codes below",
     )
     write(
-        Path(cfg.out or surroundings.results(cfg.run) / "evaluation"),
+        Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation"),
         record,
         Pictures(clips, worst, strips, shown, films),
         store.height,
@@ -241,7 +240,7 @@ def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
     """All files, and the summary on the console."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    cloned = headlines.read_clone(surroundings.results(record["config"]["run"]))
+    cloned = headlines.read_clone(bundle.results_folder(record["config"]["run"]))
     (out / "report.html").write_text(report_page.page(record, shown, cloned), encoding="utf-8")
     pictures.write(out, shown.clips, side, shown.held)
     for sentence in headlines.verdicts(record):

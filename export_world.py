@@ -1,10 +1,10 @@
-"""Make a trained world one file, which is all that it takes to play it: models, frames to start from, map of actions.
+"""Export a trained world to one file with all that playing it needs: models, start frames, map of actions.
 
     python export_world.py                              # the demo's world to demo.safetensors
     python export_world.py --cfg.run runs/coinrun/dynamics --cfg.output coinrun.safetensors
     python play.py --cfg.world coinrun.safetensors
 
-The parameters are rounded to bfloat16, and what only training needs stays out.
+The parameters are rounded to bfloat16, and what only training needs is left out.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import data, tree, world
-from genie_fn.bundle import action_map, loading, surroundings
+from genie_fn import bundle, tree
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
-from genie_fn.runtime import files, provenance
+from genie_fn.runtime import provenance
 from genie_fn.runtime.cli import run
+from genie_fn.world import World
 
 
 @dataclass(frozen=True)
@@ -26,46 +26,46 @@ class Config:
     """The folder of the dynamics run."""
     output: str = "demo.safetensors"
     data: str = "data/coinrun"
-    """The dataset, for the frames to start from."""
+    """The dataset that start frames are taken from, out of its test levels."""
     frames: int = 16
-    """How many of them."""
+    """The number of start frames."""
 
     def __post_init__(self):
-        if not 1 <= self.frames <= loading.MOST_STARTS:
+        if not 1 <= self.frames <= bundle.MAX_START_FRAMES:
             raise UserError(
-                f"--cfg.frames is {self.frames}: choose a number from 1 to {loading.MOST_STARTS}"
+                f"--cfg.frames is {self.frames}: choose a number from 1 to {bundle.MAX_START_FRAMES}"
             )
         if Path(self.output).suffix != ".safetensors":
             raise UserError(f"--cfg.output {self.output} should end in .safetensors")
 
 
-def card(cfg: Config, dream: world.World) -> dict[str, str]:
-    """Where the world comes from and how good it is, for people."""
-    where = provenance.describe(torch.device("cpu"))
-    size = sum(tree.count(stage.params) for stage in dream if stage)
+def describe(cfg: Config, world: World) -> dict[str, str]:
+    """The world's card: where it comes from and how good it is, for people."""
+    machine = provenance.describe(torch.device("cpu"))
+    parameters = sum(tree.count(stage.params) for stage in world if stage is not None)
     origin = {
         "run": cfg.run,
         "licence": "MIT",
-        "exported": where["date"],
-        "commit": where["commit"] or "unknown",
+        "exported": machine["date"],
+        "commit": machine["commit"] or "unknown",
+        "parameters": f"{parameters:,}",
     }
-    return origin | {"parameters": f"{size:,}"} | headlines.brief(cfg.run)
+    return origin | headlines.brief(cfg.run)
 
 
 def main(cfg: Config) -> None:
-    dream, store = loading.load(cfg.run), data.open_store(cfg.data)
-    told = card(cfg, dream)
-    content = surroundings.pack(cfg.run, dream, store, cfg.frames, told)
-    files.write_atomically(Path(cfg.output), content)
-    for name, value in told.items():
+    loaded = bundle.load(cfg.run, data=cfg.data, start_frames=cfg.frames)
+    card = describe(cfg, loaded.world)
+    size = bundle.save(cfg.output, loaded._replace(card=card))
+    for name, value in card.items():
         print(f"{name}: {value}")
-    if action_map.load(cfg.run, dream.dynamics.cfg.actions) is None and dream.lam is not None:
+    if loaded.world.lam is not None and loaded.action_map is None:
         print(
-            f"arrow keys mean nothing in it: `python evaluate.py --cfg.run {cfg.run}` before would change that"
+            "The arrow keys do nothing in this world, because its latent actions were never compared "
+            f"with recorded ones: run `python evaluate.py --cfg.run {cfg.run}` and export it again."
         )
-    print(
-        f"{cfg.output}: {len(content) / 1e6:.1f} MB; play it with `python play.py --cfg.world {cfg.output}`"
-    )
+    print(f"{cfg.output}: {size / 1e6:.1f} MB")
+    print(f"Play it with `python play.py --cfg.world {cfg.output}`.")
 
 
 if __name__ == "__main__":

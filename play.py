@@ -24,9 +24,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from genie_fn import random, world
-from genie_fn.bundle import action_map, loading, surroundings
-from genie_fn.bundle.surroundings import Surroundings
+from genie_fn import bundle, random, world
+from genie_fn.bundle import Bundle
 from genie_fn.data import video
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
@@ -34,7 +33,6 @@ from genie_fn.runtime import backend
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint
-from genie_fn.world import World
 
 SHIPPED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
 
@@ -108,34 +106,39 @@ def parse_actions(text: str, choices: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def look_around(cfg: Config, folder: str, dream: World) -> Surroundings:
-    """What stands beside the world; of a run without its dataset, for images to start from, only the map of actions."""
+def add_dataset(cfg: Config, loaded: Bundle) -> Bundle:
+    """The bundle of a run with start frames from its dataset; without them where an image can serve instead."""
+    if bundle.is_world_file(loaded.path):
+        return loaded
     try:
-        return surroundings.of(folder, dream, cfg.data, max(surroundings.FRAMES, cfg.clip + 1))
+        return bundle.with_dataset(loaded, cfg.data, max(bundle.START_FRAMES, cfg.clip + 1))
     except UserError as error:
         browser = cfg.ui == "browser" and not (cfg.actions or cfg.output)
-        if Path(folder).is_file() or not (browser or cfg.image):
+        if not (browser or cfg.image):
             raise
         if browser:
             console.print(f"without held-out frames and the real game: {error}")
-        return Surroundings(found=action_map.load(folder, dream.dynamics.cfg.actions))
+        return loaded
 
 
-def first_frame(cfg: Config, dream: World, beside: Surroundings) -> np.ndarray:
+def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
     """The image asked for, or a held-out frame."""
+    size = loaded.world.tokenizer.cfg
     if cfg.image:
-        return video.read_image(cfg.image, dream.tokenizer.cfg.height, dream.tokenizer.cfg.width)
-    if not 0 <= cfg.clip < len(beside.starts):
+        return video.read_image(cfg.image, size.height, size.width)
+    count = len(loaded.start_frames)
+    if not 0 <= cfg.clip < count:
         raise UserError(
-            f"--cfg.clip {cfg.clip} is not one of the {len(beside.starts)} held-out frames: choose another"
+            f"--cfg.clip {cfg.clip} is not one of the {count} held-out frames: choose another"
         )
-    return beside.starts[cfg.clip]
+    return loaded.start_frames[cfg.clip]
 
 
-def make_video(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
+def make_video(cfg: Config, loaded: Bundle, device: torch.device) -> None:
     """One frame per action, to a file."""
+    dream = loaded.world
     actions = parse_actions(cfg.actions, dream.dynamics.cfg.actions)
-    frame = first_frame(cfg, dream, look_around(cfg, folder, dream))
+    frame = first_frame(cfg, loaded)
     programs = world.compiled(device) if cfg.compile == "step" else world.EAGER
     sample = world.played(dream, cfg.sample)
     key, frames = random.key(cfg.seed, device), [frame]
@@ -149,27 +152,25 @@ def make_video(cfg: Config, folder: str, dream: World, device: torch.device) -> 
     print(f"{len(actions)} frames dreamed: {output}")
 
 
-def play_in_terminal(cfg: Config, folder: str, dream: World, device: torch.device) -> None:
+def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device) -> None:
     """Until q is pressed."""
     from genie_fn.play import terminal
 
-    beside = look_around(cfg, folder, dream)
-    frame = first_frame(cfg, dream, beside)
+    dream = loaded.world
+    frame = first_frame(cfg, loaded)
     prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
     if cfg.compile == "step":
         programs = world.compiled(device)
     sample = world.played(dream, cfg.sample)
-    terminal.play(
-        dream, prompt, sample, cfg.seed, programs, surroundings.real_actions(beside, dream)
-    )
+    terminal.play(dream, prompt, sample, cfg.seed, programs, bundle.recorded_actions(loaded))
 
 
-def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled: bool) -> None:
+def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:
     """The page, until Ctrl-C."""
     from genie_fn.play.engine import Engine
     from genie_fn.play.server import LOCAL, Limits, Server, serve_on
 
-    beside = look_around(cfg, folder, dream)
+    dream = loaded.world
     listening = socket.socket(socket.AF_INET6 if ":" in cfg.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -179,19 +180,18 @@ def serve(cfg: Config, folder: str, dream: World, device: torch.device, compiled
             f"{cfg.host}:{cfg.port} cannot be served ({error.strerror}): choose another --cfg.port"
         ) from error
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
-    engine = Engine(dream, device, beside.found, compiled, beside.meta, cfg.sample)
-    server = Server(
-        engine, folder, loading.fingerprint(*dream), beside, token, Limits(cfg.visitors)
-    )
+    meta = loaded.dataset.meta
+    engine = Engine(dream, device, loaded.action_map, compiled, meta, cfg.sample)
+    server = Server(engine, loaded, bundle.fingerprint(*dream), token, Limits(cfg.visitors))
     everywhere = cfg.host in ("0.0.0.0", "::")
     name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
     port = listening.getsockname()[1]
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (
         f"?token={token}" if token else ""
     )
-    if beside.card:
-        console.print(beside.card, markup=False)
-    console.print(f"{folder} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
+    if loaded.card:
+        console.print(loaded.describe(), markup=False)
+    console.print(f"{loaded.path} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
     if cfg.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     serve_on(server, listening)
@@ -204,13 +204,14 @@ def main(cfg: Config) -> None:
     mode = backend.pick_compile(
         {"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device
     )
-    dream = loading.load(folder, device, mode != "off")
+    loaded = bundle.load(folder, device, mode != "off")
+    loaded = add_dataset(cfg, loaded)
     if ui == "video":
-        make_video(cfg, folder, dream, device)
+        make_video(cfg, loaded, device)
     elif ui == "terminal":
-        play_in_terminal(cfg, folder, dream, device)
+        play_in_terminal(cfg, loaded, device)
     else:
-        serve(cfg, folder, dream, device, mode != "off")
+        serve(cfg, loaded, device, mode != "off")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from genie_fn import data, dynamics, lam, quantize, random, tokenizer, world
-from genie_fn.bundle import loading
+from genie_fn import bundle, data, dynamics, lam, quantize, random, tokenizer, world
 from genie_fn.data import augment, token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
@@ -128,16 +127,16 @@ PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 def objective(cfg: Config, along: LamConfig | None):
     """The loss of a step on (ids, actions), or, if a latent action model is trained `along`, on (ids, frames)."""
 
-    def loss(params, batch, key, step, microbatch):
+    def loss(params, batch, key, step, part):
         ids, given = batch
         mask_key, corrupt_key = random.split(key).unbind(0)
-        mask = dynamics.sample_mask(mask_key, *ids.shape[:2], cfg.model, microbatch.first(len(ids)))
-        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, microbatch.first(len(ids)))
+        mask = dynamics.sample_mask(mask_key, *ids.shape[:2], cfg.model, part.first(len(ids)))
+        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, part.first(len(ids)))
         if along is None:
-            return dynamics.loss(params, ids, given, mask, cfg.model, microbatch, shown)
-        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, microbatch)
+            return dynamics.loss(params, ids, given, mask, cfg.model, part, shown)
+        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, part)
         # The actions' ids carry no gradient to the latent action model.
-        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, microbatch, shown)
+        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, part, shown)
         return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
 
     return loss
@@ -189,8 +188,8 @@ def cached_batches(
 
 def main(cfg: Config) -> None:
     cfg, store, device = setup.prepare(cfg)
-    coder, _ = loading.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
-    loading.check_framewise(coder, cfg.tokenizer)
+    coder, _ = bundle.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
+    bundle.check_framewise(coder, cfg.tokenizer)
     if cfg.actions == "true" and not store.num_actions:
         raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
     swaps = cfg.mirror and cfg.actions == "true"
@@ -199,10 +198,10 @@ def main(cfg: Config) -> None:
         replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     )
     frozen = cfg.actions == "latent" and not along
-    namer = loading.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
+    namer = bundle.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
     for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
-        sharding.check_same(loading.fingerprint(stage), f"the model in {run_folder}")
-        loading.check_resolution(stage, store.height, store.width, run_folder)
+        sharding.check_same(bundle.fingerprint(stage), f"the model in {run_folder}")
+        bundle.check_resolution(stage, store.height, store.width, run_folder)
     choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
     model = replace(
         cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices
@@ -237,7 +236,7 @@ def main(cfg: Config) -> None:
         return step(state, (tokenize(batch.frames), given), key)
 
     if cfg.cache:
-        identity = f"{loading.fingerprint(coder, namer)} {cfg.actions}"
+        identity = f"{bundle.fingerprint(coder, namer)} {cfg.actions}"
         loop.fit(
             step,
             state,

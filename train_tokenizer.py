@@ -160,19 +160,15 @@ def objective(cfg: Config, vgg: dict):
     model, extra = cfg.model, cfg.adversarial
     net = adversarial.discriminator(extra.discriminator)
 
-    def loss(params, batch, key, step, microbatch):
+    def loss(params, batch, key, step, part):
         if not extra.gan and not vgg:
-            return tokenizer.loss(params, batch.frames, model, microbatch)
+            return tokenizer.loss(params, batch.frames, model, part)
         video = layers.to_float(batch.frames)
-        made, q = tokenizer.reconstruct(params, video, model, microbatch)
+        made, q = tokenizer.reconstruct(params, video, model, part)
         mse, shown = (made - video).square().mean(), min(extra.frames, video.shape[1])
-        real, fake = adversarial.pick_frames(
-            key, shown, video, made, first=microbatch.first_clip(len(video))
-        )
+        real, fake = adversarial.pick_frames(key, shown, video, made, first=part.first(len(video)))
         last, critic = tokenizer.last_weight(params, model), params.get("discriminator")
-        more, terms = adversarial.losses(
-            critic, net, vgg, real, fake, mse, last, step, extra, microbatch
-        )
+        more, terms = adversarial.losses(critic, net, vgg, real, fake, mse, last, step, extra, part)
         return mse + q.loss + more, ({"mse": mse} | q.metrics | terms, q)
 
     return loss

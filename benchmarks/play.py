@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from genie_fn import dynamics, random, tokenizer, tree
-from genie_fn.bundle.surroundings import Surroundings
+from genie_fn.bundle import Bundle
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
@@ -73,7 +73,7 @@ def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) 
     if compiled and engine.ready != "compiled":
         raise UserError("compiling failed here: measure with --cfg.compile off")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = Server(engine, name, name, Surroundings(), "", Limits())
+        server = Server(engine, Bundle(dream, name), name, "", Limits())
         server.images["start"] = np.zeros((*server.size, 3), np.uint8)
         running = threading.Thread(target=serve_on, args=(server, listening), daemon=True)
         running.start()

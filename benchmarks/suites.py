@@ -271,9 +271,7 @@ def _tokenizer_step(
 
     def functional(run: RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
         step = make_step(
-            lambda params, batch, key, step, microbatch: tokenizer.loss(
-                params, batch, model, microbatch
-            ),
+            lambda params, batch, key, step, part: tokenizer.loss(params, batch, model, part),
             spec,
             run,
         )

@@ -91,10 +91,7 @@ def notebook(path):
 
 
 def on_page_markdown(markdown, **_):
-    """Adapt a page that is written for GitHub: links out of docs/, and lists without an empty line above them."""
-    for source, page in FROM_ROOT.items():
-        markdown = markdown.replace(f"](../{source}", f"]({page}")
-    markdown = markdown.replace("](../assets/", "](assets/")
+    """A list may follow a line of text without an empty line, as on GitHub."""
     out, fenced, before = [], False, ""
     for line in markdown.splitlines():
         fenced ^= line.startswith("```")

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genie_fn import random, tokenizer, tree, world
-from genie_fn.bundle import loading
+from genie_fn import bundle, random, tokenizer, tree, world
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 
@@ -86,9 +85,9 @@ def test_true_actions_have_no_latent_names(dream, clip):
 
 def test_frames_of_another_size_are_refused(dream):
     with pytest.raises(UserError, match="32x32 frames, but these are 64x64"):
-        loading.check_resolution(dream.tokenizer, 64, 64, "here")
-    loading.check_resolution(dream.tokenizer, 32, 32, "here")
-    loading.check_resolution(None, 64, 64, "here")
+        bundle.check_resolution(dream.tokenizer, 64, 64, "here")
+    bundle.check_resolution(dream.tokenizer, 32, 32, "here")
+    bundle.check_resolution(None, 64, 64, "here")
 
 
 @pytest.mark.slow

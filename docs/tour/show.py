@@ -20,15 +20,13 @@ os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 
 import generate_dataset  # noqa: E402
-from genie_fn import data, random, tree
-from genie_fn.bundle import surroundings
-from genie_fn.bundle.surroundings import Surroundings
+from genie_fn import bundle, data, random, tree
+from genie_fn.bundle import Bundle
 from genie_fn.data import video
 from genie_fn.errors import UserError
 from genie_fn.training import optim
 from genie_fn.training.optim import OptimConfig
 from genie_fn.tree import Tree
-from genie_fn.world import World
 
 WORLDS = ("assets/worlds/coinrun.safetensors", "assets/worlds/coinrun-latent.safetensors")
 plt.rcParams |= {
@@ -50,11 +48,12 @@ def world_file(latent: bool = False) -> str:
     )
 
 
-def choices(dream: World, beside: Surroundings) -> dict[str, int]:
+def choices(loaded: Bundle) -> dict[str, int]:
     """Actions worth holding, by name: all latent ones, or of recorded ones the keys that CoinRun knows."""
-    if dream.lam:
-        return {f"code {action}": action for action in range(dream.dynamics.cfg.actions)}
-    known = surroundings.real_actions(beside, dream)
+    if loaded.world.lam is not None:
+        actions = loaded.world.dynamics.cfg.actions
+        return {f"code {action}": action for action in range(actions)}
+    known = bundle.recorded_actions(loaded)
     return {
         name: known[name] for name in ("LEFT", "NOOP", "RIGHT", "UP", "RIGHT+UP") if name in known
     }
@@ -65,7 +64,7 @@ def collection(path: str) -> generate_dataset.Config:
     """How the data of a world was collected: its game, frames per step, who played."""
     known, told = (
         {field.name for field in fields(generate_dataset.Config)},
-        surroundings.of_file(path).meta,
+        bundle.load(path).dataset.meta,
     )
     return generate_dataset.Config(
         **{name: x for name, x in told.get("collection", {}).items() if name in known}

@@ -1,7 +1,8 @@
-"""From real actions to latent ones and back, by counting how they met in labelled transitions.
+"""From recorded actions to latent ones and back, by counting their co-occurrence in labelled transitions.
 
-Genie (arXiv 2402.15391), section 3.3, maps latent actions to real ones with a few labelled samples; play needs the
-other way too, for the arrow keys. The map is kept beside the world, as `actions.json` in the dynamics run's folder.
+Genie (arXiv 2402.15391), section 3.3, maps latent actions to real ones with a few labelled samples.
+Playing with the arrow keys needs the inverse map. It is stored as `actions.json` in the folder of the
+dynamics run.
 """
 
 import json
@@ -14,33 +15,35 @@ from torch import Tensor
 
 from genie_fn.runtime import files
 
-FILE, FILE_BYTES = "actions.json", 1 << 20
+FILE = "actions.json"
+FILE_BYTES = 1 << 20
 
 
 class ActionMap(NamedTuple):
-    """What was counted, and what follows from it."""
+    """The counts and the map that follows from them."""
 
     names: list[str]
-    """The real actions'."""
+    """The names of the recorded actions."""
     table: list[list[int]]
-    """How often each real action (rows) went with each latent one."""
+    """How often each recorded action (rows) occurred with each latent one (columns)."""
     to_latent: list[int]
-    """Per real action, the latent one that stands for it in play."""
+    """For each recorded action, the latent one that stands for it in play."""
     agreement: float
-    """How often the best map from latent to real actions, fitted on half of the levels, is right on the other half."""
+    """Held-out accuracy of the best map from latent to recorded actions, fitted on half of the levels."""
     chance: float
-    """How often always naming the commonest real action is right there."""
+    """Held-out accuracy of always predicting the most frequent recorded action."""
 
 
 def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
-    """Per real action the latent one that it makes most likelier than usual: argmax p(latent | real) / p(latent).
+    """For each recorded action the latent one with the largest lift: argmax p(latent | recorded) / p(latent).
 
-    Where real actions tell little of latent ones, the likeliest latent action is the same for all; what it is raised by
-    is not. `smoothing` counts are added in the usual proportions, against chance in rare actions.
+    Where recorded actions say little about latent ones, the likeliest latent action is the same for
+    all of them, but the one with the largest lift is not. `smoothing` counts are added in the
+    marginal proportions, so that rare actions are not decided by noise.
     """
-    usual = (table.sum(0) + 1) / (table.sum() + table.shape[1])
-    lift = (table + smoothing * usual) / (table.sum(1, keepdim=True) + smoothing) / usual
-    return lift.argmax(1)
+    marginal = (table.sum(0) + 1) / (table.sum() + table.shape[1])
+    conditional = (table + smoothing * marginal) / (table.sum(1, keepdim=True) + smoothing)
+    return (conditional / marginal).argmax(1)
 
 
 def make(names: list[str], table: list[list[int]], agreement: float, chance: float) -> ActionMap:
@@ -48,34 +51,37 @@ def make(names: list[str], table: list[list[int]], agreement: float, chance: flo
     return ActionMap(names, table, by_lift(torch.tensor(table)).tolist(), agreement, chance)
 
 
-def save(found: ActionMap, run: str | Path) -> Path:
-    """Write the map beside the world; returns the file."""
+def save(mapping: ActionMap, run: str | Path) -> Path:
+    """Write the map to a run's folder; returns the file."""
     path = Path(run) / FILE
-    files.write_atomically(path, (json.dumps(found._asdict(), indent=1) + "\n").encode())
+    files.write_atomically(path, (json.dumps(mapping._asdict(), indent=1) + "\n").encode())
     return path
 
 
-def load(run: str | Path, choices: int = 0) -> ActionMap | None:
-    """The map of a run, None where none was measured or what is there is no map (to `choices` latent actions)."""
+def load(run: str | Path, latent_actions: int = 0) -> ActionMap | None:
+    """The map in a run's folder; None where there is none, or no valid one to `latent_actions`."""
     try:
-        found = ActionMap(**files.read_json(Path(run) / FILE, FILE_BYTES))
-        return found if sensible(found, choices) else None
+        mapping = ActionMap(**files.read_json(Path(run) / FILE, FILE_BYTES))
+        return mapping if is_valid(mapping, latent_actions) else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def sensible(found: ActionMap, choices: int) -> bool:
-    """Whether names, counts and shares are such, and fit together."""
-    widths, shares = {len(row) for row in found.table}, (found.agreement, found.chance)
+def is_valid(mapping: ActionMap, latent_actions: int = 0) -> bool:
+    """Whether names, counts and shares have the right types and sizes; 0 allows any `latent_actions`."""
+    widths = {len(row) for row in mapping.table}
     return (
-        len(found.names) == len(found.table) == len(found.to_latent)
+        len(mapping.names) == len(mapping.table) == len(mapping.to_latent)
         and len(widths) == 1
-        and choices in (0, *widths)
-        and type(found.names) is list
-        and all(type(name) is str for name in found.names)
-        and all(type(count) is int and 0 <= count < 2**53 for count in chain(*found.table))
-        and all(type(latent) is int and 0 <= latent < min(widths) for latent in found.to_latent)
-        and all(
-            type(share) in (int, float) and 0 <= share <= 1 for share in shares if share is not None
-        )
+        and latent_actions in (0, *widths)
+        and type(mapping.names) is list
+        and all(type(name) is str for name in mapping.names)
+        and all(type(count) is int and 0 <= count < 2**53 for count in chain(*mapping.table))
+        and all(type(latent) is int and 0 <= latent < min(widths) for latent in mapping.to_latent)
+        and _is_share(mapping.agreement)
+        and _is_share(mapping.chance)
     )
+
+
+def _is_share(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genie_fn import random, world
-from genie_fn.bundle import loading, surroundings
+from genie_fn import bundle, random, world
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.world import Programs, World
@@ -107,8 +106,8 @@ def from_run(
 ) -> WorldEnv:
     """The world of a dynamics run, started from held-out frames of a dataset, or of a world file, started from its own.
     `options` are `WorldEnv`'s."""
-    dreamt = loading.load(run, device)
-    return WorldEnv(dreamt, surroundings.of(run, dreamt, root, starts).starts, **options)
+    loaded = bundle.load(run, device, data=root, start_frames=starts)
+    return WorldEnv(loaded.world, loaded.start_frames, **options)
 
 
 gymnasium.register(ID, entry_point=from_run)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from genie_fn.bundle.surroundings import Surroundings
+from genie_fn.bundle import Bundle
 from genie_fn.data import procgen, video
 from genie_fn.errors import UserError
 from genie_fn.play.engine import Engine
@@ -69,22 +69,21 @@ class Server:
     def __init__(
         self,
         engine: Engine,
-        run: str,
+        bundle: Bundle,
         identity: str,
-        beside: Surroundings,
         token: str,
         limits: Limits,
     ):
         self.engine, self.identity, self.starts, self.limits = (
             engine,
             identity,
-            beside.starts,
+            bundle.start_frames,
             limits,
         )
         self.places: dict[str, Place] = {}
         self.images: dict[str, np.ndarray] = {}
         self.size = engine.cfg[0].height, engine.cfg[0].width
-        self.world = described(engine, run, beside)
+        self.world = described(engine, bundle)
         self.heavy = asyncio.Semaphore(2)  # images and films in the making
         self.stop: Callable = lambda: None
         routes = [
@@ -254,13 +253,13 @@ class Server:
         return self.starts[number(message, "clip", 0, 10**9) % len(self.starts)]
 
 
-def described(engine: Engine, run: str, beside: Surroundings) -> dict:
+def described(engine: Engine, bundle: Bundle) -> dict:
     """What the page is told of the world."""
     (coder, model), found = engine.cfg, engine.found
-    names = list(found.names if found else beside.names)
+    names = list(found.names if found else bundle.action_names)
     known = not engine.latent or found is not None
     return {
-        "run": run,
+        "run": bundle.path,
         "height": coder.height,
         "width": coder.width,
         "grid": list(coder.grid),
@@ -269,7 +268,7 @@ def described(engine: Engine, run: str, beside: Surroundings) -> dict:
         "kind": "latent" if engine.latent else "true",
         "names": names,
         "map": found._asdict() if found and engine.latent else None,
-        "clips": len(beside.starts),
+        "clips": len(bundle.start_frames),
         "game": known
         and procgen.there(engine.meta or {})
         and (coder.height, coder.width) == (procgen.SIZE, procgen.SIZE),

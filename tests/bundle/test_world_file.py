@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genie_fn import dynamics, lam, random, tokenizer, tree, world
-from genie_fn.bundle import action_map, loading, surroundings, world_file
+from genie_fn import bundle, dynamics, lam, random, tokenizer, tree, world
+from genie_fn.bundle import Bundle, Dataset, action_map, format
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.nets.blueprint import Blueprints
@@ -24,16 +24,15 @@ from tests.conftest import LAM, STACK, TOKENIZER
 
 STARTS = random.randint(random.key(9), (3, 32, 32, 3), 0, 256).to(torch.uint8)
 NAMES = ["LEFT", "RIGHT"]
-ABOUT = {
-    "names": NAMES,
-    "map": action_map.make(NAMES, [[3, 0, 1, 0], [0, 2, 0, 5]], 0.5, 0.4)._asdict(),
-    "data": {
-        "name": "there",
-        "hash": "0",
-        "meta": {"collection": {"env": "coinrun", "distribution_mode": "hard"}},
-    },
-    "card": {"licence": "MIT"},
-}
+META = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
+
+
+def bundle_of(made: world.World) -> Bundle:
+    """A world with everything that a world file holds."""
+    mapping = action_map.make(NAMES, [[3, 0, 1, 0], [0, 2, 0, 5]], 0.5, 0.4)
+    dataset = Dataset("there", "0", META)
+    card = {"licence": "MIT"}
+    return Bundle(made, "here", STARTS.numpy(), tuple(NAMES), dataset, mapping, card)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def packed():
     dream = world.World(
         *(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages))
     )
-    return dream, loading.pack(dream, STARTS, ABOUT)
+    return dream, bundle.encode(bundle_of(dream))
 
 
 @pytest.fixture
@@ -84,8 +83,8 @@ def closed(header, data: bytes) -> bytes:
 
 
 def test_dreams_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, clip):
-    """As a run's would be: its configurations are settled for this machine, too."""
-    loaded = loading.load(file)
+    """As a run's would be: implementations are chosen for this machine, too."""
+    loaded = bundle.load(file).world
     whole = world.World(
         *(s._replace(cfg=other.cfg) for s, other in zip(packed[0], loaded, strict=True))
     )
@@ -98,18 +97,19 @@ def test_dreams_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, cl
     assert torch.equal(*frames[:2]) and not torch.equal(*frames[1:])
     assert torch.equal(*(world.infer_actions(w, clip) for w in (rounded, loaded)))
     assert [s.cfg for s in loaded] == [
-        s.cfg for s in loading.load(file)
+        s.cfg for s in bundle.load(file).world
     ] and loaded.lam.cfg.facing.side == 12
 
 
 def test_all_that_play_needs_is_there_and_no_more(packed, file):
-    beside = surroundings.of(file, None, "no such dataset")
-    assert np.array_equal(beside.starts, STARTS.numpy()) and beside.names == tuple(NAMES)
-    assert (
-        beside.found == action_map.ActionMap(**ABOUT["map"])
-        and beside.meta == ABOUT["data"]["meta"]
-    )
-    held = world_file.header(file).tensors
+    loaded = bundle.load(file, data="no such dataset")
+    expected = bundle_of(packed[0])
+    assert np.array_equal(loaded.start_frames, STARTS.numpy())
+    assert loaded.action_names == tuple(NAMES)
+    assert loaded.action_map == expected.action_map and loaded.dataset == expected.dataset
+    assert loaded.card == {"licence": "MIT"} and loaded.describe() == "licence MIT"
+    assert bundle.encode(loaded)[-1000:] == packed[1][-1000:]
+    held = format.read_header(file).tensors
     assert {name.split("/")[0] for name in held} == {"tokenizer", "dynamics", "lam", "starts"}
     assert not [name for name in held if name.startswith(("lam/decoder", "lam/facing/draw"))]
     assert (
@@ -118,10 +118,12 @@ def test_all_that_play_needs_is_there_and_no_more(packed, file):
     )
 
 
-def test_a_world_of_true_actions_has_no_third_model(packed, tmp_path):
-    path = tmp_path / "true.safetensors"
-    path.write_bytes(loading.pack(packed[0]._replace(lam=None), STARTS, ABOUT | {"map": None}))
-    assert loading.load(path).lam is None and surroundings.of_file(path).found is None
+def test_a_world_of_recorded_actions_has_no_third_model(packed, tmp_path):
+    path = tmp_path / "recorded.safetensors"
+    recorded = packed[0]._replace(lam=None)
+    bundle.save(path, bundle_of(recorded)._replace(action_map=None))
+    loaded = bundle.load(path)
+    assert loaded.world.lam is None and loaded.action_map is None
 
 
 def changed(header: dict, path: tuple, value=None) -> dict:
@@ -152,7 +154,7 @@ WRONG = {
     "an unknown option": ((*MODEL, "new"), 1, "differ in new"),
     "an option of another type": ((*MODEL, "actions"), "4", "no sensible actions"),
     "an impossible option": ((*MODEL, "stack", "heads"), 0, "cannot have 0 heads"),
-    "a giant": ((*MODEL, "stack", "layers"), 2**40, "what no configuration does"),
+    "a giant": ((*MODEL, "stack", "layers"), 2**40, "impossible values"),
     "a long memory": ((*MODEL, "stack", "window"), 2**20, "do not fit together"),
     "other models": ((*MODEL, "actions"), 5, "do not fit together"),
     "deeper models": ((*MODEL, "stack", "layers"), 3, r"BF16 \[2, 32\], not BF16 \[3, 32\]"),
@@ -169,13 +171,17 @@ WRONG = {
         {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},
         "unknown tensor, 'new'",
     ),
-    "overlapping tensors": (("starts", "data_offsets"), [0, 9216], "do not lie as they should"),
+    "overlapping tensors": (
+        ("starts", "data_offsets"),
+        [0, 9216],
+        "not laid out as they should be",
+    ),
     "a map to nowhere": (
         (*CONTENT, "about", "map", "to_latent"),
         [0, 4],
         "its actions or its data is impossible",
     ),
-    "no names": ((*CONTENT, "about", "names"), None, "its actions or its data is not understood"),
+    "no names": ((*CONTENT, "about", "names"), None, "its actions or its data cannot be parsed"),
     "no game's name": (
         (*CONTENT, "about", "data", "meta", "collection", "env"),
         3,
@@ -190,7 +196,7 @@ def test_what_does_not_belong_is_named(packed, file, what):
     header, data = opened(packed[1])
     file.write_bytes(closed(changed(header, path, value), data))
     with pytest.raises(UserError, match=words):
-        surroundings.of_file(file)
+        bundle.load(file)
 
 
 def test_files_of_other_kinds_are_refused(packed, file, tmp_path):
@@ -206,19 +212,19 @@ def test_files_of_other_kinds_are_refused(packed, file, tmp_path):
     for other in foreign:
         file.write_bytes(other)
         with pytest.raises(UserError, match="not a world file"):
-            loading.load(file)
+            bundle.load(file)
     for other, words in (
         (content[:-1], "bytes follow its header"),
         (content + b"x", "bytes follow its header"),
     ):
         file.write_bytes(other)
         with pytest.raises(UserError, match=words):
-            loading.load(file)
+            bundle.load(file)
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match="its content was changed"):
-        loading.load(file)
+        bundle.load(file)
     with pytest.raises(UserError, match="cannot be read"):
-        loading.unpack(tmp_path / "none.safetensors")
+        format.read_header(tmp_path / "none.safetensors")
 
 
 NUMBERS = (
@@ -286,7 +292,7 @@ def try_all(packed, file, examples: int) -> None:
         file.write_bytes(spoiled(data.draw, packed[1]))
         signal.alarm(60)
         try:
-            surroundings.of_file(file)
+            bundle.load(file)
             outcomes.append("")
         except UserError as error:
             assert not isinstance(error.__cause__, MemoryError) and "alloc" not in str(

@@ -8,8 +8,8 @@ import torch
 
 import clone
 import generate_dataset
-from genie_fn import data, random
-from genie_fn.bundle import loading, surroundings
+from genie_fn import bundle, data, random
+from genie_fn.bundle import Bundle
 from genie_fn.data.procgen import ACTIONS
 from genie_fn.errors import UserError
 from genie_fn.evaluation import cloning, inverse_dynamics
@@ -145,7 +145,9 @@ def test_policies_see_the_last_frames_and_are_drawn_from(levels):
 def home(stage, tmp_path_factory):
     """A world file, and a dataset of the real game with solved episodes."""
     home = tmp_path_factory.mktemp("home")
-    (home / "world.safetensors").write_bytes(surroundings.pack(str(home), *stage[::2], 1, {}))
+    (home / "world.safetensors").write_bytes(
+        bundle.encode(bundle.with_dataset(Bundle(stage[0]), stage[2], 1))
+    )
     made = data.create(home / "data", META, 64, 64, 15, ACTIONS)
     played = generate_dataset.Config(steps_per_level=250)
     data.append_segments(made, [generate_dataset.play_level(played, level) for level in (0, 1)])
@@ -206,9 +208,8 @@ def test_what_cannot_be_cloned_is_a_sentence(home, stage, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         clone.main(config(home, out=str(tmp_path)))
     path = tmp_path / "true.safetensors"
-    path.write_bytes(
-        loading.pack(stage[0]._replace(lam=None), torch.zeros(1, 64, 64, 3, dtype=torch.uint8), {})
-    )
+    start = np.zeros((1, 64, 64, 3), np.uint8)
+    bundle.save(path, Bundle(stage[0]._replace(lam=None), start_frames=start))
     with pytest.raises(UserError, match="trained on true actions"):
         clone.main(clone.Config(str(path), str(home / "data")))
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from genie_fn import data
-from genie_fn.bundle import loading
+from genie_fn.bundle import load_stage
 from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
 from genie_fn.runtime.console import console
@@ -183,7 +183,7 @@ def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int
             rig.flip(path, chance.random())
         with mock.patch.object(checkpoint.console, "print") as printed:
             step, leaves = rig.final(run)
-            loading.load_stage(run, "dynamics" if stage == "cached" else stage)
+            load_stage(run, "dynamics" if stage == "cached" else stage)
         if step == rig.STEPS:
             assert at >= 2 and not rig.differing(run, home / stage), (
                 f"{path} changed what is loaded"

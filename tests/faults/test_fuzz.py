@@ -17,7 +17,7 @@ import train_dynamics
 import train_lam
 import train_tokenizer
 from genie_fn import data, tree
-from genie_fn.bundle import action_map, loading
+from genie_fn.bundle import action_map, run
 from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
 from genie_fn.training import checkpoint
@@ -221,7 +221,7 @@ def test_checkpoint_configurations(stage, preset, count):
 
     def read(model) -> None:
         if isinstance(model, dict):  # as `load_stage` makes sure
-            cfg, spec = loading.describe(stage, model, "runs/x")
+            cfg, spec = run.read_config(stage, model, "runs/x")
             tree.count(spec)
 
     fuzz(read, damaged(valid), count)

@@ -11,8 +11,7 @@ gymnasium = pytest.importorskip("gymnasium")
 
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 
-from genie_fn import data, world
-from genie_fn.bundle import loading
+from genie_fn import bundle, data, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import gym_env as module
@@ -50,7 +49,11 @@ def play(env, seed, actions=(0, 3, 1, 4, 2, 2)):
 
 def test_gymnasium_finds_nothing_to_complain_about(dream, store, monkeypatch):
     """By its registered name, as a user makes it, so that all of its render modes are checked."""
-    monkeypatch.setattr(loading, "load", lambda run, device: dream)
+
+    def load(run, device, **dataset):
+        return bundle.with_dataset(bundle.Bundle(dream, run), *dataset.values())
+
+    monkeypatch.setattr(bundle, "load", load)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         name = "genie_fn.play.gym_env:genie_fn/Dream-v0"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genie_fn.bundle import surroundings
+from genie_fn.bundle import Bundle, with_dataset
 from genie_fn.play.engine import Engine
 from genie_fn.play.server import Limits, Server, serve_on
 
@@ -39,9 +39,8 @@ def site(stage):
     dream, found, store = stage
     engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(
-        engine, "runs/tiny/dynamics", "tiny", surroundings.of_store(store), "", Limits()
-    )
+    loaded = with_dataset(Bundle(dream, "runs/tiny/dynamics", action_map=found), store)
+    server = Server(engine, loaded, "tiny", "", Limits())
     threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
     return f"http://localhost:{listening.getsockname()[1]}"
 

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from genie_fn import random, world
-from genie_fn.bundle import surroundings
+from genie_fn.bundle import Bundle, with_dataset
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY
 from genie_fn.play import recording
@@ -42,8 +42,9 @@ def serve(stage, engine):
     clients = []
 
     def start(limits=Limits(), token="", engine=engine, store=stage[2]):  # noqa: B008, it is frozen
-        beside = surroundings.of_store(store) if store else surroundings.Surroundings()
-        server = Server(engine, "runs/tiny/dynamics", "tiny", beside, token, limits)
+        loaded = Bundle(stage[0], "runs/tiny/dynamics")
+        loaded = with_dataset(loaded, store) if store else loaded
+        server = Server(engine, loaded, "tiny", token, limits)
         clients.append(TestClient(server.app, base_url=HOME).__enter__())
         clients[-1].server = server
         return clients[-1]

@@ -19,8 +19,7 @@ import play
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import data
-from genie_fn.bundle import loading
+from genie_fn import bundle, data
 from genie_fn.data.importing import readers, resampling, sources
 from genie_fn.errors import UserError
 from tests import films
@@ -344,4 +343,4 @@ def test_true_actions_of_a_dataset_without_any_are_refused(own_world):
         train_dynamics.main(
             replace(test_scripts.config(own_world, "dynamics", "true"), actions="true")
         )
-    assert loading.load(own_world / "dynamics").lam is not None
+    assert bundle.load(own_world / "dynamics").world.lam is not None

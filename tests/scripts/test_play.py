@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import play
-from genie_fn import data
-from genie_fn.bundle import action_map, loading, surroundings
-from genie_fn.bundle.surroundings import Surroundings
+from genie_fn import bundle, data
+from genie_fn.bundle import Bundle, action_map
 from genie_fn.errors import UserError
 from genie_fn.play import server
 from genie_fn.training import checkpoint
@@ -34,7 +33,11 @@ def served(monkeypatch, stage, tmp_path, capsys):
             lambda _, f, args: type("T", (), {"start": lambda _: f(*args)})(),
         )
         cfg = play.Config(**{"port": 0, "data": str(stage[2].root)} | options)
-        play.serve(cfg, str(folder), stage[0], CPU, False)
+        if bundle.is_world_file(folder):
+            loaded = bundle.load(folder)
+        else:
+            loaded = play.add_dataset(cfg, Bundle(stage[0], str(folder)))
+        play.serve(cfg, loaded, CPU, False)
         found[0].engine.close()
         found[1].close()
         return *found, " ".join(capsys.readouterr().err.split()), opened
@@ -42,21 +45,20 @@ def served(monkeypatch, stage, tmp_path, capsys):
     return serve
 
 
-def test_real_actions_are_those_of_the_map_or_the_dataset(stage):
+def test_recorded_actions_are_those_of_the_map_or_the_dataset(stage):
     dream, found, store = stage
-    beside = surroundings.of_store(store)
-    assert surroundings.real_actions(beside, dream) == {}
-    mapped = surroundings.real_actions(beside._replace(found=found), dream)
+    latent = bundle.with_dataset(Bundle(dream), store)
+    assert bundle.recorded_actions(latent) == {}
+    mapped = bundle.recorded_actions(latent._replace(action_map=found))
     assert mapped == dict(zip(found.names, found.to_latent, strict=True))
     model = replace(dream.dynamics.cfg, actions=store.num_actions)
-    true = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
-    assert surroundings.real_actions(beside, true) == {
+    recorded = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
+    assert bundle.recorded_actions(latent._replace(world=recorded)) == {
         name: i for i, name in enumerate(store.action_names)
     }
-    assert surroundings.real_actions(Surroundings(), true) == {}
-    assert (
-        surroundings.real_actions(beside, dream._replace(lam=None)) == {}
-    )  # of a dataset with other actions
+    assert bundle.recorded_actions(Bundle(recorded)) == {}
+    other = latent._replace(world=dream._replace(lam=None))
+    assert bundle.recorded_actions(other) == {}, "the dataset has other actions"
 
 
 def test_on_this_machine_alone_there_is_no_token(served):
@@ -91,11 +93,13 @@ def test_a_world_file_needs_no_dataset(served, stage, tmp_path):
     dream, found, store = stage
     action_map.save(found, tmp_path)
     path = tmp_path / "world.safetensors"
-    path.write_bytes(surroundings.pack(str(tmp_path), dream, store, 5, {}))
+    mapping = action_map.load(tmp_path)
+    bundle.save(path, bundle.with_dataset(Bundle(dream, action_map=mapping), store, 5))
     made, _, printed, _ = served(folder=path, data=str(tmp_path / "none"))
     assert made.world["clips"] == 5 and made.world["game"] and made.world["map"] == found._asdict()
     assert "without" not in printed
-    assert np.array_equal(made.first_image({"clip": 7}), surroundings.of_store(store).starts[2])
+    expected = bundle.with_dataset(Bundle(dream), store).start_frames[2]
+    assert np.array_equal(made.first_image({"clip": 7}), expected)
 
 
 def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, tmp_path):
@@ -137,11 +141,9 @@ def test_the_newest_world_is_played(tmp_path, monkeypatch):
 
 
 def test_the_world_that_comes_along_is_one():
-    dream, beside = loading.load(play.SHIPPED), surroundings.of_file(play.SHIPPED)
-    assert {"LEFT", "RIGHT"} <= surroundings.real_actions(beside, dream).keys(), (
-        "arrow keys mean nothing in it"
-    )
-    assert len(beside.starts) >= 8 and "licence MIT" in beside.card
+    loaded = bundle.load(play.SHIPPED)
+    assert {"LEFT", "RIGHT"} <= bundle.recorded_actions(loaded).keys(), "it has no arrow keys"
+    assert len(loaded.start_frames) >= 8 and "licence MIT" in loaded.describe()
 
 
 def test_wrong_flags_are_a_sentence():

@@ -18,8 +18,8 @@ import play
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import data, random, tokenizer, tree, world
-from genie_fn.bundle import action_map, loading
+from genie_fn import bundle, data, random, tokenizer, tree, world
+from genie_fn.bundle import action_map
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -140,7 +140,7 @@ def test_earlier_stages_are_frozen_and_stay_out_of_the_optimizer(trained):
 
 def test_true_actions(trained):
     train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="true", steps=3))
-    dream = loading.load(trained / "true")
+    dream = bundle.load(trained / "true").world
     assert dream.lam is None and dream.dynamics.cfg.actions == 3
     with pytest.raises(UserError, match="true actions"):
         world.infer_actions(dream, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
@@ -262,7 +262,7 @@ def test_play_writes_the_same_video_again(trained, tmp_path):
 
 def test_world_session_is_a_pure_pytree(trained):
     """Branching: the same state stepped twice gives the same frame, and another action may give another."""
-    dream = loading.load(trained / "dynamics")
+    dream = bundle.load(trained / "dynamics").world
     prompt = torch.from_numpy(
         data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
     )
@@ -303,7 +303,7 @@ def magvit2(home) -> Path:
 def test_a_vocabulary_of_2_to_the_18_from_tokenizer_to_play(trained, magvit2, tmp_path):
     cfg = replace(config(trained, "dynamics", "large"), tokenizer=str(magvit2), steps=20)
     train_dynamics.main(cfg)
-    dream = loading.load(trained / "large")
+    dream = bundle.load(trained / "large").world
     assert dream.dynamics.cfg.sizes == (512, 512)
     play.main(
         play.Config(
@@ -327,7 +327,7 @@ def test_trained_with_a_discriminator_it_learns_reports_its_codes_and_sees_no_fu
     rows = [json.loads(line) for line in (magvit2 / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["codes_used"] > 1 and rows[-1]["perplexity"] > 1
     assert rows[-1]["grad_norm_discriminator"] > 0
-    stage, _ = loading.load_stage(magvit2, "tokenizer")
+    stage, _ = bundle.load_stage(magvit2, "tokenizer")
     assert "discriminator" not in stage.params
     store = data.open_store(trained / "data")
     real = torch.from_numpy(data.read_clips(store, data.eval_clips(store, "train", 2, 8), 2).frames)
@@ -360,7 +360,7 @@ def test_a_tokenizer_that_compresses_time_is_refused_by_the_dynamics(trained):
     )
     model = TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=QuantizerConfig(codes=2**18))
     train_tokenizer.main(replace(config(trained, "tokenizer", "four"), model=model, steps=1))
-    stage, _ = loading.load_stage(trained / "four", "tokenizer")
+    stage, _ = bundle.load_stage(trained / "four", "tokenizer")
     assert stage.cfg.time_factor == 4
     with pytest.raises(UserError, match="codes 4 frames at once.*magvit2-framewise"):
         train_dynamics.main(
@@ -382,7 +382,7 @@ def test_latent_actions_trained_along(trained):
     ]
     assert rows[-1]["lam_weighted_mse"] < rows[0]["lam_weighted_mse"]
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
-    dream = loading.load(trained / "along")
+    dream = bundle.load(trained / "along").world
     assert dream.lam.cfg.actions == dream.dynamics.cfg.actions == 4
     frames = data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
     assert world.infer_actions(dream, torch.from_numpy(frames)).shape == (1, 2)

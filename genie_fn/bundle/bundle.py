@@ -1,0 +1,293 @@
+"""A world with all that playing it needs, as one value: loaded from a run or a world file, and saved.
+
+A run has its models in its folder and the rest in its dataset; a world file holds all of it.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genie_fn import data as datasets
+from genie_fn import lam, tree
+from genie_fn.bundle import action_map, format, run
+from genie_fn.bundle.action_map import ActionMap
+from genie_fn.data import Store
+from genie_fn.dynamics import DynamicsConfig
+from genie_fn.errors import UserError
+from genie_fn.lam import LamConfig
+from genie_fn.runtime import backend, files, stored_config
+from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.training import checkpoint
+from genie_fn.tree import Tree
+from genie_fn.world import Stage, World, empty_state
+
+NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+START_FRAMES = 64  # start frames taken from a dataset
+MAX_START_FRAMES = 1024  # in a world file
+MAX_STATE_BYTES = 1 << 30  # of one session of a world from a file
+MAX_FRAME_SKIP = 1000  # frames of the game per step
+MAX_NAMES = 256
+MAX_NAME_LENGTH = 100
+MAX_CARD_LENGTH = 1000
+
+
+class Dataset(NamedTuple):
+    """The dataset that start frames were taken from."""
+
+    name: str = ""
+    hash: str = ""
+    meta: dict = {}  # noqa: RUF012, never changed
+    """How the data was collected; it names the real game."""
+
+
+class Bundle(NamedTuple):
+    """A world and what playing it needs."""
+
+    world: World
+    path: str = ""
+    """The run's folder or the world file that it was loaded from."""
+    start_frames: np.ndarray = NO_FRAMES
+    """(M, H, W, 3) uint8, of levels that the world was not trained on; M may be 0."""
+    action_names: tuple[str, ...] = ()
+    """The names of the recorded actions."""
+    dataset: Dataset = Dataset()
+    action_map: ActionMap | None = None
+    """Which latent action stands for each recorded one, where that was measured."""
+    card: dict[str, str] = {}  # noqa: RUF012, never changed
+    """Where a world file comes from and how good its world is, for people."""
+
+    def describe(self) -> str:
+        """The card in one line of printable characters."""
+        line = "; ".join(f"{key} {value}" for key, value in self.card.items())[:MAX_CARD_LENGTH]
+        return "".join(filter(str.isprintable, line))
+
+
+def is_world_file(path: str | Path) -> bool:
+    """Whether a path names a world file and not the folder of a run."""
+    return Path(path).is_file()
+
+
+def results_folder(path: str | Path) -> Path:
+    """Where measurements of a world go: a run's folder, or a folder named like the world file."""
+    return Path(path).with_suffix("") if is_world_file(path) else Path(path)
+
+
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    compiled: bool = False,
+    data: str | Path | Store | None = None,
+    start_frames: int = START_FRAMES,
+) -> Bundle:
+    """The world in the folder of a dynamics run, or in a world file, with what belongs to it.
+
+    A run's start frames and names of actions are taken from the dataset `data`, where that is given;
+    a world file has its own.
+    """
+    if is_world_file(path):
+        return _load_file(path, device, compiled)
+    world = run.load_world(path, device, compiled)
+    mapping = action_map.load(path, world.dynamics.cfg.actions)
+    loaded = Bundle(world, str(path), action_map=mapping)
+    return loaded if data is None else with_dataset(loaded, data, start_frames)
+
+
+def with_dataset(
+    bundle: Bundle, data: str | Path | Store, start_frames: int = START_FRAMES
+) -> Bundle:
+    """A bundle with a dataset's names, metadata and at most `start_frames` frames of its test levels.
+
+    A dataset without test levels gives no start frames. Raises UserError for frames of another size.
+    """
+    store = data if isinstance(data, Store) else datasets.open_store(data)
+    run.check_resolution(bundle.world.tokenizer, store.height, store.width, bundle.path)
+    frames = NO_FRAMES
+    if store.count("test"):
+        count = min(start_frames, len(datasets.clip_starts(store, "test", 1)))
+        offsets = datasets.eval_clips(store, "test", 1, count)
+        frames = datasets.read_clips(store, offsets, 1).frames[:, 0]
+    dataset = Dataset(store.root.name, store.data_hash, store.meta)
+    return bundle._replace(start_frames=frames, action_names=store.action_names, dataset=dataset)
+
+
+def recorded_actions(bundle: Bundle) -> dict[str, int]:
+    """The world's action for each recorded action that is known by name."""
+    if bundle.world.lam is not None:
+        if bundle.action_map is None:
+            return {}
+        return dict(zip(bundle.action_map.names, bundle.action_map.to_latent, strict=True))
+    if len(bundle.action_names) != bundle.world.dynamics.cfg.actions:
+        return {}
+    return {name: action for action, name in enumerate(bundle.action_names)}
+
+
+# Saving
+
+
+def save(path: str | Path, bundle: Bundle) -> int:
+    """Write a world file; returns its size in bytes."""
+    content = encode(bundle)
+    files.write_atomically(Path(path), content)
+    return len(content)
+
+
+def encode(bundle: Bundle) -> bytes:
+    """The content of a world file: parameters in bfloat16, and without what only training needs.
+
+    Raises UserError for a bundle without start frames.
+    """
+    if not len(bundle.start_frames):
+        raise UserError(
+            "a world file needs start frames, and the dataset has no test levels: "
+            "name another --cfg.data"
+        )
+    stages = {name: stage for name, stage in bundle.world._asdict().items() if stage is not None}
+    params = tree.paths(_for_play({name: stage.params for name, stage in stages.items()}))
+    tensors = {name: x.detach().to("cpu", torch.bfloat16) for name, x in params.items()}
+    tensors["starts"] = torch.from_numpy(bundle.start_frames)
+    models = {name: asdict(stage.cfg) for name, stage in stages.items()}
+    return format.encode(models, _about(bundle), tensors)
+
+
+def _about(bundle: Bundle) -> dict:
+    # Of the metadata only how the data was collected: the rest may be private.
+    meta = {name: value for name, value in bundle.dataset.meta.items() if name == "collection"}
+    return {
+        "map": bundle.action_map and bundle.action_map._asdict(),
+        "names": bundle.action_names,
+        "card": bundle.card,
+        "data": bundle.dataset._replace(meta=meta)._asdict(),
+        "starts": len(bundle.start_frames),
+    }
+
+
+def _for_play(models: Tree) -> Tree:
+    """Of the models' parameters or specs by name, those that are used once a world is trained."""
+    return {
+        name: lam.encoder(params) if name == "lam" else params for name, params in models.items()
+    }
+
+
+# Loading
+
+
+class _Models(NamedTuple):
+    """What the header of a world file says about its models."""
+
+    cfgs: dict
+    spec: Tree
+    expected: dict[str, format.TensorSpec]
+
+
+def _load_file(path: str | Path, device: torch.device | str, compiled: bool) -> Bundle:
+    """The bundle in a world file, in float32 on `device`. Raises UserError for anything else."""
+    header = format.read_header(path)
+    models = _read_models(path, header)
+    about = _read_about(path, header, models.cfgs["dynamics"].actions)
+    tensors = format.read_tensors(path, header, models.expected)
+    world = _assemble(models, tensors, device, compiled)
+    return Bundle(world, str(path), tensors["starts"].numpy(), *about)
+
+
+def _read_models(path: str | Path, header: format.Header) -> _Models:
+    try:
+        cfgs = {
+            name: checkpoint.from_dict(run.MODELS[name][1], stored_config.update_model(cfg))
+            for name, cfg in header.models.items()
+        }
+        spec = _for_play({name: run.MODELS[name][0].spec(cfg) for name, cfg in cfgs.items()})
+        starts = header.about["starts"]
+        counted = isinstance(starts, int) and 0 < starts <= MAX_START_FRAMES
+        valid = counted and _compatible(**cfgs)
+    except UserError as error:
+        raise format.damaged(path, str(error)) from error
+    except Exception as error:  # a configuration from outside may be wrong in any way
+        raise format.damaged(path, f"its configurations are impossible: {error!r:.200}") from error
+    if not valid:
+        raise format.damaged(path, "its models do not fit together")
+    expected = {
+        name: format.TensorSpec("BF16", leaf.shape) for name, leaf in tree.paths(spec).items()
+    }
+    shape = (starts, cfgs["tokenizer"].height, cfgs["tokenizer"].width, 3)
+    expected["starts"] = format.TensorSpec("U8", shape)
+    return _Models(cfgs, spec, expected)
+
+
+def _compatible(
+    tokenizer: TokenizerConfig, dynamics: DynamicsConfig, lam: LamConfig | None = None
+) -> bool:
+    """Whether models fit together, and a session of theirs needs no more than MAX_STATE_BYTES."""
+    size = (tokenizer.height, tokenizer.width)
+    state = empty_state(tokenizer, dynamics, 1, "meta")
+    return (
+        (dynamics.codes, dynamics.tokens) == (tokenizer.quantizer.codes, tokenizer.tokens)
+        and tokenizer.time_factor == 1
+        and (lam is None or (lam.actions, lam.height, lam.width) == (dynamics.actions, *size))
+        and sum(x.numel() * x.element_size() for x in tree.leaves(state)) <= MAX_STATE_BYTES
+    )
+
+
+def _assemble(
+    models: _Models, tensors: dict[str, Tensor], device: torch.device | str, compiled: bool
+) -> World:
+    params = tree.map_with_path(
+        lambda name, _: tensors[name].to(device, torch.float32), models.spec
+    )
+    stages = {}
+    for name, cfg in models.cfgs.items():
+        cfg = backend.resolve(cfg, torch.device(device), compiled, anew=True)
+        stages[name] = Stage(cfg, params[name])
+    return World(stages["tokenizer"], stages["dynamics"], stages.get("lam"))
+
+
+class _About(NamedTuple):
+    """What the header of a world file says beside its models, as in `Bundle`."""
+
+    action_names: tuple[str, ...]
+    dataset: Dataset
+    action_map: ActionMap | None
+    card: dict[str, str]
+
+
+def _read_about(path: str | Path, header: format.Header, actions: int) -> _About:
+    about = header.about
+    try:
+        mapping = None if about["map"] is None else ActionMap(**about["map"])
+        names = tuple(about["names"])
+        dataset = Dataset(**about["data"])
+        card = {str(key): str(value) for key, value in about["card"].items()}
+        valid = (
+            _valid_map(mapping, actions)
+            and _valid_names(names)
+            and isinstance(dataset.name, str)
+            and isinstance(dataset.hash, str)
+            and _valid_meta(dataset.meta)
+        )
+    except Exception as error:  # a description from outside may be wrong in any way
+        problem = "the description of its actions or its data cannot be parsed"
+        raise format.damaged(path, problem) from error
+    if not valid:
+        raise format.damaged(path, "the description of its actions or its data is impossible")
+    return _About(names, dataset, mapping, card)
+
+
+def _valid_map(mapping: ActionMap | None, actions: int) -> bool:
+    if mapping is None:
+        return True
+    return action_map.is_valid(mapping, actions) and _valid_names(mapping.names)
+
+
+def _valid_names(names: Any) -> bool:
+    short = all(isinstance(name, str) and len(name) <= MAX_NAME_LENGTH for name in names)
+    return len(names) <= MAX_NAMES and short
+
+
+def _valid_meta(meta: dict) -> bool:
+    collection = meta.get("collection", {})
+    skip = collection.get("frame_skip", 1)  # with too many frames the game would not answer
+    named = all(isinstance(collection.get(name, ""), str) for name in ("env", "distribution_mode"))
+    return named and type(skip) is int and 1 <= skip <= MAX_FRAME_SKIP
