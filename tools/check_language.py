@@ -3,11 +3,12 @@
 python tools/check_language.py                    # every tracked text file
 python tools/check_language.py README.md docs     # these files and folders
 
-The tables between the markers `<!-- language: begin -->` and `<!-- language: end -->` in CONTRIBUTING.md hold the rules:
-their last column lists the phrases, in backticks, that must not be used for the term in the first column. A phrase
-matches whole words in any case; a space in it also matches a line break, an underscore or a hyphen, so `real action`
-finds `real_actions`. A phrase that ends in `*` also matches longer words. An entry `except: phrase` allows a phrase in
-which a banned one occurs.
+The tables between the markers `<!-- language: begin -->` and `<!-- language: end -->` in
+CONTRIBUTING.md hold the rules: their last column lists the phrases, in backticks, that must not be
+used for the term in the first column. A phrase matches whole words in any case. A space in it also
+matches a line break, an underscore or a hyphen, so `in a row` finds `in_a_row`. A phrase that ends
+in `*` also matches longer words. An entry `except: phrase` allows a phrase that contains a banned
+one.
 
 A line that contains `language: allow` is not checked. Exit status 1 if anything was found.
 """
@@ -112,7 +113,7 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def tracked_files(paths: list[str]) -> list[Path]:
-    """The text files that git tracks or that are new, under the given paths (all if there are none)."""
+    """Text files under the given paths that git tracks or does not ignore; all if no path is given."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in listed.splitlines() if name not in LEFT_OUT]
