@@ -2,7 +2,7 @@
 
     python benchmark.py                                     # every suite; results go to benchmarks/results
     python benchmark.py --cfg.suite step --cfg.presets demo small coinrun
-    python benchmark.py --cfg.suite table                   # the README's tables, from those and speedrun.py's records
+    python benchmark.py --cfg.suite table                   # the tables of docs/performance.md and results.md
 
 Tables show the median and range of ratios; absolute times, which hold for one machine, go into JSON with its name.
 """
@@ -96,8 +96,8 @@ def table(name: str, rows: list[dict], device: str) -> Table:
 def main(cfg: Config) -> None:
     out = Path(cfg.out)
     if cfg.suite == "table":
-        report.put(Path("README.md"), report.BEGIN, report.END, report.table(out))
-        report.put(Path("README.md"), *report.RUNS, report.speedruns(out.parent / "records"))
+        report.put(report.PERFORMANCE, report.BEGIN, report.END, report.table(out))
+        report.put(report.RESULTS, *report.RUNS, report.speedruns(out.parent / "records"))
         return
     device = backend.pick_device(cfg.device)
     out.mkdir(parents=True, exist_ok=True)

@@ -127,16 +127,16 @@ PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 def objective(cfg: Config, along: LamConfig | None):
     """The loss of a step on (ids, actions), or, if a latent action model is trained `along`, on (ids, frames)."""
 
-    def loss(params, batch, key, step, part):
+    def loss(params, batch, key, step, microbatch):
         ids, given = batch
         mask_key, corrupt_key = random.split(key).unbind(0)
-        mask = dynamics.sample_mask(mask_key, *ids.shape[:2], cfg.model, part.first(len(ids)))
-        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, part.first(len(ids)))
+        mask = dynamics.sample_mask(mask_key, *ids.shape[:2], cfg.model, microbatch.first(len(ids)))
+        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, microbatch.first(len(ids)))
         if along is None:
-            return dynamics.loss(params, ids, given, mask, cfg.model, part, shown)
-        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, part)
+            return dynamics.loss(params, ids, given, mask, cfg.model, microbatch, shown)
+        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, microbatch)
         # The actions' ids carry no gradient to the latent action model.
-        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, part, shown)
+        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, microbatch, shown)
         return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
 
     return loss

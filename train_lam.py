@@ -135,8 +135,8 @@ def main(cfg: Config) -> None:
     setup.announce("latent actions", spec, cfg, device)
     state = setup.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
 
-    def loss(params, batch, key, step, part):
-        return lam.loss(params, batch.frames, model, part)
+    def loss(params, batch, key, step, microbatch):
+        return lam.loss(params, batch.frames, model, microbatch)
 
     frames = setup.held_out(store, cfg, 8, device).frames
 

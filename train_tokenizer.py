@@ -160,15 +160,19 @@ def objective(cfg: Config, vgg: dict):
     model, extra = cfg.model, cfg.adversarial
     net = adversarial.discriminator(extra.discriminator)
 
-    def loss(params, batch, key, step, part):
+    def loss(params, batch, key, step, microbatch):
         if not extra.gan and not vgg:
-            return tokenizer.loss(params, batch.frames, model, part)
+            return tokenizer.loss(params, batch.frames, model, microbatch)
         video = layers.to_float(batch.frames)
-        made, q = tokenizer.reconstruct(params, video, model, part)
+        made, q = tokenizer.reconstruct(params, video, model, microbatch)
         mse, shown = (made - video).square().mean(), min(extra.frames, video.shape[1])
-        real, fake = adversarial.pick_frames(key, shown, video, made, first=part.first(len(video)))
+        real, fake = adversarial.pick_frames(
+            key, shown, video, made, first=microbatch.first_clip(len(video))
+        )
         last, critic = tokenizer.last_weight(params, model), params.get("discriminator")
-        more, terms = adversarial.losses(critic, net, vgg, real, fake, mse, last, step, extra, part)
+        more, terms = adversarial.losses(
+            critic, net, vgg, real, fake, mse, last, step, extra, microbatch
+        )
         return mse + q.loss + more, ({"mse": mse} | q.metrics | terms, q)
 
     return loss

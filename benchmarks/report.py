@@ -1,4 +1,4 @@
-"""The tables of README and docs, made from the results of benchmark.py and ablate.py and never typed."""
+"""The tables of docs, made from the results of benchmark.py and ablate.py and never typed."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,15 @@ from statistics import mean
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
 
+PERFORMANCE = Path("docs/performance.md")
+RESULTS = Path("docs/results.md")
 BEGIN, END = (
     "<!-- performance: python benchmark.py --cfg.suite table -->",
     "<!-- end of performance -->",
 )
 RUNS = "<!-- speedruns: python benchmark.py --cfg.suite table -->", "<!-- end of speedruns -->"
 LEFT_OUT = ("displacement", "chance", "accuracy", "tokenizer, SSIM", "codes,")
-"""What of the headlines' paths and labels is in the records and not in the README."""
+"""What of the headlines' paths and labels is in the records and not in docs/results.md."""
 
 
 def table(results: Path) -> str:

@@ -271,7 +271,9 @@ def _tokenizer_step(
 
     def functional(run: RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
         step = make_step(
-            lambda params, batch, key, step, part: tokenizer.loss(params, batch, model, part),
+            lambda params, batch, key, step, microbatch: tokenizer.loss(
+                params, batch, model, microbatch
+            ),
             spec,
             run,
         )

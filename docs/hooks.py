@@ -91,7 +91,10 @@ def notebook(path):
 
 
 def on_page_markdown(markdown, **_):
-    """A list may follow a line of text without an empty line, as on GitHub."""
+    """Adapt a page that is written for GitHub: links out of docs/, and lists without an empty line above them."""
+    for source, page in FROM_ROOT.items():
+        markdown = markdown.replace(f"](../{source}", f"]({page}")
+    markdown = markdown.replace("](../assets/", "](assets/")
     out, fenced, before = [], False, ""
     for line in markdown.splitlines():
         fenced ^= line.startswith("```")

@@ -18,7 +18,7 @@ from tyro.conf import Suppress
 from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.layers import Cache, STConfig
-from genie_fn.parts import WHOLE, Part
+from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -218,7 +218,7 @@ def loss(
     actions_BT: Tensor,
     mask_BTN: Tensor,
     cfg: DynamicsConfig,
-    part: Part = WHOLE,
+    microbatch: Microbatch = WHOLE_BATCH,
     shown_BTN: Tensor | None = None,
 ):
     """Cross-entropy, in nats per token, of the hidden tokens given the others and the actions between frames (B, T-1).
@@ -228,7 +228,9 @@ def loss(
     """
     hidden = torch.where(mask_BTN, cfg.codes, ids_BTN if shown_BTN is None else shown_BTN)
     logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
-    weight = mask_BTN.float() / part.mean(mask_BTN.sum().float()).clamp(min=1 / part.count)
+    weight = mask_BTN.float() / microbatch.mean("hidden_tokens", mask_BTN.sum().float()).clamp(
+        min=1 / microbatch.count
+    )
     nats, right = 0.0, True
     for factor, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
         nats = nats + F.cross_entropy(

@@ -21,11 +21,11 @@ from tyro.conf import Suppress
 from genie_fn import layers, quantize
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
+from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import blueprint, facing
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.conv import Pass
 from genie_fn.nets.facing import FacingConfig
-from genie_fn.parts import WHOLE, Part
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
@@ -273,7 +273,7 @@ def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig)
 
 
 def loss(
-    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, part: Part = WHOLE
+    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> tuple[Tensor, tuple[dict, Quantized]]:
     """Motion-weighted squared error of the predicted next frames plus the quantiser's loss, on uint8 video; with
     `facing` its loss too.
@@ -283,15 +283,19 @@ def loss(
     """
     video = layers.to_float(video_BTHWC)
     past, target = video[:, :-1], video[:, 1:]
-    q = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer, part)
+    q = quantize.quantize(
+        params["quantizer"], encode(params, video, cfg), cfg.quantizer, microbatch
+    )
     error = (decode(params, past, q.codes, cfg) - target).square()
     moved = (target - past).abs().mean(-1, keepdim=True)
-    weight = (1 - cfg.motion) + cfg.motion * moved / part.mean(moved.mean()).clamp(min=1e-6)
+    weight = (1 - cfg.motion) + cfg.motion * moved / microbatch.mean("motion", moved.mean()).clamp(
+        min=1e-6
+    )
     weighted, mse = (weight * error).mean(), error.mean()
     scores = {"mse": mse, "weighted_mse": weighted}
     if not cfg.facing.side:
         return weighted + q.loss, (scores | q.metrics, q)
-    turned, (more, bits) = facing.loss(params["facing"], video, cfg.facing, part)
+    turned, (more, bits) = facing.loss(params["facing"], video, cfg.facing, microbatch)
     actions = 2 * q.ids + bits
     used = {"use": quantize.code_use(actions, cfg.actions)}
     return weighted + q.loss + turned, (scores | q.metrics | more | used, q._replace(ids=actions))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq as lookup_free
-from genie_fn.parts import WHOLE, Part, Update
+from genie_fn.microbatch import WHOLE_BATCH, CodebookUpdate, Microbatch
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -87,8 +87,8 @@ class Kind(NamedTuple):
 
     dim: Callable[[QuantizerConfig], int]
     """Channels of a code, K."""
-    quantize: Callable[[Tree, Tensor, QuantizerConfig, Part], "Quantized"]
-    """(params, z (..., K), cfg, part) → codes, ids and losses."""
+    quantize: Callable[[Tree, Tensor, QuantizerConfig, Microbatch], "Quantized"]
+    """(params, z (..., K), cfg, microbatch) → codes, ids and losses."""
     lookup: Callable[[Tree, Tensor, QuantizerConfig], Tensor]
     """(params, ids (...), cfg) → codes (..., K)."""
     check: Callable[[QuantizerConfig], None] = lambda cfg: None
@@ -123,10 +123,12 @@ def spec(cfg: QuantizerConfig) -> Tree:
     return book | {name: layers.linear_spec(*sizes, bias=cfg.bias) for name, sizes in pair.items()}
 
 
-def quantize(params: Tree, z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
+def quantize(
+    params: Tree, z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch = WHOLE_BATCH
+) -> Quantized:
     """z (..., width), which begins with the axis of the clips → codes, ids and losses, all in float32."""
     z = layers.linear(params["in"], z.float()) if cfg.input_dim else z
-    q = KINDS[cfg.kind].quantize(params, z, cfg, part)
+    q = KINDS[cfg.kind].quantize(params, z, cfg, microbatch)
     return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
 
 
@@ -136,7 +138,7 @@ def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     return layers.linear(params["out"], codes) if cfg.input_dim else codes
 
 
-def lfq(z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
+def lfq(z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch = WHOLE_BATCH) -> Quantized:
     """Signs of z (sign(0) = -1), ids Σ 2^k [z_k > 0], and the loss
 
     commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean),
@@ -150,7 +152,7 @@ def lfq(z: Tensor, cfg: QuantizerConfig, part: Part = WHOLE) -> Quantized:
         "impl": cfg.impl,
     }
     clips = len(z) if z.dim() > 2 else 1
-    r = lookup_free.quantize(z.flatten(0, -2), **options, clips=clips, part=part)
+    r = lookup_free.quantize(z.flatten(0, -2), **options, clips=clips, microbatch=microbatch)
     loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
     metrics = {
         "commit": r.commit,
@@ -191,7 +193,7 @@ def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
     )
 
 
-def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
+def codebook_update(cfg: QuantizerConfig, model: str = "") -> CodebookUpdate | None:
     """What a training step does to a model's codebook; `model` is its place in the parameters, if not the top.
 
     It follows the use of VQ's codes (a moving average) and restarts the dead ones. LFQ needs neither.
@@ -199,8 +201,11 @@ def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
     if not KINDS[cfg.kind].restarts:
         return None
 
-    def collect(q: Quantized, key: Tensor, part: Part) -> Tree:
-        return {"use": q.use_V / part.count, "picks": pick_inputs(q.z, key, cfg.codes, part)}
+    def collect(q: Quantized, key: Tensor, microbatch: Microbatch) -> Tree:
+        return {
+            "use": q.use_V / microbatch.count,
+            "picks": pick_inputs(q.z, key, cfg.codes, microbatch),
+        }
 
     def apply(params: Tree, stats: Tree, sums: Tree) -> tuple[Tree, Tree]:
         use_V = stats["use"] + 0.02 * (sums["use"] - stats["use"])
@@ -209,14 +214,14 @@ def codebook_update(cfg: QuantizerConfig, model: str = "") -> Update | None:
         own = own | {"quantizer": own["quantizer"] | {"codebook": codebook}}
         return params | {model: own} if model else own, {"use": use_V}
 
-    return Update(collect, apply)
+    return CodebookUpdate(collect, apply)
 
 
-def pick_inputs(z: Tensor, key: Tensor, count: int, part: Part = WHOLE) -> Tensor:
-    """So many random rows (count, K) of all of a batch's z (..., K); those that another part has are 0."""
+def pick_inputs(z: Tensor, key: Tensor, count: int, microbatch: Microbatch = WHOLE_BATCH) -> Tensor:
+    """So many random rows (count, K) of all of a batch's z (..., K); those in another microbatch are 0."""
     flat_MK = z.float().flatten(0, -2)
     rows = len(flat_MK)
-    row_V = random.randint(key, (count,), 0, rows * part.count) - part.first(rows)
+    row_V = random.randint(key, (count,), 0, rows * microbatch.count) - microbatch.first_clip(rows)
     here_V = (row_V >= 0) & (row_V < rows)
     return torch.where(here_V[:, None], flat_MK[row_V.clamp(0, rows - 1)], 0.0)
 
@@ -248,13 +253,13 @@ def _check_bits(cfg: QuantizerConfig) -> None:
 KINDS = {
     "lfq": Kind(
         dim=lambda cfg: cfg.codes.bit_length() - 1,
-        quantize=lambda params, z, cfg, part: lfq(z, cfg, part),
+        quantize=lambda params, z, cfg, microbatch: lfq(z, cfg, microbatch),
         lookup=lambda params, ids, cfg: lookup_free.codes_of(ids, cfg.dim),
         check=_check_bits,
     ),
     "vq": Kind(
         dim=lambda cfg: cfg.latent_dim,
-        quantize=lambda params, z, cfg, part: vq(params["codebook"], z, cfg),
+        quantize=lambda params, z, cfg, microbatch: vq(params["codebook"], z, cfg),
         lookup=lambda params, ids, cfg: params["codebook"][ids],
         spec=lambda cfg: {
             "codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)

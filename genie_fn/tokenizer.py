@@ -15,10 +15,10 @@ from tyro.conf import Suppress
 from genie_fn import layers, quantize, tree
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
+from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.conv import Pass
-from genie_fn.parts import WHOLE, Part
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
@@ -299,11 +299,11 @@ def detokenize(
 
 
 def reconstruct(
-    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, part: Part = WHOLE
+    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> tuple[Tensor, Quantized]:
     """Video in [-1, 1] → its reconstruction and the quantised latents."""
     q = quantize.quantize(
-        params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer, part
+        params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer, microbatch
     )
     return decode(params, q.codes, cfg, video_BTHWC.shape[1]), q
 
@@ -321,13 +321,13 @@ def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
 
 
 def loss(
-    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, part: Part = WHOLE
+    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> tuple[Tensor, tuple[dict, Quantized]]:
     """Squared error of the reconstruction plus the quantiser's loss, on uint8 video.
 
     Returns the scalar loss and (metrics, quantised latents).
     """
     video = layers.to_float(video_BTHWC)
-    made, q = reconstruct(params, video, cfg, part)
+    made, q = reconstruct(params, video, cfg, microbatch)
     mse = (made - video).square().mean()
     return mse + q.loss, ({"mse": mse} | q.metrics, q)

@@ -107,11 +107,11 @@ def toy_stage() -> Stage:
     book = replace(LFQ, frac_sample=1.0)
     spec = {"in": layers.linear_spec(48, 5), "out": layers.linear_spec(5, 48, bias=True)}
 
-    def loss(params, batch, key, step, part):
+    def loss(params, batch, key, step, microbatch):
         x_BTI = layers.to_float(batch.frames[:, :, 0]).flatten(2)
-        q = quantize.quantize({}, layers.linear(params["in"], x_BTI), book, part)
+        q = quantize.quantize({}, layers.linear(params["in"], x_BTI), book, microbatch)
         error = (layers.linear(params["out"], q.codes) - x_BTI).square() * x_BTI.abs()
-        return error.mean() / part.mean(x_BTI.abs().mean()) + q.loss, (
+        return error.mean() / microbatch.mean("size", x_BTI.abs().mean()) + q.loss, (
             {"mse": error.mean()} | q.metrics,
             q,
         )

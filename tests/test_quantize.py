@@ -10,7 +10,7 @@ import torch
 from genie_fn import metrics, quantize, random, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
-from genie_fn.parts import WHOLE
+from genie_fn.microbatch import WHOLE_BATCH
 from genie_fn.quantize import QuantizerConfig
 
 
@@ -60,7 +60,7 @@ def test_sure_latents_have_right_entropies_and_finite_gradients(temperature):
 HUGE = """
 import resource, sys, torch
 from genie_fn.kernels import lfq
-from genie_fn.parts import WHOLE
+from genie_fn.microbatch import WHOLE_BATCH
 torch.set_num_threads(2)
 z = torch.randn(49_152, 18, generator=torch.Generator().manual_seed(0)).requires_grad_()
 sample, average = lfq.entropies(z, 1.0)
@@ -187,7 +187,7 @@ def test_a_code_nobody_chooses_comes_back_to_life():
     for s in range(200):
         q = quantize.quantize(params["quantizer"], z, VQ)
         params, stats = update.apply(
-            params, stats, update.collect(q, random.fold_in(random.key(1), s), WHOLE)
+            params, stats, update.collect(q, random.fold_in(random.key(1), s), WHOLE_BATCH)
         )
     assert (quantize.quantize(params["quantizer"], z, VQ).use_V > 0).sum() == 5
     assert torch.equal(params["quantizer"]["codebook"][0], torch.zeros(3)), (

@@ -19,10 +19,10 @@ from genie_fn.data import Store, procgen
 from genie_fn.data.procgen import ACTIONS, Game
 from genie_fn.errors import UserError
 from genie_fn.evaluation import action_report, inverse_dynamics, statistics
+from genie_fn.microbatch import Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.nets.conv import Pass
-from genie_fn.parts import Part
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
 from genie_fn.tree import Tree
@@ -139,7 +139,9 @@ def fit(
                 (data.read_clips(store, offsets[rows], FRAMES).frames, target[rows]), device
             )
 
-    def loss(params: Tree, batch: tuple[Tensor, ...], key: Tensor, step: Tensor, part: Part):
+    def loss(
+        params: Tree, batch: tuple[Tensor, ...], key: Tensor, step: Tensor, microbatch: Microbatch
+    ):
         return F.cross_entropy(logits(params, batch[0], net), batch[1]), ({}, ())
 
     params = inverse_dynamics.descend(loss, parts, batches(), cfg, steps)

@@ -15,10 +15,10 @@ from genie_fn import layers, metrics, random, tree
 from genie_fn.data import Store
 from genie_fn.evaluation import action_report
 from genie_fn.evaluation.action_report import Transitions
+from genie_fn.microbatch import Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.nets.conv import Pass
-from genie_fn.parts import Part
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
@@ -82,7 +82,7 @@ def fit(store: Store, size: int, cfg: RunConfig) -> Probe:
     net, parts = network(dim), spec(dim, store.height, store.width, store.num_actions)
     device = torch.device(cfg.device)
 
-    def loss(params: Tree, batch, key: Tensor, step: Tensor, part: Part):
+    def loss(params: Tree, batch, key: Tensor, step: Tensor, microbatch: Microbatch):
         guess = logits(params, batch.frames, net)
         return F.cross_entropy(guess.flatten(0, 1), batch.actions.flatten()), ({}, ())
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from genie_fn.errors import UserError
 from genie_fn.kernels import require_triton
-from genie_fn.parts import WHOLE, Part
+from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 
 IMPLS = ("reference", "triton")
 
@@ -41,30 +41,33 @@ def quantize(
     share: float = 1.0,
     impl: str = "reference",
     clips: int = 1,
-    part: Part = WHOLE,
+    microbatch: Microbatch = WHOLE_BATCH,
 ) -> Rounded:
     """Round z (M, K), float32 or a shorter type. A `share` of the rows, evenly spread, is what the entropies see.
 
     The K bits are cut into `books` codebooks, each with entropies of its own. The rows are those of so many `clips`, a
-    `part` of a batch, whose average assignment is the one that counts.
+    microbatch; the code entropy is that of the whole batch's average assignment.
     """
-    rows_S = _spread(len(z_MK), share, z_MK.device, clips, part.first(clips))
+    rows_S = _spread(len(z_MK), share, z_MK.device, clips, microbatch.first_clip(clips))
     if impl == "triton":
-        return _quantize_triton(z_MK, books, temperature, rows_S, part)
+        return _quantize_triton(z_MK, books, temperature, rows_S, microbatch)
     z_MK = z_MK.float()
     positive = z_MK > 0
     codes = positive.to(z_MK.dtype) * 2 - 1
     ids = (positive * _bit_values(z_MK.shape[1], z_MK.device)).sum(-1)
     seen_SK = z_MK if rows_S is None else z_MK[rows_S]
-    pairs = [entropies(book_SK, temperature, part) for book_SK in seen_SK.chunk(books, -1)]
-    sample, code = (torch.stack(x).mean() for x in zip(*pairs, strict=True))
+    pairs = [_soft_assignment(book_SK, temperature) for book_SK in seen_SK.chunk(books, -1)]
+    samples, averages = zip(*pairs, strict=True)
+    average_XBA = microbatch.mean("code_probabilities", torch.stack(averages))
+    sample = torch.stack(samples).mean()
+    code = torch.stack([_entropy(average_BA) for average_BA in average_XBA]).mean()
     return Rounded(
         z_MK + (codes - z_MK).detach(), ids, (z_MK - codes).square().mean(), sample, code
     )
 
 
 def _quantize_triton(
-    z_MK: Tensor, books: int, temperature: float, rows_S: Tensor | None, part: Part
+    z_MK: Tensor, books: int, temperature: float, rows_S: Tensor | None, microbatch: Microbatch
 ) -> Rounded:
     if (width := z_MK.shape[1] // books) > 30:  # the kernels number the codes of a book in 32 bits
         raise UserError(
@@ -80,7 +83,8 @@ def _quantize_triton(
             0, rows_S, once
         )
     codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / temperature)
-    average_XBA = part.mean(lfq_triton.sum_codes(seen_SK, books, 4 / temperature) / len(seen_SK))
+    average_XBA = lfq_triton.sum_codes(seen_SK, books, 4 / temperature) / len(seen_SK)
+    average_XBA = microbatch.mean("code_probabilities", average_XBA)
     sample, code = sample / (len(seen_SK) * books), _entropy(average_XBA) / books
     return Rounded(codes, ids, commit / z_MK.numel(), sample, code)
 
@@ -101,19 +105,26 @@ def _spread(
     return row_S + step_S // count * rows
 
 
-def entropies(z_MK: Tensor, temperature: float, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
+def entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Exact entropies, in nats, of the soft assignment softmax_c(2 z·c / τ) over all 2^K codes c in {-1, 1}^K.
 
     Returns the mean per-sample entropy and the entropy of the average assignment. The softmax is a product of K
     Bernoullis with logits s_k = 4 z_k / τ, so the first is a sum of K binary entropies; and with the bits cut into two
     halves, whose code probabilities are A and B, the average over M samples of all 2^K codes is the matrix product
-    BᵀA / M: memory M · 2^(K/2), not M · 2^K. That average is the whole batch's, of which z is a `part`.
+    BᵀA / M: memory M · 2^(K/2), not M · 2^K.
     """
+    sample, average_BA = _soft_assignment(z_MK, temperature)
+    return sample, _entropy(average_BA)
+
+
+def _soft_assignment(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The mean per-sample entropy, and the average probability (B, A) of every code: see `entropies`."""
     s_MK = 4.0 / temperature * z_MK
     sample = (F.softplus(s_MK) - s_MK * s_MK.sigmoid()).sum(-1).mean()
     half = z_MK.shape[1] // 2
-    a, b = _code_probabilities(s_MK[:, :half]), _code_probabilities(s_MK[:, half:])
-    return sample, _entropy(part.mean(b.T @ a / len(z_MK)))
+    a = _code_probabilities(s_MK[:, :half])
+    b = _code_probabilities(s_MK[:, half:])
+    return sample, b.T @ a / len(z_MK)
 
 
 def _code_probabilities(s_MK: Tensor) -> Tensor:

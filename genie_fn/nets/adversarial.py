@@ -17,10 +17,10 @@ from tyro.conf import Suppress
 
 from genie_fn import random, tree
 from genie_fn.errors import UserError
+from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.nets.conv import Pass
-from genie_fn.parts import WHOLE, Part
 from genie_fn.tree import Tree
 
 VGG_MEAN, VGG_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
@@ -197,15 +197,17 @@ def gradient_penalty(params: Tree, real_MHWC: Tensor, net: Blueprint) -> Tensor:
 
 
 def adaptive_weight(
-    reconstruction: Tensor, generator: Tensor, last: Tensor, part: Part = WHOLE
+    reconstruction: Tensor, generator: Tensor, last: Tensor, microbatch: Microbatch = WHOLE_BATCH
 ) -> Tensor:
     """|∂ reconstruction / ∂ last| / |∂ generator / ∂ last|, at most 10⁴ (VQGAN, equation 7; `last` is a weight)."""
-    slopes = (
-        torch.autograd.grad(loss, last, retain_graph=True)[0]
-        for loss in (reconstruction, generator)
-    )
-    a, b = (part.mean(slope).norm() for slope in slopes)
+    a = microbatch.mean("reconstruction_slope", slope(reconstruction, last)).norm()
+    b = microbatch.mean("generator_slope", slope(generator, last)).norm()
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
+
+
+def slope(loss: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a loss by one weight; the loss can be derived again."""
+    return torch.autograd.grad(loss, weight, retain_graph=True)[0]
 
 
 def losses(
@@ -218,7 +220,7 @@ def losses(
     last: Tensor,
     step: Tensor,
     cfg: AdversarialConfig,
-    part: Part = WHOLE,
+    microbatch: Microbatch = WHOLE_BATCH,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All terms on frames in [-1, 1], as one scalar to add to the tokenizer's loss, and their values.
 
@@ -234,7 +236,9 @@ def losses(
         generator = -discriminate(tree.map(Tensor.detach, params), fake_MHWC, net).mean()
         whole = reconstruction + total
         weight = (
-            adaptive_weight(whole, generator, last, part) if cfg.adaptive else torch.ones_like(on)
+            adaptive_weight(whole, generator, last, microbatch)
+            if cfg.adaptive
+            else torch.ones_like(on)
         )
         real, fake = discriminate(params, torch.cat((real_MHWC, fake_MHWC.detach())), net).chunk(2)
         hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from genie_fn import layers
 from genie_fn.errors import UserError
-from genie_fn.parts import WHOLE, Part
+from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -135,13 +135,13 @@ def targets(video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
 
 
 def loss(
-    params: Tree, video_BTHWC: Tensor, cfg: FacingConfig, part: Part = WHOLE
+    params: Tree, video_BTHWC: Tensor, cfg: FacingConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> tuple[Tensor, tuple[dict, Tensor]]:
     """Squared error relative to the target's contrast, so that pale and vivid agents count alike, plus the code's loss.
 
     Every other clip is mirrored, so that neither direction is the rule. Returns the loss and (metrics, bits (B, T-1)).
     """
-    place_B = torch.arange(len(video_BTHWC), device=video_BTHWC.device) + part.first(
+    place_B = torch.arange(len(video_BTHWC), device=video_BTHWC.device) + microbatch.first_clip(
         len(video_BTHWC)
     )
     swap = place_B % 2 == 1
@@ -158,5 +158,8 @@ def loss(
     lean = F.softplus(
         -(encode(params, video_BTHWC, cfg) @ params["code"]) / params["code"].square().sum()
     ).mean()
-    metrics = {"facing_error": error.mean() / part.mean(contrast.mean()).clamp(min=1e-6)}
+    metrics = {
+        "facing_error": error.mean()
+        / microbatch.mean("facing_contrast", contrast.mean()).clamp(min=1e-6)
+    }
     return 3 * relative + found.loss + cfg.lean * lean, (metrics, found.bits_BT ^ swap[:, None])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genie_fn import metrics, random, tree
-from genie_fn.parts import Part, Update
+from genie_fn.microbatch import CodebookUpdate, Microbatch
 from genie_fn.runtime import graphs
 from genie_fn.training import optim, sharding
 from genie_fn.training.optim import OptimConfig
@@ -56,7 +56,7 @@ class Found(NamedTuple):
     scores: Tree
     """Metrics that are means over clips."""
     sums: Tree
-    """What an `Update` collects."""
+    """What an `CodebookUpdate` collects."""
 
 
 class Backward(NamedTuple):
@@ -71,7 +71,7 @@ def make_step(
     loss_fn: Callable,
     spec: Tree,
     cfg: Any,
-    update: Update | None = None,
+    update: CodebookUpdate | None = None,
     apart: Mapping[str, OptimConfig] | None = None,
 ) -> Callable:
     """`step(state, batch, run_key) -> (state, metrics)`: loss, gradients, clipping, AdamW, moving average.
@@ -94,7 +94,7 @@ def make_step(
     ) -> tuple[TrainState, dict]:
         return apply(
             state,
-            *part.found(gather(state.params), batch, key, state.step, sharding.rank(), (), loss),
+            *part.found(gather(state.params), batch, key, state.step, sharding.rank(), None, loss),
         )
 
     if cfg.accumulate > 1:
@@ -109,7 +109,7 @@ def make_step(
         def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
             params = fast_gather(state.params)
             return fast_apply(
-                state, *part.found(params, batch, key, state.step, sharding.rank(), (), fast_loss)
+                state, *part.found(params, batch, key, state.step, sharding.rank(), None, fast_loss)
             )
 
     else:
@@ -126,11 +126,11 @@ def make_step(
 
 
 def _backward(
-    loss_fn: Callable, accumulate: int, layout: Layout, update: Update | None
+    loss_fn: Callable, accumulate: int, layout: Layout, update: CodebookUpdate | None
 ) -> Backward:
     count = layout.count * accumulate
 
-    def average(x: Tensor) -> Tensor:
+    def average(name: str, x: Tensor) -> Tensor:
         return sharding.average(x, layout)
 
     def loss(
@@ -139,33 +139,34 @@ def _backward(
         key: Tensor,
         step: Tensor,
         where: int | Tensor,
-        known: Sequence[Tensor],
+        known: dict[str, Tensor],
     ):
-        rest = iter(known)
-        mean = (lambda x: next(rest) + (x - x.detach())) if accumulate > 1 else average
-        return loss_fn(params, batch, key, step, Part(where, count, mean))
+        mean = (lambda name, x: known[name] + (x - x.detach())) if accumulate > 1 else average
+        return loss_fn(params, batch, key, step, Microbatch(where, count, mean))
 
     def survey(
         params: Tree, batch: Any, key: Tensor, step: Tensor, where: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> dict[str, Tensor]:
         """What the loss averages over the parts, of this one. Compiled, nothing else of the loss is computed."""
-        asked = []
+        asked = {}
 
-        def note(x: Tensor) -> Tensor:
-            asked.append(x.detach())
+        def note(name: str, x: Tensor) -> Tensor:
+            asked[name] = x.detach()
             return x
 
         with torch.enable_grad():  # a loss may derive by a parameter
             loose = tree.map(lambda x: x.detach().requires_grad_(), params)
-            loss_fn(loose, batch, random.fold_in(key, step), step, Part(where, count, note))
-        return tuple(asked)
+            loss_fn(loose, batch, random.fold_in(key, step), step, Microbatch(where, count, note))
+        return asked
 
-    def found(params, batch, key, step, where, known=(), loss: Callable = loss) -> Found:
+    def found(params, batch, key, step, where, known=None, loss: Callable = loss) -> Found:
         key = random.fold_in(key, step)
         (value, (scores, aux)), grads = tree.value_and_grad(loss)(
             params, batch, key, step, where, known
         )
-        sums = update.collect(aux, random.fold_in(key, 1), Part(where, count)) if update else {}
+        sums = (
+            update.collect(aux, random.fold_in(key, 1), Microbatch(where, count)) if update else {}
+        )
         return Found(grads, {"loss": value} | scores, sums)
 
     return Backward(loss, survey, found)
@@ -181,9 +182,9 @@ def _accumulated(
         torch._foreach_add_(tree.leaves(grads), tree.leaves(found.grads))
         return found.scores, found.sums
 
-    def average(asked: Sequence[Tree]) -> tuple[Tensor, ...]:
-        means = (torch.stack(each).mean(0) for each in zip(*asked, strict=True))
-        return tuple(sharding.average(x, layout) for x in means)
+    def average(asked: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        means = {name: torch.stack([one[name] for one in asked]).mean(0) for name in asked[0]}
+        return {name: sharding.average(x, layout) for name, x in means.items()}
 
     survey = part.survey
     if cfg.compile != "off":
@@ -208,7 +209,11 @@ def _accumulated(
 
 
 def _apply(
-    spec: Tree, cfg: Any, layout: Layout, update: Update | None, apart: Mapping[str, OptimConfig]
+    spec: Tree,
+    cfg: Any,
+    layout: Layout,
+    update: CodebookUpdate | None,
+    apart: Mapping[str, OptimConfig],
 ) -> Callable[..., tuple[TrainState, dict]]:
     """What follows the gradients: averages over the processes, the optimizers, `update`, the average of the weights."""
     decay, count = tree.map(lambda s: s.decay, spec), layout.count * cfg.accumulate

@@ -269,15 +269,15 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("marks", "made", "folder"),
+    ("page", "marks", "made", "folder"),
     [
-        ((report.BEGIN, report.END), report.table, "results"),
-        (report.RUNS, report.speedruns, "records"),
+        (report.PERFORMANCE, (report.BEGIN, report.END), report.table, "results"),
+        (report.RESULTS, report.RUNS, report.speedruns, "records"),
     ],
 )
-def test_the_readme_shows_what_is_stored(marks, made, folder):
+def test_the_pages_show_what_is_stored(page, marks, made, folder):
     root = suites.ROOT
-    shown = (root / "README.md").read_text().split(marks[0])[1].split(marks[1])[0].strip()
+    shown = (root / page).read_text().split(marks[0])[1].split(marks[1])[0].strip()
     assert shown == made(root / "benchmarks" / folder)
 
 

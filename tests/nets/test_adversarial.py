@@ -9,10 +9,10 @@ from torch.nn import functional as F
 import train_tokenizer
 from genie_fn import data, random, tokenizer, tree
 from genie_fn.errors import UserError
+from genie_fn.microbatch import WHOLE_BATCH
 from genie_fn.nets import adversarial, blueprint
 from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
 from genie_fn.nets.blueprint import Blueprints
-from genie_fn.parts import WHOLE
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training.optim import OptimConfig
@@ -158,7 +158,7 @@ def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
     params = tree.init(tokenizer.spec(MODEL), random.key(0)) | {"discriminator": critic}
     loss, step = train_tokenizer.objective(CFG, {}), torch.tensor(0)
     _, grads = tree.value_and_grad(loss)(
-        params, BATCH, random.fold_in(random.key(4), step), step, WHOLE
+        params, BATCH, random.fold_in(random.key(4), step), step, WHOLE_BATCH
     )
     generator, discriminator = separate_gradients(params, {}, step)
     for path, expected in generator.items():

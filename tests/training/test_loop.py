@@ -37,7 +37,7 @@ def make(cfg=CFG, model=MODEL, noise=0.0, bad=()):
     The loss of the steps `bad` is NaN.
     """
 
-    def loss(params, batch, key, step, part):
+    def loss(params, batch, key, step, microbatch):
         value, aux = tokenizer.loss(params, batch, model)
         for number in bad:
             value = torch.where(step == number, torch.nan, value)

@@ -1,0 +1,47 @@
+"""One of the equal parts in which a batch is processed: on several processes, or one after the other.
+
+The gradients of all microbatches are averaged, which is exact for a loss that is a mean over clips. What a loss needs
+from the whole batch besides (the number of hidden tokens, the mean probability of each code) it takes from
+`Microbatch.mean`; what it draws for each clip it draws by the clip's index in the whole batch, `first_clip`. Then the
+loss and its gradients equal those of the undivided batch, up to rounding.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+def _unchanged(name: str, x: Tensor) -> Tensor:
+    return x
+
+
+class Microbatch(NamedTuple):
+    """One of `count` equal parts of a batch; by default all of it."""
+
+    index: int | Tensor = 0
+    count: int = 1
+    mean: Callable[[str, Tensor], Tensor] = _unchanged
+    """`mean(name, x)` is the average over all microbatches of the statistic `name`, whose value here is x.
+
+    Its gradient goes to this microbatch's x undivided, which is right because the microbatches' gradients are averaged.
+    A statistic must not depend on the average of another one.
+    """
+
+    def first_clip(self, clips: int) -> int | Tensor:
+        """The index in the whole batch of this microbatch's first clip; every microbatch has `clips` clips."""
+        return self.index * clips
+
+
+WHOLE_BATCH = Microbatch()
+
+
+class CodebookUpdate(NamedTuple):
+    """A change of the parameters beside the optimizer's, from statistics of the whole batch."""
+
+    collect: Callable
+    """`(aux, key, microbatch) -> tree` of tensors to be summed over all microbatches, in shapes that do not depend on
+    the number of clips."""
+    apply: Callable
+    """`(params, stats, sums) -> (params, stats)`; it may change only parameters that every process holds in full
+    (`ParamSpec.whole`)."""
