@@ -122,7 +122,7 @@ def play_level(cfg: Config, level: int) -> data.Recording:
 def collect_level(cfg: Config, store: data.Store, index: int) -> data.Segment:
     """Play the dataset's `index`-th level and write it to its place. Runs in the workers."""
     recording = play_level(cfg, cfg.start_level + index)
-    return data.write_segment(store, index * data.blocks(cfg.steps_per_level), recording)
+    return data.write_segment(store, index * data.padded_length(cfg.steps_per_level), recording)
 
 
 def _start_worker() -> None:
@@ -176,7 +176,7 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
 
 def collect(cfg: Config, store: data.Store) -> data.Store:
     """Collect the levels that are missing. Whatever ends this, the levels finished by then are kept."""
-    store = data.reserve(store, cfg.num_levels * data.blocks(cfg.steps_per_level))
+    store = data.reserve(store, cfg.num_levels * data.padded_length(cfg.steps_per_level))
     segments, began, due = list(store.segments), time.monotonic(), 0.0
     with Progress(
         MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
@@ -228,7 +228,10 @@ def main(cfg: Config) -> None:
     if store and len(store.segments) == cfg.num_levels:
         print(f"{root} is complete already: nothing to collect.")
     else:
-        with data.alone(root, "collects into", "choose another --cfg.root"), terminable():
+        with (
+            data.exclusive_writer(root, "collects into", "choose another --cfg.root"),
+            terminable(),
+        ):
             store = collect(cfg, open_or_create(cfg, root))
     if cfg.verify:
         print(f"{data.verify(store):,} frames match their checksums.")

@@ -143,7 +143,7 @@ def import_all(
                 segments, level = segments + written, level + bool(written)
                 if why:
                     skipped[source.name] = why
-                at += sum(data.blocks(segment.length) for segment in written)
+                at += sum(data.padded_length(segment.length) for segment in written)
                 frames += sum(segment.length for segment in written)
                 rate = f"videos, {frames / (time.monotonic() - began):,.0f} frames/s"
                 bar.update(task, advance=1, description=rate)
@@ -198,7 +198,7 @@ def main(cfg: Config) -> None:
         for source in found
         if source.labels and cfg.actions
     }
-    with data.alone(root, "imports to", "choose another --cfg.root"), terminable():
+    with data.exclusive_writer(root, "imports to", "choose another --cfg.root"), terminable():
         store = open_or_create(cfg, root, action_labels.names(list(read.values())))
         new, skipped = choose(store, found)
         labels = {

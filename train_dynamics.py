@@ -25,7 +25,6 @@ from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime.cli import run
-from genie_fn.runtime.console import console
 from genie_fn.training import loop, setup, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
@@ -170,20 +169,17 @@ def cached_batches(
     encoder = token_cache.Encoder(
         on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes
     )
-    skip = setup.on_damage(cfg)
+    reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged)
 
     def fill() -> None:
         cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-        token_cache.fill(cache, store, "train", cfg.num_frames, encoder, console, skip)
+        token_cache.fill(cache, reader, encoder)
 
     sharding.by_first(fill)
-    cache, order = (
-        token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens),
-        setup.order(cfg, start),
-    )
-    return token_cache.batches(
-        cache, store, "train", cfg.num_frames, lambda *clip: setup.to_device(clip, device), **order
-    )
+    cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
+    cached = token_cache.cached_reader(cache, reader, lambda *clip: setup.to_device(clip, device))
+    share = sharding.share(cfg.batch_size, cfg.accumulate)
+    return cached.batches(cfg.batch_size, cfg.seed, start, share)
 
 
 def main(cfg: Config) -> None:

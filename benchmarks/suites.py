@@ -47,7 +47,7 @@ def data_suite(cfg, device: torch.device) -> list[dict]:
         return root
 
     def read(frames: int, threads: int, store: data.Store) -> int:
-        clips = data.batches(store, "train", frames, 16, seed=0, threads=threads)
+        clips = data.ClipReader(store, "train", frames).batches(16, seed=0, threads=threads)
         return sum(1 for _ in zip(range(cfg.batches), clips, strict=False))
 
     with tempfile.TemporaryDirectory() as folder:

@@ -235,7 +235,7 @@ def agreed(folder: Path) -> list[dict]:
 
     def fail(here: bool) -> None:
         if here:
-            raise data.DamagedClips({0: f"Level {sharding.rank()}"})
+            raise data.DamagedClips({0: f"level {sharding.rank()}"})
 
     attempts = {
         "by_first": lambda: sharding.by_first(lambda: fail(not sharding.rank())),

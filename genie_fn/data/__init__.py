@@ -1,25 +1,60 @@
-"""Datasets of video: the store on disk, clips drawn from it, the token cache, games and imported videos."""
+"""Datasets of video: the store on disk, clips drawn from it, the token cache, games and imports."""
 
-from genie_fn.data.clips import Batches, batches, clip_offsets, clip_starts, eval_clips
-from genie_fn.data.storage import BLOCK, CHUNK, MANIFEST, SPLITS, Segment
-from genie_fn.data.store import (
-    CHECKED,
-    DTYPES,
+from genie_fn.data.clips import (
     Batch,
+    clip_offsets,
+    clip_starts,
+    eval_clips,
+    read_clips,
+)
+from genie_fn.data.reader import Batches, ClipReader, OnDamage
+from genie_fn.data.storage import BLOCK, MANIFEST, SPLITS, Segment
+from genie_fn.data.store import (
+    DTYPES,
     DamagedClips,
     Recording,
     Store,
-    alone,
     append_segments,
-    blocks,
     commit,
     create,
+    exclusive_writer,
     next_offset,
     open_store,
-    read_clips,
+    padded_length,
     read_segment,
     reserve,
     split_of,
     verify,
     write_segment,
 )
+
+__all__ = [
+    "BLOCK",
+    "DTYPES",
+    "MANIFEST",
+    "SPLITS",
+    "Batch",
+    "Batches",
+    "ClipReader",
+    "DamagedClips",
+    "OnDamage",
+    "Recording",
+    "Segment",
+    "Store",
+    "append_segments",
+    "clip_offsets",
+    "clip_starts",
+    "commit",
+    "create",
+    "eval_clips",
+    "exclusive_writer",
+    "next_offset",
+    "open_store",
+    "padded_length",
+    "read_clips",
+    "read_segment",
+    "reserve",
+    "split_of",
+    "verify",
+    "write_segment",
+]

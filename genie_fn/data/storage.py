@@ -1,6 +1,7 @@
-"""How video stores and token caches lie on disk, and what a manifest and an array's metadata may say.
+"""The on-disk format of video stores and token caches: manifests, and arrays of tensorstore.
 
-Nothing that they claim is believed, or given memory, before it has been checked here.
+Files are untrusted input. A manifest or the metadata of an array is checked here before anything
+relies on it or allocates memory for it.
 """
 
 import hashlib
@@ -15,154 +16,170 @@ import tensorstore as ts
 from genie_fn.errors import UserError
 from genie_fn.runtime.files import exclusive, read_json
 
-MANIFEST, VERSION = "store.json", 1
-MANIFEST_BYTES, METADATA_BYTES = (
-    1 << 26,
-    1 << 16,
-)  # the most that is read of a manifest, of an array's metadata
+MANIFEST = "store.json"
+VERSION = 1
+MANIFEST_BYTES = 1 << 26  # the largest manifest that is read
+METADATA_BYTES = 1 << 16  # the largest metadata of an array that is read
 SPLITS = ("train", "val", "test")
 BLOCK = 1000  # frames in a shard (one file); segments start at multiples of it
-MAX_SIDE = 4096  # pixels: ten frames, which are compressed together, then take half a gigabyte
-MAX_ACTIONS = 256  # they are stored in a byte
-CHUNK = 10  # frames compressed together: longer is smaller on disk, shorter wastes less when a short clip is read
-HEADER = (
-    "meta",
-    "height",
-    "width",
-    "num_actions",
-    "action_names",
-)  # what the manifest says of the store as a whole
+CHUNK = 10  # frames compressed together: more compress better, fewer are faster to read in part
+MAX_SIDE = 4096  # pixels: a chunk of frames then takes half a gigabyte
+MAX_ACTIONS = 256  # actions are stored in a byte
+HEADER = ("meta", "height", "width", "num_actions", "action_names")  # keys about the whole store
 
 
 class Segment(NamedTuple):
-    """One entry of the manifest: frames [offset, offset + length) of the flat time axis."""
+    """One entry of the manifest: frames [offset, offset + length) of the time axis."""
 
     level: int
     split: str
     offset: int
     length: int
-    crc: int  # over the arrays named in `data.CHECKED`, in that order
+    crc: int  # over the arrays named in `store.CHECKED`, in that order
     info: dict
 
 
+class ArrayKind(NamedTuple):
+    """What an array along the time axis holds."""
+
+    dtype: str
+    entry: tuple[int, ...] = ()
+    """The shape of one entry."""
+    chunk: int = BLOCK
+    """The number of entries compressed together."""
+
+
+# Manifests
+
+
 def canonical(manifest: dict) -> bytes:
-    """The bytes of a manifest as it is written and hashed."""
+    """A manifest as the bytes that are written and hashed."""
     return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
 
 
 def sha256(manifest: dict) -> str:
-    """The hash that a manifest holds of the rest of itself."""
+    """The hash of a manifest without its own `sha256`."""
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 
-def signed(header: dict, segments: Iterable[Segment]) -> dict:
-    """A manifest with its own hash."""
+def make_manifest(header: Mapping[str, Any], segments: Iterable[Segment]) -> dict:
+    """A manifest with its hash; of `header` only the keys in HEADER are used."""
     manifest = {name: header[name] for name in HEADER}
     manifest |= {"version": VERSION, "segments": [segment._asdict() for segment in segments]}
     return manifest | {"sha256": sha256(manifest)}
 
 
 def damaged(what: str, root: Path) -> UserError:
-    return UserError(f"{what}: restore the folder from a copy, or delete {root} and collect again.")
+    """The error for a store of which `what` says what is damaged."""
+    return UserError(f"{what}: restore the folder from a copy, or delete {root} and collect again")
 
 
-def read_manifest(root: Path) -> tuple[dict, tuple[Segment, ...], str]:
-    """Header, segments and hash of a store's manifest. A `UserError` says what is wrong with it."""
+def read_manifest(root: Path) -> tuple[dict[str, Any], tuple[Segment, ...], str]:
+    """The header, the segments and the hash of a store's manifest.
+
+    Raises UserError if there is none, if it is damaged, or if it has another version.
+    """
     path = root / MANIFEST
     if not path.is_file():
         raise UserError(
-            f"There is no dataset at {root}: make one with `python generate_dataset.py --cfg.root {root}`."
+            f"there is no dataset at {root}: make one with "
+            f"`python generate_dataset.py --cfg.root {root}`"
         )
     try:
         content = read_json(path, MANIFEST_BYTES)
-        if (version := content["version"]) != VERSION:
+        version = content["version"]
+        if version != VERSION:
             raise UserError(
-                f"{path} is of version {version!r:.20} and this program reads {VERSION}: collect it again."
+                f"{path} is of version {version!r:.20} and this program reads {VERSION}: collect "
+                "it again"
             )
         return *parse(content), content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(f"{path} is damaged ({ascii(str(error)):.100})", root) from error
 
 
-def parse(manifest: Any) -> tuple[dict, tuple[Segment, ...]]:
-    """The header and the segments of a manifest of this version. ValueError says what is wrong with it."""
+def parse(manifest: Any) -> tuple[dict[str, Any], tuple[Segment, ...]]:
+    """The header and the segments of a manifest of this version. Raises ValueError if invalid."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if sha256(content) != manifest.get("sha256"):
-        raise ValueError("its hash is another's")
+        raise ValueError("its hash does not match its content")
     header = {name: content[name] for name in HEADER}
     check_header(header)
-    segments, end = [], 0
+    segments = []
+    end = 0
     for entry in content["segments"]:
-        segments.append(_segment(entry, end))
-        end = segments[-1].offset + segments[-1].length
+        segment = _parse_segment(entry, end)
+        segments.append(segment)
+        end = segment.offset + segment.length
     return header | {"action_names": tuple(header["action_names"])}, tuple(segments)
 
 
-def check_header(header: dict) -> None:
-    """ValueError unless sizes, names and `meta` are what a store can hold."""
+def check_header(header: Mapping[str, Any]) -> None:
+    """Raise ValueError unless sizes, names and `meta` are valid."""
     for side in ("height", "width"):
-        _number(header[side], side, 1, MAX_SIDE)
-    _number(header["num_actions"], "num_actions", 0, MAX_ACTIONS)
+        _check_number(header[side], side, 1, MAX_SIDE)
+    _check_number(header["num_actions"], "num_actions", 0, MAX_ACTIONS)
     names = header["action_names"]
-    if (
-        not isinstance(names, list | tuple)
-        or len(names) > MAX_ACTIONS
-        or not all(isinstance(n, str) for n in names)
-    ):
+    is_list = isinstance(names, list | tuple) and len(names) <= MAX_ACTIONS
+    if not is_list or not all(isinstance(name, str) for name in names):
         raise ValueError(f"action_names is not a list of at most {MAX_ACTIONS} names")
     if not isinstance(header["meta"], dict):
         raise ValueError("meta is not an object")
 
 
-def _segment(entry: Any, end: int) -> Segment:
-    """A segment that begins at `end` or later."""
+def _parse_segment(entry: Any, end: int) -> Segment:
+    """A segment that starts at `end` or later. Raises ValueError if an entry is invalid."""
     segment = Segment(**entry)
-    what = f"of segment {segment.level!r:.20}"
-    _number(segment.level, f"level {what}", -(2**31), 2**31 - 1)
-    _number(segment.offset, f"offset {what}", end, 2**62)
-    _number(segment.length, f"length {what}", 1, 2**62)
-    _number(segment.crc, f"checksum {what}", 0, 2**32 - 1)
+    name = f"of segment {segment.level!r:.20}"
+    _check_number(segment.level, f"level {name}", -(2**31), 2**31 - 1)
+    _check_number(segment.offset, f"offset {name}", end, 2**62)
+    _check_number(segment.length, f"length {name}", 1, 2**62)
+    _check_number(segment.crc, f"checksum {name}", 0, 2**32 - 1)
     if segment.offset % BLOCK or segment.split not in SPLITS or not isinstance(segment.info, dict):
-        raise ValueError(f"offset, split or info {what}")
+        raise ValueError(f"the offset, split or info {name} is invalid")
     return segment
 
 
-def _number(value: Any, name: str, low: int, high: int) -> None:
+def _check_number(value: Any, name: str, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{name} is {value!r:.20}, not a whole number from {low} to {high}")
 
 
-def array_spec(path: Path, dtype: str, entry: tuple[int, ...] = (), chunk: int = BLOCK) -> dict:
-    """tensorstore's description of a new array along the time axis, of entries of shape `entry`: zarr3, zstd.
+# Arrays
 
-    One file per block; `chunk` entries are compressed together.
-    """
+
+def array_spec(path: Path, kind: ArrayKind) -> dict:
+    """The tensorstore spec of a new, empty array: zarr3 and zstd, with one file per block."""
     zstd = {"name": "zstd", "configuration": {"level": 1}}
-    little, sums = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
+    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    checksum = {"name": "crc32c"}
     shard = {
-        "chunk_shape": [chunk, *entry],
-        "codecs": [little, zstd, sums],
-        "index_codecs": [little, sums],
+        "chunk_shape": [kind.chunk, *kind.entry],
+        "codecs": [little_endian, zstd, checksum],
+        "index_codecs": [little_endian, checksum],
     }
+    grid = {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *kind.entry]}}
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path)},
         "metadata": {
-            "shape": [0, *entry],
-            "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *entry]}},
+            "shape": [0, *kind.entry],
+            "data_type": kind.dtype,
+            "chunk_grid": grid,
             "codecs": [{"name": "sharding_indexed", "configuration": shard}],
         },
-        "store_data_equal_to_fill_value": True,  # so that a chunk that is not there is an error, never zeros
+        "store_data_equal_to_fill_value": True,  # a missing chunk is then an error, never zeros
     }
 
 
 @contextmanager
-def alone(root: str | Path, names: Iterable[str], doing: str, instead: str) -> Iterator[None]:
-    """`files.exclusive` for who writes the arrays `names` of a folder, without what a killed writer has left there.
+def exclusive_writer(
+    root: str | Path, names: Iterable[str], doing: str, instead: str
+) -> Iterator[None]:
+    """Lock a folder as `files.exclusive` does, and remove what a killed writer left in its arrays.
 
-    tensorstore writes a file as `….__lock` and renames it. One that is left is written over but not shortened: the end
-    of a longer one would stay behind the new content.
+    tensorstore writes a file as `….__lock` and renames it. It overwrites such a file without
+    shortening it, so the end of a longer one would remain after the new content.
     """
     with exclusive(root, doing, instead):
         for name in names:
@@ -172,33 +189,36 @@ def alone(root: str | Path, names: Iterable[str], doing: str, instead: str) -> I
 
 
 def open_arrays(
-    root: Path, kinds: Mapping[str, tuple[str, tuple, int]], cache_bytes: int
+    root: Path, kinds: Mapping[str, ArrayKind], cache_bytes: int
 ) -> dict[str, ts.TensorStore]:
-    """Arrays made by `array_spec`, for reading and writing; `kinds` gives dtype, entry and chunk of each by its name.
+    """Open the arrays that `array_spec` made for reading and writing, by their names.
 
-    Raises UserError where one is missing, damaged, or of another kind.
+    Raises UserError if an array is missing, damaged, or of another kind.
     """
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-    arrays = {}
-    for name, (dtype, entry, chunk) in kinds.items():
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": str(root / name)},
-            "recheck_cached_data": "open",
-            "fill_missing_data_reads": False,
-            "store_data_equal_to_fill_value": True,
-        }
-        try:
-            read_json(
-                root / name / "zarr.json", METADATA_BYTES
-            )  # ours is small, and tensorstore sets no limit
-            arrays[name] = array = ts.open(spec, context=context).result()
-        except Exception as error:  # tensorstore raises several kinds
-            raise damaged(f"{root / name} is missing or damaged", root) from error
-        layout = array.chunk_layout
-        shapes = array.shape[1:], layout.read_chunk.shape, layout.write_chunk.shape
-        if array.dtype.name != dtype or shapes != (entry, (chunk, *entry), (BLOCK, *entry)):
-            raise damaged(
-                f"{root / name} does not hold entries of {dtype} {entry} as {root} promises", root
-            )
-    return arrays
+    return {name: _open_array(root, name, kind, context) for name, kind in kinds.items()}
+
+
+def _open_array(root: Path, name: str, kind: ArrayKind, context: ts.Context) -> ts.TensorStore:
+    path = root / name
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "recheck_cached_data": "open",
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+    try:
+        read_json(path / "zarr.json", METADATA_BYTES)  # tensorstore itself sets no limit
+        array = ts.open(spec, context=context).result()
+    except Exception as error:  # tensorstore raises several kinds
+        raise damaged(f"{path} is missing or damaged", root) from error
+    layout = array.chunk_layout
+    shapes = (array.shape[1:], layout.read_chunk.shape, layout.write_chunk.shape)
+    expected = (kind.entry, (kind.chunk, *kind.entry), (BLOCK, *kind.entry))
+    if array.dtype.name != kind.dtype or shapes != expected:
+        what = (
+            f"{path} does not hold entries of {kind.dtype} {kind.entry} in chunks of {kind.chunk}"
+        )
+        raise damaged(what, root)
+    return array

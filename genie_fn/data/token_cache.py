@@ -1,11 +1,14 @@
-"""The token cache: what the frozen models say of every frame, computed once and kept beside the dataset.
+"""The token cache: token ids and actions of every frame, encoded once and kept beside the dataset.
 
-A dynamics model meets every frame many times in its training. The cache holds the frame's ids, its ids as the first
-frame of a clip, and the action that follows it, in arrays along the dataset's own time axis. Ids depend on the frames
-before, through causal attention: the cache reads each episode in clips as long as training's, so that a frame is seen
-with as much of its past as there. A clip from the cache begins with the ids that its first frame has on its own, as in
-play. The cache's folder is named by a hash of all that its content depends on; segments are marked as done one by one,
-so an interrupted build goes on where it was, and levels that are appended later are added.
+A dynamics model reads every frame many times during training. For every frame the cache holds its
+ids, its ids as the first frame of a clip, and the action that follows it, in arrays along the time
+axis of the dataset. Through causal attention ids depend on the frames before. The cache therefore
+encodes each episode in clips as long as those of training, so that a frame has the same amount of
+past as there. A clip from the cache begins with the ids of its first frame encoded on its own, as
+in play.
+
+The name of a cache's folder is a hash of everything that its content depends on. Segments are
+marked as encoded one by one: an interrupted build continues, and levels appended later are added.
 """
 
 import hashlib
@@ -18,13 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
-from rich.console import Console
 from rich.progress import track
 
-from genie_fn import data
-from genie_fn.data import Segment, Store, storage
+from genie_fn.data import storage
+from genie_fn.data.reader import ClipReader
+from genie_fn.data.storage import CHUNK, ArrayKind, Segment
+from genie_fn.data.store import Recording, Store, padded_length
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
+from genie_fn.runtime.console import console
 from genie_fn.runtime.signals import terminable
 
 VERSION = 1
@@ -33,58 +38,71 @@ ARRAYS = ("ids", "first", "actions")
 
 
 class Encoder(NamedTuple):
-    """The frozen models as functions of uint8 clips (B, T, H, W, 3), and what identifies them."""
+    """The frozen models as functions of uint8 clips (B, T, H, W, 3), and their identity."""
 
     tokenize: Callable[[np.ndarray], np.ndarray]
-    """Ids (B, T, N)."""
-    name: Callable[[np.ndarray], np.ndarray] | None
-    """Latent actions (B, T-1); None: the recorded actions are taken."""
+    """Returns ids (B, T, N)."""
+    infer_actions: Callable[[np.ndarray], np.ndarray] | None
+    """Returns latent actions (B, T-1); None: the recorded actions are kept."""
     identity: str
+    """A string that changes with the models."""
     tokens: int
+    """N, the tokens of a frame."""
     codes: int
+    """The size of the tokenizer's codebook."""
 
 
 class Cache(NamedTuple):
-    """An open cache, and the segments of the dataset that are in it, as (offset, checksum)."""
+    """An open cache for clips of `num_frames` frames."""
 
     root: Path
+    num_frames: int
     arrays: dict[str, ts.TensorStore]
-    done: frozenset[tuple[int, int]]
+    encoded: frozenset[tuple[int, int]]
+    """The segments of the dataset that the cache holds, as (offset, checksum)."""
+
+    def holds(self, segment: Segment) -> bool:
+        return (segment.offset, segment.crc) in self.encoded
 
 
 def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path = "") -> Cache:
-    """The cache of `encoder`'s ids for clips of `num_frames`, made if there is none; by default within the dataset."""
+    """Open the cache of `encoder`'s ids for clips of `num_frames` frames; make it if there is none.
+
+    `root` is the folder that holds caches, by default one within the dataset.
+    """
     identity = hashlib.sha256(f"{VERSION} {num_frames} {encoder.identity}".encode()).hexdigest()
     root = Path(root or store.root / "tokens") / identity[:16]
-    kind = "uint16" if encoder.codes <= 2**16 else "uint32"
-    entries = dict(
-        zip(
-            ARRAYS,
-            ((kind, (encoder.tokens,)), (kind, (encoder.tokens,)), ("uint16", ())),
-            strict=True,
-        )
-    )
-    kinds = {name: (*entry, storage.CHUNK) for name, entry in entries.items()}
+    dtype = "uint16" if encoder.codes <= 2**16 else "uint32"
+    ids = ArrayKind(dtype, (encoder.tokens,), CHUNK)
+    kinds = {"ids": ids, "first": ids, "actions": ArrayKind("uint16", (), CHUNK)}
     if not (root / MANIFEST).exists():
-        with _alone(root), files.writing(f"the token cache {root} (--cfg.tokens)"):
-            for name, entry in kinds.items() if not (root / MANIFEST).exists() else ():
-                ts.open(
-                    storage.array_spec(root / name, *entry), create=True, delete_existing=True
-                ).result()
-            files.write_atomically(root / MANIFEST, b"[]")
+        with _exclusive_writer(root), files.writing(f"the token cache {root} (--cfg.tokens)"):
+            _create(root, kinds)
     try:
-        arrays = storage.open_arrays(root, kinds, 1 << 28)
+        arrays = storage.open_arrays(root, kinds, cache_bytes=1 << 28)
     except UserError as error:
         raise _damaged(root) from error
-    return Cache(root, arrays, _done(root))
+    return Cache(root, num_frames, arrays, _read_manifest(root))
 
 
-def _alone(root: Path) -> AbstractContextManager:
-    return storage.alone(root, ARRAYS, "fills the token cache", "choose another --cfg.tokens")
+def _create(root: Path, kinds: dict[str, ArrayKind]) -> None:
+    """Make an empty cache, unless another process has made it in the meantime."""
+    if (root / MANIFEST).exists():
+        return
+    for name, kind in kinds.items():
+        spec = storage.array_spec(root / name, kind)
+        ts.open(spec, create=True, delete_existing=True).result()
+    files.write_atomically(root / MANIFEST, b"[]")
 
 
-def _done(root: Path) -> frozenset[tuple[int, int]]:
-    """The segments that a cache's manifest names, as (offset, checksum)."""
+def _exclusive_writer(root: Path) -> AbstractContextManager[None]:
+    return storage.exclusive_writer(
+        root, ARRAYS, "fills the token cache", "choose another --cfg.tokens"
+    )
+
+
+def _read_manifest(root: Path) -> frozenset[tuple[int, int]]:
+    """The segments listed in the manifest of a cache, as (offset, checksum)."""
     try:
         rows = files.read_json(root / MANIFEST, storage.MANIFEST_BYTES)
         if not all(type(number) is int for offset, crc in rows for number in (offset, crc)):
@@ -94,94 +112,88 @@ def _done(root: Path) -> frozenset[tuple[int, int]]:
         raise _damaged(root) from error
 
 
-def fill(
-    cache: Cache,
-    store: Store,
-    split: str,
-    num_frames: int,
-    encoder: Encoder,
-    console: Console,
-    skip: Callable[[str], None] | None = None,
-) -> Cache:
-    """The cache with all of `split`, segment by segment, with a progress bar where something is missing.
+def _damaged(root: Path) -> UserError:
+    return UserError(
+        f"the token cache {root} is damaged: delete that folder to have it encoded anew"
+    )
 
-    `skip` is told of segments that cannot be read, and they are left out; without it that is an error. One process
-    fills a cache at a time; SIGTERM ends it as it ends training, and what is done by then is kept.
+
+# Encoding
+
+
+def fill(cache: Cache, reader: ClipReader, encoder: Encoder) -> Cache:
+    """Encode the segments of the reader's split that the cache lacks, with a progress bar.
+
+    Segments that cannot be read are an error, or left out if the reader skips damage. One process
+    fills a cache at a time. SIGTERM ends it as it ends training; the segments encoded by then stay.
     """
-    wanted = [segment for segment in store.segments if segment.split == split]
-    if all((s.offset, s.crc) in cache.done for s in wanted):
+    wanted = [segment for segment in reader.store.segments if segment.split == reader.split]
+    if all(map(cache.holds, wanted)):
         return cache
-    with _alone(cache.root), terminable():
-        cache = cache._replace(done=_done(cache.root))
-        todo = [s for s in wanted if (s.offset, s.crc) not in cache.done]
-        for segment in track(todo, f"encoding to {cache.root}", console=console, disable=not todo):
-            try:
-                recording = data.read_segment(store, segment)
-            except data.DamagedClips as damage:
-                if skip is None:
-                    raise
-                skip(damage.lost[0])
-            else:
-                cache = add(cache, segment, recording, num_frames, encoder)
+    with _exclusive_writer(cache.root), terminable():
+        cache = cache._replace(encoded=_read_manifest(cache.root))
+        missing = [segment for segment in wanted if not cache.holds(segment)]
+        title = f"encoding to {cache.root}"
+        for segment in track(missing, title, console=console, disable=not missing):
+            recording = reader.read_segment(segment)
+            if recording is not None:
+                cache = add(cache, segment, recording, encoder)
     return cache
 
 
 def add(
-    cache: Cache,
-    segment: Segment,
-    recording: data.Recording,
-    num_frames: int,
-    encoder: Encoder,
-    batch: int = 64,
+    cache: Cache, segment: Segment, recording: Recording, encoder: Encoder, batch: int = 64
 ) -> Cache:
-    """The cache with one more segment, on disk when this returns."""
-    ids, first, actions = encode(recording, num_frames, encoder, batch)
-    length = segment.offset + data.blocks(segment.length)
+    """Encode one segment and return the cache with it; it is on disk when this returns."""
+    ids, first, actions = encode(recording, cache.num_frames, encoder, batch)
+    reserved = segment.offset + padded_length(segment.length)
+    end = segment.offset + segment.length
     with files.writing(f"the token cache {cache.root} (--cfg.tokens)"):
         for name, values in (("ids", ids), ("first", first), ("actions", actions)):
             array = cache.arrays[name]
-            if array.shape[0] < length:
-                array = array.resize(
-                    exclusive_max=[length, *array.shape[1:]], expand_only=True
-                ).result()
+            if array.shape[0] < reserved:
+                shape = [reserved, *array.shape[1:]]
+                array = array.resize(exclusive_max=shape, expand_only=True).result()
                 cache.arrays[name] = array
-            array[segment.offset : segment.offset + segment.length].write(
-                values.astype(array.dtype.name)
-            ).result()
-    done = cache.done | {(segment.offset, segment.crc)}
-    files.write_atomically(cache.root / MANIFEST, json.dumps(sorted(done)).encode())
-    return cache._replace(done=done)
+            array[segment.offset : end].write(values.astype(array.dtype.name)).result()
+    encoded = cache.encoded | {(segment.offset, segment.crc)}
+    files.write_atomically(cache.root / MANIFEST, json.dumps(sorted(encoded)).encode())
+    return cache._replace(encoded=encoded)
 
 
 def encode(
-    recording: data.Recording, num_frames: int, encoder: Encoder, batch: int
-) -> tuple[np.ndarray, ...]:
-    """A recording's ids (M, N), ids as first frames (M, N), and actions (M,), in batches of equal shape.
+    recording: Recording, num_frames: int, encoder: Encoder, batch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids (M, N), ids as first frames (M, N) and actions (M,) of a recording of M frames.
 
-    Episodes shorter than a clip stay 0: no clip is cut from them.
+    The models see batches of equal shape. Ids of episodes shorter than a clip stay 0, because no
+    clip is taken from them.
     """
-    count, shape = len(recording.frames), (len(recording.frames), encoder.tokens)
-    ids, actions = np.zeros(shape, np.int64), recording.actions.astype(np.int64)
+    count = len(recording.frames)
+    ids = np.zeros((count, encoder.tokens), np.int64)
+    actions = recording.actions.astype(np.int64)
     # Backwards, so that of two clips that share frames the earlier decides: it has more of their past.
-    for starts in reversed([*_batched(clip_cover(recording.episode_starts, num_frames), batch)]):
-        clips = recording.frames[starts[:, None] + np.arange(num_frames)]
-        coded = encoder.tokenize(clips)
-        named = encoder.name(clips) if encoder.name else None
+    clips = [*_batched(clip_cover(recording.episode_starts, num_frames), batch)]
+    for starts in reversed(clips):
+        frames = recording.frames[starts[:, None] + np.arange(num_frames)]
+        clip_ids = encoder.tokenize(frames)
+        clip_actions = encoder.infer_actions(frames) if encoder.infer_actions else None
         for i, start in reversed([*enumerate(starts.tolist())]):
-            ids[start : start + num_frames] = coded[i]
-            if named is not None:
-                actions[start : start + num_frames - 1] = named[i]
-    alone = [
+            ids[start : start + num_frames] = clip_ids[i]
+            if clip_actions is not None:
+                actions[start : start + num_frames - 1] = clip_actions[i]
+    first = [
         encoder.tokenize(recording.frames[rows][:, None])[:, 0]
         for rows in _batched(np.arange(count), batch)
     ]
-    return ids, np.concatenate(alone)[:count], actions
+    return ids, np.concatenate(first)[:count], actions
 
 
 def clip_cover(episode_starts: np.ndarray, num_frames: int) -> np.ndarray:
-    """Starts of clips that cover every transition of every episode of at least `num_frames`, in order."""
+    """Starts, in order, of clips that cover every transition of every episode as long as a clip."""
     bounds = np.append(np.flatnonzero(episode_starts), len(episode_starts))
-    starts, stride = [], max(1, num_frames - 1)
+    stride = max(1, num_frames - 1)
+    starts = []
     for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         last = end - num_frames
         if last >= begin:
@@ -190,25 +202,28 @@ def clip_cover(episode_starts: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def _batched(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """Batches of equal length, the last one filled up with its last row: a compiled model takes one shape."""
+    """Batches of equal length, the last padded with its last row: a compiled model takes one shape."""
     for i in range(0, len(rows), batch):
         part = rows[i : i + batch]
         yield np.pad(part, (0, batch - len(part)), mode="edge")
 
 
-def read(cache: Cache, offsets: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The clips that start at `offsets` (B,): ids (B, T, N) and actions (B, T-1), int64."""
-    ids = np.empty(
-        (len(offsets), num_frames, cache.arrays["ids"].shape[1]), cache.arrays["ids"].dtype.name
-    )
-    starts = offsets.tolist()
+# Reading
+
+
+def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (B, T, N) and actions (B, T-1), int64, of the clips that start at `offsets` (B,)."""
+    source = cache.arrays["ids"]
+    shape = (len(offsets), cache.num_frames, source.shape[1])
+    ids = np.empty(shape, source.dtype.name)
+    transitions = offsets[:, None] + np.arange(cache.num_frames - 1)
+    clips = zip(ids, offsets.tolist(), strict=True)
     try:
         jobs = [
-            ts.array(x).write(cache.arrays["ids"][o : o + num_frames])
-            for x, o in zip(ids, starts, strict=True)
+            ts.array(clip).write(source[start : start + cache.num_frames]) for clip, start in clips
         ]
         first = cache.arrays["first"][offsets].read()
-        actions = cache.arrays["actions"][offsets[:, None] + np.arange(num_frames - 1)].read()
+        actions = cache.arrays["actions"][transitions].read()
         for job in jobs:
             job.result()
         ids[:, 0] = first.result()
@@ -217,17 +232,16 @@ def read(cache: Cache, offsets: np.ndarray, num_frames: int) -> tuple[np.ndarray
         raise _damaged(cache.root) from error
 
 
-def _damaged(root: Path) -> UserError:
-    return UserError(f"the token cache {root} is damaged: delete that folder, and it is made anew")
+def cached_reader(
+    cache: Cache, reader: ClipReader, finish: Callable[[np.ndarray, np.ndarray], Any]
+) -> ClipReader:
+    """A reader that draws the same clips as `reader` and takes their ids and actions from the cache.
 
+    Its batches are what `finish(ids, actions)` returns, called in the reading threads.
+    """
+    segments = tuple(filter(cache.holds, reader.store.segments))
 
-def batches(
-    cache: Cache, store: Store, split: str, num_frames: int, finish: Callable[..., Any], **order
-) -> Iterator:
-    """As `data.batches`, of clips from the cache; `finish(ids, actions)` runs in the reading threads."""
-    held = replace(
-        store, segments=tuple(s for s in store.segments if (s.offset, s.crc) in cache.done)
-    )
-    return data.batches(
-        held, split, num_frames, read=lambda o: finish(*read(cache, o, num_frames)), **order
-    )
+    def load(offsets: np.ndarray) -> Any:
+        return finish(*read(cache, offsets))
+
+    return replace(reader, store=replace(reader.store, segments=segments), load=load)

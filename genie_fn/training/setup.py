@@ -1,10 +1,9 @@
 """How a training stage begins: device, dataset, initial or resumed state, batches."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -113,57 +112,24 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tenso
 
 def batches(
     store: data.Store, cfg: RunConfig, start_step: int, device: torch.device
-) -> Iterator[data.Batch]:
+) -> data.Batches:
     """The training batches from `start_step` on, as tensors on `device`; frames stay uint8.
 
-    Each of several processes reads its own clips of them.
+    Each of several processes reads its own share of their clips.
     """
 
-    def read(
-        offsets: np.ndarray,
-    ) -> data.Batch:  # in a thread: the copy to the device, too, is done ahead
-        return data.Batch(*to_device(data.read_clips(store, offsets, cfg.num_frames), device))
+    def load(offsets: np.ndarray) -> data.Batch:
+        clips = data.read_clips(store, offsets, cfg.num_frames)
+        return data.Batch(*to_device(clips, device))  # in a reading thread: copied ahead, too
 
-    return data.batches(store, "train", cfg.num_frames, read=read, **order(cfg, start_step))
-
-
-def order(cfg: RunConfig, start_step: int) -> dict[str, Any]:
-    """Which clips a run reads, and when, as arguments of `data.batches`."""
-    order = {
-        "batch_size": cfg.batch_size,
-        "seed": cfg.seed,
-        "start_step": start_step,
-        "skip": on_damage(cfg),
-    }
-    return order | {"share": sharding.share(cfg.batch_size, cfg.accumulate)}
-
-
-def on_damage(cfg: RunConfig) -> Callable[[str], None] | None:
-    """What is done about data that cannot be read: each damaged file is told once; None: the run ends."""
-    told: set[str] = set()
-
-    def tell(sentence: str) -> None:
-        if sentence not in told:
-            told.add(sentence)
-            console.print(
-                f"{sentence}: other clips take the place of its own", soft_wrap=True, markup=False
-            )
-
-    return tell if cfg.damaged == "skip" else None
+    reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged, load)
+    share = sharding.share(cfg.batch_size, cfg.accumulate)
+    return reader.batches(cfg.batch_size, cfg.seed, start_step, share)
 
 
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
-    """The same few validation clips at every call, for pictures during training."""
-    skip = on_damage(cfg)
-    offsets = data.eval_clips(store, "val", cfg.num_frames, count, skip=skip)
-    try:
-        clips = data.read_clips(store, offsets, cfg.num_frames)
-    except data.DamagedClips as damage:
-        whole = np.delete(offsets, [*damage.lost])
-        if skip is None or not len(whole):
-            raise
-        any(map(skip, damage.lost.values()))
-        clips = data.read_clips(store, np.resize(whole, count), cfg.num_frames)
+    """The same few validation clips at every call, for the pictures during training."""
+    clips = data.ClipReader(store, "val", cfg.num_frames, cfg.damaged).fixed_batch(count)
     return data.Batch(*(torch.from_numpy(array).to(device) for array in clips))
 
 

@@ -140,64 +140,84 @@ def test_eval_clips_differ_and_spread_over_levels(store):
 
 
 def test_batches_resume_at_any_step(store):
-    first = list(islice(data.batches(store, "train", 4, 8, seed=3), 7))
-    later = list(islice(data.batches(store, "train", 4, 8, seed=3, start_step=4, threads=1), 3))
-    for batch, again in zip(first[4:], later, strict=True):
-        np.testing.assert_array_equal(batch.frames, again.frames)
-        np.testing.assert_array_equal(batch.actions, again.actions)
-    expected = data.read_clips(
-        store, data.clip_offsets(data.clip_starts(store, "train", 4), 3, 6, 8), 4
-    )
+    reader = data.ClipReader(store, "train", 4)
+    first = list(islice(reader.batches(8, seed=3), 7))
+    later = list(islice(reader.batches(8, seed=3, start_step=4, threads=1), 3))
+    for batch, resumed in zip(first[4:], later, strict=True):
+        np.testing.assert_array_equal(batch.frames, resumed.frames)
+        np.testing.assert_array_equal(batch.actions, resumed.actions)
+    offsets = data.clip_offsets(data.clip_starts(store, "train", 4), 3, 6, 8)
+    expected = data.read_clips(store, offsets, 4)
     np.testing.assert_array_equal(first[6].frames, expected.frames)
 
 
 def test_batches_close_their_threads(store):
-    iterator = data.batches(store, "train", 4, 8, seed=0, threads=3)
+    iterator = data.ClipReader(store, "train", 4).batches(8, seed=0, threads=3)
     next(iterator)
     assert any(thread.name.startswith("clips") for thread in threading.enumerate())
     iterator.close()
     assert not any(thread.name.startswith("clips") for thread in threading.enumerate())
 
 
-def test_batches_raise_what_a_thread_met(tmp_path):
+def reopened(store, on_damage="refuse"):
+    """A reader whose store has nothing cached."""
+    return data.ClipReader(data.open_store(store.root), "train", 4, on_damage)
+
+
+def test_errors_of_reading_threads_are_raised_by_the_iterator(tmp_path):
     store = make(tmp_path / "s", [recording(0, 50)])
-    iterator = data.batches(store, "train", 4, 8, seed=0)
-    next(data.batches(store, "train", 4, 8, seed=0))
+    iterator = data.ClipReader(store, "train", 4).batches(8, seed=0)
+    next(data.ClipReader(store, "train", 4).batches(8, seed=0))
     (store.root / "frames/c/0/0/0/0").unlink()
-    with pytest.raises(UserError, match="Level 0 of .* is missing, in the file .*frames/c/0/0/0/0"):
-        next(data.batches(data.open_store(store.root), "train", 4, 8, seed=0))
+    with pytest.raises(UserError, match="level 0 of .* is missing, in the file .*frames/c/0/0/0/0"):
+        next(reopened(store).batches(8, seed=0))
     iterator.close()
 
 
-def test_other_clips_take_the_places_of_damaged_ones(tmp_path):
-    """The same ones at every reading, the undamaged clips of a batch stay, and every damaged file is told."""
-    store, told = make(tmp_path / "s", [recording(level, 40) for level in (0, 1, 2)]), []
-    whole = list(islice(data.batches(store, "train", 4, 8, seed=0), 6))
+def test_damaged_clips_are_replaced(tmp_path, capsys):
+    """By the same clips at every reading; undamaged clips stay, and every file is reported once."""
+    store = make(tmp_path / "s", [recording(level, 40) for level in (0, 1, 2)])
+    undamaged = list(islice(data.ClipReader(store, "train", 4).batches(8, seed=0), 6))
     (store.root / "frames/c/1/0/0/0").unlink()
-    cuts = (store.root / "episode_starts/c/2").read_bytes()
+    episode_starts = (store.root / "episode_starts/c/2").read_bytes()
     (store.root / "episode_starts/c/2").write_bytes(b"")
-
-    def damaged():
-        return data.batches(data.open_store(store.root), "train", 4, 8, seed=0, skip=told.append)
-
-    with pytest.raises(UserError, match="Level 2 of .*episode_starts/c/2.*--cfg.damaged skip"):
-        data.batches(data.open_store(store.root), "train", 4, 8, seed=0)
-    first, again = damaged(), damaged()
-    for one, other in islice(zip(first, again, strict=True), 6):
-        np.testing.assert_array_equal(one.frames, other.frames)
-    assert first.skipped == again.skipped > 0
-    assert sum("episode_starts/c/2" in sentence for sentence in told) == 2
-    assert sum("frames/c/1/0/0/0" in sentence for sentence in told) == 2 * first.skipped
-    (store.root / "episode_starts/c/2").write_bytes(cuts)
-    third, kept = damaged(), 0
-    for before, after in islice(zip(whole, third, strict=False), 6):
+    with pytest.raises(UserError, match="level 2 of .*episode_starts/c/2.*--cfg.damaged skip"):
+        reopened(store).batches(8, seed=0)
+    readers = [reopened(store, "skip") for _ in range(2)]
+    first, second = (reader.batches(8, seed=0) for reader in readers)
+    for batch, repeated in islice(zip(first, second, strict=True), 6):
+        np.testing.assert_array_equal(batch.frames, repeated.frames)
+    assert first.skipped == second.skipped > 0
+    messages = capsys.readouterr().err
+    for file in ("episode_starts/c/2", "frames/c/1/0/0/0"):
+        assert messages.count(file) == 2
+        assert [sum(file in text for text in reader.reported) for reader in readers] == [1, 1]
+    (store.root / "episode_starts/c/2").write_bytes(episode_starts)
+    third = reopened(store, "skip").batches(8, seed=0)
+    kept = 0
+    for before, after in islice(zip(undamaged, third, strict=False), 6):
         kept += sum((a == b).all() for a, b in zip(before.frames, after.frames, strict=True))
     assert third.skipped > 0 and kept >= 48 - third.skipped
 
 
+def test_damaged_held_out_clips_are_replaced_by_the_others(tmp_path):
+    store = make(tmp_path / "s", [recording(level, 40, "train") for level in (0, 1, 2)])
+    undamaged = data.ClipReader(store, "train", 4).fixed_batch(6)
+    (store.root / "frames/c/1/0/0/0").unlink()
+    with pytest.raises(UserError, match="level 1 of .*--cfg.damaged skip"):
+        reopened(store).fixed_batch(6)
+    clips = reopened(store, "skip").fixed_batch(6)
+    offsets = data.eval_clips(store, "train", 4, 6)
+    readable = offsets // data.BLOCK != 1
+    assert 0 < readable.sum() < 6
+    np.testing.assert_array_equal(
+        clips.frames, np.resize(undamaged.frames[readable], clips.frames.shape)
+    )
+
+
 def test_nothing_is_made_that_could_not_be_opened(tmp_path):
     for sizes in ((0, 8, 3), (8, 10**9, 3), (8, 8, 300)):
-        with pytest.raises(UserError, match="A dataset cannot be made"):
+        with pytest.raises(UserError, match="a dataset cannot be made"):
             data.create(tmp_path / "s", {}, *sizes)
 
 
@@ -300,7 +320,7 @@ def test_verify_names_the_damaged_level(tmp_path, name, damage):
     path.unlink() if damage == "missing" else path.write_bytes(content)
     with pytest.raises(
         UserError,
-        match=f"^Level 7 of .* is {'damaged' if damage == 'flipped' else 'missing'}.* in the file .*{name}",
+        match=f"^level 7 of .* is {'damaged' if damage == 'flipped' else 'missing'}.* in the file .*{name}",
     ):
         data.verify(data.open_store(store.root))
 
@@ -308,7 +328,7 @@ def test_verify_names_the_damaged_level(tmp_path, name, damage):
 def test_verify_sees_data_that_differs_but_reads_well(tmp_path):
     store = make(tmp_path / "s", [recording(0, 50)])
     data.write_segment(store, 0, recording(0, 50)._replace(actions=np.zeros(50)))
-    with pytest.raises(UserError, match="^Level 0 of .* is damaged"):
+    with pytest.raises(UserError, match="^level 0 of .* is damaged"):
         data.verify(data.open_store(store.root))
 
 

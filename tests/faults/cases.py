@@ -19,7 +19,6 @@ from genie_fn import data
 from genie_fn.bundle import load_stage
 from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
-from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, loop
 from tests.faults import rig
 
@@ -208,7 +207,7 @@ def damaged_data(home: Path, stage: str, chance: random.Random) -> str:
     path = places / "data" / name
     rig.flip(path, 0.4)
     here = {"data": str(places / "data")}
-    with pytest.raises(UserError, match=f"Level 3 of .*in the file .*{name}.*--cfg.damaged skip"):
+    with pytest.raises(UserError, match=f"level 3 of .*in the file .*{name}.*--cfg.damaged skip"):
         rig.train_stage(home, stage, f"refused_{stage}", **here)
     skip = here | {"damaged": "skip"}
     rig.train_stage(home, stage, f"skipped_{stage}", **skip)
@@ -324,15 +323,16 @@ def two_fillers(home: Path, chance: random.Random) -> str:
     encoder = token_cache.Encoder(
         lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16
     )
+    reader = data.ClipReader(store, "train", 4)
     cache = token_cache.open_cache(store, 4, encoder, home / "fillers")
 
     def again(frames: np.ndarray) -> np.ndarray:
         with pytest.raises(UserError, match="another process fills the token cache"):
-            token_cache.fill(cache, store, "train", 4, encoder, console)
+            token_cache.fill(cache, reader, encoder)
         return encoder.tokenize(frames)
 
-    filled = token_cache.fill(cache, store, "train", 4, encoder._replace(tokenize=again), console)
-    assert len(filled.done) == 8
+    filled = token_cache.fill(cache, reader, encoder._replace(tokenize=again))
+    assert len(filled.encoded) == 8
     return "the second was refused"
 
 

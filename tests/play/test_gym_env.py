@@ -37,7 +37,7 @@ def store(tmp_path_factory, starts):
     made = data.create(root, {}, 32, 32, 5)
     zeros = np.zeros(3, np.uint8)
     recording = data.Recording(9, starts[:3], zeros, zeros.astype("f4"), zeros == 0, split="test")
-    made = data.reserve(made, data.blocks(3))
+    made = data.reserve(made, data.padded_length(3))
     data.commit(made, [data.write_segment(made, 0, recording)])
     return root
 

@@ -182,8 +182,8 @@ def test_all_leave_at_the_same_step_and_the_first_writes(folder):
 def test_all_are_told_why_one_fails(folder):
     one, other = torch.load(folder / "agreed.pt")
     assert one == other and len(one) == 4
-    assert one["by_first"].startswith("Level 0: restore it") and one["by_all"].startswith(
-        "Level 1: restore it"
+    assert one["by_first"].startswith("level 0: restore it") and one["by_all"].startswith(
+        "level 1: restore it"
     )
     assert (
         one["end_together"] == "the last has ended"
