@@ -135,8 +135,8 @@ def test_a_second_call_finds_nothing_new_and_what_is_added_extends(
 SLOWLY = """
 import sys, time
 import import_videos as script
-write = script.importing.write
-script.importing.write = lambda *given: (time.sleep(0.3), write(*given))[1]
+write = script.resampling.write
+script.resampling.write = lambda *given: (time.sleep(0.3), write(*given))[1]
 script.main(script.Config(src=sys.argv[1], root=sys.argv[2], size=16, workers=2))
 """
 

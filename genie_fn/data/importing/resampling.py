@@ -253,7 +253,7 @@ def write(
         ):  # what is left out is not written, unless it is long
             store, segment = _write_part(store, source, level, held.pop(0), at)
             segments.append(segment)
-            at += data.blocks(segment.length)
+            at += data.padded_length(segment.length)
     if end.refused or not (segments or held):
         return store, [], end.note
     if longest < least:
