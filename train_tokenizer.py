@@ -194,13 +194,14 @@ def main(cfg: Config) -> None:
     vgg = adversarial.load_vgg(cfg.adversarial, device)
     setup.announce("tokenizer", spec, cfg, device)
     if model.arch == "magvit2":
-        alone, nets = blueprint.starts_alone(cfg.num_frames, model.time_factor), model.blueprints
+        nets = model.blueprints
+        alone = blueprint.codes_first_frame_alone(cfg.num_frames, model.time_factor)
         clip, coded = (
             (cfg.num_frames, model.height, model.width),
             (-(-cfg.num_frames // model.time_factor), *model.grid),
         )
         for net, shape, side in ((nets.encoder, clip, "encoder"), (nets.decoder, coded, "decoder")):
-            console.print(blueprint.table(net, shape, side, alone))
+            console.print(blueprint.table(net, shape, side, first_frame_alone=alone))
     state = setup.start(spec, quantize.initial_use(quantizer), cfg, "tokenizer", device, apart)
     frames = setup.held_out(store, cfg, 8, device).frames
 

@@ -24,7 +24,6 @@ from genie_fn.layers import STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import blueprint, facing
 from genie_fn.nets.blueprint import Blueprints
-from genie_fn.nets.conv import Pass
 from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
@@ -128,7 +127,10 @@ class LamConfig:
             raise UserError(
                 "the architecture blueprint needs the blueprints of an encoder and of a decoder: give both"
             )
-        if any(map(blueprint.time_changes, both)) or blueprint.growth(both[1])[1].denominator != 1:
+        changes_time = any(
+            blueprint.divides_time(net) or blueprint.multiplies_time(net) for net in both
+        )
+        if changes_time or blueprint.growth(both[1])[1].denominator != 1:
             raise UserError(
                 "a latent action model keeps the frame rate in every layer, and its decoder does not shrink the grid "
                 "that it starts from: change its blueprints"
@@ -202,14 +204,19 @@ def _net_spec(net: tuple, inputs: int, outputs: int, *, scale: float = 1.0) -> T
     }
 
 
-def _run_net(params: Tree, x_BTNI: Tensor, net: tuple, at: Pass, width: int, dtype: str) -> Tensor:
+def _run_net(
+    params: Tree,
+    x_BTNI: Tensor,
+    net: tuple,
+    *,
+    width: int,
+    dtype: str,
+    condition: Tensor | None = None,
+) -> Tensor:
     """Patches in rows of `width` through a blueprint with a linear layer at each end: (B, T, N', outputs), float32."""
     x = layers.linear(params["embed"], x_BTNI).to(layers.DTYPES[dtype]).unflatten(2, (-1, width))
-    return (
-        layers.linear(params["head"], blueprint.apply(params["net"], x, net, at))
-        .float()
-        .flatten(2, 3)
-    )
+    y, _ = blueprint.apply(params["net"], x, net, condition=condition)
+    return layers.linear(params["head"], y).float().flatten(2, 3)
 
 
 def _patches(video_BTHWC: Tensor, patch: int) -> Tensor:
@@ -226,9 +233,8 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
             params["encoder"],
             patches,
             nets.encoder,
-            Pass(False),
-            cfg.width // cfg.patch,
-            nets.dtype,
+            width=cfg.width // cfg.patch,
+            dtype=nets.dtype,
         )
     else:
         z_BTNK, _ = layers.grid_transformer(params["encoder"], patches, cfg.encoder)
@@ -259,9 +265,13 @@ def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig)
         return decode(params, *alone, cfg).reshape(video_BTHWC.shape)
     if cfg.arch == "blueprint":
         side, nets = cfg.coarse_patch, cfg.blueprints
-        patches, at = _patches(video_BTHWC, side), Pass(False, codes_BTK)
         change = _run_net(
-            params["decoder"], patches, nets.decoder, at, cfg.width // side, nets.dtype
+            params["decoder"],
+            _patches(video_BTHWC, side),
+            nets.decoder,
+            width=cfg.width // side,
+            dtype=nets.dtype,
+            condition=codes_BTK,
         )
     else:
         action = layers.linear(params["action"], codes_BTK)[:, :, None]

@@ -18,7 +18,6 @@ from genie_fn.layers import STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprints
-from genie_fn.nets.conv import Pass
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.tree import Tree
 
@@ -149,9 +148,7 @@ class TokenizerConfig:
                 f"layers are conditioned on the codes, of width {width}, and only in the decoder: "
                 "change the has_ext layers of the blueprints"
             )
-        if "multiplies" in blueprint.time_changes(both[0]) or "divides" in blueprint.time_changes(
-            both[1]
-        ):
+        if blueprint.multiplies_time(both[0]) or blueprint.divides_time(both[1]):
             raise UserError(
                 "an encoder that multiplies the frame rate, or a decoder that divides it, would see later frames: "
                 "divide in the encoder and multiply in the decoder"
@@ -226,13 +223,15 @@ def spec(cfg: TokenizerConfig) -> Tree:
 def encode(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> Tensor:
     """Video in [-1, 1] → latents (B, T', N, K), before quantisation; T' = T / time_factor, or 1 + (T-1) / it."""
     if cfg.arch == "magvit2":
-        at = Pass(blueprint.starts_alone(video_BTHWC.shape[1], cfg.time_factor))
-        video = video_BTHWC.to(layers.DTYPES[cfg.blueprints.dtype])
-        return (
-            blueprint.apply(params["encoder"], video, cfg.blueprints.encoder, at)
-            .float()
-            .flatten(2, 3)
+        latents, _ = blueprint.apply(
+            params["encoder"],
+            video_BTHWC.to(layers.DTYPES[cfg.blueprints.dtype]),
+            cfg.blueprints.encoder,
+            first_frame_alone=blueprint.codes_first_frame_alone(
+                video_BTHWC.shape[1], cfg.time_factor
+            ),
         )
+        return latents.float().flatten(2, 3)
     return layers.grid_transformer(
         params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder
     )[0]
@@ -242,27 +241,36 @@ def decode(
     params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig, frames: int | None = None
 ) -> Tensor:
     """Codes → video (B, T, H, W, 3) in about [-1, 1]; `frames` is T, by default T' · time_factor."""
-    alone = frames is not None and blueprint.starts_alone(frames, cfg.time_factor)
-    return _decode(params, codes_BTNK, None, cfg, alone)[0]
+    alone = frames is not None and blueprint.codes_first_frame_alone(frames, cfg.time_factor)
+    return _decode(params, codes_BTNK, None, cfg, first_frame_alone=alone)[0]
 
 
 def decode_next(
     params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig
 ) -> tuple[Tensor, Tree | None]:
     """`decode` of the frames after those in the cache, at a time_factor of 1; also returns the extended cache."""
-    return _decode(params, codes_BTNK, cache, cfg, False)
+    return _decode(params, codes_BTNK, cache, cfg, first_frame_alone=False)
 
 
 def _decode(
-    params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig, alone: bool
-):
+    params: Tree,
+    codes_BTNK: Tensor,
+    cache: Tree | None,
+    cfg: TokenizerConfig,
+    *,
+    first_frame_alone: bool,
+) -> tuple[Tensor, Tree | None]:
     if cfg.arch == "magvit2":
         codes_BTHWK = codes_BTNK.unflatten(2, cfg.grid)
-        at = Pass(alone, codes_BTHWK, cache)
-        x = codes_BTHWK.to(layers.DTYPES[cfg.blueprints.dtype])
-        return blueprint.apply(params["decoder"], x, cfg.blueprints.decoder, at).float(), tuple(
-            at.kept
+        video, cache = blueprint.apply(
+            params["decoder"],
+            codes_BTHWK.to(layers.DTYPES[cfg.blueprints.dtype]),
+            cfg.blueprints.decoder,
+            first_frame_alone=first_frame_alone,
+            condition=codes_BTHWK,
+            cache=cache,
         )
+        return video.float(), cache
     pixels, cache = layers.grid_transformer(params["decoder"], codes_BTNK, cfg.decoder, cache)
     return layers.unpatchify(pixels, cfg.patch, cfg.height), cache
 

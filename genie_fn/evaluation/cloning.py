@@ -22,7 +22,6 @@ from genie_fn.evaluation import action_report, inverse_dynamics, statistics
 from genie_fn.microbatch import Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
-from genie_fn.nets.conv import Pass
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
 from genie_fn.tree import Tree
@@ -109,9 +108,8 @@ def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
     the probe, which sees the frame after, too."""
     x = layers.to_float(frames_BTHWC)
     change = 4 * torch.diff(x, dim=1)
-    y = blueprint.apply(
-        params["net"], torch.cat((x[:, -1:], change[:, -1:], change[:, :1]), -1), net, Pass(False)
-    )
+    inputs = torch.cat((x[:, -1:], change[:, -1:], change[:, :1]), -1)
+    y, _ = blueprint.apply(params["net"], inputs, net)
     return layers.linear(params["head"], y.flatten(1))
 
 

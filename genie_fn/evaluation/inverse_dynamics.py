@@ -18,7 +18,6 @@ from genie_fn.evaluation.action_report import Transitions
 from genie_fn.microbatch import Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
-from genie_fn.nets.conv import Pass
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
@@ -70,9 +69,8 @@ def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
     change = 4 * torch.diff(
         x, dim=1, prepend=x[:, :1]
     )  # small where little moves, and yet what tells the action
-    y = blueprint.apply(
-        params["net"], torch.cat((x[:, :-1], change[:, 1:], change[:, :-1]), -1), net, Pass(False)
-    )
+    inputs = torch.cat((x[:, :-1], change[:, 1:], change[:, :-1]), -1)
+    y, _ = blueprint.apply(params["net"], inputs, net)
     return layers.linear(params["head"], y.flatten(2))
 
 

@@ -1,14 +1,17 @@
-"""What a tokenizer can be trained with beside squared error: a discriminator of single frames, and VGG16's features.
+"""The tokenizer's losses beside squared error: of a discriminator, and of VGG16's features.
 
-Hinge loss and adaptive weight: Esser et al. 2021 (VQGAN, arXiv 2012.09841). Gradient penalty on real frames: Mescheder
-et al. 2018 (R1, arXiv 1801.04406). Perceptual loss: Johnson et al. 2016 (arXiv 1603.08155).
+Hinge loss and adaptive weight: Esser et al. 2021 (VQGAN, arXiv 2012.09841). Gradient penalty on
+real frames: Mescheder et al. 2018 (R1, arXiv 1801.04406). Perceptual loss: Johnson et al. 2016
+(arXiv 1603.08155).
 
-One scalar trains both sides in one backward pass: the generator's terms see the discriminator's parameters detached,
-the discriminator's terms see the generated frames detached, so that each parameter gets its own loss's gradient alone.
+One scalar trains both sides in one backward pass. The generator's terms use detached parameters of
+the discriminator, and the discriminator's terms use detached reconstructions, so each parameter
+receives the gradient of its own loss only.
 """
 
 import sys
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,37 +21,10 @@ from tyro.conf import Suppress
 from genie_fn import random, tree
 from genie_fn.errors import UserError
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
-from genie_fn.nets import blueprint
+from genie_fn.nets import discriminator, vgg
 from genie_fn.nets.blueprint import Blueprint
-from genie_fn.nets.conv import Pass
+from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.tree import Tree
-
-VGG_MEAN, VGG_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """A convolutional network from a frame to a map of logits, above 0 where it looks real."""
-
-    dim: int = 64
-    mults: Suppress[tuple[int, ...]] = (1, 2, 4)
-    """Width of each stage, in multiples of `dim`."""
-    down: Suppress[tuple[int, ...]] = (1, 2, 2)
-    """By how much each stage divides the sides of its input."""
-    groups: int = 8
-    act: str = "leaky"
-    blur: bool = True
-    """Down-sample by blurring and leaving out; otherwise by space to depth."""
-    attention: bool = True
-    """Let the places of a frame attend to each other in the last stage."""
-    heads: int = 4
-    head_dim: int = 32
-
-    def __post_init__(self):
-        if len(self.mults) != len(self.down) or not self.mults:
-            raise UserError(
-                f"a discriminator's mults {self.mults} and down {self.down} name the same stages: make them fit"
-            )
 
 
 @dataclass(frozen=True)
@@ -58,127 +34,81 @@ class AdversarialConfig:
     gan: float = 0.0
     perceptual: float = 0.0
     vgg: str = ""
-    """torchvision's vgg16-397923af.pth, from download.pytorch.org/models; without it the perceptual term is off."""
+    """torchvision's vgg16-397923af.pth, from download.pytorch.org/models; without this file there is no perceptual
+    term."""
     features: Suppress[tuple[str, ...]] = (
         "features.6",
         "features.13",
         "features.18",
         "features.25",
     )
-    """The layers of VGG16 that are compared, by torchvision's names."""
+    """The layers of VGG16 whose outputs are compared, by torchvision's names."""
     frames: int = 4
-    """Frames of each clip that these terms look at, drawn anew each step."""
+    """The number of frames of each clip that these terms use, drawn anew each step."""
     start: int = 0
-    """The step from which on the discriminator's judgement counts for the tokenizer; it learns from the first."""
+    """The step from which on the discriminator's logits train the tokenizer; the discriminator trains from step 0."""
     adaptive: bool = True
-    """Scale the generator's term so that its gradient at the last layer is as large as the other terms' there."""
+    """Scale the generator's term so that its gradient at the last layer is as large as that of the other terms."""
     penalty: float = 1.0
-    """Weight of the squared gradient of the logits by the real frames."""
+    """Weight of the squared gradient of the logits with respect to the real frames."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     def __post_init__(self):
         if self.gan < 0 or self.perceptual < 0 or self.penalty < 0 or self.frames < 1:
             raise UserError(
-                "--cfg.adversarial: gan, perceptual and penalty are at least 0, frames at least 1"
+                "--cfg.adversarial: gan, perceptual and penalty must be at least 0, "
+                "frames at least 1"
             )
 
 
-def discriminator(cfg: DiscriminatorConfig) -> Blueprint:
-    """The discriminator as a blueprint: residual stages, optional attention, one logit per place."""
-    widths = [cfg.dim * m for m in cfg.mults]
-    layers = [
-        ("causal-conv3d", {"in_channels": 3, "out_channels": widths[0], "kernel_size": (1, 3)})
-    ]
-    for inputs, outputs, down in zip([widths[0], *widths], widths, cfg.down, strict=False):
-        options = {
-            "in_channels": inputs,
-            "out_channels": outputs,
-            "num_groups": cfg.groups,
-            "act_fn": cfg.act,
-        }
-        pooled = {"downsample": (1, down), "use_blur": True} if cfg.blur else {}
-        layers.append(("image-residual", options | pooled))
-        if not cfg.blur and down > 1:
-            layers.append(("space_downsample", {"in_channels": outputs, "factor": down}))
-    if cfg.attention:
-        sizes = {"n_embd": widths[-1], "n_head": cfg.heads, "d_head": cfg.head_dim}
-        layers.append(
-            ("space_attn", sizes | {"impl": "reference"})
-        )  # the gradient penalty derives it twice
-    layers += [("group_norm", {"num_channels": widths[-1], "num_groups": cfg.groups}), "leaky_relu"]
-    layers.append(
-        ("causal-conv3d", {"in_channels": widths[-1], "out_channels": 1, "kernel_size": (1, 3)})
-    )
-    return blueprint.parse(layers)
+class Networks(NamedTuple):
+    """The networks of the terms, beside the discriminator's parameters, which are trained."""
+
+    discriminator: Blueprint
+    vgg: Tree
+    """The result of `load_vgg`."""
 
 
-def discriminate(params: Tree, frames_MHWC: Tensor, net: Blueprint) -> Tensor:
-    """Frames in [-1, 1] → logits (M, h, w); `net` is the `discriminator`'s blueprint."""
-    return blueprint.apply(params, frames_MHWC[:, None], net, Pass(False))[:, 0, ..., 0]
+class Reconstruction(NamedTuple):
+    """What the terms need to know of a reconstruction of frames in [-1, 1]."""
 
-
-VGG16 = tuple(kind for count in (2, 2, 3, 3, 3) for kind in (*("conv", "relu") * count, "pool"))
+    real_MHWC: Tensor
+    fake_MHWC: Tensor
+    loss: Tensor
+    """The tokenizer's squared error."""
+    last_weight: Tensor
+    """The weight of the tokenizer's last layer, for `adaptive_weight`."""
 
 
 def load_vgg(cfg: AdversarialConfig, device: torch.device | str = "cpu") -> Tree:
-    """VGG16's convolutions from a file of torchvision's format, {"features.0": {"w", "b"}, …}; {} if none is wanted.
+    """VGG16's parameters, or {} without the perceptual term.
 
-    Without a file the perceptual term is off, which is said. Raises UserError if the file is not what it should be.
+    Prints a note if that term is on but its file is missing from the configuration.
     """
     if not cfg.perceptual:
         return {}
     if not cfg.vgg:
         print("no --cfg.adversarial.vgg: training without the perceptual term", file=sys.stderr)
         return {}
-    try:
-        state = torch.load(cfg.vgg, map_location=device, weights_only=True)
-        names = [f"features.{i}" for i, kind in enumerate(VGG16) if kind == "conv"]
-        params = {
-            name: {"w": state[f"{name}.weight"], "b": state[f"{name}.bias"]} for name in names
-        }
-        vgg_features(params, torch.zeros((1, 32, 32, 3), device=device), cfg.features)
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no file {cfg.vgg}: give --cfg.adversarial.vgg torchvision's vgg16 weights"
-        ) from None
-    except Exception as error:  # whatever a file of another kind leads to
-        raise UserError(
-            f"{cfg.vgg} does not hold torchvision's vgg16 ({type(error).__name__}): "
-            "download vgg16-397923af.pth from download.pytorch.org/models"
-        ) from error
-    return params
+    return vgg.load(cfg.vgg, device)
 
 
-def vgg_features(params: Tree, frames_MHWC: Tensor, names: tuple[str, ...]) -> list[Tensor]:
-    """The outputs of the named layers (torchvision's numbering) on frames in [-1, 1], normalised as VGG16 expects."""
-    mean, std = (frames_MHWC.new_tensor(values) for values in (VGG_MEAN, VGG_STD))
-    x, found = (((frames_MHWC + 1) / 2 - mean) / std).permute(0, 3, 1, 2), []
-    last = max(int(name.split(".")[1]) for name in names)
-    for i, kind in enumerate(VGG16[: last + 1]):
-        if kind == "conv":
-            p = params[f"features.{i}"]
-            x = F.conv2d(x, p["w"].to(x.dtype), p["b"].to(x.dtype), padding=1)
-        else:
-            x = x.relu() if kind == "relu" else F.max_pool2d(x, 2)
-        if f"features.{i}" in names:
-            found.append(x)
-    return found
-
-
-def perceptual(
+def perceptual_loss(
     params: Tree, real_MHWC: Tensor, fake_MHWC: Tensor, names: tuple[str, ...]
 ) -> Tensor:
     """Mean squared difference of VGG16's features, averaged over the named layers."""
-    pairs = zip(*(vgg_features(params, x, names) for x in (real_MHWC, fake_MHWC)), strict=True)
-    return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
+    real = vgg.features(params, real_MHWC, names)
+    fake = vgg.features(params, fake_MHWC, names)
+    errors = [(a - b).square().mean() for a, b in zip(real, fake, strict=True)]
+    return torch.stack(errors).mean()
 
 
-def pick_frames(
+def sample_frames(
     key: Tensor, frames: int, *videos_BTHWC: Tensor, first: int | Tensor = 0
 ) -> list[Tensor]:
     """The same `frames` random frames of each clip of several videos, (B·frames, H, W, 3) each.
 
-    `first` is the place of the first of these clips in the whole batch.
+    `first` is the index of the first of these clips in the whole batch.
     """
     batch, length = videos_BTHWC[0].shape[:2]
     order_BT = random.uniform(key, (batch, length), row=first).argsort(1)[:, :frames]
@@ -187,67 +117,94 @@ def pick_frames(
 
 
 def gradient_penalty(params: Tree, real_MHWC: Tensor, net: Blueprint) -> Tensor:
-    """The squared norm of the gradient of each real frame's logit by its pixels, averaged; differentiable by params."""
+    """The squared norm of the gradient of each real frame's mean logit by its pixels, averaged.
+
+    Differentiable with respect to `params`.
+    """
 
     def total(frames: Tensor) -> tuple[Tensor, tuple]:
-        return discriminate(params, frames, net).mean((1, 2)).sum(), ()
+        return discriminator.logits(params, frames, net).mean((1, 2)).sum(), ()
 
-    _, slope = tree.value_and_grad(total, differentiable=True)(real_MHWC)
-    return slope.square().sum((1, 2, 3)).mean()
+    _, gradient = tree.value_and_grad(total, differentiable=True)(real_MHWC)
+    return gradient.square().sum((1, 2, 3)).mean()
 
 
 def adaptive_weight(
-    reconstruction: Tensor, generator: Tensor, last: Tensor, microbatch: Microbatch = WHOLE_BATCH
+    reconstruction: Tensor,
+    generator: Tensor,
+    last_weight: Tensor,
+    microbatch: Microbatch = WHOLE_BATCH,
 ) -> Tensor:
-    """|∂ reconstruction / ∂ last| / |∂ generator / ∂ last|, at most 10⁴ (VQGAN, equation 7; `last` is a weight)."""
-    a = microbatch.mean("reconstruction_slope", slope(reconstruction, last)).norm()
-    b = microbatch.mean("generator_slope", slope(generator, last)).norm()
+    """|∂ reconstruction / ∂ w| / |∂ generator / ∂ w|, at most 10⁴ (VQGAN, equation 7).
+
+    Both are losses, and w is `last_weight`.
+    """
+    a = microbatch.mean("reconstruction_slope", slope(reconstruction, last_weight)).norm()
+    b = microbatch.mean("generator_slope", slope(generator, last_weight)).norm()
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
 
 
 def slope(loss: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of a loss by one weight; the loss can be derived again."""
+    """The gradient of a loss with respect to one weight; the loss can be differentiated again."""
     return torch.autograd.grad(loss, weight, retain_graph=True)[0]
 
 
 def losses(
     params: Tree,
-    net: Blueprint,
-    vgg: Tree,
-    real_MHWC: Tensor,
-    fake_MHWC: Tensor,
-    reconstruction: Tensor,
-    last: Tensor,
+    networks: Networks,
+    reconstruction: Reconstruction,
     step: Tensor,
     cfg: AdversarialConfig,
     microbatch: Microbatch = WHOLE_BATCH,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """All terms on frames in [-1, 1], as one scalar to add to the tokenizer's loss, and their values.
+    """The weighted sum of all terms, to add to the tokenizer's loss, and the value of each.
 
-    `params` and `net` are the discriminator's, `vgg` those of `load_vgg` or empty; `reconstruction` is the tokenizer's
-    squared error and `last` the weight of its last layer, for the adaptive weight.
+    `params` are the discriminator's.
     """
-    total, metrics = reconstruction.new_zeros(()), {}
-    if cfg.perceptual and vgg:
-        metrics["perceptual"] = perceptual(vgg, real_MHWC, fake_MHWC, cfg.features)
+    total = reconstruction.loss.new_zeros(())
+    metrics = {}
+    if cfg.perceptual and networks.vgg:
+        real, fake = reconstruction.real_MHWC, reconstruction.fake_MHWC
+        metrics["perceptual"] = perceptual_loss(networks.vgg, real, fake, cfg.features)
         total = total + cfg.perceptual * metrics["perceptual"]
     if cfg.gan:
-        on = (step >= cfg.start).float()
-        generator = -discriminate(tree.map(Tensor.detach, params), fake_MHWC, net).mean()
-        whole = reconstruction + total
-        weight = (
-            adaptive_weight(whole, generator, last, microbatch)
-            if cfg.adaptive
-            else torch.ones_like(on)
-        )
-        real, fake = discriminate(params, torch.cat((real_MHWC, fake_MHWC.detach())), net).chunk(2)
-        hinge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        penalty = gradient_penalty(params, real_MHWC, net) if cfg.penalty else torch.zeros_like(on)
-        total = total + on * cfg.gan * weight * generator + hinge + cfg.penalty * penalty
-        metrics |= {
-            "generator": generator,
-            "discriminator": hinge,
-            "penalty": penalty,
-            "gan_weight": weight,
-        }
+        so_far = reconstruction._replace(loss=reconstruction.loss + total)
+        terms, gan_metrics = _gan_losses(params, networks.discriminator, so_far, step, cfg, microbatch)
+        for term in terms:
+            total = total + term
+        metrics |= gan_metrics
     return total, metrics
+
+
+def _gan_losses(
+    params: Tree,
+    net: Blueprint,
+    reconstruction: Reconstruction,
+    step: Tensor,
+    cfg: AdversarialConfig,
+    microbatch: Microbatch,
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The weighted terms: of the generator, the discriminator's hinge loss, its gradient penalty.
+
+    `reconstruction.loss` is the sum of all other losses of the tokenizer.
+    """
+    real, fake, other_losses, last_weight = reconstruction
+    active = (step >= cfg.start).float()
+    frozen = tree.map(Tensor.detach, params)
+    generator = -discriminator.logits(frozen, fake, net).mean()
+    weight = torch.ones_like(active)
+    if cfg.adaptive:
+        weight = adaptive_weight(other_losses, generator, last_weight, microbatch)
+    both = torch.cat((real, fake.detach()))
+    real_logits, fake_logits = discriminator.logits(params, both, net).chunk(2)
+    hinge = F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+    penalty = torch.zeros_like(active)
+    if cfg.penalty:
+        penalty = gradient_penalty(params, real, net)
+    terms = (active * cfg.gan * weight * generator, hinge, cfg.penalty * penalty)
+    return terms, {
+        "generator": generator,
+        "discriminator": hinge,
+        "penalty": penalty,
+        "gan_weight": weight,
+    }

@@ -1,16 +1,17 @@
-"""Blueprints: networks over video written as a tuple of layers, each a name or a pair (name, options).
+"""Blueprints: networks over video as a tuple of layers, each a name or a pair (name, options).
 
     (("causal-conv3d", {"in_channels": 3, "out_channels": 64}), "silu", ("video-residual", {"in_channels": 64}))
 
-`parse` checks a blueprint and makes it hashable, `spec` gives its parameters, `apply` runs it on video (B, T, H, W, C).
-The names and their options are in genie_fn/nets/registry.py; `n_rep`, which all take, repeats a layer.
+`parse` checks a blueprint and makes it hashable, `spec` gives its parameters, `apply` runs it on
+video (B, T, H, W, C). genie_fn/nets/registry.py lists the names; the fields of the classes there
+are the options. All layers also take `n_rep`, the number of copies in a row.
 """
 
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from rich.table import Table
@@ -18,89 +19,121 @@ from torch import Tensor
 
 from genie_fn import layers, tree
 from genie_fn.errors import UserError
-from genie_fn.nets.conv import Pass
+from genie_fn.nets.causal import Context
 from genie_fn.nets.registry import ALIASES, REGISTRY, Layer
 from genie_fn.tree import Tree
 
 MAX_LAYERS = 1000
-Blueprint = tuple  # of (name, ((option, value), ...)), hashable: what `parse` returns
+Entry = tuple[str, tuple]  # (name, ((option, value), ...))
+Blueprint = tuple  # of entries, hashable: the result of `parse`
 
 
 def parse(description: Iterable) -> Blueprint:
-    """Check a blueprint and make it hashable. UserError names the position of what is wrong, and the nearest name."""
-    found = tuple(_entry(entry, i) for i, entry in enumerate(description))
-    if (depth := sum(repeats for _, repeats in _layers(found))) > MAX_LAYERS:
+    """Check a blueprint and make it hashable.
+
+    UserError names the position of a mistake and, for an unknown name, the nearest known one.
+    """
+    blueprint = tuple(_entry(entry, i) for i, entry in enumerate(description))
+    depth = sum(repeats for _, repeats in _layers(blueprint))
+    if depth > MAX_LAYERS:
         raise UserError(
-            f"a blueprint has at most {MAX_LAYERS} layers, and this one {depth}: repeat them less often"
+            f"the blueprint has {depth} layers, more than {MAX_LAYERS}: repeat them less often"
         )
     channels = None
-    for i, (layer, _) in enumerate(_layers(found)):
-        if layer.inputs is not None:
-            if channels not in (None, layer.inputs):
-                what = f"takes {layer.inputs} channels, but the layers before it give {channels}"
-                raise _wrong(i, found[i][0], what)
-            channels = layer.outputs
-    return found
+    for i, (layer, _) in enumerate(_layers(blueprint)):
+        if layer.inputs is None:
+            continue
+        if channels not in (None, layer.inputs):
+            what = f"takes {layer.inputs} channels, but the layers before it give {channels}"
+            raise _error(i, blueprint[i][0], what)
+        channels = layer.outputs
+    return blueprint
 
 
-def _wrong(at: int, name: str, what: str) -> UserError:
-    return UserError(f"layer {at} of the blueprint, {name}, {what}: change its options")
+def _error(position: int, name: str, what: str) -> UserError:
+    return UserError(f"layer {position} of the blueprint, {name}, {what}: change its options")
 
 
-def _entry(entry: Any, at: int) -> tuple[str, tuple]:
+def _entry(entry: Any, position: int) -> Entry:
+    """One checked and hashable entry of a blueprint."""
     name, options = (entry, ()) if isinstance(entry, str) else entry
     name = ALIASES.get(name, name)
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, [*REGISTRY, *ALIASES], n=1, cutoff=0)[0]
+        near = _nearest(name, [*REGISTRY, *ALIASES])
         raise UserError(
-            f"layer {at} of the blueprint has the unknown name {name!r}: did you mean {near!r}?"
+            f"layer {position} of the blueprint has the unknown name {name!r}: "
+            f"did you mean {near!r}?"
         )
-    options = {
-        key: _frozen(value)
-        for key, value in (options.items() if isinstance(options, Mapping) else options)
-    }
-    valid = {f.name: f for f in fields(REGISTRY[name])}
-    for key in options.keys() - valid.keys() - {"n_rep"}:
-        near = difflib.get_close_matches(key, [*valid, "n_rep"], n=1, cutoff=0)[0]
-        raise UserError(
-            f"layer {at} of the blueprint, {name}, has no option {key!r}: did you mean {near!r}? "
-            f"(It takes {', '.join([*valid, 'n_rep'])}.)"
-        )
-    for key, option in valid.items():
-        if option.default is MISSING and key not in options:
-            raise UserError(
-                f"layer {at} of the blueprint, {name}, needs the option {key!r}: give it a value"
-            )
-    frozen = (name, tuple(sorted(options.items())))
+    pairs = options.items() if isinstance(options, Mapping) else options
+    options = {key: _hashable(value) for key, value in pairs}
+    _check_options(name, options, position)
+    checked = (name, tuple(sorted(options.items())))
     try:
-        layer, repeats = _layer(frozen)
+        layer, repeats = _layer(checked)
+        _check_choices(layer)
         layer.spec()
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise _wrong(at, name, f"is impossible, {error}") from None
-    if (
-        type(repeats) is not int
-        or not 1 <= repeats <= MAX_LAYERS
-        or (repeats > 1 and layer.outputs != layer.inputs)
-    ):
-        raise _wrong(at, name, f"cannot be repeated {repeats} times")
-    return frozen
+        raise _error(position, name, f"is impossible, {error}") from None
+    if not _repeatable(layer, repeats):
+        raise _error(position, name, f"cannot be repeated {repeats} times")
+    return checked
 
 
-def _frozen(value: Any) -> Any:
-    """Options as hashable values, the same from Python and from JSON."""
+def _check_options(name: str, options: dict[str, Any], position: int) -> None:
+    """Refuse unknown options and missing ones."""
+    known = {field.name: field for field in fields(REGISTRY[name])}
+    names = [*known, "n_rep"]
+    for key in options:
+        if key not in names:
+            raise UserError(
+                f"layer {position} of the blueprint, {name}, has no option {key!r}: did you mean "
+                f"{_nearest(key, names)!r}? (It takes {', '.join(names)}.)"
+            )
+    for key, field in known.items():
+        if field.default is MISSING and key not in options:
+            raise UserError(
+                f"layer {position} of the blueprint, {name}, needs the option {key!r}: "
+                "give it a value"
+            )
+
+
+def _check_choices(layer: Layer) -> None:
+    """Refuse a value that is none of those that an option's `Literal` type lists."""
+    for field in fields(layer):
+        choices = get_args(field.type) if get_origin(field.type) is Literal else None
+        value = getattr(layer, field.name)
+        if choices and value not in choices:
+            raise ValueError(f"its {field.name} {value!r} is none of {', '.join(choices)}")
+
+
+def _repeatable(layer: Layer, repeats: Any) -> bool:
+    if type(repeats) is not int or not 1 <= repeats <= MAX_LAYERS:
+        return False
+    return repeats == 1 or layer.outputs == layer.inputs
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+
+
+def _hashable(value: Any) -> Any:
+    """An option's value as nested tuples, the same from Python and from JSON."""
     if isinstance(value, Mapping):
-        return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+        return tuple(sorted((key, _hashable(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(item) for item in value)
+    return value
 
 
-def _layer(entry: tuple[str, tuple]) -> tuple[Layer, int]:
-    options = dict(entry[1])
+def _layer(entry: Entry) -> tuple[Layer, int]:
+    name, pairs = entry
+    options = dict(pairs)
     repeats = options.pop("n_rep", 1)
-    return REGISTRY[entry[0]](**options), repeats
+    return REGISTRY[name](**options), repeats
 
 
 def _layers(blueprint: Blueprint) -> list[tuple[Layer, int]]:
-    """The layers of a parsed blueprint, each with how often it is repeated."""
+    """The layers of a parsed blueprint, each with the number of its copies."""
     return [_layer(entry) for entry in blueprint]
 
 
@@ -109,40 +142,64 @@ def _keys(blueprint: Blueprint) -> list[str]:
 
 
 def spec(blueprint: Blueprint) -> Tree:
-    """The parameters, by layer; a repeated layer's are stacked along a leading axis."""
+    """The parameters by layer; those of a repeated layer are stacked along a leading axis."""
     chain = zip(_keys(blueprint), _layers(blueprint), strict=True)
     return {key: tree.stack(layer.spec(), repeats) for key, (layer, repeats) in chain}
 
 
-def apply(params: Tree, x_BTHWC: Tensor, blueprint: Blueprint, at: Pass) -> Tensor:
-    """Run the network. Computes in the dtype of x."""
+def apply(
+    params: Tree,
+    x_BTHWC: Tensor,
+    blueprint: Blueprint,
+    *,
+    first_frame_alone: bool = False,
+    condition: Tensor | None = None,
+    cache: Tree | None = None,
+) -> tuple[Tensor, Tree]:
+    """Run the network; returns the output and the cache. Computes in the dtype of x.
+
+    `first_frame_alone` chooses the rule of genie_fn/nets/causal.py by which layers change the frame
+    rate. `condition` is the external input of conditioned layers, (B, T, K) or (B, T, h, w, K).
+    With the cache of an earlier call, the frames continue those of that call, as if all had been
+    given at once; the network must keep the frame rate. A cache holds, by the keys of the
+    parameters, one tree for each copy of the layer.
+    """
     x = x_BTHWC
+    context = Context(first_frame_alone, condition)
+    extended = {}
     for key, (layer, repeats) in zip(_keys(blueprint), _layers(blueprint), strict=True):
-        for block in tree.unstack(params[key]) or [{}] * repeats:
-            x = layer.apply(block, x, at)
-    return x
+        blocks = tree.unstack(params[key]) or [{}] * repeats
+        pasts = [None] * repeats if cache is None else cache[key]
+        kept = []
+        for block, past in zip(blocks, pasts, strict=True):
+            x, block_cache = layer.apply(block, x, past, context)
+            kept.append(block_cache)
+        extended[key] = tuple(kept)
+    return x, extended
 
 
 def growth(blueprint: Blueprint) -> tuple[Fraction, Fraction]:
-    """By how much the network multiplies (frames, pixels per side); below 1 where it divides."""
-    time = space = Fraction(1)
+    """The factors by which the network multiplies (frames, pixels per side); below 1 if it divides."""
+    time = Fraction(1)
+    space = Fraction(1)
     for layer, repeats in _layers(blueprint):
         time *= Fraction(layer.grows[0], layer.shrinks[0]) ** repeats
         space *= Fraction(layer.grows[1], layer.shrinks[1]) ** repeats
     return time, space
 
 
-def time_changes(blueprint: Blueprint) -> set[str]:
-    """Whether any of its layers `divides` the frame rate, and whether any `multiplies` it.
+def divides_time(blueprint: Blueprint) -> bool:
+    """Whether any layer divides the frame rate."""
+    return any(layer.shrinks[0] > 1 for layer, _ in _layers(blueprint))
 
-    A network that does both may let a frame see later ones of its group, even if the two cancel out.
+
+def multiplies_time(blueprint: Blueprint) -> bool:
+    """Whether any layer multiplies the frame rate.
+
+    A network that divides and multiplies it may let a frame see later ones of its group, even if
+    the factors cancel out.
     """
-    found = [layer for layer, _ in _layers(blueprint)]
-    does = {
-        "divides": any(x.shrinks[0] > 1 for x in found),
-        "multiplies": any(x.grows[0] > 1 for x in found),
-    }
-    return {name for name, true in does.items() if true}
+    return any(layer.grows[0] > 1 for layer, _ in _layers(blueprint))
 
 
 def conditions(blueprint: Blueprint) -> set[int]:
@@ -151,48 +208,59 @@ def conditions(blueprint: Blueprint) -> set[int]:
 
 
 def channels(blueprint: Blueprint) -> tuple[int, int]:
-    """The channels that the network takes and gives."""
-    sized = [layer for layer, _ in _layers(blueprint) if layer.inputs is not None]
-    return sized[0].inputs, sized[-1].outputs
+    """The numbers of input and output channels. UserError if no layer determines them."""
+    ends = [(layer.inputs, layer.outputs) for layer, _ in _layers(blueprint)]
+    inputs = [first for first, _ in ends if first is not None]
+    outputs = [last for _, last in ends if last is not None]
+    if not inputs or not outputs:
+        raise UserError("no layer of the blueprint determines its channels: add a convolution")
+    return inputs[0], outputs[-1]
 
 
-def starts_alone(frames: int, time_factor: int) -> bool:
-    """Whether a video of this many frames has its first coded alone: 1 + k·factor frames, rather than k·factor."""
+def codes_first_frame_alone(frames: int, time_factor: int) -> bool:
+    """Whether the first frame is coded alone: for 1 + k·time_factor frames, not for k·time_factor.
+
+    UserError for any other number of frames.
+    """
     if time_factor == 1 or frames % time_factor == 0:
         return False
     if frames % time_factor == 1:
         return True
+    fewer = frames - frames % time_factor
     raise UserError(
-        f"a network that divides the frame rate by {time_factor} codes {time_factor}k or 1 + {time_factor}k frames, "
-        f"not {frames}: give it {frames - frames % time_factor} or {frames - frames % time_factor + 1}"
+        f"a network that divides the frame rate by {time_factor} codes {time_factor}k or "
+        f"1 + {time_factor}k frames, not {frames}: give it {fewer} or {fewer + 1}"
     )
 
 
 def table(
-    blueprint: Blueprint, shape: tuple[int, int, int], title: str, alone: bool = False
+    blueprint: Blueprint,
+    shape: tuple[int, int, int],
+    title: str,
+    *,
+    first_frame_alone: bool = False,
 ) -> Table:
-    """Each layer with its output shape on a video (T, H, W), and its parameters; `alone` as in conv.py."""
-    made, total = Table("layer", "output (T, H, W, C)", "parameters", title=title), 0
+    """Each layer with the shape of its output on a video (T, H, W), and its parameters."""
+    result = Table("layer", "output (T, H, W, C)", "parameters", title=title)
+    total = 0
     x = torch.empty((1, *shape, channels(blueprint)[0]), device="meta")
     for entry, (layer, repeats) in zip(blueprint, _layers(blueprint), strict=True):
-        params = spec((entry,))
+        params = tree.map(lambda s: torch.empty(s.shape, device="meta"), spec((entry,)))
         condition = torch.empty((1, x.shape[1], layer.condition), device="meta")
-        x = apply(
-            tree.map(lambda s: torch.empty(s.shape, device="meta"), params),
-            x,
-            (entry,),
-            Pass(alone, condition),
+        x, _ = apply(
+            params, x, (entry,), first_frame_alone=first_frame_alone, condition=condition
         )
-        times = f" × {repeats}" if repeats > 1 else ""
-        made.add_row(entry[0] + times, " × ".join(map(str, x.shape[1:])), f"{tree.count(params):,}")
+        copies = f" × {repeats}" if repeats > 1 else ""
+        size = " × ".join(map(str, x.shape[1:]))
+        result.add_row(entry[0] + copies, size, f"{tree.count(params):,}")
         total += tree.count(params)
-    made.add_row("all", "", f"{total:,}", style="bold")
-    return made
+    result.add_row("all", "", f"{total:,}", style="bold")
+    return result
 
 
 @dataclass(frozen=True)
 class Blueprints:
-    """The two networks of an architecture built from blueprints, and the dtype that they compute in."""
+    """The encoder and decoder of an architecture built from blueprints, and their compute dtype."""
 
     encoder: tuple = ()
     decoder: tuple = ()
