@@ -11,9 +11,10 @@ from pathlib import Path
 
 from genie_fn import layers, quantize, tokenizer
 from genie_fn.errors import UserError
-from genie_fn.nets import adversarial, blueprint
-from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets import adversarial, blueprint, discriminator
+from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
@@ -158,7 +159,7 @@ PRESETS = {
 def objective(cfg: Config, vgg: dict):
     """The loss of a step: squared error and the quantiser's, with the adversarial and perceptual terms if asked for."""
     model, extra = cfg.model, cfg.adversarial
-    net = adversarial.discriminator(extra.discriminator)
+    networks = adversarial.Networks(discriminator.network(extra.discriminator), vgg)
 
     def loss(params, batch, key, step, microbatch):
         if not extra.gan and not vgg:
@@ -166,13 +167,12 @@ def objective(cfg: Config, vgg: dict):
         video = layers.to_float(batch.frames)
         made, q = tokenizer.reconstruct(params, video, model, microbatch)
         mse, shown = (made - video).square().mean(), min(extra.frames, video.shape[1])
-        real, fake = adversarial.pick_frames(
+        real, fake = adversarial.sample_frames(
             key, shown, video, made, first=microbatch.first_clip(len(video))
         )
         last, critic = tokenizer.last_weight(params, model), params.get("discriminator")
-        more, terms = adversarial.losses(
-            critic, net, vgg, real, fake, mse, last, step, extra, microbatch
-        )
+        reconstruction = adversarial.Reconstruction(real, fake, mse, last)
+        more, terms = adversarial.losses(critic, networks, reconstruction, step, extra, microbatch)
         return mse + q.loss + more, ({"mse": mse} | q.metrics | terms, q)
 
     return loss
@@ -184,11 +184,8 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, model=model)
     spec, quantizer, apart = tokenizer.spec(model), model.quantizer, {}
     if cfg.adversarial.gan:
-        spec |= {
-            "discriminator": blueprint.spec(
-                adversarial.discriminator(cfg.adversarial.discriminator)
-            )
-        }
+        net = discriminator.network(cfg.adversarial.discriminator)
+        spec |= {"discriminator": blueprint.spec(net)}
         apart = {"discriminator": cfg.critic}
         tokenizer.last_weight(spec, model)  # refuses a decoder that has none
     vgg = adversarial.load_vgg(cfg.adversarial, device)

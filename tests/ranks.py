@@ -22,8 +22,9 @@ from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.nets import adversarial, blueprint
-from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets import blueprint, discriminator
+from genie_fn.nets.adversarial import AdversarialConfig
+from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
@@ -76,7 +77,7 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
     )
     spec, apart = tokenizer.spec(model), {}
     if gan:
-        spec |= {"discriminator": blueprint.spec(adversarial.discriminator(critic))}
+        spec |= {"discriminator": blueprint.spec(discriminator.network(critic))}
         apart = {"discriminator": cfg.critic}
     stats, update = quantize.initial_use(quantizer), quantize.codebook_update(quantizer)
     return Stage(train_tokenizer.objective(cfg, {}), spec, stats, update, apart, clips)

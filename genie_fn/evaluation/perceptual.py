@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from genie_fn import layers, metrics
 from genie_fn.errors import UserError
-from genie_fn.nets import adversarial
-from genie_fn.nets.adversarial import AdversarialConfig
+from genie_fn.nets import vgg as vgg16
 from genie_fn.tree import Tree
 
 STAGES = (
@@ -66,11 +65,7 @@ def load(cfg: WeightsConfig, device: torch.device | str = "cpu") -> Networks:
     """Read the files. Raises UserError where one is missing or not what it should be."""
     vgg = linear = None
     if cfg.vgg:
-        vgg = _read(
-            "vgg",
-            cfg.vgg,
-            lambda path: adversarial.load_vgg(AdversarialConfig(perceptual=1, vgg=path), device),
-        )
+        vgg = _read("vgg", cfg.vgg, lambda path: vgg16.load(path, device))
         linear = _read(
             "lpips", cfg.lpips, lambda path: _linear(torch.load(path, device, weights_only=True))
         )
@@ -99,7 +94,7 @@ def lpips(vgg: Tree, linear: list[Tensor], a: Tensor, b: Tensor) -> Tensor:
     """The learned distance of each pair of frames, (M, H, W, 3) uint8 → (M,): 0 where they are equal."""
     total = torch.zeros(len(a), device=a.device)
     pairs = zip(
-        *(adversarial.vgg_features(vgg, layers.to_float(x), STAGES) for x in (a, b)),
+        *(vgg16.features(vgg, layers.to_float(x), STAGES) for x in (a, b)),
         linear,
         strict=True,
     )

@@ -9,7 +9,7 @@ from genie_fn import metrics, random
 from genie_fn.errors import UserError
 from genie_fn.evaluation import perceptual
 from genie_fn.evaluation.perceptual import WeightsConfig
-from genie_fn.nets import adversarial
+from genie_fn.nets import vgg
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
@@ -36,7 +36,7 @@ class I3d(torch.nn.Module):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> WeightsConfig:
     home, state, inputs = tmp_path_factory.mktemp("weights"), {}, 3
-    indices = [i for i, kind in enumerate(adversarial.VGG16) if kind == "conv"]
+    indices = [i for i, kind in enumerate(vgg.LAYERS) if kind == "conv"]
     for i, width in zip(indices, WIDTHS, strict=True):
         key = random.fold_in(random.key(0), i)
         state[f"features.{i}.weight"] = (
@@ -72,14 +72,14 @@ def lpips_by_hand(files: WeightsConfig, a: torch.Tensor, b: torch.Tensor) -> flo
         [0.458, 0.448, 0.45]
     )[:, None, None]
     taken = 0
-    for i, kind in enumerate(adversarial.VGG16[:30]):
+    for i, kind in enumerate(vgg.LAYERS[:30]):
         if kind == "pool":
             x = F.max_pool2d(x, 2)
         elif kind == "conv":
             x = F.conv2d(x, state[f"features.{i}.weight"], state[f"features.{i}.bias"], padding=1)
         else:
             x = x.clamp(min=0)
-            if adversarial.VGG16[i + 1] == "pool":
+            if vgg.LAYERS[i + 1] == "pool":
                 weight, (f, g) = linear[f"lin{taken}.model.1.weight"].flatten().numpy(), x.numpy()
                 places = [
                     (f[:, h, w], g[:, h, w]) for h in range(f.shape[1]) for w in range(f.shape[2])

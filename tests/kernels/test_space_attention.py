@@ -5,8 +5,9 @@ import torch
 
 from genie_fn import random, tree
 from genie_fn.kernels import attention
-from genie_fn.nets import conv
-from genie_fn.nets.registry import SpaceAttention
+from genie_fn.nets import attention as nets_attention
+from genie_fn.nets.attention import SpaceAttention
+from genie_fn.nets.causal import Context
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,11 +74,11 @@ def test_strided_inputs_are_read_where_they_lie():
 
 
 def test_layers_of_a_blueprint_take_the_kernel_too():
-    spec = conv.attention_spec(16, 2, 8)
+    spec = nets_attention.attention_spec(16, 2, 8)
     params = tree.map(lambda x: x.to(DEVICE), tree.init(spec, random.key(0)))
     x = noise(1, 2, 3, 3, 5, 16)
-    y, expected = (
-        SpaceAttention(16, 2, 8, impl=impl).apply(params, x, None)
+    (y, _), (expected, _) = (
+        SpaceAttention(16, 2, 8, impl=impl).apply(params, x, None, Context())
         for impl in ("triton", "reference")
     )
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)

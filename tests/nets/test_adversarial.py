@@ -1,4 +1,4 @@
-"""The discriminator and the perceptual term: who trains whom, against references written out by autograd."""
+"""The adversarial and perceptual losses: which term trains which parameters, against separate losses by autograd."""
 
 from dataclasses import replace
 
@@ -10,16 +10,18 @@ import train_tokenizer
 from genie_fn import data, random, tokenizer, tree
 from genie_fn.errors import UserError
 from genie_fn.microbatch import WHOLE_BATCH
-from genie_fn.nets import adversarial, blueprint
-from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets import adversarial, blueprint, discriminator
+from genie_fn.nets import vgg as vgg16
+from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import init_state, make_step
 
 NET = DiscriminatorConfig(dim=8, mults=(1, 2), down=(1, 2), groups=4, heads=2, head_dim=8)
-BLUEPRINT = adversarial.discriminator(NET)
+BLUEPRINT = discriminator.network(NET)
 TINY = replace(NET, mults=(1,), down=(2,))
 ENCODER = (
     ("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (1, 3)}),
@@ -66,7 +68,7 @@ def vgg_file(tmp_path_factory):
     """A file of torchvision's format and names, an eighth as wide."""
     path, inputs, state = tmp_path_factory.mktemp("vgg") / "vgg.pth", 3, {}
     widths = iter((8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64))
-    for i, kind in enumerate(adversarial.VGG16):
+    for i, kind in enumerate(vgg16.LAYERS):
         if kind == "conv":
             outputs = next(widths)
             w = (
@@ -84,7 +86,7 @@ def video(seed, count=4):
 
 
 def run(cfg, steps=1, vgg=None):
-    net = adversarial.discriminator(cfg.adversarial.discriminator)
+    net = discriminator.network(cfg.adversarial.discriminator)
     spec = tokenizer.spec(cfg.model) | {"discriminator": blueprint.spec(net)}
     apart = {"discriminator": cfg.critic}
     state = init_state(spec, random.key(0), cfg.optim, {}, apart)
@@ -113,12 +115,12 @@ def changed(a, b):
 
 def test_the_discriminator_gives_a_map_of_logits(critic):
     for blur, attention in ((True, True), (False, False)):
-        net = adversarial.discriminator(replace(NET, blur=blur, attention=attention))
+        net = discriminator.network(replace(NET, blur=blur, attention=attention))
         params = tree.init(blueprint.spec(net), random.key(0))
-        assert adversarial.discriminate(params, video(0), net).shape == (4, 8, 8)
-    seed = adversarial.discriminator(DiscriminatorConfig())  # the seed's sizes
+        assert discriminator.logits(params, video(0), net).shape == (4, 8, 8)
+    seed = discriminator.network(DiscriminatorConfig())  # the seed's sizes
     params = tree.map(lambda s: torch.empty(s.shape, device="meta"), blueprint.spec(seed))
-    assert adversarial.discriminate(
+    assert discriminator.logits(
         params, torch.empty((2, 64, 64, 3), device="meta"), seed
     ).shape == (2, 16, 16)
 
@@ -127,25 +129,25 @@ def separate_gradients(params, vgg, step):
     """Each side's gradient from its own loss, written out without detaching anything by hand in the losses."""
     model, extra = CFG.model, CFG.adversarial
     target = tokenizer.layers.to_float(FRAMES)
-    real, _ = adversarial.pick_frames(random.fold_in(random.key(4), step), 2, target, target)
+    real, _ = adversarial.sample_frames(random.fold_in(random.key(4), step), 2, target, target)
     leaves = tree.map(lambda x: x.clone().requires_grad_(), params)
     made, q = tokenizer.reconstruct(leaves, target, model)
-    _, fake = adversarial.pick_frames(random.fold_in(random.key(4), step), 2, target, made)
+    _, fake = adversarial.sample_frames(random.fold_in(random.key(4), step), 2, target, made)
     generator = (made - target).square().mean() + q.loss
     generator = (
         generator
-        - extra.gan * adversarial.discriminate(leaves["discriminator"], fake, BLUEPRINT).mean()
+        - extra.gan * discriminator.logits(leaves["discriminator"], fake, BLUEPRINT).mean()
     )
     own = {name: leaves[name] for name in ("encoder", "decoder")}
     ours = torch.autograd.grad(generator, tree.leaves(own), retain_graph=True)
     real.requires_grad_()
-    logits = adversarial.discriminate(leaves["discriminator"], real, BLUEPRINT)
+    logits = discriminator.logits(leaves["discriminator"], real, BLUEPRINT)
     (slope,) = torch.autograd.grad(logits.mean((1, 2)).sum(), real, create_graph=True)
     critic = F.relu(1 - logits).mean() + slope.flatten(1).square().sum(1).mean() * extra.penalty
     critic = (
         critic
         + F.relu(
-            1 + adversarial.discriminate(leaves["discriminator"], fake.detach(), BLUEPRINT)
+            1 + discriminator.logits(leaves["discriminator"], fake.detach(), BLUEPRINT)
         ).mean()
     )
     return dict(zip(tree.paths(own), ours, strict=True)), torch.autograd.grad(
@@ -202,7 +204,7 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
     target = tokenizer.layers.to_float(FRAMES)
     made, _ = tokenizer.reconstruct(params, target, MODEL)
     mse = (made - target).square().mean()
-    generator = -adversarial.discriminate(critic, made.flatten(0, 1), BLUEPRINT).mean()
+    generator = -discriminator.logits(critic, made.flatten(0, 1), BLUEPRINT).mean()
     weight = adversarial.adaptive_weight(mse, generator, last)
     a, b = (
         torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (mse, weight * generator)
@@ -254,10 +256,10 @@ def test_the_perceptual_gradient_is_not_zero_and_vanishes_at_the_target(vgg_file
     real, fake = (
         F.interpolate(x.permute(0, 3, 1, 2), size=32).permute(0, 2, 3, 1) for x in (real, fake)
     )
-    (slope,) = torch.autograd.grad(adversarial.perceptual(vgg, real, fake, names), fake)
+    (slope,) = torch.autograd.grad(adversarial.perceptual_loss(vgg, real, fake, names), fake)
     assert (slope.abs().amax((1, 2, 3)) > 0).all()
-    assert adversarial.perceptual(vgg, real, real, names) == 0
-    shapes = [f.shape[1:] for f in adversarial.vgg_features(vgg, real, names)]
+    assert adversarial.perceptual_loss(vgg, real, real, names) == 0
+    shapes = [f.shape[1:] for f in vgg16.features(vgg, real, names)]
     assert shapes == [(16, 16, 16), (32, 8, 8), (64, 4, 4), (64, 2, 2)]
 
 
@@ -267,7 +269,7 @@ def test_vgg_sees_images_normalised_as_imagenet():
     w[range(3), range(3), 1, 1] = 1
     params = {"features.0": {"w": w, "b": torch.zeros(3)}}
     white = torch.ones(1, 4, 4, 3)
-    (seen,) = adversarial.vgg_features(params, white, ("features.0",))
+    (seen,) = vgg16.features(params, white, ("features.0",))
     expected = [
         (1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
     ]
@@ -289,10 +291,10 @@ def test_files_that_are_not_vgg16_are_refused(tmp_path, capsys):
 
 def test_frames_are_drawn_alike_from_every_video():
     a = torch.arange(24).reshape(2, 12, 1, 1, 1)
-    picked, same = adversarial.pick_frames(random.key(0), 5, a, a * 10)
+    picked, same = adversarial.sample_frames(random.key(0), 5, a, a * 10)
     assert picked.shape == (10, 1, 1, 1) and torch.equal(picked * 10, same)
     assert len(picked.unique()) == 10 and (picked[:5] < 12).all() and (picked[5:] >= 12).all()
-    assert not torch.equal(picked, adversarial.pick_frames(random.key(1), 5, a)[0])
+    assert not torch.equal(picked, adversarial.sample_frames(random.key(1), 5, a)[0])
 
 
 def test_what_a_discriminator_cannot_have_is_refused():
@@ -300,5 +302,5 @@ def test_what_a_discriminator_cannot_have_is_refused():
         replace(CFG, compile="split")
     with pytest.raises(UserError, match="no average"):
         replace(CFG, critic=OPTIM)
-    with pytest.raises(UserError, match="name the same stages"):
+    with pytest.raises(UserError, match="differ in length"):
         DiscriminatorConfig(mults=(1, 2), down=(1, 2, 2))

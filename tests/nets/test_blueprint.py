@@ -10,7 +10,6 @@ from rich.console import Console
 from genie_fn import random, tree
 from genie_fn.errors import UserError
 from genie_fn.nets import blueprint, registry
-from genie_fn.nets.conv import Pass
 from genie_fn.training import checkpoint
 
 # One or more entries for every name: (layer, channels that it takes, width of its condition).
@@ -80,12 +79,12 @@ every_layer = pytest.mark.parametrize(
 
 def build(*description, seed=0):
     """A parsed blueprint and parameters without zeros, so that no path is closed at the start."""
-    made = blueprint.parse(description)
-    params = tree.init(blueprint.spec(made), random.key(seed))
+    net = blueprint.parse(description)
+    params = tree.init(blueprint.spec(net), random.key(seed))
     noise = tree.init(
-        tree.map(lambda s: type(s)(s.shape, std=0.05), blueprint.spec(made)), random.key(seed + 1)
+        tree.map(lambda s: type(s)(s.shape, std=0.05), blueprint.spec(net)), random.key(seed + 1)
     )
-    return made, tree.map(torch.add, params, noise)
+    return net, tree.map(torch.add, params, noise)
 
 
 def noise(*shape, seed=0):
@@ -96,8 +95,8 @@ def test_every_name_of_the_registry_is_tested():
     assert {entry[0] for entry in ENTRIES} == registry.REGISTRY.keys()
 
 
-def rates(made):
-    [(layer, _)] = blueprint._layers(made)
+def rates(net):
+    [(layer, _)] = blueprint._layers(net)
     return layer.grows[0], layer.shrinks[0]
 
 
@@ -112,18 +111,18 @@ def out_span(frame, up, down, alone):
 @pytest.mark.parametrize("alone", [False, True])
 def test_no_layer_sees_the_future(name, options, channels, condition, alone):
     """Later frames are changed, and later conditions: nothing earlier may change, and something later must."""
-    made, params = build((name, options))
-    up, down = rates(made)
+    net, params = build((name, options))
+    up, down = rates(net)
     frames = 9 if alone else 8
     x, external = noise(2, frames, 4, 4, channels), noise(2, frames, condition, seed=1)
-    run = partial(blueprint.apply, params, blueprint=made)
-    y = run(x_BTHWC=x, at=Pass(alone, external))
+    run = partial(blueprint.apply, params, blueprint=net, first_frame_alone=alone)
+    y, _ = run(x_BTHWC=x, condition=external)
     assert y.shape[1] == ((frames - 1) * up // down + 1 if alone else frames * up // down)
     for t in range(frames - 1):
         other, changed = x.clone(), external.clone()
         other[:, t + 1 :] += noise(2, frames - t - 1, 4, 4, channels, seed=2)
         changed[:, t + 1 :] += 1
-        z = run(x_BTHWC=other, at=Pass(alone, changed))
+        z, _ = run(x_BTHWC=other, condition=changed)
         last = out_span(t, up, down, alone)
         torch.testing.assert_close(z[:, : last + 1], y[:, : last + 1], rtol=0, atol=1e-6)
         assert not torch.allclose(z[:, last + 1 :], y[:, last + 1 :], atol=1e-4), (
@@ -135,9 +134,9 @@ def test_no_layer_sees_the_future(name, options, channels, condition, alone):
 def test_a_layer_uses_its_condition(name, options, channels, condition):
     if not condition:
         pytest.skip("has none")
-    made, params = build((name, options))
+    net, params = build((name, options))
     x, a, b = noise(1, 4, 4, 4, channels), noise(1, 4, condition), noise(1, 4, condition, seed=9)
-    y, z = (blueprint.apply(params, x, made, Pass(False, external)) for external in (a, b))
+    (y, _), (z, _) = (blueprint.apply(params, x, net, condition=c) for c in (a, b))
     assert ((y - z).abs().amax((0, 2, 3, 4)) > 1e-4).all(), (
         "the condition does not reach every frame"
     )
@@ -146,32 +145,35 @@ def test_a_layer_uses_its_condition(name, options, channels, condition):
 @every_layer
 def test_a_video_in_pieces_is_the_video(name, options, channels, condition):
     """With what it kept of the frames before, a layer continues a video as if it had seen it whole."""
-    made, params = build((name, options))
-    if rates(made) != (1, 1):
+    net, params = build((name, options))
+    if rates(net) != (1, 1):
         pytest.skip("changes the frame rate")
     x, external = noise(2, 9, 4, 4, channels), noise(2, 9, condition, seed=1)
-    whole = blueprint.apply(params, x, made, Pass(False, external))
-    past, pieces = None, []
+    whole, _ = blueprint.apply(params, x, net, condition=external)
+    cache = None
+    pieces = []
     for start, end in ((0, 1), (1, 2), (2, 6), (6, 9)):
-        at = Pass(False, external[:, start:end], past)
-        pieces.append(blueprint.apply(params, x[:, start:end], made, at))
-        past = tuple(at.kept)
+        piece, cache = blueprint.apply(
+            params, x[:, start:end], net, condition=external[:, start:end], cache=cache
+        )
+        pieces.append(piece)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-4, atol=1e-5)
 
 
 @every_layer
 def test_a_single_image_is_a_video(name, options, channels, condition):
-    made, params = build((name, options))
+    net, params = build((name, options))
     x, external = noise(1, 5, 4, 4, channels), noise(1, 5, condition, seed=1)
-    up, down = rates(made)
-    first = blueprint.apply(params, x[:, :1], made, Pass(True, external[:, :1]))
-    video = blueprint.apply(params, x, made, Pass(True, external))
+    up, down = rates(net)
+    run = partial(blueprint.apply, params, blueprint=net, first_frame_alone=True)
+    first, _ = run(x_BTHWC=x[:, :1], condition=external[:, :1])
+    video, _ = run(x_BTHWC=x, condition=external)
     assert first.shape[1] == 1
     torch.testing.assert_close(first, video[:, :1], rtol=1e-4, atol=1e-5)
 
 
 def test_an_adaptive_norm_takes_the_condition_of_its_own_coarse_frame():
-    made, params = build(
+    net, params = build(
         ("adaptive_group_norm", {"num_channels": 8, "num_groups": 2, "dim_cond": 3})
     )
     external = noise(1, 3, 2, 2, 3)  # a grid per coarse frame: averaged over space
@@ -180,10 +182,14 @@ def test_an_adaptive_norm_takes_the_condition_of_its_own_coarse_frame():
         (9, True, [0] + [1] * 4 + [2] * 4),
     ):
         x = noise(1, frames, 4, 4, 8)
-        y = blueprint.apply(params, x, made, Pass(alone, external))
+        y, _ = blueprint.apply(params, x, net, first_frame_alone=alone, condition=external)
         for t, own in enumerate(expected):
-            z = blueprint.apply(
-                params, x[:, t : t + 1], made, Pass(True, external[:, own : own + 1])
+            z, _ = blueprint.apply(
+                params,
+                x[:, t : t + 1],
+                net,
+                first_frame_alone=True,
+                condition=external[:, own : own + 1],
             )
             torch.testing.assert_close(y[:, t : t + 1], z, rtol=1e-4, atol=1e-5)
 
@@ -202,24 +208,20 @@ def test_a_blueprint_builds_the_same_network_twice_and_keeps_its_description():
 
 
 def test_repeated_layers_have_parameters_of_their_own():
-    made, params = build(("residual", {"in_channels": 8, "n_rep": 3}))
+    net, params = build(("residual", {"in_channels": 8, "n_rep": 3}))
     [stacked] = params.values()
     assert stacked["conv1"]["w"].shape == (3, 8, 8, 3, 3, 3)
     x = noise(1, 2, 4, 4, 8)
     y = x
+    single, _ = build(("residual", {"in_channels": 8}))
     for i in range(3):
-        single, _ = build(("residual", {"in_channels": 8}))
-        y = blueprint.apply(
-            {"00_video-residual": tree.map(lambda p, i=i: p[i : i + 1], stacked)},
-            y,
-            single,
-            Pass(False),
-        )
-    torch.testing.assert_close(blueprint.apply(params, x, made, Pass(False)), y)
+        block = tree.map(lambda p, i=i: p[i : i + 1], stacked)
+        y, _ = blueprint.apply({"00_video-residual": block}, y, single)
+    torch.testing.assert_close(blueprint.apply(params, x, net)[0], y)
 
 
 def test_every_parameter_has_a_gradient():
-    made, params = build(
+    net, params = build(
         ("causal", {"in_channels": 3, "out_channels": 8}),
         ("residual", {"in_channels": 8, "out_channels": 16, "downsample": 2}),
         ("space-time_attn", {"n_embd": 16, "has_ext": True, "time_attn_kw": {"key_dim": 5}}),
@@ -229,14 +231,15 @@ def test_every_parameter_has_a_gradient():
     x, external = noise(2, 8, 4, 4, 3), noise(2, 4, 5)
 
     def loss(params):
-        return (blueprint.apply(params, x, made, Pass(False, external)) - x).square().mean(), ()
+        y, _ = blueprint.apply(params, x, net, condition=external)
+        return (y - x).square().mean(), ()
 
     _, grads = tree.value_and_grad(loss)(params)
     assert all(g.abs().max() > 0 for g in tree.leaves(grads))
 
 
 def test_compiled_is_eager():
-    made, params = build(
+    net, params = build(
         ("causal", {"in_channels": 3, "out_channels": 8}),
         ("residual", {"in_channels": 8, "downsample": 2, "use_blur": True}),
         ("space-time_attn", {"n_embd": 8, "n_rep": 2}),
@@ -246,7 +249,8 @@ def test_compiled_is_eager():
 
     def step(params, x):
         def loss(params):
-            return (blueprint.apply(params, x, made, Pass(False)) - x).square().mean(), ()
+            y, _ = blueprint.apply(params, x, net)
+            return (y - x).square().mean(), ()
 
         return tree.value_and_grad(loss)(params)
 
@@ -280,7 +284,7 @@ def test_compiled_is_eager():
             ],
             r"layer 2 of the blueprint, video-residual, takes 16 channels, but the layers before it give 8",
         ),
-        ([("group_norm", {"num_channels": 12})], "12 channels cannot be cut into num_groups=8"),
+        ([("group_norm", {"num_channels": 12})], "12 channels cannot be divided into num_groups=8"),
         (
             [("residual", {"in_channels": 8, "out_channels": 16, "n_rep": 2})],
             "layer 0 .* cannot be repeated 2 times",
@@ -312,21 +316,21 @@ def test_mistakes_are_named_with_their_position(description, message):
 
 
 def test_lengths_that_do_not_fit_are_refused():
-    assert not blueprint.starts_alone(16, 4)
-    assert blueprint.starts_alone(17, 4) and blueprint.starts_alone(1, 4)
+    assert not blueprint.codes_first_frame_alone(16, 4)
+    assert blueprint.codes_first_frame_alone(17, 4) and blueprint.codes_first_frame_alone(1, 4)
     with pytest.raises(UserError, match="give it 16 or 17"):
-        blueprint.starts_alone(18, 4)
+        blueprint.codes_first_frame_alone(18, 4)
 
 
 def test_the_table_shows_shapes_and_counts():
-    made, params = build(
+    net, params = build(
         ("causal", {"in_channels": 3, "out_channels": 8}),
         ("residual", {"in_channels": 8, "downsample": 2, "n_rep": 2}),
         ("adaptive_group_norm", {"num_channels": 8, "dim_cond": 5}),
     )
     console = Console(width=100, record=True)
-    console.print(blueprint.table(made, (4, 8, 8), "net"))
+    console.print(blueprint.table(net, (4, 8, 8), "net"))
     text = console.export_text()
     assert "video-residual × 2" in text and "1 × 2 × 2 × 8" in text
     assert f"{tree.count(params):,}" in text
-    assert blueprint.growth(made) == (1 / 4, 1 / 4)
+    assert blueprint.growth(net) == (1 / 4, 1 / 4)

@@ -24,8 +24,9 @@ from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
-from genie_fn.nets.adversarial import AdversarialConfig, DiscriminatorConfig
+from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime import cli
 from genie_fn.tokenizer import TokenizerConfig
