@@ -169,7 +169,9 @@ def losses(
         total = total + cfg.perceptual * metrics["perceptual"]
     if cfg.gan:
         so_far = reconstruction._replace(loss=reconstruction.loss + total)
-        terms, gan_metrics = _gan_losses(params, networks.discriminator, so_far, step, cfg, microbatch)
+        terms, gan_metrics = _gan_losses(
+            params, networks.discriminator, so_far, step, cfg, microbatch
+        )
         for term in terms:
             total = total + term
         metrics |= gan_metrics

@@ -247,9 +247,7 @@ def table(
     for entry, (layer, repeats) in zip(blueprint, _layers(blueprint), strict=True):
         params = tree.map(lambda s: torch.empty(s.shape, device="meta"), spec((entry,)))
         condition = torch.empty((1, x.shape[1], layer.condition), device="meta")
-        x, _ = apply(
-            params, x, (entry,), first_frame_alone=first_frame_alone, condition=condition
-        )
+        x, _ = apply(params, x, (entry,), first_frame_alone=first_frame_alone, condition=condition)
         copies = f" × {repeats}" if repeats > 1 else ""
         size = " × ".join(map(str, x.shape[1:]))
         result.add_row(entry[0] + copies, size, f"{tree.count(params):,}")

@@ -16,9 +16,7 @@ from genie_fn.nets.layer import Layer, Size, Triple, odd_kernel, triple
 from genie_fn.tree import Tree
 
 
-def pool(
-    x_BTHWC: Tensor, factor: Triple, *, blur: bool, first_frame_alone: bool = False
-) -> Tensor:
+def pool(x_BTHWC: Tensor, factor: Triple, *, blur: bool, first_frame_alone: bool = False) -> Tensor:
     """Every factor-th frame, row and column of the filtered video.
 
     The filter is a mean over `factor` values or, with `blur`, a triangle (1, 2, 1 for a factor of

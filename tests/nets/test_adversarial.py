@@ -120,9 +120,11 @@ def test_the_discriminator_gives_a_map_of_logits(critic):
         assert discriminator.logits(params, video(0), net).shape == (4, 8, 8)
     seed = discriminator.network(DiscriminatorConfig())  # the seed's sizes
     params = tree.map(lambda s: torch.empty(s.shape, device="meta"), blueprint.spec(seed))
-    assert discriminator.logits(
-        params, torch.empty((2, 64, 64, 3), device="meta"), seed
-    ).shape == (2, 16, 16)
+    assert discriminator.logits(params, torch.empty((2, 64, 64, 3), device="meta"), seed).shape == (
+        2,
+        16,
+        16,
+    )
 
 
 def separate_gradients(params, vgg, step):
@@ -146,9 +148,7 @@ def separate_gradients(params, vgg, step):
     critic = F.relu(1 - logits).mean() + slope.flatten(1).square().sum(1).mean() * extra.penalty
     critic = (
         critic
-        + F.relu(
-            1 + discriminator.logits(leaves["discriminator"], fake.detach(), BLUEPRINT)
-        ).mean()
+        + F.relu(1 + discriminator.logits(leaves["discriminator"], fake.detach(), BLUEPRINT)).mean()
     )
     return dict(zip(tree.paths(own), ours, strict=True)), torch.autograd.grad(
         critic, tree.leaves(leaves["discriminator"])
