@@ -189,7 +189,7 @@ def main(cfg: Config) -> None:
     if cfg.actions == "true" and not store.num_actions:
         raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
     swaps = cfg.mirror and cfg.actions == "true"
-    swap = torch.tensor(augment.actions(store.action_names), device=device) if swaps else None
+    swap = torch.tensor(augment.flipped_actions(store.action_names), device=device) if swaps else None
     along = (
         replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     )
@@ -227,7 +227,7 @@ def main(cfg: Config) -> None:
 
     def step_on_frames(state, batch: data.Batch, key):
         """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
-        batch = augment.every_second(batch, state.step, swap) if cfg.mirror else batch
+        batch = augment.flip_odd_steps(batch, state.step, swap) if cfg.mirror else batch
         given = name(batch.frames) if name else batch.frames if along else batch.actions
         return step(state, (tokenize(batch.frames), given), key)
 

@@ -1,4 +1,4 @@
-"""Batches in a mirror: which, and what becomes of their actions."""
+"""Horizontal-flip augmentation: which batches are flipped, and what happens to their actions."""
 
 import pytest
 import torch
@@ -7,26 +7,25 @@ from genie_fn.data import Batch, augment
 from genie_fn.errors import UserError
 
 
-def test_actions_in_a_mirror():
+def test_left_and_right_are_swapped_in_flipped_actions():
     names = ["LEFT+DOWN", "NOOP", "RIGHT", "RIGHT+DOWN", "LEFT", "UP"]
-    assert augment.actions(names) == [3, 1, 4, 0, 2, 5]
-    for none in (["UP", "DOWN"], ["LEFT", "UP"], ["0", "1"], []):
+    assert augment.flipped_actions(names) == [3, 1, 4, 0, 2, 5]
+    for unsuitable in (["UP", "DOWN"], ["LEFT", "UP"], ["0", "1"], []):
         with pytest.raises(UserError, match="leave it out"):
-            augment.actions(none)
+            augment.flipped_actions(unsuitable)
 
 
-def test_every_second_batch_is_turned():
+def test_batches_of_odd_steps_are_flipped():
     batch = Batch(torch.arange(24).reshape(1, 2, 2, 2, 3), torch.tensor([[2]]))
-    swap = torch.tensor(augment.actions(["LEFT", "NOOP", "RIGHT"]))
-    there = augment.every_second(batch, torch.tensor(3), swap)
-    assert torch.equal(
-        there.frames[:, :, :, 0], batch.frames[:, :, :, 1]
-    ) and there.actions.tolist() == [[0]]
-    back, still = (
-        augment.every_second(there, torch.tensor(5), swap),
-        augment.every_second(batch, torch.tensor(4), swap),
-    )
-    for same in (back, still):
-        assert torch.equal(same.frames, batch.frames) and torch.equal(same.actions, batch.actions)
-    untold = augment.every_second(batch, torch.tensor(3), None)
-    assert torch.equal(untold.frames, there.frames) and torch.equal(untold.actions, batch.actions)
+    swap = torch.tensor(augment.flipped_actions(["LEFT", "NOOP", "RIGHT"]))
+    flipped = augment.flip_odd_steps(batch, torch.tensor(3), swap)
+    assert torch.equal(flipped.frames[:, :, :, 0], batch.frames[:, :, :, 1])
+    assert flipped.actions.tolist() == [[0]]
+    flipped_twice = augment.flip_odd_steps(flipped, torch.tensor(5), swap)
+    even = augment.flip_odd_steps(batch, torch.tensor(4), swap)
+    for unchanged in (flipped_twice, even):
+        assert torch.equal(unchanged.frames, batch.frames)
+        assert torch.equal(unchanged.actions, batch.actions)
+    frames_only = augment.flip_odd_steps(batch, torch.tensor(3), None)
+    assert torch.equal(frames_only.frames, flipped.frames)
+    assert torch.equal(frames_only.actions, batch.actions)
