@@ -189,7 +189,9 @@ def main(cfg: Config) -> None:
     if cfg.actions == "true" and not store.num_actions:
         raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
     swaps = cfg.mirror and cfg.actions == "true"
-    swap = torch.tensor(augment.flipped_actions(store.action_names), device=device) if swaps else None
+    swap = (
+        torch.tensor(augment.flipped_actions(store.action_names), device=device) if swaps else None
+    )
     along = (
         replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
     )
