@@ -1,6 +1,6 @@
-"""What `mkdocs build` does beside mkdocs.yml: pages made of what lies elsewhere, and equations as MathML.
+"""Hooks of `mkdocs build`: pages generated from files outside docs/, and equations as MathML.
 
-Nothing that a page needs is loaded from elsewhere, so the site can be read without a network.
+The site loads nothing from the network.
 """
 
 import ast
@@ -24,13 +24,13 @@ PICTURES = (".gif", ".png", ".svg")
 
 
 def modules():
-    """Every module with a docstring, by its full name."""
-    found = {}
+    """The docstring of every module that has one, by full name."""
+    docstrings = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if text := ast.get_docstring(ast.parse(path.read_text())):
-            found[name] = text
-    return found
+            docstrings[name] = text
+    return docstrings
 
 
 def tour():
@@ -39,7 +39,7 @@ def tour():
 
 
 def on_config(config):
-    """Fill in the parts of the navigation that follow from files."""
+    """Fill in the parts of the navigation that depend on files."""
     pages = {"Reference": ["reference/index.md", *(f"reference/{name}.md" for name in modules())]}
     pages["Tour"] = [TOUR, *(f"tour/{path.stem}.md" for path in tour())]
     filled = [
@@ -50,6 +50,7 @@ def on_config(config):
 
 
 def on_files(files, config):
+    """Add the generated pages."""
     for source, page in FROM_ROOT.items():
         text = re.sub(r"\]\((\.\./)*docs/", "](", (ROOT / source).read_text())
         for other, target in FROM_ROOT.items():
@@ -64,11 +65,13 @@ def on_files(files, config):
     for path in tour():
         for name, content in notebook(path).items():
             files.append(File.generated(config, f"tour/{name}", content=content))
-    found = modules()
-    for name in found:
+    docstrings = modules()
+    for name in docstrings:
         content = f"---\ntitle: {name.removeprefix('genie_fn.')}\n---\n\n# {name}\n\n::: {name}\n"
         files.append(File.generated(config, f"reference/{name}.md", content=content))
-    rows = (f"| [`{name}`]({name}.md) | {first_sentence(text)} |\n" for name, text in found.items())
+    rows = (
+        f"| [`{name}`]({name}.md) | {first_sentence(text)} |\n" for name, text in docstrings.items()
+    )
     table = (
         "# Reference\n\nFrom the docstrings of the code.\n\n| module | |\n|---|---|\n"
         + "".join(rows)
@@ -83,7 +86,7 @@ def first_sentence(docstring):
 
 
 def notebook(path):
-    """A notebook as it was last run: its page and its pictures, by name."""
+    """The page and the pictures of a notebook with its stored outputs, by file name."""
     text, resources = MarkdownExporter().from_filename(
         str(path), resources={"unique_key": path.stem}
     )
@@ -107,7 +110,7 @@ def on_page_markdown(markdown, **_):
 
 
 def on_page_content(content, **_):
-    """What arithmatex marked as LaTeX, as MathML, which browsers show by themselves."""
+    """Convert the LaTeX that arithmatex marked to MathML, which browsers display without a script."""
     return re.sub(
         r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL
     )

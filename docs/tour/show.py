@@ -1,6 +1,7 @@
-"""What the notebooks share: where they run, which world they open, clips of the game, and pictures of frames.
+"""Functions shared by the notebooks: the world they load, clips of the game, a training loop, plots.
 
-Importing it goes to the root of the checkout: paths read as in the README, and the package shown is this checkout's.
+Importing this module changes to the root of the checkout, so that paths are those of the README, and
+puts the checkout first on the import path.
 """
 
 import functools
@@ -39,17 +40,23 @@ plt.rcParams |= {"image.cmap": "magma", "image.interpolation": "nearest"}
 
 
 def world_file(latent: bool = False) -> str:
-    """The world that comes along; with `latent` rather the one whose actions were found without labels."""
-    for path in sorted(WORLDS, key=lambda path: ("latent" in path) != latent):
+    """The path of a bundled pretrained world, preferably one with recorded (or `latent`) actions.
+
+    Raises UserError if there is none.
+    """
+    recorded, inferred = WORLDS
+    preferred = (inferred, recorded) if latent else (recorded, inferred)
+    for path in preferred:
         if Path(path).is_file():
             return path
     raise UserError(
-        f"none of {', '.join(WORLDS)} is here: `make demo`, then python export_world.py --cfg.output {WORLDS[0]}"
+        f"The bundled world {WORLDS[0]} is missing: run `make demo`, then "
+        f"`python export_world.py --cfg.output {WORLDS[0]}`."
     )
 
 
 def choices(loaded: Bundle) -> dict[str, int]:
-    """Actions worth holding, by name: all latent ones, or of recorded ones the keys that CoinRun knows."""
+    """Actions to compare, by name: all latent actions, or the keys that have an effect in CoinRun."""
     if loaded.world.lam is not None:
         actions = loaded.world.dynamics.cfg.actions
         return {f"code {action}": action for action in range(actions)}
@@ -61,46 +68,48 @@ def choices(loaded: Bundle) -> dict[str, int]:
 
 @functools.cache
 def collection(path: str) -> generate_dataset.Config:
-    """How the data of a world was collected: its game, frames per step, who played."""
-    known, told = (
-        {field.name for field in fields(generate_dataset.Config)},
-        bundle.load(path).dataset.meta,
-    )
-    return generate_dataset.Config(
-        **{name: x for name, x in told.get("collection", {}).items() if name in known}
-    )
+    """The configuration with which the dataset of a world was collected."""
+    stored = bundle.load(path).dataset.meta.get("collection", {})
+    known = {field.name for field in fields(generate_dataset.Config)}
+    return generate_dataset.Config(**{name: x for name, x in stored.items() if name in known})
 
 
 def clips(
     levels: Iterable[int], frames: int, each: int = 1, steps: int = 80, latent: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Play levels as they were played for the world of `world_file(latent)`, and cut `each` clips from the first
-    `steps` frames of each.
+    """Play levels for `steps` steps and take `each` clips from every one of them.
 
-    Returns uint8 frames (B, T, H, W, 3) and the actions between them (B, T-1). Levels that end in 9 are held out from
-    every training (`data.split_of`). No clip crosses the start of an episode.
+    The levels are played as for the dataset of the world `world_file(latent)`. Returns uint8 frames
+    (B, T, H, W, 3) and the actions between them (B, T-1). No clip crosses the start of an episode.
+    Levels whose number ends in 9 are held out from all training (`data.split_of`).
     """
-    cfg, found = replace(collection(world_file(latent)), steps_per_level=steps), []
+    cfg = replace(collection(world_file(latent)), steps_per_level=steps)
+    frame_clips = []
+    action_clips = []
     for level in levels:
         played = generate_dataset.play_level(cfg, level)
         episode = np.cumsum(played.episode_starts)
-        whole = np.flatnonzero(episode[: steps - frames + 1] == episode[frames - 1 :])
-        for start in whole[np.linspace(0, len(whole) - 1, each + 2).astype(int)[1:-1]]:
-            found.append(
-                (played.frames[start : start + frames], played.actions[start : start + frames - 1])
-            )
-    video, actions = (torch.from_numpy(np.stack(x)) for x in zip(*found, strict=True))
-    return video, actions.long()
+        starts = np.flatnonzero(episode[: steps - frames + 1] == episode[frames - 1 :])
+        places = np.linspace(0, len(starts) - 1, each + 2).astype(int)[1:-1]
+        for start in starts[places]:
+            frame_clips.append(played.frames[start : start + frames])
+            action_clips.append(played.actions[start : start + frames - 1])
+    actions = torch.from_numpy(np.stack(action_clips)).long()
+    return torch.from_numpy(np.stack(frame_clips)), actions
 
 
 def train(
     loss: Callable, spec: Tree, batch: Callable, steps: int, lr: float = 3e-3
 ) -> tuple[Tree, list[float]]:
-    """The plainest loop: gradients of `loss(params, batch(step)) -> (loss, aux)`, clipping, AdamW. Returns the
-    parameters and the loss of each step."""
-    cfg, decay = OptimConfig(lr=lr, warmup=10), tree.map(lambda s: s.decay, spec)
-    params, losses = tree.init(spec, random.key(0)), []
+    """Train by AdamW with gradient clipping; `loss(params, batch(step))` returns (loss, aux).
+
+    Returns the parameters and the loss of each step.
+    """
+    cfg = OptimConfig(lr=lr, warmup=10)
+    decay = tree.map(lambda leaf: leaf.decay, spec)
+    params = tree.init(spec, random.key(0))
     moments = optim.adamw_init(params)
+    losses = []
     for step in torch.arange(steps):
         (value, _), grads = tree.value_and_grad(loss)(params, batch(int(step)))
         grads, _ = optim.clip(grads, cfg.clip)
@@ -111,16 +120,20 @@ def train(
 
 
 def draws(items: Tensor, size: int) -> Callable[[int], Tensor]:
-    """`batch(step)`: so many of the items, a function of the step alone, as in every training here."""
+    """A function `batch(step)` that returns `size` of the items and depends on the step only."""
     return lambda step: items[data.clip_offsets(np.arange(len(items)), 0, step, size)]
 
 
 def rows(
     *films: Tensor, labels: Sequence[str] = (), titles: Sequence = (), size: float = 0.85
 ) -> None:
-    """Draw films (T, H, W, 3) uint8 below each other, `size` inches a frame; `labels` name rows, `titles` columns."""
+    """Plot films (T, H, W, 3) uint8 as rows of frames, each `size` inches wide.
+
+    `labels` are the names of the rows, `titles` those of the columns.
+    """
     image = video.grid(np.stack([np.asarray(film) for film in films]), gap=2)
-    (count, frames), (height, width) = (len(films), len(films[0])), image.shape[:2]
+    count, frames = len(films), len(films[0])
+    height, width = image.shape[:2]
     _, axes = plt.subplots(figsize=(size * frames, size * frames * height / width))
     axes.imshow(image)
     axes.set_yticks((np.arange(len(labels)) + 0.5) * height / count, labels)
