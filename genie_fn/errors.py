@@ -1,5 +1,5 @@
-"""The one exception that a user is meant to see."""
+"""The exception for errors that a user can correct."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what is wrong, and what to do about it."""
+    """A user's error. Its message is one sentence: what is wrong, and what to do about it."""

@@ -21,7 +21,6 @@ from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.runtime import backend, files, stored_config
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import checkpoint
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World, empty_state
 
@@ -196,7 +195,7 @@ def _load_file(path: str | Path, device: torch.device | str, compiled: bool) -> 
 def _read_models(path: str | Path, header: format.Header) -> _Models:
     try:
         cfgs = {
-            name: checkpoint.from_dict(run.MODELS[name][1], stored_config.update_model(cfg))
+            name: stored_config.from_dict(run.MODELS[name][1], stored_config.update_model(cfg))
             for name, cfg in header.models.items()
         }
         spec = _for_play({name: run.MODELS[name][0].spec(cfg) for name, cfg in cfgs.items()})

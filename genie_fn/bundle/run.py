@@ -9,7 +9,7 @@ from genie_fn import dynamics, lam, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import backend
+from genie_fn.runtime import backend, stored_config
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint
 from genie_fn.tree import Tree
@@ -53,7 +53,7 @@ def read_config(
     """The configuration of a stage's model as stored by a run, and the spec of its parameters."""
     module, config = MODELS[stage]
     try:
-        cfg = checkpoint.from_dict(config, model)
+        cfg = stored_config.from_dict(config, model)
         return cfg, module.spec(cfg)
     except UserError:
         raise

@@ -1,4 +1,5 @@
-"""The console that every command writes its messages to: stderr, so that stdout stays for results."""
+"""The console to which every command writes its messages: stderr, so that stdout is left to
+results."""
 
 from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Where and with what something was measured."""
+"""Where and with which versions something was measured."""
 
 import os
 import platform
@@ -6,26 +6,41 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
+CHECKOUT = Path(__file__).parent.parent.parent
 
-def describe(device: torch.device) -> dict:
-    """The device, the versions, the commit of this checkout (None without git), the command and the date."""
-    quiet, root = "2>/dev/null", Path(__file__).parent.parent
-    cpu = (
-        subprocess.getoutput(f"grep -m1 'model name' /proc/cpuinfo {quiet}").split(": ")[-1]
-        or platform.processor()
-    )
-    name = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{cpu or 'unknown CPU'}, {os.cpu_count()} cores"
-    )
-    git = f"git -C '{root}' --no-optional-locks describe --always --dirty --abbrev=40 --exclude='*'"
-    where = {"device": name, "torch": torch.__version__, "python": sys.version.split()[0]}
-    where |= {
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The device, the versions, the checkout's commit (None without git), the command and the
+    date."""
+    return {
+        "device": _device_name(device),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
         "threads": torch.get_num_threads(),
-        "commit": subprocess.getoutput(f"{git} {quiet}") or None,
+        "commit": _commit(),
+        "command": ["python", *sys.argv],
+        "date": time.strftime("%Y-%m-%d"),
     }
-    return where | {"command": ["python", *sys.argv], "date": time.strftime("%Y-%m-%d")}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    line = subprocess.getoutput("grep -m1 'model name' /proc/cpuinfo 2>/dev/null")
+    processor = line.split(": ")[-1] or platform.processor() or "unknown CPU"
+    return f"{processor}, {os.cpu_count()} cores"
+
+
+def _commit() -> str | None:
+    """The commit, with "-dirty" where files differ from it."""
+    command = ["git", "-C", str(CHECKOUT), "--no-optional-locks", "describe"]
+    options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run([*command, *options], capture_output=True, text=True)
+    except OSError:
+        return None
+    return result.stdout.strip() or None

@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM: end between two steps, with what there is saved."""
+"""Ctrl-C and SIGTERM: a program ends between two steps, with its work saved."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM, a scheduler's request to end, exits with 0: `finally` has saved what there was to save."""
+    """Within the context SIGTERM, which a scheduler sends, raises SystemExit(0): `finally` blocks
+    run and can save."""
 
-    def leave(*_) -> None:
+    def leave(*_) -> NoReturn:
         raise SystemExit(0)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -20,32 +23,45 @@ def terminable() -> Iterator[None]:
 
 
 class Stop:
-    """True once Ctrl-C or SIGTERM has arrived, so that a loop can end between two steps and then `leave`.
+    """True once Ctrl-C or SIGTERM has arrived, so that a loop can end between two steps, save, and
+    call `leave`.
 
-    A second one, and the first while there is nothing to `save` yet, ends the program at once. Of several processes
-    none goes before the others: a scheduler tells each of them, and torchrun, when it is told, tells them again.
+    A first signal ends the program at once while `can_save` is False, because there is nothing to
+    save yet. With a single process a second signal does so, too. With several, no process may leave
+    before the others: a scheduler sends the signal to each of them, and torchrun, which receives it
+    as well, sends it again.
     """
 
-    def __init__(self, alone: bool = True):
-        self._alone = alone
+    def __init__(self, single_process: bool = True):
+        self._single_process = single_process
+        self._received: int | None = None
+        self.can_save = False
 
     def __enter__(self) -> "Stop":
-        self.save, self._asked = False, None
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._received = None
+        self.can_save = False
+        self._handlers = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _) -> None:
-        again, self._asked = self._asked is not None, number
-        if (again and self._alone) or not self.save:
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        second = self._received is not None
+        self._received = number
+        if (second and self._single_process) or not self.can_save:
             self.leave()
 
     def __bool__(self) -> bool:
-        return self._asked is not None
+        return self._received is not None
 
-    def leave(self) -> None:
-        """As the user expects after Ctrl-C (see `run`), and a scheduler after SIGTERM: with exit code 0."""
-        raise KeyboardInterrupt if self._asked == signal.SIGINT else SystemExit(0)
+    def leave(self) -> NoReturn:
+        """Raise what ends the program: KeyboardInterrupt after Ctrl-C, SystemExit(0) after
+        SIGTERM."""
+        if self._received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(0)

@@ -1,15 +1,20 @@
 """The configuration that every training stage shares."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from genie_fn.errors import UserError
-from genie_fn.training import sharding
+from genie_fn.training.log import SinkName
 from genie_fn.training.optim import OptimConfig
+
+AT_LEAST_ONE = ("steps", "batch_size", "num_frames", "save_every", "sample_every", "accumulate")
+AT_LEAST_ZERO = ("profile",)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every stage's configuration holds. A preset fills it in; flags override the preset."""
+    """The part of a stage's configuration that all stages share. Presets fill it in; flags override
+    the preset."""
 
     preset: str = "demo"
     data: str = "data/coinrun"
@@ -22,39 +27,41 @@ class RunConfig:
     """Continue the run in `out` from its newest checkpoint."""
     save_every: int = 200
     sample_every: int = 200
-    compile: str = "step"
-    """`step`: the whole training step is one graph; `split`: loss and optimizer are two; `off`: eager."""
+    compile: Literal["off", "step", "split"] = "step"
+    """`step`: the whole training step is one graph; `split`: the loss and the optimizer are two;
+    `off`: eager."""
     cuda_graph: bool = True
-    """On a GPU, and with one process, replay the compiled step as a CUDA graph."""
+    """On a GPU, and with a single process, replay the compiled step as a CUDA graph."""
     device: str = "auto"
-    sharding: str = "auto"
-    """Where the state of several processes (torchrun) lies: `replicated`, all of it on each; `sharded`, divided between
-    all; `hybrid`, divided within each node; `auto`: hybrid, which on one node is sharded."""
+    sharding: Literal["auto", "replicated", "sharded", "hybrid"] = "auto"
+    """Where the state lies with several processes (torchrun): `replicated`: all of it on each;
+    `sharded`: divided between all; `hybrid`: divided within each node; `auto`: hybrid, which on one
+    node is sharded."""
     accumulate: int = 1
-    """Compute each process's share of a batch in so many parts, one after the other, to save memory."""
+    """Compute each process's share of a batch in this many parts, one after the other, to save
+    memory."""
     deterministic: bool = False
-    """Take torch's deterministic algorithms, slower on a GPU; where an operation has none, torch says so."""
-    damaged: str = "refuse"
-    """What a file of the dataset that cannot be read does: `refuse` ends the run, `skip` takes other clips."""
+    """Use torch's deterministic algorithms, which are slower on a GPU. Torch warns of operations
+    that have none."""
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """What happens when a file of the dataset cannot be read: `refuse` ends the run, `skip` reads
+    other clips."""
+    log: SinkName = "jsonl"
+    """Where metrics are written besides metrics.jsonl: `tensorboard` and `trackio` need the package
+    of that name."""
+    profile: int = 0
+    """Write a Chrome trace of this many steps, after the first few, to trace.json in `out`. 0:
+    none."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        for name in (
-            "steps",
-            "batch_size",
-            "num_frames",
-            "save_every",
-            "sample_every",
-            "accumulate",
-        ):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--cfg.{flag} is {getattr(self, name)}, but must be at least 1")
-        if self.compile not in ("off", "step", "split"):
-            raise UserError(f"--cfg.compile is off, step or split, not {self.compile!r}")
-        if self.sharding not in sharding.KINDS:
-            raise UserError(
-                f"--cfg.sharding is one of {', '.join(sharding.KINDS)}, not {self.sharding!r}"
-            )
-        if self.damaged not in ("refuse", "skip"):
-            raise UserError(f"--cfg.damaged is refuse or skip, not {self.damaged!r}")
+        for name in AT_LEAST_ONE:
+            self._require(name, 1)
+        for name in AT_LEAST_ZERO:
+            self._require(name, 0)
+
+    def _require(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not value >= least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--cfg.{flag} is {value}, but must be at least {least}")

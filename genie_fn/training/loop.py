@@ -1,14 +1,15 @@
-"""The training loop: progress, metrics, pictures, checkpoints, interruption.
+"""The training loop: batches, steps, metrics, pictures, checkpoints, and how a run ends.
 
-A run is a pure function of (config, step): the randomness of step s is `fold_in(run_key, s)`, and so is its batch. A
-checkpoint therefore holds no random state, and a killed run resumes bit for bit.
+A run is a pure function of (config, step): the randomness of step s is `fold_in(run_key, s)`, and
+so is its batch. A checkpoint therefore holds no random state, and a killed run resumes to the same
+bits.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import (
     BarColumn,
@@ -19,73 +20,88 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor
+from torch.profiler import record_function
 
 from genie_fn import random
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.runtime.console import console
 from genie_fn.runtime.signals import Stop
-from genie_fn.training import checkpoint, sharding
+from genie_fn.training import checkpoint, log, sharding
+from genie_fn.training.checkpointer import Checkpointer, Unsaved
 from genie_fn.training.config import RunConfig
+from genie_fn.training.log import Measurement, MetricLogger
+from genie_fn.training.profile import Profiler
 from genie_fn.training.step import TrainState
 from genie_fn.tree import Tree
 
-PATIENCE = 20  # steps skipped in a row, after which a run that cannot go on ends
+LOG_EVERY = 10
+"""Steps between two rows of metrics."""
+PATIENCE = 20
+"""Steps skipped in a row, for a loss or gradient that was not finite, after which a run ends."""
+
+Step = Callable[..., tuple[TrainState, dict[str, Tensor]]]
+Sample = Callable[[Tree, Path], None]
 
 
 def fit(
-    step: Callable,
-    state: TrainState,
-    batches: Iterable,
-    cfg: RunConfig,
-    sample: Callable[[Tree, Path], None],
+    step: Step, state: TrainState, batches: Iterable, cfg: RunConfig, sample: Sample
 ) -> TrainState:
-    """Train until `cfg.steps`: progress with rate and time left, metrics to JSONL, pictures, checkpoints.
+    """Train until `cfg.steps`, with metrics, pictures and checkpoints in `cfg.out`. Returns the
+    last state.
 
-    `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a picture. Ctrl-C and
-    SIGTERM finish the step, save and leave; so do PATIENCE steps in a row whose loss was not finite, and data that
-    cannot be read. The run then goes on with --cfg.resume. Of several processes, which all leave at the same step and
-    for the same reason, the first writes; no other run trains in its folder meanwhile.
+    `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a
+    picture. Four things end a run early, with its state saved: Ctrl-C, SIGTERM, data that cannot be
+    read, and PATIENCE steps in a row whose loss or gradients were not finite. --cfg.resume
+    continues it. Several processes all leave at the same step and with the same error; the first
+    one writes the files. No other run can train in the same folder meanwhile.
     """
-    key, first = random.key(cfg.seed, state.step.device), int(state.step)
-    source, done, saved, wait, began = iter(batches), first, first, 0.0, time.perf_counter()
-    with Stop(alone=sharding.count() == 1) as stop, ExitStack() as held, _progress() as bar:
-        run = _Run(cfg, batches, first, held, bar)
-        while done < cfg.steps and not run.stuck:
-            asked = time.perf_counter()
-            batch = run.attempt(next, source)
-            wait += time.perf_counter() - asked
-            if sharding.anyone(bool(stop or run.trouble)):
+    key = random.key(cfg.seed, state.step.device)
+    first = int(state.step)
+    done = first
+    source = iter(batches)
+    errors = FirstError()
+    clock = Clock(cfg)
+    with Stop(single_process=sharding.count() == 1) as stop, _open_run(cfg, batches, first) as run:
+        while not (clock.is_over(done) or is_stuck(run.logger)):
+            with record_function("wait for batch"), clock.waiting():
+                batch = errors.attempt(next, source)
+            if sharding.anyone(bool(stop or errors)):
                 break
-            state, metrics = step(state, batch, key)
-            run.report()  # of a step before, so that a GPU has its next work while its numbers are read
-            done, stop.save = done + 1, True
-            if done % 10 == 0 or done == cfg.steps:
-                run.measured = done, time.perf_counter() - began, wait, metrics
-            bar.update(run.task, completed=done)
-            if done % cfg.sample_every == 0 or done == cfg.steps:
-                weights = sharding.full(state.ema or state.params)
-                if run.writes:
-                    _try_to_draw(sample, weights, run.out / "samples" / f"{done:07d}.png")
-            if done % cfg.save_every == 0 or done == cfg.steps:
-                run.report()  # a checkpoint's step is never missing from the metrics
-                run.save(done, state)
-                saved = done
-        run.report()
-        if done > saved and not sharding.anyone(isinstance(run.trouble, checkpoint.Unsaved)):
-            run.save(done, state)
-        sharding.end_together(run.trouble)
-    spent = time.perf_counter() - began
-    console.print(
-        f"{done - first} steps in {spent:.0f} s, {wait / spent:.1%} of it waiting for batches"
-    )
-    if run.stuck:
+            with record_function("step"):
+                state, metrics = step(state, batch, key)
+            done += 1
+            stop.can_save = True
+            is_last = clock.is_over(done)
+            with record_function("log"):
+                run.logger.flush()
+                errors.attempt(run.checkpointer.poll)
+                if is_last or done % LOG_EVERY == 0:
+                    run.logger.record(clock.measure(done, metrics))
+                run.show_progress(completed=done)
+            if is_last or done % cfg.sample_every == 0:
+                with record_function("sample"):
+                    draw(sample, state, run.folder / "samples" / f"{done:07d}.png")
+            if is_last or done % cfg.save_every == 0:
+                with record_function("save"):
+                    run.logger.flush()  # the metrics never lack the step of a checkpoint
+                    errors.attempt(run.checkpointer.save, done, state, cfg)
+            run.profiler.step()
+        run.logger.flush()
+        errors.attempt(run.checkpointer.poll)
+        if run.checkpointer.saved != done and done > first:
+            if not sharding.anyone(isinstance(errors.first, Unsaved)):
+                errors.attempt(run.checkpointer.save, done, state, cfg)
+        errors.attempt(run.checkpointer.finish)
+        sharding.end_together(errors.first)
+    clock.report(done - first)
+    if is_stuck(run.logger):
         raise UserError(
-            f"the loss or a gradient was not finite for {PATIENCE} steps in a row, which changed nothing: the "
-            f"state before them is saved in {run.out}; lower --cfg.optim.lr or look at the data, and continue with "
-            "--cfg.resume"
+            f"the loss or a gradient was not finite for {PATIENCE} steps in a row, which changed "
+            f"nothing: the state before them is saved in {cfg.out}; lower --cfg.optim.lr or look "
+            "at the data, and continue with --cfg.resume"
         )
-    if done < cfg.steps:
+    if not clock.is_over(done):
         console.print(
             f"stopped and saved at step {done}: continue with the same command and --cfg.resume"
         )
@@ -93,72 +109,122 @@ def fit(
     return state
 
 
-class _Run:
-    """A run as `fit` leaves it behind: rows of metrics, checkpoints, and what went wrong.
+def is_stuck(logger: MetricLogger) -> bool:
+    """Whether too many steps in a row were skipped."""
+    return logger.not_finite_in_a_row >= PATIENCE
 
-    Of several processes, which all call the same methods, only the first `writes`.
-    """
 
-    def __init__(
-        self, cfg: RunConfig, batches: Iterable, first: int, held: ExitStack, bar: Progress
-    ):
-        self.cfg, self.batches, self.bar, self.out = cfg, batches, bar, Path(cfg.out)
-        self.writes, self.stuck = sharding.rank() == 0, False
-        self.trouble: UserError | None = None
-        self.measured: tuple[int, float, float, dict[str, Tensor]] | None = None
-        """A step that `report` is to tell of: its number, the seconds until then, those of waiting, and its metrics."""
+class FirstError:
+    """The first UserError of this process, kept until all processes have heard that there is
+    one."""
 
-        def begin() -> None:
-            self._saver, self._write_row = held.enter_context(_alone(self.out, first))
+    def __init__(self):
+        self.first: UserError | None = None
 
-        sharding.by_first(begin)
-        self.task = bar.add_task(
-            self.out.name, total=cfg.steps, completed=first, metrics="compiling"
-        )
+    def __bool__(self) -> bool:
+        return self.first is not None
 
-    def attempt(self, function: Callable, *args) -> Any:
-        """What `function` returns. Its UserError waits in `trouble` until all processes know that there is one."""
+    def attempt(self, function: Callable[..., Any], *args) -> Any:
+        """What `function` returns, or None after a UserError. Only the first error is kept; others
+        are printed."""
         try:
             return function(*args)
         except UserError as error:
-            self.trouble = self.trouble or error
+            if self.first:
+                console.print(str(error), soft_wrap=True, markup=False)
+            else:
+                self.first = error
 
-    def report(self) -> None:
-        """Write the row of what was `measured`, once, and see whether it was the last of too many that were skipped."""
-        if self.writes:
-            self.attempt(self._saver.poll)
-        if self.measured is None:
-            return
-        (at, seconds, waited, metrics), self.measured = self.measured, None
-        row = {name: float(value) for name, value in metrics.items()}
-        self.stuck = row.pop("skipped_in_a_row", 0) >= PATIENCE
-        if self.cfg.damaged == "skip":
-            row["clips_skipped"] = sharding.summed(getattr(self.batches, "skipped", 0))
-        if self.writes:
-            self._write_row({"step": at, "seconds": seconds, "data_wait": waited} | row)
-            self.bar.update(self.task, metrics=_headline(row))
 
-    def save(self, done: int, state: TrainState) -> None:
-        """A checkpoint of all that the processes hold of the state."""
-        whole = sharding.to_first(state)
-        if self.writes:
-            self.attempt(checkpoint.save, self._saver, done, whole, self.cfg)
+class Clock:
+    """When a run ends, and how long this process has trained and waited for batches."""
+
+    def __init__(self, cfg: RunConfig):
+        self._steps = cfg.steps
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def is_over(self, done: int) -> bool:
+        return done >= self._steps
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside the context as waiting for a batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def measure(self, step: int, metrics: dict[str, Tensor]) -> Measurement:
+        return Measurement(step, self.seconds(), self._waited, metrics)
+
+    def report(self, steps: int) -> None:
+        """Print how long this process has taken for so many steps."""
+        seconds = self.seconds()
+        waited = self._waited / seconds
+        console.print(f"{steps} steps in {seconds:.0f} s, {waited:.1%} of it waiting for batches")
+
+
+class _Run(NamedTuple):
+    """The files of a run while it trains. All processes call the same methods; the first one
+    writes."""
+
+    folder: Path
+    logger: MetricLogger
+    checkpointer: Checkpointer
+    profiler: Profiler
+    show_progress: Callable[..., None]
+    """Takes the arguments of `rich.progress.Progress.update`."""
 
 
 @contextmanager
-def _alone(out: Path, first: int) -> Iterator[tuple[checkpoint.Saver, Callable[[dict], None]]]:
-    """What writes a run's checkpoints and metrics from step `first` on, in a folder that is held meanwhile."""
-    with files.exclusive(out, "trains in", "choose another --cfg.out"):
-        checkpoint.set_aside(out, first)
-        checkpoint.put_last(out)
-        with files.writing(out):
-            (out / "samples").mkdir(exist_ok=True)
-        with checkpoint.manager(out) as saver:
-            yield saver, files.open_log(out / "metrics.jsonl", first)
+def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
+    """Open the files of a run that has been trained up to step `first`. The first process holds the
+    folder's lock."""
+    folder = Path(cfg.out)
+    checkpointer = Checkpointer(folder)
+    profiler = Profiler(cfg.profile if sharding.rank() == 0 else 0, folder / "trace.json")
+    sinks: list[log.Sink] = []
+    with ExitStack() as stack:
+
+        def open_files() -> None:
+            stack.enter_context(files.exclusive(folder, "trains in", "choose another --cfg.out"))
+            checkpoint.move_damaged(folder, first)
+            checkpoint.put_last(folder)
+            with files.writing(folder):
+                (folder / "samples").mkdir(exist_ok=True)
+            stack.enter_context(checkpointer)
+            for sink in log.open_sinks(cfg.log, folder, first):
+                stack.callback(sink.close)
+                sinks.append(sink)
+
+        sharding.by_first(open_files)
+        stack.enter_context(profiler)
+        bar = stack.enter_context(_progress_bar())
+        task = bar.add_task(folder.name, total=cfg.steps, completed=first, metrics="compiling")
+
+        def show_progress(**fields) -> None:
+            bar.update(task, **fields)
+
+        def show_metrics(headline: str) -> None:
+            show_progress(metrics=headline)
+
+        def skipped_clips() -> int:
+            return getattr(batches, "skipped", 0)
+
+        count_skipped = skipped_clips if cfg.damaged == "skip" else None
+        logger = MetricLogger(sinks, show_metrics, count_skipped)
+        yield _Run(folder, logger, checkpointer, profiler, show_progress)
 
 
-def _try_to_draw(sample: Callable[[Tree, Path], None], weights: Tree, path: Path) -> None:
-    """A picture that cannot be written is missing; that is no reason to end a run."""
+def draw(sample: Sample, state: TrainState, path: Path) -> None:
+    """Let the first process draw a picture with the state's weights. A full disk costs the picture,
+    not the run."""
+    weights = sharding.full(state.ema or state.params)
+    if sharding.rank() > 0:
+        return
     try:
         sample(weights, path)
     except OSError as error:
@@ -170,23 +236,13 @@ def _try_to_draw(sample: Callable[[Tree, Path], None], weights: Tree, path: Path
         )
 
 
-def _headline(row: dict[str, float]) -> str:
-    shown = [
-        f"{name} {row[name]:.3f}"
-        for name in ("loss", "psnr", "accuracy", "perplexity")
-        if name in row
-    ]
-    return "  ".join(
-        shown
-        + [f"{name} {row[name]:.0f}" for name in ("skipped", "clips_skipped") if row.get(name)]
-    )
-
-
-def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+def _progress_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        *columns,
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[metrics]}"),
         console=console,
     )

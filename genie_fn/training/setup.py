@@ -21,13 +21,14 @@ from genie_fn.tree import Tree
 
 
 def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
-    """What every stage begins with: the device, the dataset, and a config settled for this machine."""
+    """The configuration resolved for this machine, the dataset, and the device. Joins the other
+    processes."""
     device = backend.pick_device(cfg.device)
     sharding.join(device)
     sharding.share(cfg.batch_size, cfg.accumulate)
     console.quiet = sharding.rank() > 0
     if cfg.deterministic:
-        _repeat_exactly()
+        _use_deterministic_algorithms()
     mode = backend.pick_compile(cfg.compile, device)
     cfg = backend.resolve(replace(cfg, device=str(device), compile=mode), device, mode != "off")
     store = sharding.by_all(lambda: data.open_store(cfg.data))
@@ -35,10 +36,9 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
     return cfg, store, device
 
 
-def _repeat_exactly() -> None:
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read when CUDA's matrix products are first used
+def _use_deterministic_algorithms() -> None:
+    # cuBLAS reads the variable when a matrix product is first computed.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
 
@@ -51,59 +51,67 @@ def start(
     device: torch.device,
     apart: Collection[str] = (),
 ) -> TrainState:
-    """The state to train from: fresh, or with `--cfg.resume` the newest checkpoint's, after a check that it fits.
+    """The state to train from: initialised, or with --cfg.resume that of the newest checkpoint.
 
-    The first of several processes reads it and sends the others theirs.
+    The first of several processes reads the checkpoint and sends the others theirs. Raises
+    UserError if the checkpoint does not fit `spec`, and if there is one but --cfg.resume is not
+    given.
     """
-    key, layout = random.key(cfg.seed, device), sharding.layout(cfg.sharding)
-    state = init_state(spec, key, cfg.optim, tree.map(lambda x: x.to(device), stats), apart, layout)
-    read = {}
+    key = random.key(cfg.seed, device)
+    layout = sharding.layout(cfg.sharding)
+    stats = tree.map(lambda x: x.to(device), stats)
+    state = init_state(spec, key, cfg.optim, stats, apart, layout)
+    resumed: TrainState | None = None
 
     def load() -> bool:
-        read["state"] = _newest(state, cfg, stage, device)
-        return read["state"] is not None
+        nonlocal resumed
+        resumed = _newest(state, cfg, stage, device)
+        return resumed is not None
 
-    return sharding.from_first(read.get("state"), state) if sharding.by_first(load) else state
+    return sharding.from_first(resumed, state) if sharding.by_first(load) else state
 
 
 def _newest(
     state: TrainState, cfg: RunConfig, stage: str, device: torch.device
 ) -> TrainState | None:
-    found = checkpoint.latest(cfg.out)
-    if found is not None and not cfg.resume:
+    """The state of the newest checkpoint, whole; None if there is none."""
+    step = checkpoint.latest(cfg.out)
+    if step is None:
+        return None
+    if not cfg.resume:
         raise UserError(
-            f"{cfg.out} already holds a run, saved at step {found}: "
+            f"{cfg.out} already holds a run, saved at step {step}: "
             "pass --cfg.resume to continue it, or another folder with --cfg.out"
         )
-    if found is None:
-        return None
-    at = device if sharding.count() == 1 else "cpu"
-    loaded = {"skipped": state.skipped} | checkpoint.load(cfg.out, stage=stage, device=at).state
-    state = TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
-    console.print(f"continuing {cfg.out} from step {int(state.step)}", soft_wrap=True)
-    return state
+    host = device if sharding.count() == 1 else torch.device("cpu")
+    loaded = checkpoint.load(cfg.out, stage=stage, device=host).state
+    loaded = {"skipped": state.skipped} | loaded  # the earliest checkpoints do not count them
+    checked = checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}")
+    resumed = TrainState(**checked)
+    console.print(f"continuing {cfg.out} from step {int(resumed.step)}", soft_wrap=True)
+    return resumed
 
 
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
-    """Say what is about to be trained, and where."""
-    size = f"{tree.count(spec) / 1e6:.1f}M parameters, {cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
-    many, layout = sharding.count(), sharding.layout(cfg.sharding)
-    place = (
-        f"{many} processes, state in {layout.shards} parts, {device}" if many > 1 else str(device)
-    )
+    """Print what is about to be trained, and where."""
+    parameters = f"{tree.count(spec) / 1e6:.1f}M parameters"
+    length = f"{cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
+    where = str(device)
+    if sharding.count() > 1:
+        shards = sharding.layout(cfg.sharding).shards
+        where = f"{sharding.count()} processes, state in {shards} shards, {device}"
     console.print(
-        f"{stage} ({cfg.preset}): {size}, on {place}, compile {cfg.compile}, in {cfg.out}",
+        f"{stage} ({cfg.preset}): {parameters}, {length}, on {where}, "
+        f"compile {cfg.compile}, in {cfg.out}",
         soft_wrap=True,
     )
     kinds = {(path.split(".")[-1], name) for path, name in backend.chosen(cfg).items()}
-    console.print(
-        "implementations: " + ", ".join(f"{kind} {name}" for kind, name in sorted(kinds)),
-        soft_wrap=True,
-    )
+    names = ", ".join(f"{kind} {name}" for kind, name in sorted(kinds))
+    console.print(f"implementations: {names}", soft_wrap=True)
 
 
 def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
-    """Arrays as tensors on `device`: through pinned memory and without waiting where that is a GPU."""
+    """Arrays as tensors on `device`; a GPU's are copied asynchronously, from pinned memory."""
     tensors = (torch.from_numpy(array) for array in arrays)
     if device.type != "cuda":
         return tuple(tensors)
@@ -134,5 +142,6 @@ def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device
 
 
 def draw(path: Path, *rows: Tensor) -> None:
-    """Rows of frames, (T, H, W, 3) uint8 each, one above the other, as a PNG at three times the size."""
+    """Write rows of frames, (T, H, W, 3) uint8 each, as a PNG at three times the size, one row
+    above another."""
     video.write_png(path, video.enlarge(video.grid(torch.stack(rows).cpu().numpy()), 3))

@@ -152,7 +152,7 @@ WRONG = {
     "an unknown model": ((*CONTENT, "models", "new"), {}, "damaged .*new"),
     "a missing model": (MODEL, None, "damaged .*dynamics"),
     "an unknown option": ((*MODEL, "new"), 1, "differ in new"),
-    "an option of another type": ((*MODEL, "actions"), "4", "no sensible actions"),
+    "an option of another type": ((*MODEL, "actions"), "4", "invalid actions"),
     "an impossible option": ((*MODEL, "stack", "heads"), 0, "cannot have 0 heads"),
     "a giant": ((*MODEL, "stack", "layers"), 2**40, "impossible values"),
     "a long memory": ((*MODEL, "stack", "window"), 2**20, "do not fit together"),

@@ -93,7 +93,7 @@ def full_disk(home: Path, stage: str, chance: random.Random) -> str:
 
         with (
             rig.at_step(10, fill_after_step_8),
-            pytest.raises(UserError, match="No space left.*saved is of step 8"),
+            pytest.raises(UserError, match="No space left.*saved step is 8"),
         ):
             rig.train_stage(home, stage, out)
         assert rig.final(home / out)[0] == 8
@@ -126,7 +126,7 @@ def full_disk_while_collecting(home: Path, chance: random.Random) -> str:
         if fill is None:
             pytest.skip("no file system of its own may be mounted here")
         root = home / "small" / "data"
-        with pytest.raises(UserError, match="No space left.*the same command goes on"):
+        with pytest.raises(UserError, match="No space left.*the same command continues"):
             rig.collect(root)
         kept = len(data.open_store(root).segments)
         assert data.verify(data.open_store(root)) == kept * 200 and kept < 12
@@ -189,7 +189,7 @@ def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int
             )
             continue
         passed += 1
-        assert f"step {step} is used in its place" in str(printed.call_args)
+        assert f"step {step} is used instead" in str(printed.call_args)
         rig.train_stage(home, stage, run.name, resume=True)
         assert_same(home, stage, run.name)
         assert (run / "damaged" / str(rig.STEPS)).is_dir()
@@ -439,7 +439,7 @@ def ranks_full_disk(home: Path, stage: str, chance: random.Random) -> str:
         codes = rig.end_ranks(processes)
         fill(free=True)
         step = checkpoint.latest(home / out)
-        wanted = f"No space left on device), the newest that is saved is of step {step}"
+        wanted = f"No space left on device); the last saved step is {step}"
         assert codes == [2, 2] and all(wanted in told for told in logs(home, log)), (
             codes,
             logs(home, log),

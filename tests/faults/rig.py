@@ -302,16 +302,17 @@ def wait_until(condition: Callable[[], object]) -> None:
 @contextmanager
 def failed_saves() -> Iterator[list[int]]:
     """The steps whose checkpoints could not be written since."""
-    failed, original = [], checkpoint._write
+    failed = []
+    original = checkpoint.write
 
-    def write(run, keep, step, *content):
+    def write(run, step, *content):
         try:
-            original(run, keep, step, *content)
+            original(run, step, *content)
         except BaseException:
             failed.append(step)
             raise
 
-    with mock.patch.object(checkpoint, "_write", write):
+    with mock.patch.object(checkpoint, "write", write):
         yield failed
 
 

@@ -259,7 +259,7 @@ def test_checkpoints(tmp_path, count):
     state = {"params": {"w": np.ones((3, 4), np.float32)}, "ema": {}, "step": np.array(3)}
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    checkpoint._write(run, 2, 3, state, {"model": {}})
+    checkpoint.write(run, 3, state, {"model": {}}, seconds=0.0, keep=2)
     folder = run / "checkpoints" / "3"
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     valid = {path: path.read_bytes() for path in files}

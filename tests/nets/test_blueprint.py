@@ -10,7 +10,12 @@ from rich.console import Console
 from genie_fn import random, tree
 from genie_fn.errors import UserError
 from genie_fn.nets import blueprint, registry
+<<<<<<< HEAD
 from genie_fn.training import checkpoint
+=======
+from genie_fn.nets.conv import Pass
+from genie_fn.runtime import stored_config
+>>>>>>> 380d5ec (A checkpointer, a metric logger with sinks, a profiler and a short training loop; no side effects at import)
 
 # One or more entries for every name: (layer, channels that it takes, width of its condition).
 ENTRIES = [
@@ -202,7 +207,7 @@ def test_a_blueprint_builds_the_same_network_twice_and_keeps_its_description():
     assert first == second and hash(first) == hash(second)
     assert blueprint.parse(first) == first
     assert blueprint.parse(json.loads(json.dumps(first))) == first
-    assert checkpoint._tuples(json.loads(json.dumps(first))) == first
+    assert stored_config.as_tuples(json.loads(json.dumps(first))) == first
     assert [name for name, _ in first] == ["video-residual", "silu", "causal-conv3d"]
     assert blueprint.spec(first) == blueprint.spec(second)
 

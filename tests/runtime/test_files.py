@@ -1,6 +1,5 @@
-"""Files written whole or not at all, read with care, held by one process; and the metrics file."""
+"""Files: replaced atomically, read with a size limit; folders locked by one process."""
 
-import json
 import multiprocessing
 import os
 
@@ -63,34 +62,3 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="file cannot be written"):
         with files.exclusive(tmp_path / "file", "works in", "go"):
             pass
-
-
-def test_metrics_lose_no_row_to_a_full_disk_and_hold_no_nan(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 9}\n[]\n{"st')
-    append = files.open_log(path, 5)  # step 9 is about to be trained again
-    append({"step": 6, "loss": float("nan")})
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, text):
-            self.file.write(text[:5])
-            self.file.flush()
-            raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        original = type(path).open
-        patch.setattr(type(path), "open", lambda self, mode: Full(original(self, mode)))
-        append({"step": 7})
-    append({"step": 8})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": s} for s in (1, 6, 7, 8)
-    ]

@@ -16,9 +16,10 @@ from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime import backend
+from genie_fn.runtime.stored_config import from_dict
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint, loop, setup
-from genie_fn.training.checkpoint import from_dict
+from genie_fn.training.checkpointer import Checkpointer
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import TrainState, init_state, make_step
@@ -174,8 +175,8 @@ class Config(RunConfig):
 
 def test_saved_and_loaded_is_bit_identical(tmp_path, trained):
     cfg = Config(model=MODEL, optim=OPTIM)
-    with checkpoint.manager(tmp_path) as saver:
-        checkpoint.save(saver, 3, trained, cfg)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, trained, cfg)
     assert checkpoint.latest(tmp_path) == 3
     loaded = checkpoint.load(tmp_path, stage="tokenizer")
     restored = TrainState(**loaded.state)
@@ -186,8 +187,8 @@ def test_saved_and_loaded_is_bit_identical(tmp_path, trained):
 
 def test_empty_trees_survive_and_weights_fall_back_to_the_parameters(tmp_path, trained):
     state = trained._replace(ema={}, stats={})
-    with checkpoint.manager(tmp_path) as saver:
-        checkpoint.save(saver, 0, state, CFG)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, state, CFG)
     loaded = checkpoint.load(tmp_path, stage="tokenizer")
     assert loaded.state["ema"] == loaded.state["stats"] == {}
     assert_same(checkpoint.weights(loaded), trained.params)
@@ -196,8 +197,8 @@ def test_empty_trees_survive_and_weights_fall_back_to_the_parameters(tmp_path, t
 def test_a_save_is_not_corrupted_by_the_steps_after_it(tmp_path, trained):
     """Saving is asynchronous, and a compiled step overwrites its state in place."""
     state = tree.map(torch.clone, trained)
-    with checkpoint.manager(tmp_path) as saver:
-        checkpoint.save(saver, 1, state, CFG)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state, CFG)
         for leaf in tree.leaves(state):
             leaf.zero_()
     assert_same(TrainState(**checkpoint.load(tmp_path, stage="tokenizer").state), trained)
@@ -286,7 +287,7 @@ def test_a_stored_config_with_other_fields_is_a_sentence():
     with pytest.raises(UserError, match="colour"):
         from_dict(Config, asdict(Config()) | {"colour": 1})
     for steps in ("9", None, 2**60, 1.5, True):
-        with pytest.raises(UserError, match="no sensible steps"):
+        with pytest.raises(UserError, match="invalid steps"):
             from_dict(Config, asdict(Config()) | {"steps": steps})
 
 
@@ -299,8 +300,11 @@ def test_fields_that_a_stored_config_is_too_old_for_take_their_defaults():
 
 
 def test_bad_run_configs_are_a_sentence():
-    for bad in ({"steps": 0}, {"batch_size": -1}, {"compile": "yes"}, {"save_every": 0}):
-        with pytest.raises(UserError):
+    for bad in ({"steps": 0}, {"batch_size": -1}, {"accumulate": 0}, {"save_every": 0}):
+        with pytest.raises(UserError, match="at least 1"):
             RunConfig(**bad)
+    for name in ("compile", "sharding", "damaged", "log"):
+        with pytest.raises(UserError, match=f"invalid {name}"):
+            from_dict(RunConfig, {name: "yes"})
     with pytest.raises(UserError, match="device"):
         backend.pick_device("toaster")

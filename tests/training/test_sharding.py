@@ -193,7 +193,7 @@ def test_all_are_told_why_one_fails(folder):
 
 def test_a_process_that_fails_alone_says_why(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(cli.distributed.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(
         console, "quiet", True
     )  # as `train.prepare` makes those of all but the first
