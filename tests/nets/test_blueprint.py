@@ -10,12 +10,7 @@ from rich.console import Console
 from genie_fn import random, tree
 from genie_fn.errors import UserError
 from genie_fn.nets import blueprint, registry
-<<<<<<< HEAD
-from genie_fn.training import checkpoint
-=======
-from genie_fn.nets.conv import Pass
 from genie_fn.runtime import stored_config
->>>>>>> 380d5ec (A checkpointer, a metric logger with sinks, a profiler and a short training loop; no side effects at import)
 
 # One or more entries for every name: (layer, channels that it takes, width of its condition).
 ENTRIES = [
