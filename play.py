@@ -1,14 +1,14 @@
 """Play a trained world: in the browser, in the terminal, or from a list of actions to a video.
 
-    python play.py                                          # a page on this machine, of the newest trained world,
-                                                            # or where none was trained yet, of the one in assets
-    python play.py --cfg.world coinrun.safetensors          # a file of export_world.py, which needs no dataset
+    python play.py                                          # a page on this machine, with the newest
+                                                            # trained world, or the pretrained one
+    python play.py --cfg.world coinrun.safetensors          # a file written by export_world.py
     python play.py --cfg.ui terminal
     python play.py --cfg.actions 3,3,1,0 --cfg.output out.mp4
     python play.py --cfg.image assets/coinrun.png --cfg.actions 2,2,2,2 --cfg.output out.gif
 
-The first frame is `--cfg.image`, cropped to the frames' shape and resized, or a held-out frame of the dataset. A
-session repeats exactly: the same image, actions and seed give the same frames.
+The first frame is `--cfg.image`, cropped to the shape of the frames and resized, or a held-out frame of
+the dataset. Sessions are reproducible: the same first frame, actions and seed give the same frames.
 """
 
 import secrets
@@ -24,76 +24,118 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from genie_fn import bundle, random, world
+from genie_fn import bundle, world
 from genie_fn.bundle import Bundle
 from genie_fn.data import video
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.play import session
 from genie_fn.runtime import backend
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint
 
-SHIPPED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
+PRETRAINED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
 
 
 @dataclass(frozen=True)
 class Config:
     run: str = ""
-    """The folder of the dynamics run; empty: the newest under `runs`, or the world that comes along."""
+    """The folder of the dynamics run; empty: the newest under `runs`, or else the bundled pretrained
+    world."""
     world: str = ""
-    """A world file, in the place of a run and its dataset."""
+    """A world file, instead of a run and its dataset."""
     ui: Literal["browser", "terminal", "video"] = "browser"
+    """Where to play; `--cfg.actions` or `--cfg.output` always make a video."""
     image: str = ""
     """The first frame, any image file; empty: a held-out frame of `data`."""
     actions: str = ""
-    """Makes a video: one frame is dreamed per action, as in 0,0,3,1."""
+    """The actions of a video, as in 0,0,3,1: one frame is generated for each."""
     output: str = ""
-    """The video's file, .mp4, .gif or .png; by default out.mp4"""
+    """The video file to write: .mp4, .gif or .png; empty: out.mp4."""
     data: str = "data/coinrun"
+    """The dataset of the run, for held-out frames and the real game."""
     clip: int = 0
-    """Which held-out frame, of the dataset's or the world file's, to start from, where no image is given."""
+    """The number of the held-out frame, of the dataset or the world file, to start from without an
+    image."""
     seed: int = 0
+    """The seed of the sampling."""
     fps: int = 10
+    """Frames per second of the video."""
     scale: int = 4
+    """The factor by which the video is enlarged."""
     host: str = "127.0.0.1"
-    """Where the page is served; anywhere else than on this machine its address needs a token, which is printed."""
+    """The network address that serves the page; all but this machine's own require a token, which is
+    printed."""
     port: int = 8000
-    """0 takes a free one."""
+    """The port that serves the page; 0 takes a free one."""
     open: bool = True
     """Open the page in a browser."""
     visitors: int = 8
+    """The largest number of simultaneous visitors of the page."""
     compile: Literal["auto", "off", "step"] = "auto"
-    """`step` compiles the frame, which takes a minute; auto: for the page, which is played meanwhile."""
+    """`step` compiles the models, which takes a minute; `auto` does so for the page, where play begins
+    meanwhile."""
     device: str = "auto"
     sample: SampleConfig = PLAY
 
     def __post_init__(self):
         if not 0 <= self.port < 2**16 or self.visitors < 1 or min(self.fps, self.scale) < 1:
             raise UserError(
-                "--cfg.port is 0 to 65535, and --cfg.visitors, fps and scale are at least 1"
+                "--cfg.port is 0 to 65535, and --cfg.visitors, --cfg.fps and --cfg.scale are at "
+                "least 1"
             )
         if self.image and self.ui == "browser" and not self.actions:
             raise UserError(
-                "images are chosen in the page: for a video from --cfg.image add --cfg.actions"
+                "in the browser, images are chosen on the page: "
+                "for a video from --cfg.image add --cfg.actions"
             )
         if self.output and Path(self.output).suffix.lower() not in (".mp4", ".gif", ".png"):
             raise UserError(f"--cfg.output {self.output} should end in .mp4, .gif or .png")
 
 
-def newest_run() -> str:
-    """The dynamics run under `runs` that was begun or continued last, of those that have a checkpoint; where there is
-    none, the world that comes with this repository."""
-    found = [
-        path.parent
-        for path in Path("runs").glob("*/dynamics/checkpoints")
-        if checkpoint.latest(path.parent)
-    ]
-    if not found and not SHIPPED.is_file():
-        raise UserError(
-            "there is no trained world under runs: make one with `make demo`, or name one with --cfg.run"
-        )
-    return str(max(found, key=lambda path: (checkpoint.order(path), str(path)), default=SHIPPED))
+def choose_ui(cfg: Config) -> str:
+    """Where to play: a list of actions or a video file always means a video."""
+    return "video" if cfg.actions or cfg.output else cfg.ui
+
+
+def choose_compile(cfg: Config, ui: str, device: torch.device) -> bool:
+    """Whether to compile the models."""
+    mode = cfg.compile
+    if mode == "auto":
+        mode = "step" if ui == "browser" else "off"
+    return backend.pick_compile(mode, device) != "off"
+
+
+def newest_world() -> str:
+    """The dynamics run under `runs` that was started or resumed last, of those with a checkpoint.
+
+    Where there is none, it is the bundled pretrained world.
+    """
+    folders = [path.parent for path in Path("runs").glob("*/dynamics/checkpoints")]
+    runs = [folder for folder in folders if checkpoint.latest(folder)]
+    if runs:
+        return str(max(runs, key=lambda run: (checkpoint.order(run), str(run))))
+    if PRETRAINED.is_file():
+        return str(PRETRAINED)
+    raise UserError(
+        "there is no trained world under runs: "
+        "train one with `make demo`, or name one with --cfg.run or --cfg.world"
+    )
+
+
+def add_dataset(cfg: Config, loaded: Bundle, ui: str) -> Bundle:
+    """A run's bundle with start frames of its dataset; without them where images can replace them."""
+    if bundle.is_world_file(loaded.path):
+        return loaded
+    try:
+        return bundle.with_dataset(loaded, cfg.data, max(bundle.START_FRAMES, cfg.clip + 1))
+    except UserError as error:
+        if ui != "browser" and not cfg.image:
+            raise
+        if ui == "browser":
+            console.print(f"playing without held-out frames and the real game: {error}")
+        return loaded
 
 
 def parse_actions(text: str, choices: int) -> list[int]:
@@ -101,30 +143,16 @@ def parse_actions(text: str, choices: int) -> list[int]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() and int(word) < choices for word in words):
         raise UserError(
-            f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1} with commas, as in 3,3,1"
+            f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1}, "
+            "separated by commas, as in 3,3,1"
         )
     return [int(word) for word in words]
 
 
-def add_dataset(cfg: Config, loaded: Bundle) -> Bundle:
-    """The bundle of a run with start frames from its dataset; without them where an image can serve instead."""
-    if bundle.is_world_file(loaded.path):
-        return loaded
-    try:
-        return bundle.with_dataset(loaded, cfg.data, max(bundle.START_FRAMES, cfg.clip + 1))
-    except UserError as error:
-        browser = cfg.ui == "browser" and not (cfg.actions or cfg.output)
-        if not (browser or cfg.image):
-            raise
-        if browser:
-            console.print(f"without held-out frames and the real game: {error}")
-        return loaded
-
-
 def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
-    """The image asked for, or a held-out frame."""
-    size = loaded.world.tokenizer.cfg
+    """The image named by the configuration, or a held-out frame."""
     if cfg.image:
+        size = loaded.world.tokenizer.cfg
         return video.read_image(cfg.image, size.height, size.width)
     count = len(loaded.start_frames)
     if not 0 <= cfg.clip < count:
@@ -134,84 +162,92 @@ def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
     return loaded.start_frames[cfg.clip]
 
 
-def make_video(cfg: Config, loaded: Bundle, device: torch.device) -> None:
-    """One frame per action, to a file."""
-    dream = loaded.world
-    actions = parse_actions(cfg.actions, dream.dynamics.cfg.actions)
-    frame = first_frame(cfg, loaded)
-    programs = world.compiled(device) if cfg.compile == "step" else world.EAGER
-    sample = world.played(dream, cfg.sample)
-    key, frames = random.key(cfg.seed, device), [frame]
-    state, _ = world.reset(dream, torch.from_numpy(frame).to(device)[None, None])
-    for t, action in enumerate(track(actions, "dreaming", console=Console(stderr=True)), 1):
-        pressed = torch.tensor([action], device=device)
-        state, shown = world.step(dream, state, pressed, random.fold_in(key, t), sample, programs)
-        frames.append(shown.pixels[0].cpu().numpy())
+def make_video(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:
+    """Write a video with one generated frame per action."""
+    model = loaded.world
+    actions = parse_actions(cfg.actions, model.dynamics.cfg.actions)
+    sample = world.play_sample(model, cfg.sample)
+    programs = world.compiled(device) if compiled else world.EAGER
+    image = first_frame(cfg, loaded)
+    frames = [image]
+    now = session.begin(model, image, cfg.seed)
+    for action in track(actions, "generating", console=Console(stderr=True)):
+        now = session.advance(model, now, action, sample, programs, keep=1)
+        frames.append(now.present.pixels)
     output = cfg.output or "out.mp4"
     video.write_video(output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
-    print(f"{len(actions)} frames dreamed: {output}")
+    print(f"{len(actions)} frames generated: {output}")
 
 
-def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device) -> None:
-    """Until q is pressed."""
+def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:
+    """Play in this terminal until q is pressed."""
     from genie_fn.play import terminal
 
-    dream = loaded.world
-    frame = first_frame(cfg, loaded)
-    prompt, programs = torch.from_numpy(frame).to(device)[None, None], world.EAGER
-    if cfg.compile == "step":
-        programs = world.compiled(device)
-    sample = world.played(dream, cfg.sample)
-    terminal.play(dream, prompt, sample, cfg.seed, programs, bundle.recorded_actions(loaded))
+    model = loaded.world
+    sample = world.play_sample(model, cfg.sample)
+    programs = world.compiled(device) if compiled else world.EAGER
+    recorded = bundle.recorded_actions(loaded)
+    terminal.play(model, first_frame(cfg, loaded), sample, cfg.seed, programs, recorded)
 
 
 def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:
-    """The page, until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     from genie_fn.play.engine import Engine
-    from genie_fn.play.server import LOCAL, Limits, Server, serve_on
+    from genie_fn.play.guard import LOCAL
+    from genie_fn.play.server import Limits, Server, serve_on
 
-    dream = loaded.world
-    listening = socket.socket(socket.AF_INET6 if ":" in cfg.host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((cfg.host, cfg.port))
-    except OSError as error:
-        raise UserError(
-            f"{cfg.host}:{cfg.port} cannot be served ({error.strerror}): choose another --cfg.port"
-        ) from error
+    listening = listen(cfg.host, cfg.port)
     token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
-    meta = loaded.dataset.meta
-    engine = Engine(dream, device, loaded.action_map, compiled, meta, cfg.sample)
-    server = Server(engine, loaded, bundle.fingerprint(*dream), token, Limits(cfg.visitors))
-    everywhere = cfg.host in ("0.0.0.0", "::")
-    name = "localhost" if cfg.host in LOCAL else socket.gethostname() if everywhere else cfg.host
-    port = listening.getsockname()[1]
-    address = f"http://{f'[{name}]' if ':' in name else name}:{port}/" + (
-        f"?token={token}" if token else ""
-    )
+    engine = Engine(loaded, device, compiled, cfg.sample)
+    identity = bundle.fingerprint(*loaded.world)
+    server = Server(engine, identity, token, Limits(cfg.visitors))
+    host = "localhost" if cfg.host in LOCAL else cfg.host
+    address = page_address(host, listening.getsockname()[1], token)
     if loaded.card:
         console.print(loaded.describe(), markup=False)
-    console.print(f"{loaded.path} is played at {address} (Ctrl-C ends it)", soft_wrap=True)
+    console.print(f"Play {loaded.path} at {address} (Ctrl-C stops the server)", soft_wrap=True)
     if cfg.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     serve_on(server, listening)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be used ({error.strerror}): choose another --cfg.port"
+        ) from error
+    return listening
+
+
+def page_address(host: str, port: int, token: str) -> str:
+    """The address of the page; for all networks (0.0.0.0 or ::) by this machine's name."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    if ":" in host:
+        host = f"[{host}]"
+    query = f"?token={token}" if token else ""
+    return f"http://{host}:{port}/{query}"
+
+
 @torch.no_grad()
 def main(cfg: Config) -> None:
-    device, folder = backend.pick_device(cfg.device), cfg.world or cfg.run or newest_run()
-    ui = "video" if cfg.actions or cfg.output else cfg.ui
-    mode = backend.pick_compile(
-        {"auto": "step" if ui == "browser" else "off"}.get(cfg.compile, cfg.compile), device
-    )
-    loaded = bundle.load(folder, device, mode != "off")
-    loaded = add_dataset(cfg, loaded)
+    ui = choose_ui(cfg)
+    device = backend.pick_device(cfg.device)
+    compiled = choose_compile(cfg, ui, device)
+    path = cfg.world or cfg.run or newest_world()
+    loaded = bundle.load(path, device, compiled)
+    loaded = add_dataset(cfg, loaded, ui)
     if ui == "video":
-        make_video(cfg, loaded, device)
+        make_video(cfg, loaded, device, compiled)
     elif ui == "terminal":
-        play_in_terminal(cfg, loaded, device)
+        play_in_terminal(cfg, loaded, device, compiled)
     else:
-        serve(cfg, loaded, device, mode != "off")
+        serve(cfg, loaded, device, compiled)
 
 
 if __name__ == "__main__":

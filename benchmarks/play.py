@@ -65,7 +65,7 @@ def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) 
     variants = {"1 player": (1, steps), "4 players, each": (4, steps)}
     if device.type == "cuda":
         variants["1 player, 25 steps"] = 1, 25
-    engine = Engine(dream, device, None, compiled, sample=cfg.sample)
+    engine = Engine(Bundle(dream, name), device, compiled, cfg.sample)
     began = time.perf_counter()
     while engine.ready == "compiling":
         time.sleep(0.1)
@@ -73,7 +73,7 @@ def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) 
     if compiled and engine.ready != "compiled":
         raise UserError("compiling failed here: measure with --cfg.compile off")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = Server(engine, Bundle(dream, name), name, "", Limits())
+        server = Server(engine, name, "", Limits())
         server.images["start"] = np.zeros((*server.size, 3), np.uint8)
         running = threading.Thread(target=serve_on, args=(server, listening), daemon=True)
         running.start()

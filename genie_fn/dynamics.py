@@ -78,7 +78,7 @@ class SampleConfig:
     """Gumbel noise on the log-confidence at the first step, annealed to zero at the last."""
     guidance: float | None = None
     """How far to go beyond what the action predicts, away from what no action in particular does: more obedience, for
-    twice the time. None: not at all, but in play of recorded actions by 1 (`world.played`)."""
+    twice the time. None: not at all, but in play of recorded actions by 1 (`world.play_sample`)."""
 
     def __post_init__(self):
         if (
@@ -93,7 +93,7 @@ class SampleConfig:
 
 
 PLAY = SampleConfig(steps=4)
-"""How worlds are played, see `world.played`: with guidance these take the time of 8 steps without."""
+"""How worlds are played, see `world.play_sample`: with guidance these take the time of 8 steps without."""
 
 
 class Step(NamedTuple):

@@ -1,9 +1,10 @@
-"""A trained world: prompt frames in, then one action after another, one frame after another.
+"""A trained world: prompt frames in, then one action after another in, one frame after another out.
 
-A session is a pytree, `State`: the caches of the dynamics and of the decoder. `step` is a pure function of it, so a
-session can be kept, branched and replayed.
+The state of a session is a pytree, `State`: the caches of the dynamics model and of the decoder. `step`
+is a pure function of it, so a session can be kept, branched and replayed.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genie_fn import dynamics, lam, layers, quantize, random, tokenizer
-from genie_fn.dynamics import DynamicsConfig, SampleConfig, Step
+from genie_fn import dynamics, lam, layers, quantize, random, tokenizer, tree
+from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import Cache
-from genie_fn.runtime import graphs
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
 
@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 
 class World(NamedTuple):
-    """The three models; `lam` is None where the dynamics was trained on true actions."""
+    """The three models; `lam` is None where the dynamics was trained on recorded actions."""
 
     tokenizer: Stage
     dynamics: Stage
@@ -37,20 +37,32 @@ class World(NamedTuple):
 
 
 class State(NamedTuple):
-    """A session of B players."""
+    """The state of B sessions."""
 
     dynamics: Cache
     decoder: Tree
 
 
-class Frame(NamedTuple):
-    """What a step shows: pixels (B, H, W, 3) uint8, ids (B, N), the probability of each id (B, N), and the MaskGIT step
-    1..steps that revealed it (B, N)."""
+class Prompt(NamedTuple):
+    """Prompt frames as the tokenizer encodes them."""
 
     pixels: Tensor
+    """The decoded frames, (B, T, H, W, 3) uint8."""
     ids: Tensor
+    """Token ids, (B, T, N)."""
+
+
+class Frame(NamedTuple):
+    """A generated frame of each session."""
+
+    pixels: Tensor
+    """(B, H, W, 3) uint8."""
+    ids: Tensor
+    """Token ids, (B, N)."""
     probability: Tensor
+    """The probability of each id, (B, N)."""
     step: Tensor
+    """The MaskGIT step, 1..steps, that revealed each id, (B, N)."""
 
 
 class Programs(NamedTuple):
@@ -65,26 +77,28 @@ EAGER = Programs()
 
 
 def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> Programs:
-    """`Programs` compiled for one batch size, and on a GPU replayed as CUDA graphs."""
-    fast = (torch.compile(f, fullgraph=True, dynamic=False) for f in programs)
-    return Programs(*(map(graphs.recorded, fast) if torch.device(device).type == "cuda" else fast))
+    """`Programs` compiled for one batch size; on a GPU they run as CUDA graphs."""
+    if torch.device(device).type != "cuda":
+        return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in programs))
+    options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
+    return Programs(*(_with_own_results(torch.compile(f, **options)) for f in programs))
 
 
-def vmapped(programs: Programs = EAGER) -> Programs:
-    """`Programs` for M sessions, each with its own key, temperature and past: everything has an axis more in front."""
-    each, shared = 0, None
-    return Programs(
-        torch.func.vmap(
-            programs.unmask,
-            (shared, each, each, each, Step(shared, shared, each), each, shared, shared),
-        ),
-        torch.func.vmap(programs.remember, (shared, each, each, each, shared)),
-        torch.func.vmap(programs.decode, (shared, each, each, shared)),
-    )
+def _with_own_results(function: Callable) -> Callable:
+    """`function` with copied results: a CUDA graph overwrites its results when it runs again."""
+
+    @functools.wraps(function)
+    def call(*args):
+        return tree.map(torch.clone, function(*args))
+
+    return call
 
 
 def chunks(*clips: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors with a leading axis of clips, a few at a time: on a CPU so few that what is computed stays cached."""
+    """Tensors with a leading axis of clips, a few clips at a time.
+
+    On a CPU chunks are so small that intermediate results stay in its caches.
+    """
     size = 64 if clips[0].is_cuda else 8
     return zip(*(x.split(size) for x in clips), strict=True)
 
@@ -93,29 +107,36 @@ def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
     """The latent actions between the frames of a uint8 video, (B, T-1)."""
     if world.lam is None:
         raise UserError(
-            "this world was trained on true actions and has no latent ones: pass the actions themselves"
+            "this world was trained on recorded actions and has no latent action model: "
+            "pass the actions themselves"
         )
     return lam.infer_actions(world.lam.params, video_BTHWC, world.lam.cfg)
 
 
 def empty_state(
-    coder: TokenizerConfig, model: DynamicsConfig, batch: int, device: torch.device | str
+    tokenizer_cfg: TokenizerConfig,
+    dynamics_cfg: DynamicsConfig,
+    batch: int,
+    device: torch.device | str,
 ) -> State:
-    """Sessions that have seen no frame."""
+    """The state of sessions before their first frame."""
     return State(
-        dynamics.empty_cache(model, batch, device), tokenizer.empty_cache(coder, batch, device)
+        dynamics.empty_cache(dynamics_cfg, batch, device),
+        tokenizer.empty_cache(tokenizer_cfg, batch, device),
     )
 
 
 def reset(
     world: World, prompt_BTHWC: Tensor, actions_BT: Tensor | None = None, programs: Programs = EAGER
-) -> tuple[State, Tensor]:
-    """Start B sessions from T prompt frames (uint8) and the T-1 actions between them (none for a single frame).
+) -> tuple[State, Prompt]:
+    """Start B sessions from T prompt frames (uint8) and the T-1 actions between them.
 
-    Returns the state and the prompt as the tokenizer sees it, uint8.
+    A prompt of a single frame needs no actions. Returns the state and the encoded prompt.
     """
-    coder, model = world.tokenizer, world.dynamics
-    batch, device = len(prompt_BTHWC), prompt_BTHWC.device
+    coder = world.tokenizer
+    model = world.dynamics
+    batch = len(prompt_BTHWC)
+    device = prompt_BTHWC.device
     codes, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg)
     if actions_BT is None:
         actions_BT = torch.zeros((batch, 0), dtype=torch.int64, device=device)
@@ -123,7 +144,7 @@ def reset(
     empty = empty_state(coder.cfg, model.cfg, batch, device)
     cache = programs.remember(model.params, ids, entering, empty.dynamics, model.cfg)
     video, decoder = programs.decode(coder.params, codes, empty.decoder, coder.cfg)
-    return State(cache, decoder), layers.to_uint8(video)
+    return State(cache, decoder), Prompt(layers.to_uint8(video), ids)
 
 
 def step(
@@ -133,37 +154,37 @@ def step(
     key: Tensor,
     sample: SampleConfig,
     programs: Programs = EAGER,
-    temperature: Tensor | None = None,
 ) -> tuple[State, Frame]:
-    """The next frame of every session, given its action. Pure: the same state, action and key give the same frame.
+    """The next frame of every session, given its action.
 
-    A tensor `temperature` takes the place of the configuration's. With `vmapped` programs, everything has an axis more
-    in front.
+    The function is pure: the same state, action and key give the same frame.
     """
-    coder, model = world.tokenizer, world.dynamics
-    ids, probability, step_of, cache = dynamics.next_frame(
+    coder = world.tokenizer
+    model = world.dynamics
+    ids, probability, revealed, cache = dynamics.next_frame(
         model.params,
         action_B,
         state.dynamics,
         key,
         model.cfg,
         sample,
-        dynamics.Programs(*programs[:2]),
-        temperature,
+        dynamics.Programs(programs.unmask, programs.remember),
     )
     codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
     video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
-    return State(cache, decoder), Frame(
-        layers.to_uint8(video.squeeze(-4)), ids, probability, step_of
-    )
+    pixels = layers.to_uint8(video.squeeze(-4))
+    return State(cache, decoder), Frame(pixels, ids, probability, revealed)
 
 
-def played(world: World, sample: SampleConfig) -> SampleConfig:
-    """How a world is played: unless that is chosen, with guidance 1 if its actions are recorded ones, which are then
-    obeyed more often, and with none if they are latent, where it only costs (docs/LOG.md)."""
-    return (
-        replace(sample, guidance=0.0 if world.lam else 1.0) if sample.guidance is None else sample
-    )
+def play_sample(world: World, sample: SampleConfig) -> SampleConfig:
+    """The sampling settings for play: `sample`, with a default where its guidance is None.
+
+    Guidance is 1 for recorded actions, which makes them controllable more often, and 0 for latent
+    ones, where it only costs time (docs/LOG.md).
+    """
+    if sample.guidance is not None:
+        return sample
+    return replace(sample, guidance=1.0 if world.lam is None else 0.0)
 
 
 def rollout(
@@ -174,13 +195,15 @@ def rollout(
     sample: SampleConfig,
     programs: Programs = EAGER,
 ) -> Tensor:
-    """Continue T prompt frames given all T-1+F actions: the F dreamed frames, uint8 (B, F, H, W, 3)."""
-    given = prompt_BTHWC.shape[1] - 1
-    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :given], programs)
+    """Continue T prompt frames given all T-1+F actions: the F generated frames, uint8 (B, F, H, W, 3).
+
+    Frame t is sampled with fold_in(key, t), where t counts the actions.
+    """
+    start = prompt_BTHWC.shape[1] - 1
+    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :start], programs)
     frames = []
-    for t in range(given, actions_BT.shape[1]):
-        state, frame = step(
-            world, state, actions_BT[:, t], random.fold_in(key, t), sample, programs
-        )
+    for t in range(start, actions_BT.shape[1]):
+        frame_key = random.fold_in(key, t)
+        state, frame = step(world, state, actions_BT[:, t], frame_key, sample, programs)
         frames.append(frame.pixels)
     return torch.stack(frames, 1)

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     )
 
 from genie_fn import data, dynamics, lam, metrics, random, tokenizer, tree, world
-from genie_fn.bundle import action_map
+from genie_fn.bundle import Bundle, action_map, with_dataset
 from genie_fn.data import procgen
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
@@ -86,8 +86,14 @@ def tiny_world():
 
 
 @pytest.fixture(scope="session")
-def dream():
+def world_model():
     return tiny_world()
+
+
+@pytest.fixture(scope="session")
+def dream(world_model):
+    """Another name of `world_model`."""
+    return world_model
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +117,14 @@ def stage(tmp_path_factory):
     table = metrics.contingency(real, latent, len(names), LAM.actions)
     found = action_map.make([*names], table.tolist(), agreement=0.3, chance=0.2)
     return dream, found, data.append_segments(store, [recording])
+
+
+@pytest.fixture(scope="session")
+def playable(stage):
+    """The world of `stage` as a bundle, with its dataset and its map of actions."""
+    world_model, mapping, store = stage
+    loaded = Bundle(world_model, "runs/tiny/dynamics", action_map=mapping)
+    return with_dataset(loaded, store)
 
 
 @pytest.fixture

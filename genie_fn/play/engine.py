@@ -1,10 +1,6 @@
-"""The engine behind the page: one thread that owns the models and dreams a frame after another for every visitor.
+"""The engine behind the page: one thread that owns the models and generates one frame after another.
 
-On a GPU, requests that wait at the same time and ask for as many MaskGIT steps are dreamed together, each with its own
-key, temperature and past (`world.vmapped`); so a visitor's frames do not depend on who else plays, up to the rounding
-of larger products. On a CPU that gains too little for what everybody would wait (one core, uncompiled: two frames
-together take 0.96 of their time one after another, four 0.88; attention has no batched form there), so there they take
-turns.
+Requests of all visitors are answered in the order in which they arrive.
 """
 
 import queue
@@ -12,300 +8,202 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from genie_fn import metrics, random, tokenizer, tree, world
-from genie_fn.bundle import action_map
+from genie_fn import metrics, world
+from genie_fn.bundle import Bundle
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
-from genie_fn.play.session import Moment, Note, Session
+from genie_fn.play.session import Session
 from genie_fn.runtime import backend
 from genie_fn.world import Programs, World
 
-SIZES = (2, 4, 8)  # of the batches; a smaller one is filled up
-GAMES = 8  # levels of the real game kept open
+MAX_GAMES = 8  # levels of the real game that are kept open
 
 
 class Act(NamedTuple):
-    """A frame that is wished for. `compiled` says by which program; None takes the fastest that is ready."""
+    """A request for the next frame of a session."""
 
     session: Session
     action: int
-    real: int | None
+    recorded: int | None
+    """The recorded action that was chosen, if one was."""
     temperature: float
     steps: int
     compiled: bool | None = None
+    """Whether compiled programs generate it, where they are ready; None: if they are ready."""
 
 
-@dataclass
-class Way:
-    """A way of dreaming: a world settled for it, its programs, and those for batches, by size."""
+class Runner(NamedTuple):
+    """A world whose implementations are chosen for its programs."""
 
-    dream: World
+    world: World
     programs: Programs
-    together: dict[int, Programs] = field(default_factory=dict)
 
 
 class Engine:
-    """Dreams in a thread of its own; `start` and `act` return a Future of a `Session`. An object, since it holds one.
+    """Generates frames in a thread of its own; `start` and `act` return a Future of a `Session`.
 
-    `found` is the world's map of actions and `meta` its dataset's, from which the real game is known. With `compiled`,
-    programs are compiled beside the play, which begins without.
+    With `compiled`, programs are compiled in a second thread while play begins without them.
     """
 
     def __init__(
-        self,
-        dream: World,
-        device: torch.device,
-        found: action_map.ActionMap | None,
-        compiled: bool,
-        meta: dict | None = None,
-        sample: SampleConfig = PLAY,
+        self, bundle: Bundle, device: torch.device, compiled: bool, sample: SampleConfig = PLAY
     ):
-        self.device, self.sample, self.found, self.meta = (
-            device,
-            world.played(dream, sample),
-            found,
-            meta,
-        )
-        self.latent = dream.lam is not None
-        batches = () if device.type == "cpu" else SIZES
-        self._ways = {
-            False: Way(
-                _settled(dream, device, False), Programs(), dict.fromkeys(batches, world.vmapped())
-            )
-        }
-        self.cfg = dream.tokenizer.cfg, dream.dynamics.cfg
+        self.bundle = bundle
+        self.world = bundle.world
+        self.device = device
+        self.sample = world.play_sample(bundle.world, sample)
         self.ready = "compiling" if compiled else "eager"
+        self._eager = Runner(_resolved(bundle.world, device, False), Programs())
+        self._compiled: Runner | None = None
         self._games: dict[int, tuple[procgen.Game, bytes]] = {}
         self._queue: queue.Queue = queue.Queue()
-        self._on_ready: Callable = lambda: None
+        self._on_ready: Callable[[], None] = lambda: None
         threading.Thread(target=self._serve, daemon=True, name="engine").start()
         if compiled:
-            threading.Thread(
-                target=self._compile, args=(dream, batches), daemon=True, name="compiling"
-            ).start()
+            threading.Thread(target=self._compile, daemon=True, name="compiling").start()
 
-    def when_ready(self, callback: Callable) -> None:
-        """Have `callback()` called, from another thread, when `ready` changes."""
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when `ready` changes, from another thread."""
         self._on_ready = callback
 
     def start(self, image: np.ndarray | None, seed: int, level: int | None = None) -> Future:
-        """A new session from an image (H, W, 3) uint8, or with a `level`, from the real game's first frame."""
+        """A new session from a uint8 image (H, W, 3), or from the first frame of the real game's `level`."""
         return self._submit(partial(self._start, image, seed, level))
 
-    def act(self, *wish) -> Future:
+    def act(self, *request) -> Future:
         """The session with one more frame; the arguments are those of an `Act`."""
-        return self._submit(Act(*wish))
+        return self._submit(partial(self._act, Act(*request)))
 
     def close(self) -> None:
-        """End the thread, after what was asked for before."""
+        """End the thread after the requests made so far."""
         self._queue.put((None, None))
 
-    def to_latent(self, real: int) -> int:
-        """The action of this world that stands for a real one."""
-        if not self.latent:
-            return real
-        if self.found is None:
+    def to_latent(self, recorded: int) -> int:
+        """The action of this world that stands for a recorded one."""
+        if self.world.lam is None:
+            return recorded
+        if self.bundle.action_map is None:
             raise UserError(
-                "this world's actions were never compared with the real ones: run evaluate.py once"
+                "this world's latent actions were never compared with recorded ones: "
+                "run evaluate.py once"
             )
-        return self.found.to_latent[real]
+        return self.bundle.action_map.to_latent[recorded]
 
-    def _submit(self, work) -> Future:
+    def _submit(self, work: Callable[[], Session]) -> Future:
         future: Future = Future()
         self._queue.put((work, future))
         return future
 
-    # In the engine's thread.
+    # In the engine's thread
 
     @torch.no_grad()
     def _serve(self) -> None:
-        while self._serve_those_waiting():
+        while self._serve_next():
             pass  # a function of its own, since its variables hold sessions, which must not outlive it
 
-    def _serve_those_waiting(self) -> bool:
-        """Wait for work, and do all that there is; False at the end."""
-        waiting = [self._queue.get()]
-        while not self._queue.empty() and len(waiting) < SIZES[-1]:
-            waiting.append(self._queue.get())
-        groups: dict = {}
-        for work, future in waiting:
-            if work is None:
-                return False
-            if future.set_running_or_notify_cancel():  # who asked may be gone by now
-                way = self._way(work) if isinstance(work, Act) else None
-                alike = id(future) if way is None or not way.together else (id(way), work.steps)
-                groups.setdefault(alike, []).append((work, future))
-        for group in groups.values():
-            self._carry_out(*zip(*group, strict=True))
+    def _serve_next(self) -> bool:
+        """Wait for a request and answer it; False at the end."""
+        work, future = self._queue.get()
+        if work is None:
+            return False
+        if future.set_running_or_notify_cancel():  # the visitor may have left
+            try:
+                future.set_result(work())
+            except BaseException as error:  # belongs to the visitor who asked, not to this thread
+                future.set_exception(error)
         return True
 
-    def _carry_out(self, works: tuple, futures: tuple[Future, ...]) -> None:
-        try:
-            results = self._acts(works) if isinstance(works[0], Act) else [works[0]()]
-        except (
-            BaseException
-        ) as error:  # whatever happened belongs to those who asked, not to this thread
-            for future in futures:
-                future.set_exception(error)
-        else:
-            for future, result in zip(futures, results, strict=True):
-                future.set_result(result)
-
-    def _way(self, act: Act) -> Way:
-        """The way asked for, as far as it is there."""
-        fastest = max(self._ways)
-        return self._ways.get(
-            fastest if act.compiled is None else act.compiled, self._ways[fastest]
-        )
-
     def _start(self, image: np.ndarray | None, seed: int, level: int | None) -> Session:
-        """Always without compiled programs: the same in every session."""
-        dream, beside, saved = self._ways[False].dream, None, None
-        if level is not None:
-            opened, saved = self._game(level)
-            procgen.load(opened, saved)
-            image = beside = procgen.frame(opened)
-        prompt = torch.from_numpy(image).to(self.device)[None, None]
-        state, seen = world.reset(dream, prompt)
-        ids = tokenizer.tokenize(dream.tokenizer.params, prompt, self.cfg[0])[1][0, 0].cpu().numpy()
-        sure, given = np.full(len(ids), 255, np.uint8), np.zeros(len(ids), np.uint8)
-        pixels = seen[0, 0].cpu().numpy()
-        first = Moment(
-            pixels,
-            ids.astype(np.uint32),
-            sure,
-            given,
-            session.added(state),
-            game=beside,
-            saved=saved,
-        )
-        return session.begun(first._replace(psnr=_psnr(pixels, beside)), seed, image, level)
+        """Without compiled programs, so that every session starts alike."""
+        if level is None:
+            return session.begin(self._eager.world, image, seed)
+        game, saved = self._game(level)
+        procgen.load(game, saved)
+        frame = procgen.frame(game)
+        started = session.begin(self._eager.world, frame, seed, level)
+        psnr = _psnr(started.present.pixels, frame)
+        return session.amended(started, game=frame, saved=saved, psnr=psnr)
 
-    def _acts(self, acts: tuple[Act, ...]) -> list[Session]:
-        """One frame for each, in a batch where there are programs for one of that size."""
-        way = self._way(acts[0])
-        size = next((size for size in SIZES if size >= len(acts)), 0)
-        if len(acts) > 1 and size not in way.together:
-            return [self._acts((act,))[0] for act in acts]
+    def _act(self, act: Act) -> Session:
         began = time.perf_counter()
-        batch = acts if len(acts) == 1 else (*acts, *acts[-1:] * (size - len(acts)))
-        states = [session.state(act.session) for act in batch]
-        keys = [
-            random.fold_in(random.key(act.session.seed, self.device), act.session.at + 1)
-            for act in batch
-        ]
-        pressed = torch.tensor([[act.action] for act in batch], device=self.device)
-        heat = torch.tensor([act.temperature for act in batch], device=self.device)
-        sample = replace(self.sample, steps=acts[0].steps)
-        if len(acts) == 1:
-            made = [
-                world.step(way.dream, states[0], pressed[0], keys[0], sample, way.programs, heat[0])
-            ]
-        else:
-            stacked = tree.map(lambda *x: torch.stack(x), *states)
-            result = world.step(
-                way.dream, stacked, pressed, torch.stack(keys), sample, way.together[size], heat
-            )
-            made = [tree.map(lambda x, i=i: x[i], result) for i in range(len(acts))]
-        compiled = way is not self._ways[False]
-        return [
-            self._extended(act, *each, compiled, began)
-            for act, each in zip(acts, made, strict=True)
-        ]
+        compiled = self._compiled if act.compiled in (None, True) else None
+        runner = compiled or self._eager
+        sample = replace(self.sample, steps=act.steps, temperature=act.temperature)
+        new = session.advance(runner.world, act.session, act.action, sample, runner.programs)
+        record = new.present.record._replace(recorded=act.recorded, compiled=compiled is not None)
+        new = session.amended(new, record=record)
+        if act.session.level is not None:
+            new = self._with_game(new, act)
+        return session.amended(new, ms=1000 * (time.perf_counter() - began))
 
-    def _extended(
-        self, act: Act, state: world.State, frame: world.Frame, compiled: bool, began: float
-    ) -> Session:
-        """The session with a dreamed frame, and with the real game's where there is one beside it."""
-        now, beside, saved = act.session, None, None
-        pixels, ids, probability, revealed = (x[0].cpu().numpy() for x in frame)
-        if now.level is not None:
-            opened, _ = self._game(now.level)
-            procgen.load(opened, now.present.saved)
-            beside = procgen.step(opened, act.real).frame
-            saved = procgen.save(opened)
-        psnr, before = _psnr(pixels, beside), now.present.mean_psnr or 0.0
-        mean = None if psnr is None else before + (psnr - before) / (now.at + 1)
-        note = Note(
-            act.action, act.real, act.temperature, act.steps, compiled, session.frame_hash(pixels)
-        )
-        numbers = (
-            ids.astype(np.uint32),
-            (255 * probability).astype(np.uint8),
-            revealed.astype(np.uint8),
-        )
-        ms = 1000 * (time.perf_counter() - began)
-        new = Moment(pixels, *numbers, session.added(state), note, ms, beside, saved, psnr, mean)
-        return session.extended(now, new)
+    def _with_game(self, new: Session, act: Act) -> Session:
+        """The session with the real game's frame after the same action, and the PSNR against it."""
+        before = act.session.present
+        game, _ = self._game(act.session.level)
+        procgen.load(game, before.saved)
+        frame = procgen.step(game, act.recorded).frame
+        psnr = _psnr(new.present.pixels, frame)
+        mean = before.mean_psnr or 0.0
+        mean += (psnr - mean) / new.at
+        saved = procgen.save(game)
+        return session.amended(new, game=frame, saved=saved, psnr=psnr, mean_psnr=mean)
 
     def _game(self, level: int) -> tuple[procgen.Game, bytes]:
         """A level's game, which the sessions on that level share, and its first state."""
         if level not in self._games:
-            if len(self._games) >= GAMES:
-                procgen.close(self._games.pop(next(iter(self._games)))[0])
-            opened = procgen.open_game(
-                level, self.meta or {}, self.cfg[0].height, self.cfg[0].width
-            )
-            self._games[level] = opened, procgen.save(opened)
+            if len(self._games) >= MAX_GAMES:
+                oldest = next(iter(self._games))
+                procgen.close(self._games.pop(oldest)[0])
+            size = self.world.tokenizer.cfg
+            meta = self.bundle.dataset.meta
+            game = procgen.open_game(level, meta, size.height, size.width)
+            self._games[level] = (game, procgen.save(game))
         return self._games[level]
 
-    # In a thread of its own.
+    # In a thread of its own
 
     @torch.no_grad()
-    def _compile(self, dream: World, batches: tuple[int, ...]) -> None:
-        """Compile beside the play, by dreaming, and hand over what works: the single frame first, then batches."""
+    def _compile(self) -> None:
+        """Compile programs during play, by generating a few frames, and hand them over if they work."""
         try:
-            fast = Way(_settled(dream, self.device, True), world.compiled(self.device))
-            self._try_out(fast, 0)
-        except Exception:  # without a working compiler the play goes on as it began
+            programs = world.compiled(self.device)
+            runner = Runner(_resolved(self.world, self.device, True), programs)
+            self._try_out(runner)
+        except Exception:  # without a working compiler play goes on as it began
             self.ready = "eager"
-            self._on_ready()
-            return
-        self._ways[True], self.ready = fast, "compiled"
+        else:
+            self._compiled = runner
+            self.ready = "compiled"
         self._on_ready()
-        for size in batches:
-            try:
-                programs = world.compiled(self.device, world.vmapped())
-                self._try_out(replace(fast, programs=programs), size)
-            except Exception:  # then its visitors take turns
-                return
-            fast.together[size] = programs
 
-    def _try_out(self, way: Way, size: int) -> None:
-        """Dream a few frames, of states put together as a session's are: of other strides, programs compile again."""
-        black = torch.zeros(
-            (1, 1, self.cfg[0].height, self.cfg[0].width, 3), dtype=torch.uint8, device=self.device
-        )
-        pieces = [session.added(world.reset(self._ways[False].dream, black)[0])]
-        key, action = (
-            random.key(0, self.device),
-            torch.zeros(1, dtype=torch.int64, device=self.device),
-        )
-        sample, heat = replace(self.sample, steps=2), torch.ones((), device=self.device)
-        for _ in range(4):  # more than once, for what is recorded only then
-            inputs = session.rebuilt(pieces), action, key, heat
-            state, *rest = tree.map(lambda x: torch.stack([x] * size), inputs) if size else inputs
-            state, _ = world.step(way.dream, state, rest[0], rest[1], sample, way.programs, rest[2])
-            pieces.append(session.added(tree.map(lambda x: x[0], state) if size else state))
+    def _try_out(self, runner: Runner) -> None:
+        """Generate a few frames as a session does: for other strides, programs would compile again."""
+        size = self.world.tokenizer.cfg
+        black = np.zeros((size.height, size.width, 3), np.uint8)
+        sample = replace(self.sample, steps=2)
+        current = session.begin(self._eager.world, black, 0)
+        for _ in range(4):  # CUDA graphs are recorded only after a warm-up
+            current = session.advance(runner.world, current, 0, sample, runner.programs)
 
 
-def _settled(dream: World, device: torch.device, compiled: bool) -> World:
-    """The world with the implementations that are best on this device."""
-    return World(
-        *(s and s._replace(cfg=backend.resolve(s.cfg, device, compiled, anew=True)) for s in dream)
-    )
+def _resolved(world: World, device: torch.device, compiled: bool) -> World:
+    """The world with the implementations that are fastest on this device."""
+
+    def resolve(stage):
+        cfg = backend.resolve(stage.cfg, device, compiled, anew=True)
+        return stage._replace(cfg=cfg)
+
+    return World(*(stage and resolve(stage) for stage in world))
 
 
-def _psnr(pixels: np.ndarray, beside: np.ndarray | None) -> float | None:
-    if beside is None:
-        return None
-    return metrics.frame_psnr(torch.from_numpy(pixels), torch.from_numpy(beside)).item()
+def _psnr(pixels: np.ndarray, reference: np.ndarray) -> float:
+    return metrics.frame_psnr(torch.from_numpy(pixels), torch.from_numpy(reference)).item()

@@ -1,4 +1,4 @@
-"""Recordings: all that it takes to dream a session again, as JSON; what comes from outside is checked throughout."""
+"""Recordings: what generates a session again, as JSON. Recordings that are read are checked throughout."""
 
 import base64
 import io
@@ -9,26 +9,29 @@ from PIL import Image
 
 from genie_fn.data import video
 from genie_fn.errors import UserError
-from genie_fn.play.session import NOTES, Note, Session
+from genie_fn.play.session import MAX_RECORDS, ActionRecord, Session
 
 FORMAT = {"format": "genie_fn recording", "version": 1}
 MAX_STEPS = 64
 MAX_TEMPERATURE = 10.0
 MAX_LEVEL = 10**9
-MAX_SEED = 2**53  # beyond, a page could not keep it exactly
+MAX_SEED = 2**53  # JavaScript represents larger integers only approximately
 
 
 class Recording(NamedTuple):
-    """A recording that was read: where it starts, and what was done frame by frame."""
+    """A recording that was read."""
 
-    start: np.ndarray  # (H, W, 3) uint8
+    start: np.ndarray
+    """The start image, (H, W, 3) uint8."""
     seed: int
     level: int | None
-    notes: tuple[Note, ...]
+    """The level of the real game that ran in parallel."""
+    records: tuple[ActionRecord, ...]
+    """What led to each frame."""
 
 
 def number(message: dict, name: str, low: int, high: int, default: int | None = None) -> int:
-    """An integer of a message, if it is one in the range."""
+    """An integer of a message. Raises UserError unless it is one from `low` to `high`."""
     value = message.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UserError(f"the {name} should be a whole number from {low} to {high}")
@@ -36,7 +39,7 @@ def number(message: dict, name: str, low: int, high: int, default: int | None = 
 
 
 def temperature(message: dict, default: float | None = None) -> float:
-    """The temperature of a message."""
+    """The temperature of a message. Raises UserError unless it is from 0 to MAX_TEMPERATURE."""
     value = message.get("temperature", default)
     if (
         isinstance(value, bool)
@@ -47,54 +50,80 @@ def temperature(message: dict, default: float | None = None) -> float:
     return float(value)
 
 
-def made(session: Session, identity: str) -> dict:
-    """The recording of a session up to its present frame; `identity` is the world's."""
-    notes = (*session.notes, *(moment.note for moment in session.past() if moment.note is not None))
-    if len(notes) > NOTES or len(notes) < session.at:
+def write(session: Session, identity: str) -> dict:
+    """The recording of a session up to its present frame; `identity` is the world's fingerprint."""
+    past = (moment.record for moment in session.past() if moment.record is not None)
+    records = (*session.records, *past)
+    if len(records) > MAX_RECORDS or len(records) < session.at:
         raise UserError(
-            f"a recording holds {NOTES:,} frames, and this session is longer: start anew, or go back"
+            f"a recording holds {MAX_RECORDS:,} frames, and this session is longer: "
+            "start a new one, or go back"
         )
     image = io.BytesIO()
     Image.fromarray(session.start).save(image, "png")
-    start = base64.b64encode(image.getvalue()).decode()
-    fields = {"world": identity, "start": start, "seed": session.seed, "level": session.level}
-    return FORMAT | fields | {"frames": [note._asdict() for note in notes]}
+    return FORMAT | {
+        "world": identity,
+        "start": base64.b64encode(image.getvalue()).decode(),
+        "seed": session.seed,
+        "level": session.level,
+        "frames": [_as_json(record) for record in records],
+    }
+
+
+def _as_json(record: ActionRecord) -> dict:
+    """A record under the names of the format, in which the recorded action is called "real"."""
+    fields = record._asdict()
+    recorded = fields.pop("recorded")
+    return fields | {"real": recorded}
 
 
 def read(content: Any, identity: str, size: tuple[int, int], choices: int) -> Recording:
-    """A recording from outside, for a world with `choices` actions and frames of `size` (H, W).
+    """A recording for a world with `choices` actions and frames of `size` (H, W).
 
-    Raises UserError, in a sentence, for anything but a recording made in this world.
+    Raises UserError for anything but a valid recording made in this world.
     """
     if not isinstance(content, dict) or {name: content.get(name) for name in FORMAT} != FORMAT:
         raise UserError(
-            "this is not a recording that this version can read: choose a JSON file that was saved here"
+            "this is not a recording that this version can read: "
+            "choose a JSON file that this page has saved"
         )
     if content.get("world") != identity:
-        raise UserError("this recording was made in another world: play that one to see it again")
-    frames = content.get("frames")
-    if not isinstance(frames, list) or len(frames) > NOTES:
+        raise UserError("this recording was made in another world: play that world to replay it")
+    seed = number(content, "seed", 0, MAX_SEED)
+    level = content.get("level")
+    if level is not None:
+        level = number(content, "level", 0, MAX_LEVEL)
+    records = _records(content.get("frames"), choices)
+    return Recording(_image(content.get("start"), size), seed, level, records)
+
+
+def _records(frames: Any, choices: int) -> tuple[ActionRecord, ...]:
+    if not isinstance(frames, list) or len(frames) > MAX_RECORDS:
         raise UserError(
-            f"this recording is damaged: it should hold a list of at most {NOTES:,} frames"
+            f"this recording is damaged: it should hold a list of at most {MAX_RECORDS:,} frames"
         )
-    notes = []
+    records = []
     for t, frame in enumerate(frames, 1):
         try:
-            notes.append(_note(frame, choices))
+            records.append(_record(frame, choices))
         except UserError as error:
             raise UserError(f"frame {t} of this recording is damaged: {error}") from error
-    seed, level = number(content, "seed", 0, MAX_SEED), content.get("level")
-    level = None if level is None else number(content, "level", 0, MAX_LEVEL)
-    return Recording(_image(content.get("start"), size), seed, level, tuple(notes))
+    return tuple(records)
 
 
-def _note(frame: Any, choices: int) -> Note:
+def _record(frame: Any, choices: int) -> ActionRecord:
     if not isinstance(frame, dict) or not isinstance(frame.get("hash"), str):
         raise UserError("it should be an object with a hash")
-    real = None if frame.get("real") is None else number(frame, "real", 0, 255)
-    action, steps = number(frame, "action", 0, choices - 1), number(frame, "steps", 1, MAX_STEPS)
-    return Note(
-        action, real, temperature(frame), steps, frame.get("compiled") is True, frame["hash"]
+    recorded = frame.get("real")
+    if recorded is not None:
+        recorded = number(frame, "real", 0, 255)
+    return ActionRecord(
+        number(frame, "action", 0, choices - 1),
+        recorded,
+        temperature(frame),
+        number(frame, "steps", 1, MAX_STEPS),
+        frame.get("compiled") is True,
+        frame["hash"],
     )
 
 

@@ -1,4 +1,4 @@
-"""A world as a Gymnasium environment: it is one, it repeats, and it is the same dream as elsewhere."""
+"""A world as a Gymnasium environment: it is one, it repeats, and its frames are the world's."""
 
 import sys
 import warnings
@@ -26,8 +26,8 @@ def starts():
 
 
 @pytest.fixture
-def env(dream, starts):
-    return WorldEnv(dream, starts, horizon=6, sample=SAMPLE, render_mode="rgb_array")
+def env(world_model, starts):
+    return WorldEnv(world_model, starts, horizon=6, sample=SAMPLE, render_mode="rgb_array")
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +47,16 @@ def play(env, seed, actions=(0, 3, 1, 4, 2, 2)):
     return np.stack(frames + [env.step(action)[0] for action in actions])
 
 
-def test_gymnasium_finds_nothing_to_complain_about(dream, store, monkeypatch):
+def test_gymnasium_finds_nothing_to_complain_about(world_model, store, monkeypatch):
     """By its registered name, as a user makes it, so that all of its render modes are checked."""
 
     def load(run, device, **dataset):
-        return bundle.with_dataset(bundle.Bundle(dream, run), *dataset.values())
+        return bundle.with_dataset(bundle.Bundle(world_model, run), *dataset.values())
 
     monkeypatch.setattr(bundle, "load", load)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        name = "genie_fn.play.gym_env:genie_fn/Dream-v0"
+        name = "genie_fn.play.gym_env:genie_fn/World-v0"
         made = gymnasium.make(
             name, run="there", root=str(store), starts=3, horizon=4, sample=SAMPLE
         )
@@ -72,10 +72,10 @@ def test_gymnasium_finds_nothing_to_complain_about(dream, store, monkeypatch):
     )
 
 
-def test_the_same_seed_and_actions_give_the_same_frames(env, dream, starts):
+def test_the_same_seed_and_actions_give_the_same_frames(env, world_model, starts):
     first = play(env, 7)
     assert np.array_equal(first, play(env, 7))
-    assert np.array_equal(first, play(WorldEnv(dream, starts, sample=SAMPLE), 7))
+    assert np.array_equal(first, play(WorldEnv(world_model, starts, sample=SAMPLE), 7))
     assert not np.array_equal(first[0], first[1])
     others = [play(env, seed) for seed in range(6)]
     assert len({frames[0].tobytes() for frames in others}) > 1, (
@@ -83,8 +83,8 @@ def test_the_same_seed_and_actions_give_the_same_frames(env, dream, starts):
     )
 
 
-def test_seeds_decide_what_is_sampled_not_only_where_it_starts(dream, starts):
-    env = WorldEnv(dream, starts[:1], sample=SAMPLE)
+def test_seeds_decide_what_is_sampled_not_only_where_it_starts(world_model, starts):
+    env = WorldEnv(world_model, starts[:1], sample=SAMPLE)
     first, second = play(env, 0), play(env, 1)
     assert np.array_equal(first[0], second[0]) and not np.array_equal(first, second)
     env.reset(seed=0)
@@ -92,10 +92,10 @@ def test_seeds_decide_what_is_sampled_not_only_where_it_starts(dream, starts):
     assert not np.array_equal(first, again)
 
 
-def test_the_frames_are_the_worlds(env, dream, starts):
+def test_the_frames_are_the_worlds(env, world_model, starts):
     observation, info = env.reset(seed=3)
-    _, seen = world.reset(dream, torch.from_numpy(starts[info["start"]])[None, None])
-    assert np.array_equal(observation, seen[0, 0].numpy())
+    _, prompt = world.reset(world_model, torch.from_numpy(starts[info["start"]])[None, None])
+    assert np.array_equal(observation, prompt.pixels[0, 0].numpy())
     observation = env.step(2)[0]
     assert observation.dtype == np.uint8 and np.array_equal(env.render(), observation)
 
@@ -112,24 +112,24 @@ def test_an_episode_is_truncated_at_its_horizon(env):
     assert env.step(0)[3] is False
 
 
-def test_nothing_is_rendered_unasked(dream, starts):
-    env = WorldEnv(dream, starts, sample=SAMPLE)
+def test_nothing_is_rendered_unasked(world_model, starts):
+    env = WorldEnv(world_model, starts, sample=SAMPLE)
     env.reset(seed=0)
     assert env.render() is None
 
 
-def test_what_is_refused(env, dream, starts):
+def test_what_is_refused(env, world_model, starts):
     with pytest.raises(gymnasium.error.ResetNeeded):
-        WorldEnv(dream, starts).step(0)
+        WorldEnv(world_model, starts).step(0)
     env.reset(seed=0)
     for action in (5, -1, 1.0):
         with pytest.raises(UserError, match="no action"):
             env.step(action)
     for wrong in (starts[:0], starts[:, :16], starts.astype("f4")):
         with pytest.raises(UserError, match=r"uint8 frame of \(32, 32, 3\)"):
-            WorldEnv(dream, wrong)
+            WorldEnv(world_model, wrong)
     with pytest.raises(UserError, match="at least 1 step"):
-        WorldEnv(dream, starts, horizon=0)
+        WorldEnv(world_model, starts, horizon=0)
 
 
 def test_a_missing_gymnasium_is_a_sentence(monkeypatch):

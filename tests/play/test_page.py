@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from genie_fn.bundle import Bundle, with_dataset
 from genie_fn.play.engine import Engine
 from genie_fn.play.server import Limits, Server, serve_on
 
@@ -34,13 +33,11 @@ PHONE = {
 
 
 @pytest.fixture(scope="module")
-def site(stage):
+def site(playable):
     """The address of a server in a thread."""
-    dream, found, store = stage
-    engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
+    engine = Engine(playable, torch.device("cpu"), compiled=False)
     listening = socket.create_server(("127.0.0.1", 0))
-    loaded = with_dataset(Bundle(dream, "runs/tiny/dynamics", action_map=found), store)
-    server = Server(engine, loaded, "tiny", "", Limits())
+    server = Server(engine, "tiny", "", Limits())
     threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
     return f"http://localhost:{listening.getsockname()[1]}"
 
@@ -96,7 +93,7 @@ def visit(browser, site):
 
 def pixels(page):
     """What is on the canvas, as text that is equal for equal pixels."""
-    return page.locator("#dream").evaluate("canvas => canvas.toDataURL()")
+    return page.locator("#frame").evaluate("canvas => canvas.toDataURL()")
 
 
 def play(page, keys, start=0):
@@ -115,7 +112,7 @@ def png(seed):
     return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
 
 
-def test_a_key_dreams_a_frame(visit):
+def test_a_key_generates_a_frame(visit):
     page = visit()
     shown = play(page, ["1", "2", "2", "3"])
     assert len(set(shown)) == 5
@@ -127,7 +124,7 @@ def test_a_key_dreams_a_frame(visit):
     expect(page.locator("#number")).to_have_text("5")
 
 
-def test_a_held_key_goes_on_and_nothing_piles_up(visit):
+def test_a_held_key_repeats_and_nothing_piles_up(visit):
     page = visit()
     page.keyboard.down("1")
     expect(page.locator("#number")).to_have_text(re.compile(r"^[4-9]|\d\d"))
@@ -164,7 +161,7 @@ def test_an_image_becomes_the_first_frame_however_it_comes(visit):
     play(page, ["1"])
     page.locator("#image").set_input_files(png(1))
     expect(page.locator("#number")).to_have_text("0")
-    expect(page.locator("#note")).to_contain_text("Your image")
+    expect(page.locator("#note")).to_contain_text("your image")
     mine = pixels(page)
     assert mine != given
     with page.expect_download() as download:
@@ -186,7 +183,7 @@ def test_an_image_becomes_the_first_frame_however_it_comes(visit):
     assert pixels(page) == mine
 
 
-def test_a_wrong_file_is_told_in_a_sentence(visit):
+def test_a_wrong_file_is_an_error_message(visit):
     page = visit()
     alert = page.get_by_role("alert")
     expect(alert).to_be_hidden()
@@ -232,7 +229,7 @@ def test_a_recording_replays_to_identical_frames(visit):
     expect(verdict).to_have_text("Frame 2 differs from the recording.")
 
 
-def test_films_are_downloaded(visit):
+def test_videos_are_downloaded(visit):
     page = visit()
     play(page, ["1", "2"])
     for key, magic in (("a", b"GIF8"), ("v", b"ftyp")):
@@ -241,17 +238,17 @@ def test_films_are_downloaded(visit):
         assert magic in download.value.path().read_bytes()[:12]
 
 
-def test_the_real_game_beside_the_dream(visit):
+def test_the_real_game_next_to_the_world(visit):
     page = visit()
-    expect(page.locator("#real")).to_be_hidden()
+    expect(page.locator("#real-game")).to_be_hidden()
     page.keyboard.press("g")
-    expect(page.locator("#real")).to_be_visible()
+    expect(page.locator("#real-game")).to_be_visible()
     play(page, ["ArrowRight", "Space"])
     expect(page.locator("#psnr")).to_have_text(re.compile(r"^\d+\.\d$"))
     expect(page.locator("#psnr-mean")).to_have_text(re.compile(r"^\d+\.\d$"))
     assert page.locator("#arrows .chosen").count() == 1
     page.keyboard.press("k")
-    expect(page.locator("#real")).to_be_hidden()
+    expect(page.locator("#real-game")).to_be_hidden()
 
 
 def test_a_look_inside(visit):
@@ -264,9 +261,9 @@ def test_a_look_inside(visit):
         page.keyboard.press(key)
         looks.add(overlay.evaluate("canvas => canvas.toDataURL()"))
     assert len(looks) == 3
-    page.locator("#dream").hover()
+    page.locator("#frame").hover()
     expect(page.get_by_role("tooltip")).to_contain_text(
-        re.compile(r"row \d+, column \d+: token \d+, \d+ % sure")
+        re.compile(r"row \d+, column \d+: token \d+, probability \d+ %")
     )
     page.keyboard.press("i")
     page.keyboard.press("c")
@@ -280,7 +277,7 @@ def test_a_look_inside(visit):
     expect(text).to_be_hidden()
 
 
-def test_branches_go_their_own_ways(visit):
+def test_branches_are_independent(visit):
     page = visit()
     play(page, ["1", "2"])
     page.keyboard.press("b")
@@ -367,7 +364,7 @@ def test_a_lost_connection_comes_back_to_its_session(visit):
     play(page, ["1"], 2)
 
 
-def test_a_reload_goes_on_and_a_session_that_is_gone_begins_anew(visit):
+def test_a_reload_continues_and_a_lost_session_starts_again(visit):
     page = visit()
     shown = play(page, ["1", "2"])
     page.reload()
@@ -395,7 +392,7 @@ def test_two_windows_do_not_fight_for_a_session(visit):
     expect(second.get_by_role("alert")).to_contain_text("another window")
 
 
-def test_a_full_server_is_told(visit, browser, site):
+def test_a_full_server_is_reported(visit, browser, site):
     page = browser.new_page()
 
     def full(socket):
@@ -405,6 +402,6 @@ def test_a_full_server_is_told(visit, browser, site):
     page.route_web_socket(re.compile("/play"), full)
     page.goto(site)
     expect(page.get_by_role("alert")).to_contain_text(
-        "All 8 places are taken. This page asks again"
+        "All 8 places are taken. This page tries again"
     )
     page.close()

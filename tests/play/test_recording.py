@@ -1,4 +1,4 @@
-"""Recordings: what is written is read again, and of what comes from outside nothing is believed."""
+"""Recordings: what is written is read again, and invalid ones are refused."""
 
 import base64
 import copy
@@ -9,26 +9,30 @@ import pytest
 
 from genie_fn.errors import UserError
 from genie_fn.play import recording
-from genie_fn.play.session import Moment, Note, Session
+from genie_fn.play.session import ActionRecord, Moment, Session
 
 START = np.random.default_rng(0).integers(0, 256, (6, 8, 3), "u1")
-NOTES = (Note(2, None, 1.0, 8, False, "00000000"), Note(0, 7, 0.3, 1, True, "ffffffff"))
+RECORDS = (
+    ActionRecord(2, None, 1.0, 8, False, "00000000"),
+    ActionRecord(0, 7, 0.3, 1, True, "ffffffff"),
+)
 
 
-def played(notes=NOTES, kept=1, **fields):
+def played(records=RECORDS, kept=1, **fields):
     """A session of which the last `kept` dreamed frames are still there."""
     moments = tuple(
-        Moment(START, START, START, START, None, note) for note in notes[len(notes) - kept :]
+        Moment(START, START, START, START, None, record)
+        for record in records[len(records) - kept :]
     )
-    first = len(notes) - kept + 1
+    first = len(records) - kept + 1
     return Session(
-        moments, len(notes), 3, START, first=first, notes=tuple(notes[: first - 1]), **fields
+        moments, len(records), 3, START, first=first, records=tuple(records[: first - 1]), **fields
     )
 
 
 @pytest.fixture
 def made():
-    return json.loads(json.dumps(recording.made(played(), "me")))
+    return json.loads(json.dumps(recording.write(played(), "me")))
 
 
 def read(content):
@@ -38,24 +42,24 @@ def read(content):
 @pytest.mark.parametrize("kept", [1, 2])
 @pytest.mark.parametrize("level", [None, 12])
 def test_what_is_written_is_read_again(kept, level):
-    content = json.loads(json.dumps(recording.made(played(kept=kept, level=level), "me")))
+    content = json.loads(json.dumps(recording.write(played(kept=kept, level=level), "me")))
     again = read(content)
-    assert np.array_equal(again.start, START) and again[1:] == (3, level, NOTES)
+    assert np.array_equal(again.start, START) and again[1:] == (3, level, RECORDS)
 
 
 def test_a_recording_of_an_older_page_was_not_compiled(made):
     for frame in made["frames"]:
         del frame["compiled"]
-    assert not any(note.compiled for note in read(made).notes)
+    assert not any(record.compiled for record in read(made).records)
 
 
 def test_a_session_longer_than_a_recording_is_refused(monkeypatch):
-    monkeypatch.setattr(recording, "NOTES", 1)
+    monkeypatch.setattr(recording, "MAX_RECORDS", 1)
     with pytest.raises(UserError, match="longer"):
-        recording.made(played(), "me")
+        recording.write(played(), "me")
     monkeypatch.undo()
     with pytest.raises(UserError, match="longer"):
-        recording.made(Session((), 30_000, 0, START, notes=NOTES), "me")
+        recording.write(Session((), 30_000, 0, START, records=RECORDS), "me")
 
 
 WRONG = {

@@ -1,4 +1,4 @@
-"""The protocol between page and server, over sockets: what is answered, what is refused, what is kept and forgotten."""
+"""The protocol between page and server, over sockets: answers, refusals, and what is kept."""
 
 import gc
 import io
@@ -16,35 +16,34 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from genie_fn import random, world
-from genie_fn.bundle import Bundle, with_dataset
+from genie_fn.bundle import Bundle
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY
 from genie_fn.play import recording
 from genie_fn.play.engine import Engine
-from genie_fn.play.server import SAFE, Limits, Server
+from genie_fn.play.guard import HEADERS
+from genie_fn.play.server import Limits, Server
 from genie_fn.runtime import backend
 
+CPU = torch.device("cpu")
 HOME = "http://localhost"
 RIGHT, NOOP = procgen.ACTIONS.index("RIGHT"), procgen.ACTIONS.index("NOOP")
 
 
 @pytest.fixture(scope="module")
-def engine(stage):
-    dream, found, store = stage
-    engine = Engine(dream, torch.device("cpu"), found, compiled=False, meta=store.meta)
+def engine(playable):
+    engine = Engine(playable, CPU, compiled=False)
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def serve(stage, engine):
+def serve(engine):
     """A server with the limits asked for, as a client of its own origin."""
     clients = []
 
-    def start(limits=Limits(), token="", engine=engine, store=stage[2]):  # noqa: B008, it is frozen
-        loaded = Bundle(stage[0], "runs/tiny/dynamics")
-        loaded = with_dataset(loaded, store) if store else loaded
-        server = Server(engine, loaded, "tiny", token, limits)
+    def start(limits=Limits(), token="", engine=engine):  # noqa: B008, it is frozen
+        server = Server(engine, "tiny", token, limits)
         clients.append(TestClient(server.app, base_url=HOME).__enter__())
         clients[-1].server = server
         return clients[-1]
@@ -88,7 +87,7 @@ class Page:
             header["grid"][0] * header["grid"][1],
         )
         sizes = {"rgb": pixels, "probability": tokens, "revealed": tokens, "ids": 4 * tokens}
-        sizes |= {"real_rgb": pixels} if header["game"] else {}
+        sizes |= {"game_rgb": pixels} if header["game"] else {}
         arrays = {}
         for name, size in sizes.items():
             arrays[name] = np.frombuffer(content[at : at + size], "<u4" if name == "ids" else "u1")
@@ -139,10 +138,10 @@ def wait_for(condition):
 
 
 def test_a_visit(serve, stage):
-    dream, found, store = stage
+    world_model, found, store = stage
     with visit(serve()) as page:
-        told = page.hello
-        assert told["frame"] is None and told["settings"] == {
+        received = page.hello
+        assert received["frame"] is None and received["settings"] == {
             "temperature": 1.0,
             "steps": PLAY.steps,
         }
@@ -154,16 +153,19 @@ def test_a_visit(serve, stage):
             "actions": 5,
             "kind": "latent",
         }
-        assert expected.items() <= told["world"].items() and told["world"]["names"] == list(
+        assert expected.items() <= received["world"].items() and received["world"]["names"] == list(
             procgen.ACTIONS
         )
-        assert told["world"]["map"]["to_latent"] == found.to_latent and told["world"]["clips"] == 40
+        assert (
+            received["world"]["map"]["to_latent"] == found.to_latent
+            and received["world"]["clips"] == 40
+        )
         header, arrays = page.start()
         assert (header["frame"], header["action"], header["seed"]) == (0, None, 5) and not arrays[
             "revealed"
         ].any()
         header, arrays = page.ask("act", action=3)
-        assert (header["frame"], header["newest"], header["action"], header["real"]) == (
+        assert (header["frame"], header["newest"], header["action"], header["recorded"]) == (
             1,
             1,
             3,
@@ -174,8 +176,8 @@ def test_a_visit(serve, stage):
             and arrays["ids"].max() < 16
             and header["ms"] > 0
         )
-        header, _ = page.ask("act", real=RIGHT)
-        assert (header["action"], header["real"]) == (found.to_latent[RIGHT], RIGHT)
+        header, _ = page.ask("act", recorded=RIGHT)
+        assert (header["action"], header["recorded"]) == (found.to_latent[RIGHT], RIGHT)
         page.say("settings", temperature=0.5, steps=2)
         header, arrays = page.ask("act", action=0)
         assert (header["temperature"], header["steps"], arrays["revealed"].max()) == (0.5, 2, 2)
@@ -188,13 +190,15 @@ def test_a_frame_is_the_worlds_own(serve, stage):
         start = page.start()[1]["rgb"]
         shown = [page.ask("act", action=action)[1] for action in actions]
     cpu, image = torch.device("cpu"), client.server.first_image({"clip": 3})
-    dream = world.World(*(s._replace(cfg=backend.resolve(s.cfg, cpu, False)) for s in stage[0]))
+    world_model = world.World(
+        *(s._replace(cfg=backend.resolve(s.cfg, cpu, False)) for s in stage[0])
+    )
     with torch.no_grad():
-        state, seen = world.reset(dream, torch.from_numpy(image)[None, None])
-        assert np.array_equal(start, seen.numpy().ravel())
+        state, prompt = world.reset(world_model, torch.from_numpy(image)[None, None])
+        assert np.array_equal(start, prompt.pixels.numpy().ravel())
         for t, (action, arrays) in enumerate(zip(actions, shown, strict=True), 1):
             key = random.fold_in(random.key(5), t)
-            state, frame = world.step(dream, state, torch.tensor([action]), key, PLAY)
+            state, frame = world.step(world_model, state, torch.tensor([action]), key, PLAY)
             assert np.array_equal(arrays["rgb"], frame.pixels.numpy().ravel())
             assert np.array_equal(arrays["ids"], frame.ids[0]) and np.array_equal(
                 arrays["revealed"], frame.step[0]
@@ -231,13 +235,13 @@ def test_a_branch_goes_its_own_way(serve):
         assert page.ask("goto", frame=9)[0]["frame"] == 3
 
 
-def test_a_recording_dreams_the_same_again(serve):
+def test_a_recording_replays_to_the_same_frames(serve):
     client = serve()
     with visit(client) as page:
         page.start(seed=9)
         page.ask("act", action=3)
         page.say("settings", temperature=2.0, steps=3)
-        page.ask("act", real=RIGHT)
+        page.ask("act", recorded=RIGHT)
         shown = page.ask("act", action=0)[0]
         page.say("record")
         made = json.loads(json.dumps(page.text("recording")["recording"]))
@@ -267,10 +271,10 @@ def test_an_image_becomes_the_first_frame(serve):
             page.start(**{"from": "image", "image": name})[0]["hash"] for name in names
         )
         assert one == again != two
-        assert "no longer here" in page.refused(
+        assert "no longer kept" in page.refused(
             "start", **{"from": "image", "image": "x", "seed": 0}
         )
-        assert "no longer here" in page.refused(
+        assert "no longer kept" in page.refused(
             "start", **{"from": "image", "image": ["x"], "seed": 0}
         )
 
@@ -377,7 +381,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(serve):
         client.get("/", headers={"host": "evil.example"}),
     ]
     for reply in replies:
-        assert {name.lower(): value for name, value in SAFE.items()}.items() <= dict(
+        assert {name.lower(): value for name, value in HEADERS.items()}.items() <= dict(
             reply.headers
         ).items()
     assert "default-src 'self'" in replies[0].headers["content-security-policy"]
@@ -418,8 +422,8 @@ def test_a_full_server_says_so(serve):
     client = serve(Limits(visitors=2))
     with visit(client) as page, visit(client):
         with client.websocket_connect("ws://localhost/play", headers={"origin": HOME}) as third:
-            told = third.receive_json()
-            assert told["type"] == "full" and "2 places" in told["message"]
+            received = third.receive_json()
+            assert received["type"] == "full" and "2 places" in received["message"]
             assert third.receive()["code"] == 1013
         page.start()
     with visit(client):
@@ -435,8 +439,8 @@ def test_idle_sessions_expire(serve):
     ) as ws:
         assert ws.receive_json()["type"] == "hello"
         while (message := ws.receive()).get("type") != "websocket.close":
-            told = json.loads(message["text"])
-        assert told["type"] == "expired" and told["wait"]
+            received = json.loads(message["text"])
+        assert received["type"] == "expired" and received["wait"]
     assert not client.server.places
     with client.websocket_connect(
         f"ws://localhost/play?session={page.hello['session']}", headers={"origin": HOME}
@@ -460,7 +464,7 @@ def test_fifty_abandoned_sessions_free_their_memory(serve):
     assert len(alive) == 100 and not any(ref() is not None for ref in alive)
 
 
-def test_memory_is_bounded_by_forgetting_the_longest_unused(serve):
+def test_memory_is_bounded_by_dropping_the_longest_unused(serve):
     client = serve(Limits(memory=1))
     with visit(client) as page:
         page.start()
@@ -484,7 +488,7 @@ def test_memory_is_bounded_by_forgetting_the_longest_unused(serve):
         assert {*names} < client.server.places.keys()
 
 
-# What is said
+# Messages
 
 
 def test_of_acts_that_pile_up_the_latest_counts(serve, engine):
@@ -508,7 +512,7 @@ WRONG = [
     ("act", {"action": 5}, "whole number from 0 to 4"),
     ("act", {"action": True}, "whole number"),
     ("act", {"action": "1"}, "whole number"),
-    ("act", {"real": 99}, "whole number from 0 to 14"),
+    ("act", {"recorded": 99}, "whole number from 0 to 14"),
     ("goto", {"frame": -1}, "whole number"),
     ("goto", {"frame": 0.5}, "whole number"),
     ("settings", {"temperature": -1}, "temperature"),
@@ -519,8 +523,8 @@ WRONG = [
     ("start", {"from": "heldout", "clip": 0}, "seed"),
     ("start", {"from": "game", "level": -5, "seed": 0}, "level"),
     ("replay", {}, "not a recording"),
-    ("dance", {}, "not understood"),
-    ("__init__", {}, "not understood"),
+    ("dance", {}, "unknown type"),
+    ("__init__", {}, "unknown type"),
 ]
 
 
@@ -528,8 +532,8 @@ WRONG = [
 def test_a_wrong_message_is_a_sentence_and_no_more(serve, kind, fields, words):
     with visit(serve()) as page:
         page.start()
-        told = page.refused(kind, **fields)
-        assert words in told and told[0].isupper() and told.endswith(".")
+        received = page.refused(kind, **fields)
+        assert words in received and received[0].isupper() and received.endswith(".")
         assert page.ask("act", action=0)[0]["frame"] == 1
 
 
@@ -537,70 +541,69 @@ def test_what_is_no_message_is_a_sentence(serve):
     with visit(serve()) as page:
         for text in ("", "{", "[]", "3", '{"type": []}', "[" * 100_000, '{"type": {"a": 1}}'):
             page.socket.send_text(text)
-            assert "not understood" in page.text("error")["message"]
+            assert "unknown type" in page.text("error")["message"]
         page.socket.send_bytes(b"\x00")
-        assert "not understood" in page.text("error")["message"]
-        assert "Nothing has begun" in page.refused("act", action=0)
-        assert "Nothing has begun" in page.refused("record")
+        assert "unknown type" in page.text("error")["message"]
+        assert "No session has begun" in page.refused("act", action=0)
+        assert "No session has begun" in page.refused("record")
 
 
 def test_a_fault_of_ours_does_not_end_the_session(serve, monkeypatch):
     client = serve()
     with visit(client) as page:
         page.start()
-        monkeypatch.setattr(recording, "made", lambda *_: 1 / 0)
+        monkeypatch.setattr(recording, "write", lambda *_: 1 / 0)
         assert "Something went wrong" in page.refused("record")
         assert page.ask("act", action=0)[0]["frame"] == 1
 
 
-# Beside the real game
+# Next to the real game
 
 
-def test_the_real_game_steps_beside_the_dream(serve, stage):
+def test_the_real_game_steps_next_to_the_world(serve, stage):
     client = serve()
     with visit(client) as page:
         header, arrays = page.start(**{"from": "game", "level": 11})
         opened = procgen.open_game(11, stage[2].meta)
-        assert header["game"] and np.array_equal(arrays["real_rgb"], procgen.frame(opened).ravel())
-        shown = [page.ask("act", real=RIGHT) for _ in range(4)]
+        assert header["game"] and np.array_equal(arrays["game_rgb"], procgen.frame(opened).ravel())
+        shown = [page.ask("act", recorded=RIGHT) for _ in range(4)]
         for header, arrays in shown:
-            assert np.array_equal(arrays["real_rgb"], procgen.step(opened, RIGHT).frame.ravel())
-            assert header["real"] == RIGHT and header["psnr"] > 0
+            assert np.array_equal(arrays["game_rgb"], procgen.step(opened, RIGHT).frame.ravel())
+            assert header["recorded"] == RIGHT and header["psnr"] > 0
         scores = [header["psnr"] for header, _ in shown]
         assert shown[-1][0]["mean_psnr"] == pytest.approx(sum(scores) / 4)
-        assert "own actions" in page.refused("act", action=0)
+        assert "own keys" in page.refused("act", action=0)
         page.ask("goto", frame=1)
-        header, arrays = page.ask("act", real=RIGHT)
-        assert np.array_equal(arrays["real_rgb"], shown[1][1]["real_rgb"])
+        header, arrays = page.ask("act", recorded=RIGHT)
+        assert np.array_equal(arrays["game_rgb"], shown[1][1]["game_rgb"])
         assert header["mean_psnr"] == pytest.approx(sum(scores[:2]) / 2)
         page.say("record")
         made = page.text("recording")["recording"]
         assert made["level"] == 11
         page.say("replay", recording=made)
         again = [page.frame() for _ in range(3)]
-        assert np.array_equal(again[-1][1]["real_rgb"], arrays["real_rgb"])
+        assert np.array_equal(again[-1][1]["game_rgb"], arrays["game_rgb"])
         assert page.text("replayed")["same"]
         made["frames"][1]["real"] = None
         page.say("replay", recording=made)
         page.frame(), page.frame()
-        assert "own actions" in page.text("error")["message"]
+        assert "own keys" in page.text("error")["message"]
 
 
-def test_a_world_whose_actions_were_never_measured_has_no_keys_and_no_game(serve, stage):
-    dream, _, store = stage
-    engine = Engine(dream, torch.device("cpu"), None, compiled=False, meta=store.meta)
+def test_a_world_whose_actions_were_never_measured_has_no_keys_and_no_game(serve, playable):
+    engine = Engine(playable._replace(action_map=None), CPU, compiled=False)
     with visit(serve(engine=engine)) as page:
         assert page.hello["world"]["map"] is None and not page.hello["world"]["game"]
         page.start()
-        assert "evaluate.py" in page.refused("act", real=RIGHT)
+        assert "evaluate.py" in page.refused("act", recorded=RIGHT)
         assert "evaluate.py" in page.refused("start", **{"from": "game", "level": 1, "seed": 0})
     engine.close()
 
 
-def test_a_world_without_a_dataset_starts_from_images(serve, stage):
-    dream, found, _ = stage
-    engine = Engine(dream, torch.device("cpu"), found, compiled=False)
-    client = serve(engine=engine, store=None)
+def test_a_world_without_a_dataset_starts_from_images(serve, playable):
+    without = Bundle(playable.world, action_map=playable.action_map)
+    engine = Engine(without, CPU, compiled=False)
+    client = serve(engine=engine)
     with visit(client) as page:
         assert page.hello["world"]["clips"] == 0 and not page.hello["world"]["game"]
         assert "start from an image" in page.refused(
@@ -611,17 +614,15 @@ def test_a_world_without_a_dataset_starts_from_images(serve, stage):
     engine.close()
 
 
-def test_a_world_of_true_actions_takes_them_as_they_are(serve, stage):
-    dream, _, store = stage
-    engine = Engine(
-        dream._replace(lam=None), torch.device("cpu"), None, compiled=False, meta=store.meta
-    )
+def test_a_world_of_recorded_actions_takes_them_as_they_are(serve, playable):
+    recorded = playable.world._replace(lam=None)
+    engine = Engine(playable._replace(world=recorded, action_map=None), CPU, compiled=False)
     with visit(serve(engine=engine)) as page:
-        assert page.hello["world"]["kind"] == "true" and page.hello["world"]["game"]
+        assert page.hello["world"]["kind"] == "recorded" and page.hello["world"]["game"]
         page.start()
-        header, _ = page.ask("act", real=4)
-        assert (header["action"], header["real"]) == (4, 4)
+        header, _ = page.ask("act", recorded=4)
+        assert (header["action"], header["recorded"]) == (4, 4)
         assert "from 0 to 4" in page.refused(
-            "act", real=5
+            "act", recorded=5
         )  # this tiny world knows five of the fifteen
     engine.close()

@@ -1,4 +1,4 @@
-"""Sessions: a state that is joined again is the one that was there, bit for bit; what is kept, and what is shared."""
+"""Sessions: joined states equal the original ones bit for bit; what is kept, and what is shared."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.layers import Cache, STConfig
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.play import session
-from genie_fn.play.session import Moment, Note
+from genie_fn.play.session import ActionRecord, Moment
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.world import Stage, World
@@ -18,7 +18,7 @@ SAMPLE = SampleConfig(steps=2)
 NONE = np.zeros(4, np.uint8)
 
 
-def convolutional(dream):
+def convolutional(world_model):
     """The same with a decoder whose state is no cache of keys and values."""
     codes = QuantizerConfig("lfq", 16)
     down = (
@@ -28,30 +28,32 @@ def convolutional(dream):
     up = ("depth2space_upsample", {"in_channels": 4, "out_channels": 3, "space_factor": 16})
     nets = (down,), (("causal-conv3d", {"in_channels": 4, "out_channels": 4, "kernel_size": 3}), up)
     cfg = TokenizerConfig(32, 32, 16, quantizer=codes, arch="magvit2", blueprints=Blueprints(*nets))
-    return dream._replace(tokenizer=Stage(cfg, tree.init(tokenizer.spec(cfg), random.key(8))))
+    return world_model._replace(tokenizer=Stage(cfg, tree.init(tokenizer.spec(cfg), random.key(8))))
 
 
-def windowless(dream, window):
+def windowless(world_model, window):
     cfg = DynamicsConfig(16, 4, 5, stack=STConfig(layers=2, dim=32, heads=2, window=window))
-    return World(dream.tokenizer, Stage(cfg, tree.init(dynamics.spec(cfg), random.key(3))), None)
+    return World(
+        world_model.tokenizer, Stage(cfg, tree.init(dynamics.spec(cfg), random.key(3))), None
+    )
 
 
 WORLDS = {
-    "st_vivit": lambda dream: dream,
+    "st_vivit": lambda world_model: world_model,
     "magvit2": convolutional,
     "window of 1": lambda d: windowless(d, 1),
 }
-WORLDS["another window"] = lambda dream: windowless(dream, 7)
+WORLDS["another window"] = lambda world_model: windowless(world_model, 7)
 
 
-def states_of(dream, clip, frames):
+def states_of(world_model, clip, frames):
     """The state after each frame of a short play, the start included."""
     with torch.no_grad():
-        state, _ = world.reset(dream, clip[:1, :1])
+        state, _ = world.reset(world_model, clip[:1, :1])
         states = [state]
         for t in range(frames):
             states.append(
-                world.step(dream, states[-1], torch.tensor([t % 3]), random.key(t), SAMPLE)[0]
+                world.step(world_model, states[-1], torch.tensor([t % 3]), random.key(t), SAMPLE)[0]
             )
     return states
 
@@ -70,18 +72,18 @@ def moment(state):
         NONE,
         NONE,
         session.added(state),
-        Note(0, None, 1.0, 2, False),
+        ActionRecord(0, None, 1.0, 2, False),
     )
 
 
 def begun(first):
-    return session.begun(first._replace(note=None), 0, np.zeros((2, 2, 3), "u1"))
+    return session.started(first._replace(record=None), 0, np.zeros((2, 2, 3), "u1"))
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_a_rebuilt_state_is_the_state_before_and_past_the_window(dream, clip, name):
+def test_a_rebuilt_state_is_the_state_before_and_past_the_window(world_model, clip, name):
     """The window holds 4 frames: the first states are not full, the last have forgotten the start."""
-    states = states_of(WORLDS[name](dream), clip, 9)
+    states = states_of(WORLDS[name](world_model), clip, 9)
     play = begun(moment(states[0]))
     for state in states[1:]:
         play = session.extended(play, moment(state))
@@ -89,8 +91,8 @@ def test_a_rebuilt_state_is_the_state_before_and_past_the_window(dream, clip, na
         assert equal(session.state(session.moved(play, at)), state)
 
 
-def test_a_piece_does_not_hold_the_cache_that_it_comes_from(dream, clip):
-    state = states_of(dream, clip, 1)[-1]
+def test_a_piece_does_not_hold_the_cache_that_it_comes_from(world_model, clip):
+    state = states_of(world_model, clip, 1)[-1]
     piece = session.added(state).dynamics
     assert piece.k_LB1NGE.untyped_storage().nbytes() == state.dynamics.k_LBSNGE.nbytes / 3
     assert 0 < begun(moment(state)).present.size < sum(x.nbytes for x in tree.leaves(state))
@@ -102,29 +104,28 @@ def fake(t, size=10, frames=3):
     return moment(Cache(k, k, torch.tensor(t)))
 
 
-def played(count, **options):
+def played(count, keep=session.MAX_MOMENTS, **options):
     play = begun(fake(0, **options))
     for t in range(1, count):
-        play = session.extended(play, fake(t, **options))
+        play = session.extended(play, fake(t, **options), keep)
     return play
 
 
-def test_the_oldest_frames_are_dropped_and_the_rest_can_be_continued(monkeypatch):
-    monkeypatch.setattr(session, "MOMENTS", 6)
-    play = played(20)
+def test_the_oldest_frames_are_dropped_and_the_rest_can_be_continued():
+    play = played(20, keep=6)
     assert (play.at, play.newest, play.first, len(play.moments)) == (19, 19, 14, 6)
     assert play.oldest == 16, "a state takes three frames"
     assert session.moved(play, 0).at == 16 and session.moved(play, 99).at == 19
     state = session.state(session.moved(play, 0))
     assert state.k_LBSNGE[0, 0, :, 0, 0, 0].tolist() == [14, 15, 16] and state.seen == 16
-    assert len(play.notes) == 13, "frames 1 to 13, which are no longer kept"
+    assert len(play.records) == 13, "frames 1 to 13, which are no longer kept"
 
 
 def test_memory_is_bounded_but_what_the_present_needs_is_kept(monkeypatch):
     one = begun(fake(0, size=1000)).present.size
-    monkeypatch.setattr(session, "MEMORY", 8 * one)
+    monkeypatch.setattr(session, "MAX_BYTES", 8 * one)
     assert len(played(20, size=1000).moments) == 8
-    monkeypatch.setattr(session, "MEMORY", 1)
+    monkeypatch.setattr(session, "MAX_BYTES", 1)
     play = played(20, size=1000)
     assert len(play.moments) == 4 and play.oldest == 18
 
@@ -140,7 +141,35 @@ def test_an_act_in_the_past_drops_what_came_later_and_a_branch_keeps_it():
     )
 
 
-def test_notes_are_kept_for_as_many_frames_as_a_recording_holds(monkeypatch):
-    monkeypatch.setattr(session, "MOMENTS", 4)
-    monkeypatch.setattr(session, "NOTES", 10)
-    assert len(played(40).notes) == 10
+def test_records_are_kept_for_as_many_frames_as_a_recording_holds(monkeypatch):
+    monkeypatch.setattr(session, "MAX_RECORDS", 10)
+    assert len(played(40, keep=4).records) == 10
+
+
+def test_one_action_is_one_frame_of_the_world(world_model, clip):
+    """Sessions are reproducible, and bounded by `keep`; the tokenizer's ids of the prompt are kept."""
+    image, actions = clip[0, 0].numpy(), [0, 3, 1, 4, 2, 2]
+    with torch.no_grad():
+        now = session.begin(world_model, image, seed=5)
+        state, prompt = world.reset(world_model, clip[:1, :1])
+        assert np.array_equal(now.present.pixels, prompt.pixels[0, 0])
+        assert np.array_equal(now.present.ids, prompt.ids[0, 0]) and now.start is image
+        for t, action in enumerate(actions, 1):
+            now = session.advance(world_model, now, action, SAMPLE, keep=1)
+            key = random.fold_in(random.key(5), t)
+            state, frame = world.step(world_model, state, torch.tensor([action]), key, SAMPLE)
+            assert np.array_equal(now.present.pixels, frame.pixels[0])
+            record = ActionRecord(
+                action, None, 1.0, 2, False, session.frame_hash(now.present.pixels)
+            )
+            assert now.present.record == record
+    assert now.at == 6 and len(now.moments) == session.window(now.present.added) + 1
+    assert [record.action for record in now.records] == actions[: now.first - 1] == [0, 3]
+
+
+def test_an_amended_session_differs_in_its_present_moment_only():
+    play = session.moved(played(4), 2)
+    changed = session.amended(play, psnr=3.0, game=np.zeros((2, 2, 3), "u1"))
+    assert changed.present.psnr == 3.0 and changed.present.size == play.present.size + 12
+    assert changed.moments[:2] == play.moments[:2] and changed.moments[3] is play.moments[3]
+    assert play.present.psnr is None

@@ -18,8 +18,9 @@ from rich.console import Console
 from genie_fn import random, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
-from genie_fn.play import terminal
-from genie_fn.play.terminal import Command, Moment, Session
+from genie_fn.play import session, terminal
+from genie_fn.play.session import ActionRecord, Moment
+from genie_fn.play.terminal import Command, Game
 
 ROOT = Path(__file__).parents[2]
 MAP = {"LEFT": 1, "DOWN": 2, "NOOP": 3, "UP": 4, "RIGHT": 2}
@@ -68,56 +69,67 @@ def test_a_key_held_down_is_one_press_per_look():
 # What commands do
 
 
-def count(now, action):
-    """A dream in which a state is the list of its actions."""
-    return Moment(now.frame + 1, action, now.pixels, (*now.state, action))
+FRAME = np.zeros((4, 4, 3), np.uint8)
+
+
+def moment(state, record=None):
+    return Moment(FRAME, FRAME, FRAME, FRAME, state, record)
+
+
+def count(now, action, keep=100):
+    """A world whose state is the list of its actions, as a dict, which is no tensor or cache."""
+    record = ActionRecord(action, None, 1.0, 1, False)
+    return session.extended(now, moment({"actions": [*actions(now), action]}, record), keep)
+
+
+def actions(now):
+    """The state of such a world: the actions up to the present frame."""
+    return tuple(now.present.added["actions"])
 
 
 def begin():
-    start = Moment(0, None, np.zeros((4, 4, 3), np.uint8), ())
-    return Session(start, (start,))
+    start = session.started(moment({"actions": []}), 0, FRAME)
+    return Game(start, start)
 
 
 def after(typed, keep=100):
-    session = begin()
+    game = begin()
     for command in terminal.commands(typed, terminal.bindings(5)):
-        session = terminal.obey(session, command, count, keep)
-    return session
+        game = terminal.apply(game, command, lambda now, action: count(now, action, keep))
+    return game
 
 
 def test_an_action_is_one_frame():
-    session = after("132")
-    assert session.moments[-1].state == (0, 2, 1) and session.moments[-1].frame == 3
-    assert not session.quit and not session.running
+    game = after("132")
+    assert actions(game.session) == (0, 2, 1) and game.session.at == 3
+    assert not game.quit and not game.running
 
 
 def test_rewinding_goes_back_and_on_from_there_but_not_before_the_start():
-    assert after("132u").moments[-1].state == (0, 2)
-    assert after("132uu5").moments[-1].state == (0, 4)
-    assert after("1uuu2").moments[-1].state == (1,)
+    assert actions(after("132u").session) == (0, 2)
+    assert actions(after("132uu5").session) == (0, 4)
+    assert actions(after("1uuu2").session) == (1,)
 
 
-def test_while_time_runs_an_action_is_held():
-    session = after("1p3")
-    assert session.running and session.moments[-1].state == (0,)
-    assert terminal.advance(session, count, 100).moments[-1].state == (0, 2)
+def test_while_the_game_runs_an_action_is_held():
+    game = after("1p3")
+    assert game.running and actions(game.session) == (0,)
+    assert actions(terminal.tick(game, count).session) == (0, 2)
     assert not after("1pp").running and not after("1pu").running
 
 
 def test_reset_and_quit():
-    assert (
-        len(after("12r").moments) == 1
-        and after("12r").moments[0].state == ()
-        and not after("12pr").running
-    )
+    game = after("12r")
+    assert len(game.session.moments) == 1 and actions(game.session) == ()
+    assert not after("12pr").running
     assert after("12q").quit
 
 
 def test_the_past_is_bounded_and_the_start_is_kept():
-    session = after("12345", keep=3)
-    assert [moment.frame for moment in session.moments] == [3, 4, 5]
-    assert after("12345uuuu", keep=3).moments[-1].frame == 3
-    assert after("12345r", keep=3).moments[-1].frame == 0
+    game = after("12345", keep=3)
+    assert len(game.session.moments) == 3 and (game.session.first, game.session.at) == (3, 5)
+    assert after("12345uuuu", keep=3).session.at == 3
+    assert after("12345r", keep=3).session.at == 0
 
 
 # What is drawn
@@ -152,7 +164,7 @@ def test_the_picture_holds_every_pixel(clip):
     assert np.abs(drawn(pixels, 16, 16) - means).max() <= 1
 
 
-def test_the_status_tells_where_one_is():
+def test_the_status_line():
     assert terminal.status(begin(), 5, 0).startswith("frame 0 · start · 0.0 FPS · paused · 1-5 act")
     assert terminal.status(after("13p2"), 12, 9.96).startswith(
         "frame 2 · action 3 · 10.0 FPS · running with 2 · 1-c act"
@@ -165,15 +177,15 @@ CHILD = """
 import sys, torch
 from tests.conftest import tiny_world
 from genie_fn.runtime import cli
-from genie_fn import random
+from genie_fn import random, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.play import terminal
 
 def main():
     if broken:
-        terminal.world.step = lambda *_: 1 / 0
-    frame = random.randint(random.key(0), (1, 1, 32, 32, 3), 0, 256).to(torch.uint8)
-    terminal.play(tiny_world(), frame, SampleConfig(2), seed=3)
+        world.step = lambda *_: 1 / 0
+    frame = random.randint(random.key(0), (32, 32, 3), 0, 256).to(torch.uint8)
+    terminal.play(tiny_world(), frame.numpy(), SampleConfig(2), seed=3)
 
 broken = sys.argv[1:]
 del sys.argv[1:]
@@ -241,7 +253,7 @@ def played():
         os.close(child.slave)
 
 
-def test_a_game_from_the_keyboard(played, dream):
+def test_a_game_from_the_keyboard(played, world_model):
     child = played()
     child.wait_for("frame 0 · start")
     modes = termios.tcgetattr(child.slave)
@@ -259,9 +271,9 @@ def test_a_game_from_the_keyboard(played, dream):
     assert child.end() == 0
 
     frame = random.randint(random.key(0), (1, 1, 32, 32, 3), 0, 256).to(torch.uint8)
-    state, _ = world.reset(dream, frame)
+    state, _ = world.reset(world_model, frame)
     expected = world.step(
-        dream, state, torch.tensor([1]), random.fold_in(random.key(3), 1), SampleConfig(2)
+        world_model, state, torch.tensor([1]), random.fold_in(random.key(3), 1), SampleConfig(2)
     )[1]
     for pixels in (frame[0, 0], expected.pixels[0]):
         upper, lower = pixels[0, 0].tolist(), pixels[1, 0].tolist()
@@ -290,8 +302,8 @@ def test_a_dumb_terminal_is_a_sentence(played):
     assert "use one with true colour" in child.process.stderr.read().decode()
 
 
-def test_no_terminal_is_a_sentence(dream, clip):
+def test_no_terminal_is_a_sentence(world_model, clip):
     with pytest.raises(
         UserError, match="do not redirect them"
     ):  # pytest's own standard input is no terminal
-        terminal.play(dream, clip[:1, :1], SampleConfig(2))
+        terminal.play(world_model, clip[0, 0].numpy(), SampleConfig(2))

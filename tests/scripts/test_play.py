@@ -36,7 +36,7 @@ def served(monkeypatch, stage, tmp_path, capsys):
         if bundle.is_world_file(folder):
             loaded = bundle.load(folder)
         else:
-            loaded = play.add_dataset(cfg, Bundle(stage[0], str(folder)))
+            loaded = play.add_dataset(cfg, Bundle(stage[0], str(folder)), "browser")
         play.serve(cfg, loaded, CPU, False)
         found[0].engine.close()
         found[1].close()
@@ -46,22 +46,22 @@ def served(monkeypatch, stage, tmp_path, capsys):
 
 
 def test_recorded_actions_are_those_of_the_map_or_the_dataset(stage):
-    dream, found, store = stage
-    latent = bundle.with_dataset(Bundle(dream), store)
+    world_model, found, store = stage
+    latent = bundle.with_dataset(Bundle(world_model), store)
     assert bundle.recorded_actions(latent) == {}
     mapped = bundle.recorded_actions(latent._replace(action_map=found))
     assert mapped == dict(zip(found.names, found.to_latent, strict=True))
-    model = replace(dream.dynamics.cfg, actions=store.num_actions)
-    recorded = dream._replace(lam=None, dynamics=dream.dynamics._replace(cfg=model))
+    model = replace(world_model.dynamics.cfg, actions=store.num_actions)
+    recorded = world_model._replace(lam=None, dynamics=world_model.dynamics._replace(cfg=model))
     assert bundle.recorded_actions(latent._replace(world=recorded)) == {
         name: i for i, name in enumerate(store.action_names)
     }
     assert bundle.recorded_actions(Bundle(recorded)) == {}
-    other = latent._replace(world=dream._replace(lam=None))
+    other = latent._replace(world=world_model._replace(lam=None))
     assert bundle.recorded_actions(other) == {}, "the dataset has other actions"
 
 
-def test_on_this_machine_alone_there_is_no_token(served):
+def test_on_this_machine_there_is_no_token(served):
     made, listening, printed, opened = served()
     assert made.app.token == "" and made.world["clips"] == 40
     (address,) = re.findall(r"http://localhost:\d+/", printed)
@@ -90,15 +90,15 @@ def test_without_a_dataset_the_page_starts_from_images(served, tmp_path):
 
 
 def test_a_world_file_needs_no_dataset(served, stage, tmp_path):
-    dream, found, store = stage
+    world_model, found, store = stage
     action_map.save(found, tmp_path)
     path = tmp_path / "world.safetensors"
     mapping = action_map.load(tmp_path)
-    bundle.save(path, bundle.with_dataset(Bundle(dream, action_map=mapping), store, 5))
+    bundle.save(path, bundle.with_dataset(Bundle(world_model, action_map=mapping), store, 5))
     made, _, printed, _ = served(folder=path, data=str(tmp_path / "none"))
     assert made.world["clips"] == 5 and made.world["game"] and made.world["map"] == found._asdict()
     assert "without" not in printed
-    expected = bundle.with_dataset(Bundle(dream), store).start_frames[2]
+    expected = bundle.with_dataset(Bundle(world_model), store).start_frames[2]
     assert np.array_equal(made.first_image({"clip": 7}), expected)
 
 
@@ -121,11 +121,11 @@ def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, 
 
 def test_the_newest_world_is_played(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(play, "SHIPPED", tmp_path / "shipped.safetensors")
+    monkeypatch.setattr(play, "PRETRAINED", tmp_path / "pretrained.safetensors")
     with pytest.raises(UserError, match="make demo"):
-        play.newest_run()
-    play.SHIPPED.touch()
-    assert play.newest_run() == str(play.SHIPPED)
+        play.newest_world()
+    play.PRETRAINED.touch()
+    assert play.newest_world() == str(play.PRETRAINED)
     for age, name in enumerate(("older", "old", "new", "unfinished")):
         run = tmp_path / "runs" / name / "dynamics"
         (run / "checkpoints" / "5").mkdir(parents=True)
@@ -135,13 +135,13 @@ def test_the_newest_world_is_played(tmp_path, monkeypatch):
         os.utime(
             run / "checkpoints", (1000 - age, 1000 - age)
         )  # the clock went backwards meanwhile
-    assert play.newest_run() == os.path.join("runs", "new", "dynamics")
+    assert play.newest_world() == os.path.join("runs", "new", "dynamics")
     checkpoint.put_last(tmp_path / "runs" / "old" / "dynamics")
-    assert play.newest_run() == os.path.join("runs", "old", "dynamics")
+    assert play.newest_world() == os.path.join("runs", "old", "dynamics")
 
 
-def test_the_world_that_comes_along_is_one():
-    loaded = bundle.load(play.SHIPPED)
+def test_the_bundled_pretrained_world_is_complete():
+    loaded = bundle.load(play.PRETRAINED)
     assert {"LEFT", "RIGHT"} <= bundle.recorded_actions(loaded).keys(), "it has no arrow keys"
     assert len(loaded.start_frames) >= 8 and "licence MIT" in loaded.describe()
 

@@ -267,8 +267,8 @@ def test_world_session_is_a_pure_pytree(trained):
     prompt = torch.from_numpy(
         data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
     )
-    state, seen = world.reset(dream, prompt, torch.tensor([[0, 1]]))
-    assert seen.shape == prompt.shape and seen.dtype == torch.uint8
+    state, encoded = world.reset(dream, prompt, torch.tensor([[0, 1]]))
+    assert encoded.pixels.shape == prompt.shape and encoded.pixels.dtype == torch.uint8
     before = [leaf.clone() for leaf in tree.leaves(state)]
     results = [
         world.step(dream, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3))

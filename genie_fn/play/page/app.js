@@ -1,18 +1,18 @@
-// The page's controls: every one has its key, and the help lists them from here. The session itself is session.js.
+// The page's controls and their keys, which the help lists. The session itself is in session.js.
 
 import { GAME_KEYS, choice } from "./controls.js";
 import { buildHelp } from "./describe.js";
-import { $, bringIntoSight, complain, layout, note, realNames, showOverlay, showSliders, showTip } from "./page.js";
+import { $, bringIntoSight, complain, layout, note, recordedNames, showOverlay, showSliders, showTip } from "./page.js";
 import { state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
 import { render, upload } from "./protocol.js";
-import { branch, goTo, idle, link, replay, run, save, start, turn, visit, wishes } from "./session.js";
+import { branch, goTo, idle, link, replay, run, save, start, turn, visit, input } from "./session.js";
 import { paintRamp } from "./view.js";
 
 const MAX_UPLOAD = 4 * 2 ** 20; // bytes; the server refuses more, too
 
 // ---- files
 
-async function film(format) {
+async function exportVideo(format) {
   note(`Writing the ${format.toUpperCase()}…`);
   try {
     save(await render(state.session, format), format);
@@ -26,7 +26,7 @@ async function useImage(file) {
   if (file.size > MAX_UPLOAD) return complain("This file is larger than 4 MB: choose a smaller image.");
   try {
     start({ from: "image", image: await upload(file) });
-    note("Your image, as the tokenizer sees it. Where does it go from here?");
+    note("This is your image as the tokenizer reconstructs it. Choose an action.");
   } catch (problem) {
     complain(problem.message);
   }
@@ -37,10 +37,10 @@ async function useRecording(file) {
   try {
     content = JSON.parse(await file.text());
   } catch {
-    // told below
+    // reported below
   }
   if (content?.format === "genie_fn recording") replay(content);
-  else complain("This is not a recording: choose a JSON file saved here.");
+  else complain("This is not a recording: choose a JSON file that this page has saved.");
 }
 
 function useFile(file) {
@@ -64,7 +64,7 @@ function toggle(name) {
   bringIntoSight();
 }
 
-/** Move a slider or a choice by `step` places, as its own keys would. */
+/** Move a slider or a selection by `step` places. */
 function nudge(id, step) {
   const input = $(id);
   if (id === "speed") input.selectedIndex = (input.selectedIndex + step) % input.length;
@@ -80,7 +80,7 @@ function startClip(step = 0) {
 function reset() {
   const from = branch().start;
   if (from) start(from);
-  else goTo(state.frame.oldest); // of a recording, only what is kept is known here
+  else goTo(state.frame.oldest); // of a replayed recording, only the kept frames are known here
 }
 
 function nextBranch() {
@@ -94,37 +94,37 @@ function anotherSeed() {
 }
 
 const COMMANDS = {
-  run: [["P"], "Run on without keys, or pause", () => run(!wishes.running)],
-  step: [["N"], "One frame on, without a key", () => wishes.tap(idle())],
+  run: [["P"], "Generate frames without keys, or pause", () => run(!input.running)],
+  step: [["N"], "Generate one frame without a key", () => input.tap(idle())],
   back: [["Backspace", "["], "One frame back; hold to rewind", () => turn(-1)],
-  forward: [["]"], "Forward again, as far as frames are kept", () => turn(1)],
-  reset: [["R"], "Back to the start, with the seed in the field", reset],
-  branch: [["B"], "Branch: a copy of the world from this frame", () => link.send({ type: "branch" })],
-  switch: [["X"], "To the next branch", nextBranch],
+  forward: [["]"], "One frame forward, as far as frames are kept", () => turn(1)],
+  reset: [["R"], "Start again, with the seed in the field", reset],
+  branch: [["B"], "Branch: copy this session at this frame", () => link.send({ type: "branch" })],
+  switch: [["X"], "Go to the next branch", nextBranch],
   previous: [["J"], "Start from the previous held-out clip", () => startClip(-1)],
   next: [["K"], "Start from the next held-out clip", () => startClip(1)],
-  upload: [["U"], "Start from an image of yours", () => $("image").click()],
-  game: [["G"], "Play a real CoinRun level beside the dream", () => start({ from: "game", level: whole($("level")) })],
+  upload: [["U"], "Start from your own image", () => $("image").click()],
+  game: [["G"], "Play a level of the real game next to the world model", () => start({ from: "game", level: whole($("level")) })],
   seed: [["S"], "Start again with another seed", anotherSeed],
   cooler: [["-"], "Lower the temperature", () => nudge("temperature", -1)],
   hotter: [["="], "Raise the temperature", () => nudge("temperature", 1)],
   fewer: [[","], "Fewer MaskGIT steps: faster", () => nudge("steps", -1)],
   more: [["."], "More MaskGIT steps: finer", () => nudge("steps", 1)],
-  speed: [["O"], "Another speed limit", () => nudge("speed", 1)],
-  confidence: [["C"], "Show how sure the network was of each token", () => toggle("confidence")],
-  ids: [["I"], "Show the tokens' numbers", () => toggle("ids")],
-  unmask: [["M"], "Watch the last frame being unmasked, step by step", inSlowMotion],
+  speed: [["O"], "Change the speed limit", () => nudge("speed", 1)],
+  confidence: [["C"], "Show the probability of each token", () => toggle("confidence")],
+  ids: [["I"], "Show the token ids", () => toggle("ids")],
+  unmask: [["M"], "Show the MaskGIT steps of this frame in slow motion", inSlowMotion],
   close: [["Escape"], "Close what is open", () => (stopUnmasking(), complain(""))],
   json: [["D"], "Download the recording as JSON", () => link.send({ type: "record" })],
-  mp4: [["V"], "Download an MP4", () => film("mp4")],
-  gif: [["A"], "Download a GIF", () => film("gif")],
+  mp4: [["V"], "Download an MP4", () => exportVideo("mp4")],
+  gif: [["A"], "Download a GIF", () => exportVideo("gif")],
   load: [["L"], "Replay a recording", () => $("recording").click()],
   help: [["?"], "This help", () => $("help").showModal()],
 };
 const PLAYING = [
-  [["←", "→", "↑", "↓", "Space"], "Game keys, through the measured map; two at once combine"],
-  [["1", "2", "…"], "The network's own actions"],
-  [["Tab"], "Every control in turn; arrows move a slider that has the focus"],
+  [["←", "→", "↑", "↓", "Space"], "Game keys; two at once combine"],
+  [["1", "2", "…"], "The actions of the world model"],
+  [["Tab"], "Move between the controls; arrow keys move a focused slider"],
 ];
 const REPEATING = new Set(["back", "forward", "cooler", "hotter", "fewer", "more"]);
 const ALWAYS = new Set(["help", "close"]);
@@ -136,7 +136,7 @@ function command(name) {
   const { frame, world, replaying } = state;
   if (!ALWAYS.has(name)) {
     if (!frame || (name === "game" && !world.game) || (CLIPS.has(name) && !world.clips)) return;
-    if (replaying) return note("Wait until the recording is dreamed again.");
+    if (replaying) return note("Wait until the replay ends.");
   }
   COMMANDS[name][2]();
 }
@@ -154,9 +154,9 @@ function keydown(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || ownKey(event.target, event.key)) return;
   const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code);
   const action = digit && ((Number(digit[1]) + 9) % 10) + (event.shiftKey ? 10 : 0);
-  const direction = realNames(state.world).length ? GAME_KEYS[event.code] : undefined;
+  const direction = recordedNames(state.world).length ? GAME_KEYS[event.code] : undefined;
   const name = BY_KEY[event.key.toLowerCase()];
-  if (direction) wishing(event, { direction });
+  if (direction) pressKey(event, { direction });
   else if (digit && action < state.world?.actions) pressAction(event, action);
   else if (name) {
     event.preventDefault();
@@ -165,13 +165,13 @@ function keydown(event) {
 }
 
 function pressAction(event, action) {
-  if ($("actions").children[action].disabled) note("Beside the real game only its own keys count: the arrows.");
-  else wishing(event, choice(state.world, action));
+  if ($("actions").children[action].disabled) note("Next to the real game only its own keys can be used: the arrows.");
+  else pressKey(event, choice(state.world, action));
 }
 
-function wishing(event, what) {
+function pressKey(event, what) {
   event.preventDefault();
-  if (!event.repeat) wishes.press(event.code, what);
+  if (!event.repeat) input.press(event.code, what);
 }
 
 function repeatWhilePressed(button) {
@@ -188,8 +188,8 @@ function repeatWhilePressed(button) {
 
 function wireControls() {
   addEventListener("keydown", keydown);
-  addEventListener("keyup", (event) => wishes.release(event.code));
-  addEventListener("blur", () => wishes.releaseAll());
+  addEventListener("keyup", (event) => input.release(event.code));
+  addEventListener("blur", () => input.releaseAll());
   addEventListener("resize", () => layout());
   document.addEventListener("visibilitychange", () => document.hidden && run(false));
   document.addEventListener("mousedown", (event) => {
@@ -214,7 +214,7 @@ function wireControls() {
 function wireFields() {
   $("timeline").addEventListener("input", () => goTo(Number($("timeline").value)));
   $("unmask").addEventListener("input", () => turnTo(Number($("unmask").value)));
-  $("speed").addEventListener("input", () => wishes.limit(Number($("speed").value)));
+  $("speed").addEventListener("input", () => input.limit(Number($("speed").value)));
   for (const id of ["temperature", "steps"]) {
     $(id).addEventListener("input", () => {
       showSliders();
@@ -256,10 +256,10 @@ function wireDrops() {
 wireControls();
 wireFields();
 wireDrops();
-$("dream").addEventListener("pointermove", showTip);
-$("dream").addEventListener("pointerleave", () => ($("tip").hidden = true));
+$("frame").addEventListener("pointermove", showTip);
+$("frame").addEventListener("pointerleave", () => ($("tip").hidden = true));
 paintRamp($("ramp"));
-wishes.limit(Number($("speed").value));
+input.limit(Number($("speed").value));
 buildHelp($("keys"), [...PLAYING, ...Object.values(COMMANDS)]);
 layout();
 link.open(state.session);

@@ -1,4 +1,4 @@
-// Which action the player wants now: keys and buttons that are held, a clock that runs on, one remembered tap.
+// Which action the player wants now: keys and buttons that are held, a timer, and one remembered tap.
 
 const HOLD = 220; // ms that a key is held before it repeats, so that a tap is exactly one frame
 const CLICK = 500; // ms within which a browser reports the end of a touch as a click
@@ -10,20 +10,20 @@ const DIAGONALS = { "LEFT+UP": "↖", "RIGHT+UP": "↗", "LEFT+DOWN": "↙", "RI
 export const NO_KEY = "no\u00a0key";
 const GLYPHS = { ...ARROWS, ...DIAGONALS, NOOP: NO_KEY };
 
-/** "JUMP+RIGHT" and "RIGHT+UP" are one thing: left or right first, then up or down. */
+/** One spelling per combination, as for "JUMP+RIGHT" and "RIGHT+UP": left or right first, then up or down. */
 export function canonical(name) {
   const parts = name.toUpperCase().split("+").map((part) => (part === "JUMP" ? "UP" : part));
   return parts.sort((a, b) => /^(UP|DOWN)$/.test(a) - /^(UP|DOWN)$/.test(b)).join("+");
 }
 
-/** A real action as a person would draw it: an arrow, "no key", or its name. */
+/** A recorded action as a symbol: an arrow, "no key", or its name. */
 export const glyph = (name) => GLYPHS[canonical(name)] ?? name;
 
-/** What a button of action `action` asks for: in a world of true actions, a real one. */
-export const choice = ({ kind }, action) => (kind === "true" ? { real: action } : { action });
+/** The request of the button of action `action`: in a world of recorded actions, a recorded one. */
+export const choice = ({ kind }, action) => (kind === "recorded" ? { recorded: action } : { action });
 
-/** The number of the real action that the held directions make together, the nearest there is; -1 if none. */
-export function realAction(directions, names) {
+/** The recorded action that the held directions combine to, or the nearest that exists; -1 if none. */
+export function recordedAction(directions, names) {
   const both = (a, b) => (directions.has(a) === directions.has(b) ? "" : directions.has(a) ? a : b);
   const across = both("LEFT", "RIGHT"), along = both("UP", "DOWN");
   const known = names.map(canonical);
@@ -34,22 +34,24 @@ export function realAction(directions, names) {
 }
 
 /**
- * The player's wishes. `ready()` says whether the last frame is back, `send(choice)` asks for the next with
- * {action} or {real}, `names()` lists the real actions that keys can mean, `idle()` is the choice without a key.
+ * The player's input. `ready()` says whether the last frame has arrived, `send(choice)` requests the next with
+ * {action} or {recorded}, `names()` lists the recorded actions with game keys, `idle()` is the choice without a key.
  */
 export function player({ ready, send, names, idle }) {
-  const held = new Map(); // source of the press → {action}, {real} or {direction}
+  const held = new Map(); // source of the press → {action}, {recorded} or {direction}
   let tap = null, pressedAt = 0, sentAt = 0, interval = 0, running = false, timer = 0;
 
   function wanted() {
     const presses = [...held.values()];
     const button = presses.findLast((press) => !press.direction);
     if (button) return button;
-    const real = presses.length ? realAction(new Set(presses.map((press) => press.direction)), names()) : -1;
-    return real >= 0 ? { real } : running ? idle() : null;
+    const directions = new Set(presses.map((press) => press.direction));
+    const recorded = presses.length ? recordedAction(directions, names()) : -1;
+    if (recorded >= 0) return { recorded };
+    return running ? idle() : null;
   }
 
-  /** Ask for a frame if one is wanted and due. Called after everything that may change either. */
+  /** Request a frame if one is wanted and due. Called after everything that may change either. */
   function pump() {
     clearTimeout(timer);
     if (!ready() || !(tap || held.size || running)) return;
@@ -65,7 +67,7 @@ export function player({ ready, send, names, idle }) {
   function press(source, what) {
     if (!held.size) pressedAt = performance.now();
     held.set(source, what);
-    tap = wanted(); // even if it is let go before the frame that is under way is back
+    tap = wanted(); // even if the key is released before the requested frame arrives
     pump();
   }
 
@@ -99,22 +101,22 @@ export function player({ ready, send, names, idle }) {
 }
 
 /** Make `button` a pad: pressed while a finger or the mouse is on it, one tap from keyboard or assistive technology. */
-export function pad(button, what, wishes) {
+export function pad(button, what, input) {
   let touched = -Infinity; // when a pointer last did something here: the click that follows is not another tap
   button.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     button.setPointerCapture(event.pointerId);
     touched = Infinity;
-    wishes.press(`pointer ${event.pointerId}`, what);
+    input.press(`pointer ${event.pointerId}`, what);
   });
   for (const end of ["pointerup", "pointercancel"]) {
     button.addEventListener(end, (event) => {
       touched = event.timeStamp;
-      wishes.release(`pointer ${event.pointerId}`);
+      input.release(`pointer ${event.pointerId}`);
     });
   }
   button.addEventListener("click", (event) => {
-    if (event.timeStamp - touched > CLICK) wishes.tap(what);
+    if (event.timeStamp - touched > CLICK) input.tap(what);
   });
   button.addEventListener("contextmenu", (event) => event.preventDefault()); // a long press is a held button
 }

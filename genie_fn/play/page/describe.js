@@ -1,4 +1,4 @@
-// What a world's description becomes: its buttons, and sentences about it.
+// The buttons of a world, and texts about it, from the server's description.
 
 import { NO_KEY, canonical, glyph } from "./controls.js";
 
@@ -8,35 +8,36 @@ const ARROWS = [["LEFT", "←", "Left"], ["UP", "↑", "Up, jump"], ["DOWN", "�
 const actionKey = (n) => (n < 20 ? `${n < 10 ? "" : "⇧"}${(n + 1) % 10}` : "");
 
 function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(tag), properties);
+  created.append(...children);
+  return created;
 }
 
-/** "coinrun-demo: 64×64 pixels, 8×8 tokens of 1,024 codes, 6 actions". */
+/** "coinrun-demo: 64×64 pixels, 8×8 tokens of 1,024 codes, 6 latent actions". */
 export function describeWorld({ run, height, width, grid, codes, actions, kind }) {
-  const found = kind === "latent" ? "actions it found by itself" : "actions";
+  const inferred = kind === "latent" ? "latent actions" : "actions";
   const tokens = `${grid[0]}×${grid[1]} tokens of ${codes.toLocaleString("en")} codes`;
-  return `${run}: ${width}×${height} pixels, ${tokens}, ${actions} ${found}`;
+  return `${run}: ${width}×${height} pixels, ${tokens}, ${actions} ${inferred}`;
 }
 
-/** How far the game keys can be trusted. */
+/** How reliable the game keys are. */
 export function describeMap({ kind, map, names }) {
-  if (kind === "true") return "This world was trained on the game's own actions: every key is what it says.";
-  if (!names.length) return "The actions have no names: nothing but the video was seen. Try them out.";
-  if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured what they mean in it.";
+  if (kind === "recorded") return "This world was trained on recorded actions: the arrow keys are those of the game.";
+  if (!names.length) return "The actions have no names, because this world was trained on video alone.";
+  if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured its map of actions.";
   const [right, chance] = [map.agreement, map.chance].map((share) => Math.round(share * 100));
-  const better = right > chance ? "hardly" : "no";
-  const worth = right - chance < 10 ? ` That is ${better} better, so do not expect much of the arrows.` : "";
-  const told = `From the action that the network sees, the real key is told right in ${right} of 100 cases`;
-  return `The arrow keys are a measured guess. ${told}; naming the commonest key is right in ${chance}.${worth}`;
+  const better = right > chance ? "hardly" : "not";
+  const warning = right - chance < 10 ? ` This is ${better} better than chance, so the arrow keys are unreliable.` : "";
+  const accuracy = `The latent action predicts the recorded key in ${right} % of cases`;
+  const baseline = `always predicting the most frequent key is right in ${chance} %`;
+  return `Each arrow key stands for the latent action that it occurred with. ${accuracy}; ${baseline}.${warning}`;
 }
 
-/** The real actions that lead to latent action `action`, as arrows. */
+/** The recorded actions that latent action `action` stands for, as arrows. */
 function meanings({ map, names, kind }, action) {
-  if (kind === "true") return glyph(names[action] ?? "");
+  if (kind === "recorded") return glyph(names[action] ?? "");
   if (!map) return "";
-  const glyphs = map.to_latent.flatMap((latent, real) => (latent === action ? [glyph(names[real])] : []));
+  const glyphs = map.to_latent.flatMap((latent, i) => (latent === action ? [glyph(names[i])] : []));
   const arrows = glyphs.filter((text) => !/^[A-Za-z]/.test(text)); // and not the letters, which few games use
   return [...arrows, ...(glyphs.includes(NO_KEY) ? [NO_KEY] : [])].join(" ");
 }
@@ -45,13 +46,13 @@ function meanings({ map, names, kind }, action) {
 export function buildActions(place, world, wire) {
   const buttons = Array.from({ length: world.actions }, (_, action) => {
     const meaning = meanings(world, action), key = actionKey(action);
-    const named = world.kind === "true" && meaning;
+    const named = world.kind === "recorded" && meaning;
     const title = named ? meaning : String(action + 1), below = named ? "" : meaning;
     const button = element("button", { type: "button", className: "pad" }, element("b", {}, title));
     if (below) button.append(element("small", {}, below));
     if (key !== title) button.append(element("kbd", {}, key)); // the number of an action is its key, too
     button.dataset.action = action;
-    const spoken = named ? world.names[action] : `Action ${title}${below && `, which ${below} leads to`}`;
+    const spoken = named ? world.names[action] : `Action ${title}${below && `, for ${below}`}`;
     button.setAttribute("aria-label", spoken);
     if (key) button.setAttribute("aria-keyshortcuts", key.replace("⇧", "Shift+"));
     wire(button, action);
@@ -61,7 +62,7 @@ export function buildActions(place, world, wire) {
   place.replaceChildren(...buttons);
 }
 
-/** The arrow keys that occur in the names of the world's real actions. */
+/** The arrow keys that occur in the names of the world's recorded actions. */
 export function buildArrows(place, names, wire) {
   const used = new Set(names.flatMap((name) => canonical(name).split("+")));
   const shown = ARROWS.filter(([direction]) => used.has(direction));
@@ -78,25 +79,25 @@ export function buildArrows(place, names, wire) {
   );
 }
 
-/** The contingency table of the map: how often each real action went with each latent one. */
+/** The contingency table of the map: how often each recorded action occurred with each latent one. */
 export function buildTable(place, { map, names }) {
   place.hidden = !map;
   if (!map) return;
-  const head = element("tr", {}, element("th", { scope: "col" }, "real key"));
+  const head = element("tr", {}, element("th", { scope: "col" }, "recorded key"));
   map.table[0].forEach((_, latent) => head.append(element("th", { scope: "col" }, latent + 1)));
-  const rows = map.table.flatMap((counts, real) => {
+  const rows = map.table.flatMap((counts, recorded) => {
     const total = counts.reduce((sum, count) => sum + count, 0);
     if (!total) return []; // a key that was never pressed
-    const row = element("tr", {}, element("th", { scope: "row" }, names[real]));
+    const row = element("tr", {}, element("th", { scope: "row" }, names[recorded]));
     counts.forEach((count, latent) => {
       const cell = element("td", { title: `${count} of ${total}` }, `${Math.round((100 * count) / total)} %`);
-      cell.classList.toggle("mapped", latent === map.to_latent[real]);
+      cell.classList.toggle("mapped", latent === map.to_latent[recorded]);
       row.append(cell);
     });
     return [row];
   });
-  const meaning = "Of the transitions with each real key, the share that the network takes for each of its actions";
-  const caption = element("caption", {}, meaning);
+  const text = "For each recorded key, the share of its transitions for which each latent action was inferred";
+  const caption = element("caption", {}, text);
   place.querySelector(".scroll").replaceChildren(
     element("table", {}, caption, element("thead", {}, head), element("tbody", {}, ...rows)),
   );

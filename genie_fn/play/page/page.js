@@ -5,11 +5,11 @@ import { canonical, choice, pad } from "./controls.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
 const READY = { compiling: "compiling: the first minute is slower", compiled: "compiled", eager: "not compiled" };
-const PAUSE = 1000; // ms: frames further apart were not played in one go
+const PAUSE = 1000; // ms: frames further apart do not count for the frame rate
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const touch = matchMedia("(pointer: coarse)");
 const KEPT = ["note", "compare", "status", "transport", "pads"]; // what stays in sight below the canvas
-const LEGENDS = ["legend-heat", "legend-ids", "legend-unmask"];
+const LEGENDS = ["legend-confidence", "legend-ids", "legend-unmask"];
 
 const stored = JSON.parse(sessionStorage.getItem("genie_fn") ?? "{}");
 export const state = {
@@ -19,12 +19,12 @@ export const state = {
   next: null, // the latest request made meanwhile: at most one waits, so that nothing piles up
   session: stored.session ?? "",
   branches: stored.branches ?? [], // {session, name, start}
-  replaying: 0, // frames of the recording that is being dreamed again
+  replaying: 0, // frames of the recording that is being replayed
   psnr: [], // by frame
   visitors: 1,
-  full: "", // what the server said when all places were taken
-  gone: "", // what it said of a session that it had forgotten
-  ended: false, // whether it ended this connection for good: what is asked next opens another
+  full: "", // the message of a server whose places are all taken
+  gone: "", // its message about a session that it no longer keeps
+  ended: false, // whether it ended this connection: the next request opens another
   view: { confidence: false, ids: false, known: null }, // known: the MaskGIT step that is shown
 };
 
@@ -42,19 +42,19 @@ export function whole(input) {
   return Number(input.value);
 }
 
-/** One sentence about what just happened; screen readers read it out. */
+/** Show a sentence about what just happened; screen readers read it out. */
 export const note = (text) => ($("note").textContent = text);
 
-/** A sentence about what went wrong, until `complain("")`. */
+/** Show an error message, until `complain("")`. */
 export function complain(text, about = "") {
   $("alert").hidden = !text;
   $("alert").dataset.about = about;
   $("alert-text").textContent = text;
 }
 
-/** On a phone the settings are far below the world. */
+/** Scroll the frame into view: on a phone the settings are far below it. */
 export function bringIntoSight() {
-  if ($("dream").getBoundingClientRect().bottom < 100) scrollTo({ top: 0 });
+  if ($("frame").getBoundingClientRect().bottom < 100) scrollTo({ top: 0 });
 }
 
 export function showLink(kind, text) {
@@ -67,15 +67,15 @@ export function showReady(ready) {
   $("ready").dataset.state = ready;
 }
 
-/** The names of the actions that game keys can mean in this world; none where no map was measured. */
-export const realNames = (world) => (world?.map || world?.kind === "true" ? world.names : []);
+/** The names of the recorded actions with game keys in this world; none where no map was measured. */
+export const recordedNames = (world) => (world?.map || world?.kind === "recorded" ? world.names : []);
 
-export function showWorld(world, wishes) {
-  document.title = `${world.run}: a dreamed world`;
+export function showWorld(world, input) {
+  document.title = `${world.run}: genie_fn`;
   $("world").textContent = describeWorld(world);
   $("map").textContent = describeMap(world);
-  buildActions($("actions"), world, (button, action) => pad(button, choice(world, action), wishes));
-  buildArrows($("arrows"), realNames(world), (button, direction) => pad(button, { direction }, wishes));
+  buildActions($("actions"), world, (button, action) => pad(button, choice(world, action), input));
+  buildArrows($("arrows"), recordedNames(world), (button, direction) => pad(button, { direction }, input));
   buildTable($("map-table"), world);
   $("clip").max = Math.max(world.clips - 1, 0);
   $("from-clip").hidden = !world.clips;
@@ -83,12 +83,12 @@ export function showWorld(world, wishes) {
   showIntroduction(world);
 }
 
-/** What there is to do; with `game`, beside the real one. */
+/** Say what can be done; with `game`, next to the real game. */
 export function showIntroduction(world, game = false) {
   const keys = world.actions > 10 ? "a button" : `1 to ${world.actions}`;
-  const press = touch.matches ? "a button" : realNames(world).length ? `an arrow key or ${keys}` : keys;
-  if (game) note("The same keys move both: the real game on the left, the dream on the right.");
-  else note(`Press ${press}. A neural network dreams the next frame.`);
+  const press = touch.matches ? "a button" : recordedNames(world).length ? `an arrow key or ${keys}` : keys;
+  if (game) note("The same keys control both: the real game on the left, the world model on the right.");
+  else note(`Press ${press}. The world model generates the next frame.`);
 }
 
 export function showSettings({ temperature, steps }) {
@@ -112,8 +112,8 @@ export function showRunning(running) {
 
 export function showFrame() {
   const { frame, world } = state;
-  paint($("dream"), frame.rgb, frame);
-  if ($("real").hidden === frame.game) layout();
+  paint($("frame"), frame.rgb, frame);
+  if ($("real-game").hidden === frame.game) layout();
   if (frame.game) showComparison();
   const thumb = document.querySelector("#branches [aria-pressed=true] canvas");
   if (thumb) paint(thumb, frame.rgb, frame);
@@ -124,19 +124,19 @@ export function showFrame() {
   showOverlay();
 }
 
-function showChosen({ action, real, game }, world) {
+function showChosen({ action, recorded, game }, world) {
   const choose = (button, on) => button.classList.toggle("chosen", on);
   for (const button of $("actions").children) {
     choose(button, Number(button.dataset.action) === action);
-    button.disabled = game && world.kind === "latent"; // the game beside knows its own keys only
+    button.disabled = game && world.kind === "latent"; // the real game has only its own keys
   }
-  const parts = canonical(world.names[real] ?? "").split("+");
+  const parts = canonical(world.names[recorded] ?? "").split("+");
   for (const button of $("arrows").children) choose(button, parts.includes(button.dataset.direction));
 }
 
 function showComparison() {
   const { frame, psnr } = state;
-  paint($("game"), frame.real_rgb, frame);
+  paint($("game"), frame.game_rgb, frame);
   const decibel = (value) => (value === null ? "–" : value.toFixed(1));
   $("psnr").textContent = decibel(frame.psnr);
   $("psnr-mean").textContent = decibel(frame.mean_psnr);
@@ -149,14 +149,14 @@ export function showOverlay() {
   const shown = [view.confidence, view.ids, view.known !== null];
   LEGENDS.forEach((id, i) => ($(id).hidden = !shown[i]));
   $("legend").hidden = !shown.includes(true);
-  $("dream").parentElement.classList.toggle("marked", view.confidence || view.ids);
+  $("frame").parentElement.classList.toggle("marked", view.confidence || view.ids);
   if (!shown.includes(true)) $("tip").hidden = true;
   if (!frame) return;
   const legible = paintOverlay($("overlay"), frame, view);
   const mean = frame.probability.reduce((sum, p) => sum + p, 0) / frame.probability.length / 255;
-  $("legend-mean").textContent = frame.action === null ? "(a given frame)" : `on average ${Math.round(mean * 100)} %`;
-  const colour = view.confidence ? "" : " and that number's colour", point = legible ? "" : " Point at one to read it.";
-  $("legend-ids").textContent = `In each cell, one token's number in the codebook${colour}.${point}`;
+  $("legend-mean").textContent = frame.action === null ? "(a start frame)" : `on average ${Math.round(mean * 100)} %`;
+  const colour = view.confidence ? "" : " and that number's colour", point = legible ? "" : " Point at a cell to read it.";
+  $("legend-ids").textContent = `Each cell shows its token's number in the codebook${colour}.${point}`;
   if (view.known !== null) showUnmasking(frame, view.known);
 }
 
@@ -171,7 +171,7 @@ let unmasking = 0; // the timer
 /** Play the last frame's MaskGIT steps one after another. */
 export function unmask() {
   if (!state.frame) return;
-  if (state.frame.action === null) return note("This frame was given, not dreamed: choose an action first.");
+  if (state.frame.action === null) return note("This is the start frame, which was not generated: choose an action first.");
   clearInterval(unmasking);
   showStep(calm.matches ? 1 : 0); // where motion is not wanted, only the slider turns the steps
   if (!calm.matches) unmasking = setInterval(nextStep, Math.min(Math.max(5000 / state.frame.steps, 150), 700));
@@ -193,16 +193,16 @@ export function stopUnmasking() {
   if (state.view.known !== null) showStep(null);
 }
 
-/** The reader's own hand on the steps. */
+/** Show a step that was chosen on the slider. */
 export function turnTo(step) {
   clearInterval(unmasking);
   showStep(step);
 }
 
-/** Say which token the pointer is on, while tokens are shown. */
+/** Describe the token under the pointer, while tokens are shown. */
 export function showTip(event) {
   const { frame, view } = state, tip = $("tip");
-  tip.textContent = frame && (view.confidence || view.ids) ? describe($("dream"), frame, event) : "";
+  tip.textContent = frame && (view.confidence || view.ids) ? describe($("frame"), frame, event) : "";
   tip.hidden = !tip.textContent;
   const x = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
   tip.style.transform = `translate(${x}px, ${event.clientY + 16}px)`;
@@ -212,21 +212,21 @@ export function showTip(event) {
 export function layout() {
   const { frame, view } = state;
   const game = Boolean(frame?.game), stage = $("stage");
-  $("real").hidden = $("compare").hidden = !game;
-  $("dreamed").querySelector("figcaption").hidden = !game;
+  $("real-game").hidden = $("compare").hidden = !game;
+  $("generated").querySelector("figcaption").hidden = !game;
   const taken = KEPT.reduce((sum, id) => sum + ($(id).offsetHeight ? $(id).offsetHeight + 12 : 0), game ? 48 : 24);
   const room = {
     width: stage.clientWidth - (game ? 16 : 0),
     height: Math.max(innerHeight - stage.offsetTop - taken, Math.min(innerHeight * 0.42, 360)),
   };
-  fit(game ? [$("game"), $("dream")] : [$("dream")], frame ?? { width: 64, height: 64 }, room);
-  for (const side of ["width", "height"]) $("overlay").style[side] = $("dream").style[side];
+  fit(game ? [$("game"), $("frame")] : [$("frame")], frame ?? { width: 64, height: 64 }, room);
+  for (const side of ["width", "height"]) $("overlay").style[side] = $("frame").style[side];
   if (frame) paintOverlay($("overlay"), frame, view);
 }
 
 const recent = { ms: [], trip: [], gap: [], last: -Infinity };
 
-/** Count a dreamed frame that was asked for at time `at`: medians of the last 30. */
+/** Measure a generated frame that was requested at time `at`: medians of the last 30. */
 export function measure({ ms }, at) {
   const now = performance.now(), gap = now - recent.last;
   recent.last = now;

@@ -1,10 +1,10 @@
-// What travels between this page and the server, and the connection that carries it.
+// The messages between this page and the server, and the connection that carries them.
 
 const WAITS = [500, 1000, 2000, 4000, 8000]; // ms before each further try to connect
-const FULL_WAIT = 15000; // ms before knocking again at a full server
+const FULL_WAIT = 15000; // ms before trying again to connect to a full server
 const FULL = 1013; // the close code "try again later"
 
-/** The address of `path` beside this page, with the token that this page's own address carries, if any. */
+/** The address of `path` on this server, with the token of this page's own address, if any. */
 export function address(path, parameters = {}) {
   const url = new URL(path, location.href);
   const token = new URLSearchParams(location.search).get("token");
@@ -22,10 +22,10 @@ export function decodeFrame(buffer) {
   const take = (bytes) => new Uint8Array(buffer, (offset += bytes) - bytes, bytes);
   const rgb = take(pixels), probability = take(tokens), revealed = take(tokens);
   const ids = new Uint32Array(take(4 * tokens).slice().buffer); // a copy, because the view has to be aligned
-  return { ...header, rgb, probability, revealed, ids, real_rgb: header.game ? take(pixels) : null };
+  return { ...header, rgb, probability, revealed, ids, game_rgb: header.game ? take(pixels) : null };
 }
 
-/** A request's reply; an Error with the server's sentence if it refuses. */
+/** The reply to a request. Throws an Error with the server's message if it refuses. */
 async function request(url, options) {
   const reply = await fetch(url, options).catch(() => null);
   if (!reply) throw new Error("The server does not answer: is play.py running?");
@@ -40,7 +40,7 @@ export async function upload(file) {
   return (await reply.json()).image;
 }
 
-/** The session so far as a film, a Blob. */
+/** The session so far as a video, a Blob. */
 export async function render(session, format) {
   return (await request(address("render", { session, format }))).blob();
 }
@@ -90,7 +90,7 @@ export function connect(on) {
     timer = setTimeout(open, wait);
   }
 
-  /** Whether the message left. */
+  /** Send a message; returns whether it was sent. */
   function send(message) {
     if (socket?.readyState !== WebSocket.OPEN) return false;
     socket.send(JSON.stringify(message));

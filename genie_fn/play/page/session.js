@@ -1,15 +1,15 @@
-// The session in this tab: what is asked of the server, and what it answers.
+// The session in this tab: requests to the server, and its answers.
 
 import { canonical, choice, player } from "./controls.js";
-import { $, bringIntoSight, complain, layout, measure, note, realNames, remember, showBranches } from "./page.js";
+import { $, bringIntoSight, complain, layout, measure, note, recordedNames, remember, showBranches } from "./page.js";
 import { showFrame, showIntroduction, showLink, showReady, showRunning, showSettings, showWorld } from "./page.js";
 import { state, stopUnmasking, whole } from "./page.js";
 import { connect } from "./protocol.js";
 
-export const wishes = player({
+export const input = player({
   ready: () => state.frame && !state.asked && !state.replaying,
   send: (choice) => ask({ type: "act", ...choice }),
-  names: () => realNames(state.world),
+  names: () => recordedNames(state.world),
   idle,
 });
 const answers = { hello, status, branched, replayed, recording, error, expired, full };
@@ -17,7 +17,7 @@ export const link = connect({ ...answers, frame, closedFull, lost });
 
 // ---- asking
 
-/** Ask for something that a frame will answer; while another answer is due, only the latest request is kept. */
+/** Send a request whose answer is a frame; while another answer is due, only the latest request is kept. */
 function ask(message, resumed = false) {
   if (state.asked) {
     if (state.next?.type !== "start") state.next = message;
@@ -30,7 +30,7 @@ function ask(message, resumed = false) {
   }
 }
 
-/** The request that was just answered; the one that waited is on its way now. */
+/** The request that was just answered; the waiting one is sent. */
 function answered() {
   const { asked, next } = state;
   state.asked = state.next = null;
@@ -53,13 +53,13 @@ export function start(from) {
   ask({ type: "start", ...from, seed: whole($("seed")) });
 }
 
-/** What "no key" is here: the game's own, or else the last action again. */
+/** The choice without a key: the game's own, or else the last action again. */
 export function idle() {
-  const noop = realNames(state.world).map(canonical).indexOf("NOOP");
-  return noop >= 0 ? { real: noop } : choice(state.world, state.frame.action ?? 0);
+  const noop = recordedNames(state.world).map(canonical).indexOf("NOOP");
+  return noop >= 0 ? { recorded: noop } : choice(state.world, state.frame.action ?? 0);
 }
 
-/** Go to a frame, as far as it is kept. */
+/** Go to a frame, or the nearest that is kept. */
 export function goTo(target) {
   if (!state.frame || state.replaying) return;
   stopUnmasking();
@@ -82,21 +82,21 @@ export function visit(session) {
   link.open((state.session = session));
 }
 
-/** Let the world go on without keys, or pause it. */
+/** Generate frames without keys, or pause. */
 export function run(on) {
-  if (on === wishes.running) return;
-  wishes.run(on);
+  if (on === input.running) return;
+  input.run(on);
   showRunning(on);
 }
 
-/** Dream a recording again; the server compares. */
+/** Replay a recording; the server compares the frames. */
 export function replay(content) {
   if (!link.send({ type: "replay", recording: content })) return;
   stopUnmasking();
   run(false);
   state.psnr = [];
   state.replaying = content.frames.length;
-  note("Dreaming the recording again…");
+  note("Replaying the recording…");
   bringIntoSight();
   branch().start = null;
   $("seed").value = content.seed;
@@ -111,7 +111,7 @@ export function save(blob, ending) {
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
 }
 
-// ---- what the server says
+// ---- answers of the server
 
 function hello({ session, world, settings, frame: at, ready }) {
   const fresh = JSON.stringify(world) !== JSON.stringify(state.world);
@@ -119,8 +119,8 @@ function hello({ session, world, settings, frame: at, ready }) {
   const gone = state.branches.find((one) => !one.session);
   if (gone) gone.session = session;
   else if (!branch()) state.branches = [{ session, name: "First", start: null }];
-  if (fresh) showWorld(world, wishes);
-  if (state.gone) note(`${state.gone} A new one begins.`);
+  if (fresh) showWorld(world, input);
+  if (state.gone) note(`${state.gone} A new session begins.`);
   showSettings(settings);
   showReady(ready);
   showVisitors();
@@ -130,7 +130,7 @@ function hello({ session, world, settings, frame: at, ready }) {
   if ($("alert").dataset.about === "link") complain("");
   if (at !== null) ask({ type: "goto", frame: at }, true);
   else if (world.clips) start({ from: "heldout", clip: whole($("clip")) });
-  else note("Choose an image, or paste one: a neural network dreams on from it.");
+  else note("Choose or paste an image: the world model continues from it.");
   state.gone = "";
 }
 
@@ -145,7 +145,7 @@ function frame(received) {
   if (state.replaying) $("verdict").textContent = `frame ${received.frame} of ${state.replaying}`;
   if (asked && asked.message.type !== "goto") stopUnmasking();
   showFrame();
-  wishes.pump();
+  input.pump();
 }
 
 function status({ ready, visitors }) {
@@ -161,7 +161,7 @@ function showVisitors() {
 function branched({ session }) {
   const at = state.frame.frame;
   state.branches.push({ session, name: `From ${at}`, start: branch().start });
-  note(`A copy from frame ${at}: go another way in it, the first stays as it is.`);
+  note(`This is a copy from frame ${at}: the original session stays as it is.`);
   visit(session);
 }
 
@@ -182,21 +182,21 @@ function error({ message }) {
   answered();
   $("verdict").textContent = "";
   state.replaying = 0;
-  wishes.releaseAll();
+  input.releaseAll();
   run(false);
   complain(message);
 }
 
-/** This session is no longer this tab's: it was forgotten, or, with `wait`, something is to happen here first. */
+/** This session is no longer this tab's; with `wait`, a new connection is opened only at the next request. */
 function expired({ message, wait }) {
   link.close();
   Object.assign(state, { asked: null, next: null, replaying: 0, ended: Boolean(wait) });
   document.body.classList.remove("waiting");
-  wishes.releaseAll();
+  input.releaseAll();
   run(false);
   if (wait) {
     showLink("lost", "ended");
-    return complain(`${message} Press any action to go on here.`, "link");
+    return complain(`${message} Choose any action to continue here.`, "link");
   }
   if (branch()) branch().session = "";
   state.gone = message;
@@ -209,14 +209,14 @@ function full({ message }) {
 
 function closedFull(seconds) {
   showLink("lost", "full");
-  complain(`${state.full} This page asks again every ${seconds} seconds.`, "link");
+  complain(`${state.full} This page tries again every ${seconds} seconds.`, "link");
 }
 
 function lost(seconds) {
   Object.assign(state, { asked: null, next: null, replaying: 0 });
   document.body.classList.remove("waiting");
   showLink("lost", "no connection");
-  const what = state.world ? "The connection is lost, but not your session" : "The server does not answer";
-  complain(`${what}: trying again in ${seconds} s. Is play.py running, and is this the address it printed?`, "link");
+  const problem = state.world ? "The connection is lost, but not your session" : "The server does not answer";
+  complain(`${problem}: trying again in ${seconds} s. Is play.py running at this address?`, "link");
 }
 

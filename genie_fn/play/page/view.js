@@ -1,7 +1,7 @@
-// Drawing: frames at whole multiples of their pixels, and over them what the model thought of every token.
+// Drawing: frames at whole multiples of their pixels, and overlays of their tokens.
 
 // Colours of a probability from 0 to 1, dark to bright so that it reads without colour vision too.
-const HEAT = [[27, 12, 65], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 240, 120]];
+const COLOURS = [[27, 12, 65], [120, 28, 109], [207, 68, 70], [251, 155, 6], [252, 240, 120]];
 const SMALLEST_TEXT = 9; // CSS pixels: below this an id is not legible and only its colour is shown
 
 /** Put RGB bytes on a canvas of the frame's own size. */
@@ -30,17 +30,17 @@ export function fit(canvases, { width, height }, room) {
   }
 }
 
-function heat(p) {
-  const place = Math.min(Math.max(p, 0), 1) * (HEAT.length - 1);
-  const i = Math.min(Math.floor(place), HEAT.length - 2);
-  return HEAT[i].map((low, c) => Math.round(low + (HEAT[i + 1][c] - low) * (place - i))).join(" ");
+function colour(p) {
+  const place = Math.min(Math.max(p, 0), 1) * (COLOURS.length - 1);
+  const i = Math.min(Math.floor(place), COLOURS.length - 2);
+  return COLOURS[i].map((low, c) => Math.round(low + (COLOURS[i + 1][c] - low) * (place - i))).join(" ");
 }
 
 /** The legend's bar: every probability's colour, as opaque as in the overlay. */
 export function paintRamp(canvas) {
   const context = canvas.getContext("2d");
   for (let x = 0; x < canvas.width; x++) {
-    context.fillStyle = `rgb(${heat(x / (canvas.width - 1))})`;
+    context.fillStyle = `rgb(${colour(x / (canvas.width - 1))})`;
     context.fillRect(x, 0, 1, 1);
   }
 }
@@ -80,7 +80,7 @@ export function paintOverlay(canvas, frame, { confidence, ids, known }) {
   cells(frame, width, height, (n, x, y, w, h) => {
     const hidden = known !== null && frame.revealed[n] > known;
     if (hidden) return paintHidden(context, x, y, w, h);
-    if (confidence) context.fillStyle = `rgb(${heat(frame.probability[n] / 255)} / 62%)`;
+    if (confidence) context.fillStyle = `rgb(${colour(frame.probability[n] / 255)} / 62%)`;
     else if (ids) context.fillStyle = `hsl(${hue(frame.ids[n])} 75% 45% / 55%)`;
     if (confidence || ids) context.fillRect(x, y, w, h);
     if (size) paintText(context, frame.ids[n], x + w / 2, y + h / 2, size);
@@ -134,21 +134,21 @@ export function describe(canvas, frame, event) {
   if (row < 0 || column < 0 || row >= rows || column >= columns) return "";
   const n = row * columns + column;
   const place = `row ${row + 1}, column ${column + 1}: token ${frame.ids[n]}`;
-  if (frame.action === null) return `${place}, given`;
+  if (frame.action === null) return `${place}, start frame`;
   const percent = Math.round((frame.probability[n] / 255) * 100);
-  return `${place}, ${percent} % sure, known at step ${frame.revealed[n]} of ${frame.steps}`;
+  return `${place}, probability ${percent} %, revealed at step ${frame.revealed[n]} of ${frame.steps}`;
 }
 
 /** A line through `values` (null where there is none), with its first and last values marked by dots. */
 export function paintSpark(canvas, values) {
   const { context, width, height } = clean(canvas);
-  const real = values.filter((value) => value !== null);
-  if (!real.length) return;
-  const low = Math.min(...real), span = Math.max(...real) - low || 1;
+  const known = values.filter((value) => value !== null);
+  if (!known.length) return;
+  const low = Math.min(...known), span = Math.max(...known) - low || 1;
   const x = (i) => 4 + (i / Math.max(values.length - 1, 1)) * (width - 8);
   const y = (value) => height - 4 - ((value - low) / span) * (height - 8);
-  const colour = getComputedStyle(canvas).color;
-  Object.assign(context, { strokeStyle: colour, fillStyle: colour, lineWidth: 1.5, lineJoin: "round" });
+  const text = getComputedStyle(canvas).color;
+  Object.assign(context, { strokeStyle: text, fillStyle: text, lineWidth: 1.5, lineJoin: "round" });
   context.beginPath();
   values.forEach((value, i) => value !== null && context.lineTo(x(i), y(value)));
   context.stroke();

@@ -1,0 +1,83 @@
+"""Which requests the page's server accepts, and the headers that every answer carries."""
+
+import hmac
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.responses import JSONResponse, Response
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # an address may hold the token
+    "Cache-Control": "no-store",
+}
+
+
+def refusal(message: str, status: int) -> Response:
+    """An error that the page shows."""
+    return JSONResponse({"error": message}, status)
+
+
+class Guard:
+    """An ASGI application that passes on only requests of the page's own origin, with the token.
+
+    Without a token, the page answers only as localhost. Every answer gets HEADERS.
+    """
+
+    def __init__(self, app, token: str):
+        self.app = app
+        self.token = token
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        problem = self.objection(scope)
+        if problem and scope["type"] == "websocket":
+            await receive()
+            return await send({"type": "websocket.close", "code": 1008, "reason": problem})
+
+        async def send_with_headers(message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = message | {"headers": [*message["headers"], *extra]}
+            await send(message)
+
+        app = refusal(problem, 403) if problem else self.app
+        return await app(scope, receive, send_with_headers)
+
+    def objection(self, scope: dict) -> str:
+        """Why a request is refused; empty if it is not."""
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        origin = headers.get("origin")
+        host = headers.get("host", "")
+        if self.token and not self._has_token(scope):
+            return "This page needs the whole address that play.py printed, with its token."
+        if origin not in (None, f"http://{host}", f"https://{host}"):
+            return "This page answers only requests of its own origin."
+        if scope["type"] == "websocket" and origin is None:
+            return "A socket has to name its origin."
+        # Another site may have a name that was made to point to this machine.
+        if not self.token and host_name(host) not in LOCAL:
+            return "Without a token this page answers only as localhost."
+        return ""
+
+    def _has_token(self, scope: dict) -> bool:
+        if scope["path"].startswith("/static/"):  # holds nothing that is not public
+            return True
+        fields = parse_qs(scope["query_string"].decode("latin-1"))
+        token = fields.get("token", [""])[0]
+        return hmac.compare_digest(token.encode(), self.token.encode())
+
+
+def host_name(host: str) -> str | None:
+    """The name in a Host header, without the port; None if it cannot be parsed."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
