@@ -26,7 +26,7 @@ from rich.progress import track
 
 from genie_fn import bundle, world
 from genie_fn.bundle import Bundle
-from genie_fn.data import video
+from genie_fn.data import images, video
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
@@ -153,7 +153,7 @@ def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
     """The image named by the configuration, or a held-out frame."""
     if cfg.image:
         size = loaded.world.tokenizer.cfg
-        return video.read_image(cfg.image, size.height, size.width)
+        return images.read_image(cfg.image, size.height, size.width)
     count = len(loaded.start_frames)
     if not 0 <= cfg.clip < count:
         raise UserError(

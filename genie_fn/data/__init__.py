@@ -12,6 +12,7 @@ from genie_fn.data.storage import BLOCK, MANIFEST, SPLITS, Segment
 from genie_fn.data.store import (
     DTYPES,
     DamagedClips,
+    PeriodicCommit,
     Recording,
     Store,
     append_segments,
@@ -38,6 +39,7 @@ __all__ = [
     "ClipReader",
     "DamagedClips",
     "OnDamage",
+    "PeriodicCommit",
     "Recording",
     "Segment",
     "Store",

@@ -11,12 +11,14 @@ manifest lists it: data that a killed writer left behind is not part of the stor
 """
 
 import os
+import time
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +48,9 @@ class Recording(NamedTuple):
     rewards: np.ndarray  # (length,) float32
     episode_starts: np.ndarray  # (length,) bool; the first is taken as true
     split: str = ""  # empty: `split_of(level)`
-    info: dict = {}  # counts to keep with the segment, such as levels completed
+    info: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # kept with the segment, such as levels completed
 
 
 class DamagedClips(UserError):
@@ -172,6 +176,23 @@ def commit(store: Store, segments: Iterable[Segment]) -> Store:
     return open_store(store.root)
 
 
+class PeriodicCommit:
+    """Commits segments now and then, in at most a twentieth of the time.
+
+    The manifest grows with the segments, so writing it after each of them would become slow.
+    """
+
+    def __init__(self):
+        self._due = 0.0
+
+    def __call__(self, store: Store, segments: Iterable[Segment]) -> None:
+        began = time.monotonic()
+        if began > self._due:
+            commit(store, segments)
+            ended = time.monotonic()
+            self._due = ended + 20 * (ended - began)
+
+
 def padded_length(length: int) -> int:
     """The number of entries of the time axis that `length` frames occupy: whole blocks."""
     return -(-length // BLOCK) * BLOCK
@@ -212,7 +233,7 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
         for job in jobs:
             job.result()
     split = recording.split or split_of(recording.level)
-    return Segment(recording.level, split, offset, length, crc, recording.info)
+    return Segment(recording.level, split, offset, length, crc, dict(recording.info))
 
 
 def _checksum(recording: Recording) -> int:

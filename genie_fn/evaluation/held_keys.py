@@ -42,7 +42,7 @@ def moments(store: Store, split: str, count: int, seed: int) -> Moments | None:
 
     None where the data is not of a game that is installed and has such keys, or where no moment is free.
     """
-    if not procgen.there(store.meta) or not set(KEYS) <= set(store.action_names):
+    if not procgen.available(store.meta) or not set(KEYS) <= set(store.action_names):
         return None
     offsets = data.eval_clips(store, split, 1, min(TRIES * count, store.count(split)), seed)
     found: list[Tensor] = []

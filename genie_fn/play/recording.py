@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from genie_fn.data import video
+from genie_fn.data import images
 from genie_fn.errors import UserError
 from genie_fn.play.session import MAX_RECORDS, ActionRecord, Session
 
@@ -132,4 +132,4 @@ def _image(text: Any, size: tuple[int, int]) -> np.ndarray:
         content = base64.b64decode(text, validate=True)
     except (ValueError, TypeError) as error:
         raise UserError("this recording is damaged: its first frame cannot be read") from error
-    return video.decode_image(content, *size, "the first frame of this recording")
+    return images.decode_image(content, *size, "the first frame of this recording")

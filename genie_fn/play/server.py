@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from genie_fn.bundle import Bundle
-from genie_fn.data import procgen, video
+from genie_fn.data import images, procgen, video
 from genie_fn.errors import UserError
 from genie_fn.play.engine import Engine
 from genie_fn.play.recording import MAX_STEPS, number
@@ -149,7 +149,7 @@ class Server:
             return refusal(f"This file is larger than {limit} MB: choose a smaller one.", 413)
         try:
             async with self.heavy:
-                image = await asyncio.to_thread(video.decode_image, content, *self.size)
+                image = await asyncio.to_thread(images.decode_image, content, *self.size)
         except UserError as error:
             return refusal(sentence(str(error)), 400)
         name = secrets.token_urlsafe(9)
@@ -244,7 +244,7 @@ def describe(bundle: Bundle) -> dict:
         "map": mapping._asdict() if mapping is not None and latent else None,
         "clips": len(bundle.start_frames),
         "game": playable
-        and procgen.there(bundle.dataset.meta)
+        and procgen.available(bundle.dataset.meta)
         and (size.height, size.width) == (procgen.SIZE, procgen.SIZE),
     }
 

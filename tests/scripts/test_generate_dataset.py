@@ -270,7 +270,7 @@ def test_bad_input_is_refused_with_a_sentence(collected, sentence):
     with pytest.raises(UserError) as error:
         script.main(replace(SMALL, root=str(collected.root), **REFUSED[sentence]))
     message = str(error.value)
-    assert sentence in message and "\n" not in message and message.endswith((".", "?"))
+    assert sentence in message and "\n" not in message and not message.endswith(".")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""What there is to import: video files, folders of images and npy episodes, each under a name that stays the same.
+"""Finding what to import: video files, folders of images and npy episodes, under stable names.
 
-The name is the path relative to the folder asked for, with slashes. It decides the split and recognises what has been
-imported, so it must not depend on the machine or on what else lies there.
+The name of a source is its path relative to the folder asked for, with slashes. It decides the
+split and identifies what was imported before, so it does not depend on the machine or on what else
+is in the folder.
 """
 
 import glob
@@ -11,170 +12,179 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from genie_fn import data
 from genie_fn.data import Segment
 from genie_fn.errors import UserError
 
-IMAGES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".webp",
-}  # a folder of these is a video; a .gif is one by itself
+# A folder of these is a video; a .gif is a video by itself.
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 LABELS = (".jsonl", ".csv")
-EDGE = 1 << 16  # bytes at either end of a file by which it is recognised
+DIGEST_BYTES = 1 << 16  # read at either end of a file to identify it
+
+Kind = Literal["video", "images", "npy"]
 
 
 class Source(NamedTuple):
-    """One video: its `kind` (video, images, npy), and the files that it consists of, in order."""
+    """One video and the files that it consists of, in order."""
 
     name: str
-    kind: str
+    kind: Kind
     files: tuple[Path, ...]
-    labels: Path | None = None  # the actions beside it
+    labels: Path | None = None
+    """The file of recorded actions beside it."""
 
     def size(self) -> int:
-        """Bytes of all files."""
+        """The bytes of all files."""
         return sum(path.stat().st_size for path in self.files)
 
 
-def natural(text: str) -> list:
+def natural(text: str) -> list[tuple[int, int, str]]:
     """A sort key that puts frame_2 before frame_10."""
-    return [
-        (0, int(part), part) if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d{1,18})", text)
-    ]
+    parts = re.split(r"(\d{1,18})", text)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def find(src: str, apart: Path) -> list[Source]:
+def find(src: str, exclude: Path) -> list[Source]:
     """All sources in a folder, in a file, or under a glob, in the natural order of their names.
 
-    Hidden files and the folder `apart` (the dataset's) are left out. Raises UserError where there is nothing.
+    Hidden files and the folder `exclude` (the dataset's) are left out. Raises UserError if there is
+    nothing to import.
     """
     base, paths = _expand(src)
-    apart = apart.resolve()
-    files = sorted(
-        {path for path in paths if _counts(path, base, apart)},
-        key=lambda path: natural(path.as_posix()),
-    )
-    found, folders = [], {}
-    for path in files:
+    exclude = exclude.resolve()
+    files = {path for path in paths if _is_importable(path, base, exclude)}
+    sources: list[Source] = []
+    images: dict[Path, list[Path]] = {}
+    for path in sorted(files, key=lambda path: natural(path.as_posix())):
         suffix = path.suffix.lower()
         if suffix in IMAGES:
-            folders.setdefault(path.parent, []).append(path)
+            images.setdefault(path.parent, []).append(path)
         elif suffix not in LABELS:
-            name = _unicode(path.relative_to(base).as_posix())
-            found.append(
-                Source(
-                    name,
-                    "npy" if suffix == ".npy" else "video",
-                    (path,),
-                    _labels(path.with_suffix("")),
-                )
-            )
-    for folder, images in folders.items():
-        name = _unicode(
-            folder.resolve().name if folder == base else folder.relative_to(base).as_posix()
-        )
-        found.append(Source(name, "images", tuple(images), _labels(folder)))
-    if not found:
+            name = _printable(path.relative_to(base).as_posix())
+            kind = "npy" if suffix == ".npy" else "video"
+            sources.append(Source(name, kind, (path,), _find_labels(path.with_suffix(""))))
+    for folder, members in images.items():
+        is_base = folder == base
+        name = folder.resolve().name if is_base else folder.relative_to(base).as_posix()
+        labels = _find_labels(folder)
+        sources.append(Source(_printable(name), "images", tuple(members), labels))
+    if not sources:
         raise UserError(
-            f"There are no videos in {src}: name a folder of videos, of images or of npy files."
+            f"there are no videos in {src}: name a folder of videos, of images or of npy files"
         )
-    return sorted(found, key=lambda source: natural(source.name))
+    return sorted(sources, key=lambda source: natural(source.name))
 
 
 def _expand(src: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and all files; of a glob it is the part before the first wildcard."""
+    """The folder that names are relative to, and all files.
+
+    For a glob this is the folder before the first wildcard.
+    """
     path = Path(src)
     if path.is_dir():
-        return path, _inside(path)
+        return path, _files_inside(path)
     if path.is_file():
         return path.parent, [path]
     if not glob.has_magic(src):
-        raise UserError(f"There is no {src}: check the name of the folder.")
+        raise UserError(f"there is no {src}: check the name of the folder")
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-    matches = [Path(match) for match in glob.glob(src, recursive=True)]
-    return base, [
-        file for match in matches for file in (_inside(match) if match.is_dir() else [match])
-    ]
+    files: list[Path] = []
+    for match in map(Path, glob.glob(src, recursive=True)):
+        files += _files_inside(match) if match.is_dir() else [match]
+    return base, files
 
 
-def _inside(folder: Path) -> list[Path]:
+def _files_inside(folder: Path) -> list[Path]:
     return [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
 
 
-def _counts(path: Path, base: Path, apart: Path) -> bool:
+def _is_importable(path: Path, base: Path, exclude: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
-    return not hidden and path.is_file() and apart not in path.resolve().parents
+    return not hidden and path.is_file() and exclude not in path.resolve().parents
 
 
-def _unicode(name: str) -> str:
-    """A name with a sign in place of what is not Unicode, so that it can be printed and stored."""
+def _printable(name: str) -> str:
+    """A name with a replacement character for bytes that are not Unicode."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _labels(stem: Path) -> Path | None:
+def _find_labels(stem: Path) -> Path | None:
     """The file of actions beside clip.mp4 or the folder clip: clip.jsonl or clip.csv."""
-    found = [path for suffix in LABELS if (path := stem.with_name(stem.name + suffix)).is_file()]
-    if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1]} are both beside {stem.name}: keep one of them.")
-    return found[0] if found else None
+    candidates = [stem.with_name(stem.name + suffix) for suffix in LABELS]
+    existing = [path for path in candidates if path.is_file()]
+    if len(existing) > 1:
+        raise UserError(
+            f"{existing[0]} and {existing[1]} are both beside {stem.name}: keep one of them"
+        )
+    return existing[0] if existing else None
 
 
 def digest(source: Source) -> str:
-    """What tells a source's content from another's under whatever name: sizes, and both ends of the outer files."""
-    told = hashlib.sha256(repr([path.stat().st_size for path in source.files]).encode())
+    """A hash that identifies the content of a source under any name.
+
+    It covers the sizes of all files, and both ends of the first and the last file.
+    """
+    content = hashlib.sha256(repr([path.stat().st_size for path in source.files]).encode())
     for path in {source.files[0], source.files[-1]}:
         with open(path, "rb") as file:
-            told.update(file.read(EDGE))
-            file.seek(max(0, path.stat().st_size - EDGE))
-            told.update(file.read(EDGE))
-    return told.hexdigest()[:32]
+            content.update(file.read(DIGEST_BYTES))
+            file.seek(max(0, path.stat().st_size - DIGEST_BYTES))
+            content.update(file.read(DIGEST_BYTES))
+    return content.hexdigest()[:32]
 
 
-def given_split(name: str) -> str:
-    """The split that the topmost folder of a name says; empty where it says none."""
+# Splits
+
+
+def folder_split(name: str) -> str:
+    """The split named by the topmost folder of a source; empty if it names none."""
     top, _, rest = name.partition("/")
     return top if rest and top in data.SPLITS else ""
 
 
 def split_of(name: str) -> str:
-    """The split of a source: what its folder says, or by a hash of its name, so that files added later move none."""
-    return given_split(name) or data.split_of(int(hashlib.sha256(name.encode()).hexdigest(), 16))
+    """The split of a source: named by its folder, or else by a hash of its name.
+
+    Files that are added later therefore move none.
+    """
+    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+    return folder_split(name) or data.split_of(number)
 
 
-def settle(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    """Give every split at least one video, where the hash left one empty and nothing was said by folders.
+def fill_splits(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Give every split at least one video, where the hash left one empty and no folder names splits.
 
-    The newest videos move, from the fullest split. With training and validation data a world may have been trained on
-    what was there before, and then only `test` can be empty, and the newest video is new.
+    The newest videos move, from the fullest split. A world may have been trained on the videos of
+    an earlier import. These have training and validation data, so only `test` can be empty, and the
+    newest video is one that the world has not seen.
     """
     segments = tuple(segments)
     splits = {segment.level: segment.split for segment in segments}
-    if any(given_split(segment.info["file"]) for segment in segments):
+    if any(folder_split(segment.info["file"]) for segment in segments):
         return segments
     for split in data.SPLITS:
-        held = {name: [level for level in splits if splits[level] == name] for name in data.SPLITS}
-        fullest = max(held.values(), key=len)
-        if not held[split] and len(fullest) > 1:
+        levels = {
+            name: [level for level in splits if splits[level] == name] for name in data.SPLITS
+        }
+        fullest = max(levels.values(), key=len)
+        if not levels[split] and len(fullest) > 1:
             splits[max(fullest)] = split
     return tuple(segment._replace(split=splits[segment.level]) for segment in segments)
 
 
-def lacking(segments: Iterable[Segment]) -> str:
-    """A sentence on the splits that have no video, and how many are needed; empty where none is missing."""
+def missing_splits(segments: Iterable[Segment]) -> str:
+    """A sentence on the splits without a video and what they need; empty if none is missing."""
     segments = tuple(segments)
-    missing = [
-        split for split in data.SPLITS if split not in {segment.split for segment in segments}
-    ]
+    present = {segment.split for segment in segments}
+    missing = [split for split in data.SPLITS if split not in present]
     if not missing:
         return ""
-    count, them = len(missing), " and ".join(missing)
-    need = f"{count} more video{'s are' if count > 1 else ' is'} needed"
-    if any(given_split(segment.info["file"]) for segment in segments):
-        return f"There is no video for {them}: {need}, in folders of these names."
-    return f"There is no video left for {them}: {need} (a long one can be cut)."
+    listed = " and ".join(missing)
+    needed = "1 more video is needed"
+    if len(missing) > 1:
+        needed = f"{len(missing)} more videos are needed"
+    if any(folder_split(segment.info["file"]) for segment in segments):
+        return f"there is no video for {listed}: {needed}, in folders of these names"
+    return f"there is no video left for {listed}: {needed} (a long one can be cut)"

@@ -1,4 +1,4 @@
-"""Actions beside videos: what is read, and for what is wrong one sentence with the file and the line."""
+"""Files of recorded actions: what is read, and the file and the line in the message of an error."""
 
 import re
 
@@ -44,10 +44,10 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_rows_come_back(tmp_path, name):
+def test_rows_are_read_with_their_positions(tmp_path, name):
     text, by, at, actions = READ[name]
-    labels = action_labels.read(write(tmp_path, name, text))
-    assert (labels.by, labels.at.tolist(), labels.actions) == (by, at, actions)
+    file = action_labels.read(write(tmp_path, name, text))
+    assert (file.by, file.at.tolist(), file.actions) == (by, at, actions)
 
 
 WRONG = {
@@ -87,11 +87,11 @@ WRONG = {
 
 def one_sentence(error):
     message = str(error.value)
-    return "\n" not in message and message.endswith(".") and len(message) < 400
+    return "\n" not in message and not message.endswith(".") and len(message) < 400
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_said_in_a_sentence_with_its_line(tmp_path, name):
+def test_errors_are_one_sentence_with_the_line(tmp_path, name):
     text, words = WRONG[name]
     with pytest.raises(UserError, match=re.escape(words)) as error:
         action_labels.read(write(tmp_path, name, text))
@@ -112,40 +112,40 @@ def labels(tmp_path, name, *actions):
     )
 
 
-def test_names_are_sorted_and_numbers_are_their_own(tmp_path):
+def test_names_are_sorted_and_numbers_are_their_own_names(tmp_path):
     first, second = labels(tmp_path, "a.csv", "UP", "LEFT"), labels(tmp_path, "b.csv", "NOOP", "UP")
-    assert action_labels.names([first, second]) == ("LEFT", "NOOP", "UP")
+    assert action_labels.action_names([first, second]) == ("LEFT", "NOOP", "UP")
     assert action_labels.to_ids(first, ("LEFT", "NOOP", "UP")).ids.tolist() == [2, 0]
     numbers = labels(tmp_path, "c.csv", 3, 0)
-    assert action_labels.names([numbers]) == ("0", "1", "2", "3")
+    assert action_labels.action_names([numbers]) == ("0", "1", "2", "3")
     assert action_labels.to_ids(numbers, ("0", "1", "2", "3")).ids.tolist() == [3, 0]
-    assert action_labels.names([]) == ()
+    assert action_labels.action_names([]) == ()
 
 
-def test_names_that_do_not_go_together_are_refused(tmp_path):
+def test_inconsistent_actions_are_refused(tmp_path):
     names, numbers = labels(tmp_path, "a.csv", "UP"), labels(tmp_path, "b.csv", 1)
     with pytest.raises(UserError, match=r"b\.csv are numbers and those of .*a\.csv names"):
-        action_labels.names([names, numbers])
+        action_labels.action_names([names, numbers])
     with pytest.raises(
         UserError, match=r"a\.csv line 2 has the action 'UP', which is none of LEFT, RIGHT"
     ):
         action_labels.to_ids(names, ("LEFT", "RIGHT"))
     with pytest.raises(UserError, match="300 different actions"):
-        action_labels.names([labels(tmp_path, "c.csv", *(f"a{i}" for i in range(300)))])
+        action_labels.action_names([labels(tmp_path, "c.csv", *(f"a{i}" for i in range(300)))])
 
 
 def test_an_action_holds_until_the_next_row(tmp_path):
     table = write(tmp_path, "a.csv", "frame,action\n0,5\n2,7\n4,5\n")
-    known = action_labels.to_ids(action_labels.read(table), tuple(map(str, range(8))))
-    assert action_labels.per_frame(known, 1, np.zeros(5)).tolist() == [5, 7, 7, 5, 5]
-    assert action_labels.objection(known, 5) == "" and "4" in action_labels.objection(known, 4)
+    track = action_labels.to_ids(action_labels.read(table), tuple(map(str, range(8))))
+    assert action_labels.per_frame(track, 1, np.zeros(5)).tolist() == [5, 7, 7, 5, 5]
+    assert action_labels.mismatch(track, 5) == "" and "4" in action_labels.mismatch(track, 4)
 
 
 def fuzz(tmp_path, content, suffix):
     path = write(tmp_path, f"fuzzed{suffix}", content)
     try:
-        found = action_labels.read(path)
-        action_labels.to_ids(found, action_labels.names([found]))
+        file = action_labels.read(path)
+        action_labels.to_ids(file, action_labels.action_names([file]))
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500
 
@@ -193,12 +193,12 @@ QUIETLY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scop
 
 @settings(max_examples=200, **QUIETLY)
 @CASES
-def test_whatever_the_text_there_is_an_answer(tmp_path, careful, content, suffix):
+def test_any_text_is_read_or_refused(tmp_path, careful, content, suffix):
     fuzz(tmp_path, content, suffix)
 
 
 @pytest.mark.slow
 @settings(max_examples=2000, **QUIETLY)
 @CASES
-def test_whatever_the_text_there_is_an_answer_at_length(tmp_path, careful, content, suffix):
+def test_any_text_is_read_or_refused_at_length(tmp_path, careful, content, suffix):
     fuzz(tmp_path, content, suffix)

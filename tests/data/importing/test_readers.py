@@ -1,4 +1,4 @@
-"""Frames out of files: their order, colours, times and turns; and whatever bytes a file holds, an answer."""
+"""Reading frames: order, colours, times and rotation; and any bytes are read or refused."""
 
 import functools
 import gc
@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from genie_fn.data.importing import readers, resampling, sources
+from genie_fn.data.importing import pipeline, readers, sources
+from genie_fn.data.importing.pipeline import End, VideoPart
 from genie_fn.data.importing.readers import Unreadable
-from genie_fn.data.importing.resampling import End, Part, Shape
+from genie_fn.data.importing.resampling import FrameFormat
 from genie_fn.data.importing.sources import Source
 from tests import films
 
@@ -48,7 +49,7 @@ def source(*paths):
 
 
 def images(*paths):
-    return np.stack([np.array(shown.image()) for shown in readers.read(source(*paths))])
+    return np.stack([np.array(frame.image()) for frame in readers.read(source(*paths))])
 
 
 @pytest.mark.parametrize("suffix", [*films.CODECS, ".npy"])
@@ -100,7 +101,7 @@ def test_sixteen_bits_of_grey_keep_their_range(tmp_path):
 def test_odd_sides_and_times(tmp_path):
     path = films.write(tmp_path / "a.mkv", FRAMES[:, :23, :31], times=[0, 0.1, 0.15, 1, 1.001, 2])
     assert images(path).shape == (6, 23, 31, 3)
-    times = [shown.time for shown in readers.read(source(path))]
+    times = [frame.time for frame in readers.read(source(path))]
     assert [float(time - times[0]) for time in times] == [0, 0.1, 0.15, 1, 1.001, 2]
 
 
@@ -109,15 +110,15 @@ MATRICES = {  # as phones write them: x' = ax + cy, y' = bx + dy
     (0, 1, -1, 0): lambda x: np.rot90(x, -1, (1, 2)),  # clockwise
     (-1, 0, 0, -1): lambda x: np.rot90(x, 2, (1, 2)),
     (0, -1, 1, 0): lambda x: np.rot90(x, 1, (1, 2)),
-    (-1, 0, 0, 1): lambda x: x[:, :, ::-1],  # a mirror
+    (-1, 0, 0, 1): lambda x: x[:, :, ::-1],  # a horizontal flip
     (0, 1, 1, 0): lambda x: x.swapaxes(1, 2),
 }
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
-def test_a_video_that_is_to_be_turned_is(tmp_path, matrix):
+def test_rotated_videos_are_turned_upright(tmp_path, matrix):
     frames = films.squares(3)
-    frames[:, :6, :6] = (255, 0, 0)  # so that no turn looks like another
+    frames[:, :6, :6] = (255, 0, 0)  # so that no rotation looks like another
     path = films.write(tmp_path / "a.mp4", frames)
     straight, content = images(path), bytearray(path.read_bytes())
     at = content.find(b"tkhd") + 44
@@ -127,12 +128,12 @@ def test_a_video_that_is_to_be_turned_is(tmp_path, matrix):
     assert (images(path) == MATRICES[matrix](straight)).all()
 
 
-def test_pixels_that_are_not_square_say_so_and_turn_with_the_frame(tmp_path):
+def test_the_aspect_of_pixels_is_read(tmp_path):
     path = films.write(tmp_path / "a.mp4", FRAMES, sample_aspect_ratio=Fraction(4, 3))
     assert next(readers.read(source(path))).aspect == Fraction(4, 3)
 
 
-def test_what_is_damaged_in_the_middle_is_read_up_to_there(tmp_path):
+def test_damaged_videos_are_read_up_to_the_damage(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (30, 24, 32, 3), np.uint8)
     path = films.write(tmp_path / "a.mp4", frames, pixels="yuv420p")
     whole, content = images(path), bytearray(path.read_bytes())
@@ -141,11 +142,11 @@ def test_what_is_damaged_in_the_middle_is_read_up_to_there(tmp_path):
     path.write_bytes(content)
     seen = []
     with pytest.raises(Unreadable, match="damaged"):
-        seen.extend(np.array(shown.image()) for shown in readers.read(source(path)))
+        seen.extend(np.array(frame.image()) for frame in readers.read(source(path)))
     assert 5 < len(seen) < 30 and (np.stack(seen[:5]) == whole[:5]).all()
 
 
-def test_a_recording_that_begins_anywhere_is_read_from_its_first_whole_frame(tmp_path):
+def test_a_truncated_recording_is_read_from_its_first_complete_frame(tmp_path):
     path = films.write(tmp_path / "a.ts", films.squares(30), gop_size=10)
     whole, content = images(path), path.read_bytes()
     (tmp_path / "cut.ts").write_bytes(content[len(content) // 2 // 188 * 188 :])
@@ -158,14 +159,14 @@ def test_frames_that_were_read_are_freed_at_once(tmp_path):
     gc.collect()
     gc.disable()
     try:
-        for shown in readers.read(source(path)):
-            shown.image()
+        for frame in readers.read(source(path)):
+            frame.image()
         assert sum(type(thing) is av.VideoFrame for thing in gc.get_objects()) < 6
     finally:
         gc.enable()
 
 
-def test_what_is_no_video_says_why(tmp_path):
+def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
     (tmp_path / "a.txt").write_text("no video\n" * 100)
     (tmp_path / "a.m3u8").write_text(
         f"#EXTM3U\n#EXTINF:1,\n{films.write(tmp_path / 'b.mp4', FRAMES)}\n#EXT-X-ENDLIST\n"
@@ -232,7 +233,7 @@ def bmp_claiming(side):
 
 
 def wider(content, width=100_000):
-    """A video file with its width, wherever it is stored as the number 32, claimed to be another."""
+    """A video file that claims another width wherever it stores the width 32."""
     for form in (">H", "<H", "<I", ">I"):
         if width < 1 << 8 * struct.calcsize(form):
             content = content.replace(
@@ -243,23 +244,22 @@ def wider(content, width=100_000):
 
 @functools.cache
 def original(suffix):
-    """The bytes of a whole file."""
+    """The bytes of an undamaged file."""
     with tempfile.TemporaryDirectory() as folder:
         return save(Path(folder) / f"a{suffix}", FRAMES).read_bytes()
 
 
 def consume(path, fps=0.0):
-    """All of a file through the import: the parts' frames, and the end."""
-    *found, end = islice(
-        resampling.parts(source(path), Shape(16, "crop", fps, 0.4), None, threading.Event()), 10_000
-    )
-    assert isinstance(end, End) and all(isinstance(part, Part) for part in found)
+    """Import a file completely; returns the number of frames and the end."""
+    frame_format = FrameFormat(16, "crop", fps, 0.4)
+    items = pipeline.read_parts(source(path), frame_format, None, threading.Event())
+    *parts, end = islice(items, 10_000)
+    assert isinstance(end, End) and all(isinstance(part, VideoPart) for part in parts)
     assert "memory" not in end.note and len(end.note) < 300 and "\n" not in end.note
-    assert all(
-        part.frames.shape[1:] == (16, 16, 3) and len(part.frames) == len(part.starts)
-        for part in found
-    )
-    return sum(len(part.frames) for part in found), end
+    for part in parts:
+        assert part.frames.shape[1:] == (16, 16, 3)
+        assert len(part.frames) == len(part.episode_starts)
+    return sum(len(part.frames) for part in parts), end
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def consume(path, fps=0.0):
         "npy  ": npy_claiming(-1, 64, 64, 3),
     }.items(),
 )
-def test_sizes_are_refused_before_they_are_believed(tmp_path, careful, name, content):
+def test_vast_sizes_are_refused_before_decoding(tmp_path, careful, name, content):
     path = tmp_path / f"a.{name.strip()}"
     path.write_bytes(content)
     count, end = consume(path)
@@ -286,9 +286,7 @@ def test_sizes_are_refused_before_they_are_believed(tmp_path, careful, name, con
     "width", [15_000, 60_000, 100_000, 2**31 - 1]
 )  # ffmpeg itself would allow the first
 @pytest.mark.parametrize("suffix", list(films.CODECS))
-def test_a_video_that_claims_to_be_vast_is_refused_or_read_as_it_is(
-    tmp_path, careful, suffix, width
-):
+def test_videos_that_claim_a_vast_size_are_refused_or_read(tmp_path, careful, suffix, width):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(wider(original(suffix), width))
     count, end = consume(path)
@@ -344,18 +342,18 @@ QUIETLY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scop
 @settings(max_examples=200, **QUIETLY)
 @CASES
 @example(".gif", [("end", 0.0, b"x")], 0.0)  # an empty file
-def test_whatever_a_file_holds_there_is_an_answer(tmp_path, careful, suffix, edits, fps):
+def test_any_bytes_are_read_or_refused(tmp_path, careful, suffix, edits, fps):
     fuzz(tmp_path, suffix, edits, fps)
 
 
 @pytest.mark.slow
 @settings(max_examples=2000, **QUIETLY)
 @CASES
-def test_whatever_a_file_holds_there_is_an_answer_at_length(tmp_path, careful, suffix, edits, fps):
+def test_any_bytes_are_read_or_refused_at_length(tmp_path, careful, suffix, edits, fps):
     fuzz(tmp_path, suffix, edits, fps)
 
 
-def test_unedited_files_are_whole(tmp_path):
+def test_undamaged_files_are_read_completely(tmp_path):
     for suffix in KINDS:
         (path := tmp_path / f"a{suffix}").write_bytes(original(suffix))
         assert consume(path) == (1 if suffix in sources.IMAGES else 6, End())

@@ -1,9 +1,6 @@
-"""Pace, shape, scenes, actions of frames: every rule of the import by itself."""
+"""Resampling frames in time, resizing them, and detecting cuts."""
 
-import threading
-import time
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +8,17 @@ from PIL import Image
 
 from genie_fn.data import video
 from genie_fn.data.importing import resampling
-from genie_fn.data.importing.action_labels import Known
-from genie_fn.data.importing.readers import Shown
-from genie_fn.data.importing.resampling import End, Shape
-from genie_fn.data.importing.sources import Source
+from genie_fn.data.importing.readers import SourceFrame
 from tests import films
 
 
 def numbers(times, fps):
-    """The frames that are taken, and where episodes begin."""
-    shown = [
-        Shown(None if t is None else Fraction(t).limit_denominator(10**6), None) for t in times
-    ]
-    taken = [(number, begins) for number, begins, _ in resampling.resample(shown, fps)]
-    return [number for number, _ in taken], [at for at, (_, begins) in enumerate(taken) if begins]
+    """The numbers of the frames that are taken, and the samples that begin an episode."""
+    exact = [None if t is None else Fraction(t).limit_denominator(10**6) for t in times]
+    frames = [SourceFrame(t, Image.Image) for t in exact]
+    samples = list(resampling.resample(frames, fps))
+    starts = [at for at, sample in enumerate(samples) if sample.begins_episode]
+    return [sample.number for sample in samples], starts
 
 
 def regular(count, fps, ticks=None):
@@ -35,13 +29,13 @@ def regular(count, fps, ticks=None):
     ]
 
 
-def test_every_frame_without_a_pace():
+def test_every_frame_is_taken_without_a_rate():
     assert numbers(regular(5, 30), 0) == ([0, 1, 2, 3, 4], [0])
     assert numbers([None] * 5, 10) == ([0, 1, 2, 3, 4], [0])
 
 
 @pytest.mark.parametrize("ticks", [None, 1000, 90_000])
-def test_half_the_pace_takes_every_other_frame_however_times_are_rounded(ticks):
+def test_half_the_rate_takes_every_other_frame_however_times_are_rounded(ticks):
     assert numbers(regular(31, 30, ticks), 15)[0] == [*range(0, 31, 2)]
     assert numbers(regular(50, 60, ticks), 10)[0] == [*range(0, 50, 6)]
     assert numbers(regular(40, 25, ticks), 25)[0] == [*range(40)]
@@ -59,13 +53,13 @@ def test_a_slower_source_repeats_its_frames():
 
 
 def test_a_variable_rate_shows_what_is_on_the_screen():
-    # A picture that stands for a second, then quick ones: nothing may appear much before its time.
+    # One picture for a second, then quick ones: none may appear much before its time.
     times = [0, 1, 1.02, 1.04, 1.5]
     taken, _ = numbers(times, 10)
     assert taken == [0] * 10 + [1] + [3] * 4 + [4]
 
 
-def test_a_pause_or_a_jump_back_begins_an_episode_and_the_clock_anew():
+def test_a_pause_or_a_jump_back_begins_an_episode():
     assert numbers([0, 0.1, 0.2, 60.25, 60.35], 10) == ([0, 1, 2, 3, 4], [0, 3])
     assert numbers([5, 5.1, 1.03, 1.13], 10) == ([0, 1, 2, 3], [0, 2])
     assert numbers([0, 0.1, 99, 99.1], 0) == ([0, 1, 2, 3], [0, 2])
@@ -134,137 +128,18 @@ def test_resizing_averages_and_leaves_what_fits_alone():
     assert (resampling.fit(Image.fromarray(video.enlarge(pixels, 3)), 64, "crop") == pixels).all()
 
 
-def test_movement_is_no_cut_and_another_scene_is():
+def test_another_scene_is_a_cut_and_movement_is_none():
     first, second = films.squares(30, 64, 64, colour=1), films.squares(30, 64, 64, colour=2)
     moves = [
-        resampling.change(a, b)
+        resampling.colour_change(a, b)
         for film in (first, second)
         for a, b in zip(film, film[1:], strict=False)
     ]
-    assert max(moves) < 0.05 and resampling.change(first[-1], second[0]) > 0.9
-    assert resampling.change(first[0], first[0]) == 0
+    assert max(moves) < 0.05 and resampling.colour_change(first[-1], second[0]) > 0.9
+    assert resampling.colour_change(first[0], first[0]) == 0
 
 
 def test_a_background_at_the_edge_of_a_bin_is_no_cut():
     for level in range(1, 255):
         before, after = films.greys([level, level + 1])
-        assert resampling.change(before, after) == 0
-
-
-def known(by, at, ids):
-    return Known(Path("a.csv"), by, np.array(at, float), np.array(ids, np.uint8))
-
-
-@pytest.fixture
-def film(tmp_path):
-    """A video of 12 frames at 30 frames per second, which changes its scene at frame 6."""
-    frames = np.concatenate([films.squares(6, colour=1), films.squares(6, colour=2)])
-    return Source("a.mkv", "video", (films.write(tmp_path / "a.mkv", frames),))
-
-
-def imported(source, labels=None, **options):
-    shape = Shape(**{"size": 16, "fit": "crop", "fps": 0, "cuts": 0.4} | options)
-    *found, end = resampling.parts(source, shape, labels, threading.Event())
-    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)], end
-
-
-def test_a_source_becomes_frames_actions_and_episodes(film):
-    (frames, actions, starts), end = imported(film, known("row", range(12), range(12)))
-    assert frames.shape == (12, 16, 16, 3) and end == End()
-    assert actions.tolist() == [*range(12)] and np.flatnonzero(starts).tolist() == [0, 6]
-    assert np.flatnonzero(imported(film, cuts=0)[0][2]).tolist() == [0]
-
-
-def test_actions_follow_the_pace(film):
-    rows = [
-        0,
-        0,
-        1,
-        2,
-        3,
-        3,
-        3,
-        4,
-        5,
-        6,
-        6,
-        7,
-    ]  # at 10 frames per second: the longest of three, of equals the first
-    assert imported(film, known("row", range(12), rows), fps=10)[0][1].tolist() == [0, 3, 3, 6]
-    assert imported(film, known("frame", [0, 4, 7], [1, 2, 3]), fps=15)[0][1].tolist() == [
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-    ]
-    assert (
-        imported(film, known("time", [0, 0.1334, 0.21], [1, 2, 3]))[0][1].tolist()
-        == [1] * 4 + [2] * 3 + [3] * 5
-    )
-    assert imported(film, known("row", range(12), range(12)), fps=60)[0][1].tolist()[:4] == [
-        0,
-        0,
-        1,
-        1,
-    ]
-
-
-def test_actions_that_do_not_fit_the_video_are_refused(film):
-    for labels, words in (
-        (known("row", range(10), [0] * 10), "has 10 rows, and the video 12 frames"),
-        (known("frame", [0, 12], [0, 1]), "has a row for frame 12"),
-    ):
-        end = imported(film, labels)[1]
-        assert end.refused and words in end.note
-    assert not imported(film, known("row", range(11), [0] * 11))[
-        1
-    ].refused  # the last frame's action leads nowhere
-
-
-def test_a_long_video_becomes_parts(film, monkeypatch):
-    whole = imported(film, known("row", range(12), range(12)))[0]
-    monkeypatch.setattr(resampling, "PART_BYTES", 5 * 16 * 16 * 3)
-    shape = Shape(16, "crop", 0, 0.4)
-    found = [*resampling.parts(film, shape, known("row", range(12), range(12)), threading.Event())]
-    assert [len(part.frames) for part in found[:-1]] == [5, 5, 2]
-    for arrays, all_of_it in zip(zip(*found[:-1], strict=True), whole, strict=True):
-        assert (np.concatenate(arrays) == all_of_it).all()
-
-
-def test_streams_are_read_in_order_whatever_their_pace():
-    def stream(name, count, pause):
-        def run():
-            for i in range(count):
-                time.sleep(pause)
-                yield name, i
-
-        return run
-
-    streams = [
-        stream("slow", 3, 0.02),
-        stream("empty", 0, 0),
-        stream("long", 9, 0),
-        stream("short", 1, 0.01),
-    ]
-    for workers in (1, 3):
-        found = [list(items) for items in resampling.in_order(streams, workers)]
-        assert found == [
-            [("slow", i) for i in range(3)],
-            [],
-            [("long", i) for i in range(9)],
-            [("short", 0)],
-        ]
-
-
-def test_streams_close_their_threads_and_pass_errors_on():
-    def broken():
-        yield 1
-        raise ValueError("no")
-
-    results = resampling.in_order([broken], 2)
-    with pytest.raises(ValueError, match="no"):
-        list(next(results))
-    results.close()
-    assert not any(thread.name.startswith("import") for thread in threading.enumerate())
+        assert resampling.colour_change(before, after) == 0

@@ -1,4 +1,4 @@
-"""What is found in a folder, under which name, and which split it goes to."""
+"""Finding sources in a folder: their names and their splits."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ def fill(root, *names):
         (root / name).write_text(name)
 
 
-def found(root, src=None):
+def find(root, src=None):
     return [(source.name, source.kind) for source in sources.find(str(src or root), root / "store")]
 
 
@@ -34,7 +34,7 @@ def test_a_folder_holds_videos_images_and_arrays_in_natural_order(tmp_path):
     )
     fill(tmp_path, ".hidden.mp4", ".git/x.mp4", "store/frames/c/0", "b_9.csv", "a/run 2.jsonl")
     kinds = {"a/run 2": "images", "a/run 10": "images", "b_9.MKV": "video", "b_10.mp4": "video"}
-    assert found(tmp_path) == [*kinds.items(), ("e.npy", "npy"), ("f.gif", "video")]
+    assert find(tmp_path) == [*kinds.items(), ("e.npy", "npy"), ("f.gif", "video")]
     every = {source.name: source for source in sources.find(str(tmp_path), tmp_path / "store")}
     assert [path.name for path in every["a/run 2"].files] == ["frame_9.PNG", "frame_10.png"]
     assert (
@@ -46,21 +46,21 @@ def test_a_folder_holds_videos_images_and_arrays_in_natural_order(tmp_path):
 
 def test_globs_and_files_are_named_from_where_they_begin(tmp_path):
     fill(tmp_path, "x/a.mp4", "x/deep/b.mp4", "x/c.txt", "y/d.mp4", "x/i/0.png")
-    assert [name for name, _ in found(tmp_path, tmp_path / "x" / "*.mp4")] == ["a.mp4"]
-    assert [name for name, _ in found(tmp_path, tmp_path / "*" / "*.mp4")] == ["x/a.mp4", "y/d.mp4"]
-    assert [name for name, _ in found(tmp_path, f"{tmp_path}/x/**/*.mp4")] == [
+    assert [name for name, _ in find(tmp_path, tmp_path / "x" / "*.mp4")] == ["a.mp4"]
+    assert [name for name, _ in find(tmp_path, tmp_path / "*" / "*.mp4")] == ["x/a.mp4", "y/d.mp4"]
+    assert [name for name, _ in find(tmp_path, f"{tmp_path}/x/**/*.mp4")] == [
         "a.mp4",
         "deep/b.mp4",
     ]
-    assert [name for name, _ in found(tmp_path, tmp_path / "*")] == [
+    assert [name for name, _ in find(tmp_path, tmp_path / "*")] == [
         "x/a.mp4",
         "x/c.txt",
         "x/deep/b.mp4",
         "x/i",
         "y/d.mp4",
     ]
-    assert found(tmp_path, tmp_path / "x" / "a.mp4") == [("a.mp4", "video")]
-    assert found(tmp_path, tmp_path / "x" / "i") == [("i", "images")]
+    assert find(tmp_path, tmp_path / "x" / "a.mp4") == [("a.mp4", "video")]
+    assert find(tmp_path, tmp_path / "x" / "i") == [("i", "images")]
 
 
 def test_a_name_that_is_not_unicode_can_be_printed(tmp_path):
@@ -70,11 +70,11 @@ def test_a_name_that_is_not_unicode_can_be_printed(tmp_path):
     assert source.name == "a\ufffd.mp4" and sources.split_of(source.name) and source.size() == 0
 
 
-def test_nothing_to_import_is_said(tmp_path):
+def test_nothing_to_import_is_an_error(tmp_path):
     for src in (tmp_path, tmp_path / "*.mp4"):
-        with pytest.raises(UserError, match="There are no videos"):
+        with pytest.raises(UserError, match="there are no videos"):
             sources.find(str(src), tmp_path / "store")
-    with pytest.raises(UserError, match="There is no "):
+    with pytest.raises(UserError, match="there is no "):
         sources.find(str(tmp_path / "nowhere"), tmp_path / "store")
     fill(tmp_path, "a.mp4", "a.csv", "a.jsonl")
     with pytest.raises(UserError, match="keep one of them"):
@@ -89,7 +89,7 @@ def test_content_is_recognised_under_another_name(tmp_path):
     assert sources.digest(a) == sources.digest(b) != sources.digest(images)
 
 
-def test_the_split_is_the_folders_or_by_the_name_alone():
+def test_the_split_depends_on_the_folder_or_on_the_name_alone():
     assert (
         sources.split_of("train/a.mp4") == "train" and sources.split_of("val/deep/a.mp4") == "val"
     )
@@ -123,24 +123,29 @@ def segments(*splits, names=None):
     ],
 )  # fmt: skip
 def test_three_videos_fill_three_splits_with_the_newest(before, after):
-    settled = [segment.split for segment in sources.settle(segments(*before.split()))]
-    assert sorted(settled) == sorted(after.split()) and set(settled) == set(data.SPLITS)
-    assert settled == after.split()
+    filled = [segment.split for segment in sources.fill_splits(segments(*before.split()))]
+    assert sorted(filled) == sorted(after.split()) and set(filled) == set(data.SPLITS)
+    assert filled == after.split()
 
 
 def test_parts_of_a_video_move_together():
     parts = [Segment(level, "train", 0, 1, 0, {"file": f"{level}.mp4"}) for level in (0, 1, 1, 2)]
-    settled = [segment.split for segment in sources.settle(parts)]
-    assert settled[1] == settled[2] and set(settled) == set(data.SPLITS)
+    filled = [segment.split for segment in sources.fill_splits(parts)]
+    assert filled[1] == filled[2] and set(filled) == set(data.SPLITS)
 
 
-def test_folders_have_the_last_word_and_what_lacks_is_counted():
-    given = segments("train", "train", "test", names=["train/a", "train/b", "test/c"])
-    assert [segment.split for segment in sources.settle(given)] == ["train", "train", "test"]
-    assert "1 more video is needed, in folders" in sources.lacking(
-        given
-    ) and " val" in sources.lacking(given)
-    two = sources.settle(segments("train", "train"))
-    assert "1 more video is needed" in sources.lacking(two)
-    assert "2 more videos are needed" in sources.lacking(sources.settle(segments("train")))
-    assert sources.lacking(segments("train", "val", "test")) == ""
+def test_folders_decide_the_split_and_missing_videos_are_counted():
+    in_folders = segments("train", "train", "test", names=["train/a", "train/b", "test/c"])
+    assert [segment.split for segment in sources.fill_splits(in_folders)] == [
+        "train",
+        "train",
+        "test",
+    ]
+    sentence = sources.missing_splits(in_folders)
+    assert "1 more video is needed, in folders" in sentence and " val" in sentence
+    two = sources.fill_splits(segments("train", "train"))
+    assert "1 more video is needed" in sources.missing_splits(two)
+    assert "2 more videos are needed" in sources.missing_splits(
+        sources.fill_splits(segments("train"))
+    )
+    assert sources.missing_splits(segments("train", "val", "test")) == ""

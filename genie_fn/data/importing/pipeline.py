@@ -1,0 +1,269 @@
+"""From sources to segments of a store: decoding in threads, actions, scenes, and writing in order."""
+
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from genie_fn import data
+from genie_fn.data import Segment, Store
+from genie_fn.data.importing import action_labels, readers, sources
+from genie_fn.data.importing.action_labels import ActionTrack
+from genie_fn.data.importing.readers import SourceFrame, Unreadable
+from genie_fn.data.importing.resampling import FrameFormat, Sample, colour_change, fit, resample
+from genie_fn.data.importing.sources import Source
+
+T = TypeVar("T")
+
+PART_BYTES = 64 << 20  # of frames in a segment: a longer video becomes several segments
+RESERVED_FRAMES = 64 * data.BLOCK  # by which the store grows
+
+
+class VideoPart(NamedTuple):
+    """Consecutive frames of one source, which become one segment."""
+
+    frames: np.ndarray
+    """(n, size, size, 3) uint8."""
+    actions: np.ndarray
+    """(n,) uint8."""
+    episode_starts: np.ndarray
+    """(n,) bool."""
+
+
+class End(NamedTuple):
+    """How a source ended."""
+
+    note: str = ""
+    """Why the rest of the source cannot be used; empty if all of it was."""
+    refused: bool = False
+    """True if none of it may be used."""
+
+
+class Pixels(NamedTuple):
+    """A sample whose image is decoded and resized."""
+
+    number: int
+    begins_episode: bool
+    pixels: np.ndarray
+
+
+# Reading
+
+
+def read_parts(
+    source: Source,
+    frame_format: FrameFormat,
+    track: ActionTrack | None,
+    stop: threading.Event,
+    threads: int = 1,
+) -> Iterator[VideoPart | End]:
+    """A source part by part, and then its `End`. Setting `stop` ends it early."""
+    limit = max(1, PART_BYTES // (3 * frame_format.size**2))
+    times = array("d")
+    pending: list[Pixels] = []
+    try:
+        frames = _recording_times(readers.read(source, threads), track, times, stop)
+        for pixels in _resized(resample(frames, frame_format.fps), frame_format):
+            pending.append(pixels)
+            if len(pending) == limit:
+                yield _make_part(pending, track, times)
+                pending = []
+        end = _end_of(track, times)
+    except Unreadable as error:
+        end = End(str(error))
+    if pending:
+        yield _make_part(pending, track, times)
+    yield end
+
+
+def _recording_times(
+    frames: Iterable[SourceFrame],
+    track: ActionTrack | None,
+    times: "array[float]",
+    stop: threading.Event,
+) -> Iterator[SourceFrame]:
+    """Pass frames on and append to `times` the seconds from the first of them.
+
+    Of frames without times their numbers are appended.
+    """
+    first = None
+    for frame in frames:
+        if stop.is_set():
+            return
+        if frame.time is None and track and track.by == "time":
+            raise Unreadable(
+                f"{track.path.name} gives times, which these frames do not have: give frames"
+            )
+        if first is None:
+            first = frame.time
+        no_time = frame.time is None or first is None
+        times.append(len(times) if no_time else float(frame.time - first))
+        yield frame
+
+
+def _resized(samples: Iterable[Sample], frame_format: FrameFormat) -> Iterator[Pixels]:
+    """Decode and resize samples, and detect cuts. A repeated frame is decoded once."""
+    last_number = -1
+    pixels = None
+    for number, begins, frame in samples:
+        if number != last_number or pixels is None:
+            before = pixels
+            pixels = fit(frame.image(), frame_format.size, frame_format.fit, frame.aspect)
+            if frame_format.cuts and before is not None:
+                begins |= colour_change(before, pixels) > frame_format.cuts
+        yield Pixels(number, begins, pixels)
+        last_number = number
+
+
+def _make_part(samples: list[Pixels], track: ActionTrack | None, times: Iterable) -> VideoPart:
+    if track is None:
+        actions = np.zeros(len(samples), np.uint8)
+    else:
+        actions = longest_actions(track, np.array([s.number for s in samples]), times)
+    frames = np.stack([s.pixels for s in samples])
+    return VideoPart(frames, actions, np.array([s.begins_episode for s in samples]))
+
+
+def _end_of(track: ActionTrack | None, times: "array[float]") -> End:
+    """The end of a source that was read completely."""
+    if not times:
+        return End("it holds no frames")
+    note = action_labels.mismatch(track, len(times)) if track else ""
+    return End(note, refused=bool(note))
+
+
+def longest_actions(track: ActionTrack, numbers: np.ndarray, times) -> np.ndarray:
+    """(n,) uint8: for each of the source's frames `numbers` (n,), the action held longest.
+
+    The time from one of these frames to the next counts; of equally long actions the first is
+    taken. A repeated frame and the last one have the action at that frame. `times` are the seconds
+    of all frames of the source.
+    """
+    begin = int(numbers[0])
+    until = np.append(numbers[1:], numbers[-1] + 1)
+    every = action_labels.per_frame(track, begin, np.array(times[begin : numbers[-1] + 1]))
+    actions = every[numbers - begin]
+    for i in np.flatnonzero(until - numbers > 1):
+        between = every[numbers[i] - begin : until[i] - begin]
+        held, first, count = np.unique(between, return_index=True, return_counts=True)
+        actions[i] = held[np.lexsort((first, -count))[0]]
+    return actions
+
+
+def in_order(streams: Iterable[Callable[[], Iterator[T]]], workers: int) -> Iterator[Iterator[T]]:
+    """An iterator over each stream, in order, while threads make the first items of the next ones.
+
+    Up to `workers` streams are begun ahead. Read each to its end before the next. An error in a
+    stream is raised where its item is requested.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="import")
+    waiting: list[tuple[Iterator[T], Future]] = []
+    remaining = iter(streams)
+    try:
+        while True:
+            for make in remaining:
+                stream = make()
+                waiting.append((stream, pool.submit(next, stream, None)))
+                if len(waiting) > workers:
+                    break
+            if not waiting:
+                return
+            yield _one_ahead(pool, *waiting.pop(0))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_ahead(pool: ThreadPoolExecutor, stream: Iterator[T], job: Future) -> Iterator[T]:
+    """The items of a stream, while a thread makes the next one. `job` makes the first."""
+    item = job.result()
+    while item is not None:
+        job = pool.submit(next, stream, None)
+        yield item
+        item = job.result()
+
+
+# Writing
+
+
+class Written(NamedTuple):
+    """The result of `write`."""
+
+    store: Store
+    """The store, extended where that was necessary."""
+    segments: list[Segment]
+    """For a later commit."""
+    reason: str = ""
+    """Why there are no segments."""
+
+
+def write(
+    store: Store,
+    source: Source,
+    level: int,
+    stream: Iterable[VideoPart | End],
+    offset: int,
+    min_frames: int,
+) -> Written:
+    """Write a video from `offset` on, one segment for each part.
+
+    Nothing is written if no scene has `min_frames` frames, or if the source is refused.
+    """
+    segments: list[Segment] = []
+    pending: list[VideoPart] = []
+    longest = 0
+    end = End()
+    for item in stream:
+        if isinstance(item, End):
+            end = item
+            continue
+        pending.append(item)
+        longest = max(longest, *episode_lengths(item))
+        # A video that may be left out is not written yet, unless it is long.
+        while pending and (longest >= min_frames or len(pending) > 2):
+            store, segment = _write_part(store, source, level, pending.pop(0), offset)
+            segments.append(segment)
+            offset += data.padded_length(segment.length)
+    if end.refused or not (segments or pending):
+        return Written(store, [], end.note)
+    if longest < min_frames:
+        short = f"it has no scene of {min_frames} frames"
+        return Written(store, [], f"{short}: {end.note}" if end.note else short)
+    total = sum(segment.length for segment in segments)
+    info = {
+        "file": source.name,
+        "bytes": source.size(),
+        "digest": sources.digest(source),
+        "note": f"after {total} frames: {end.note}" if end.note else "",
+    }
+    return Written(store, [segment._replace(info=segment.info | info) for segment in segments])
+
+
+def _write_part(
+    store: Store, source: Source, level: int, part: VideoPart, offset: int
+) -> tuple[Store, Segment]:
+    count = len(part.frames)
+    if offset + count > store.arrays["frames"].shape[0]:
+        blocks = -(-(offset + count) // RESERVED_FRAMES)
+        store = data.reserve(store, blocks * RESERVED_FRAMES)
+    split = sources.split_of(source.name)
+    info = {"episodes": len(episode_lengths(part))}
+    recording = data.Recording(
+        level, part.frames, part.actions, np.zeros(count), part.episode_starts, split, info
+    )
+    return store, data.write_segment(store, offset, recording)
+
+
+def episode_lengths(part: VideoPart) -> list[int]:
+    """The lengths of a part's episodes, the first of which begins with the part."""
+    return np.diff(np.flatnonzero([True, *part.episode_starts[1:], True])).tolist()
+
+
+def segments_by_video(segments: Iterable[Segment]) -> dict[str, list[Segment]]:
+    """The segments of each video, by its name."""
+    videos: dict[str, list[Segment]] = {}
+    for segment in segments:
+        videos.setdefault(segment.info["file"], []).append(segment)
+    return videos
