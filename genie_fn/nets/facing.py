@@ -1,13 +1,13 @@
-"""One bit of a latent action, for views that follow the agent: which way round it is drawn.
+"""One bit of a latent action: the direction that the agent faces, for views that follow it.
 
-In side-scrolling games the pressed direction turns the agent's picture round and keeps it so, while the picture's
-change from one frame to the next depends more on the speed there already was. So this bit is learned from the agent's
-looks in the middle of the view: the decoder is shown the frame before with the middle averaged with its mirror image,
-in which left and right are lost, and draws what is asymmetric in the next frames. What the surroundings give away it
-can guess; which way the agent looks it cannot, so the bit tells it.
+In side-scrolling games a pressed direction key decides the direction in which the agent is drawn,
+while the change between two frames depends more on the agent's speed. So this bit is learned from
+the agent's appearance in the middle of the view. The decoder receives the frame before, with the
+middle averaged with its horizontal flip, which removes left and right, and predicts the asymmetric
+part of the next frames. The surroundings do not show the agent's direction, so the bit has to.
 
-The encoder is odd by construction, z(mirror image) = -z, and so are the two codes, b and -b: mirroring a video swaps
-them, and neither can die out.
+The encoder is odd by construction, z(flipped) = -z, and so are the two codes, b and -b. Flipping a
+video swaps them, so neither can die out.
 """
 
 from dataclasses import dataclass
@@ -25,31 +25,33 @@ from genie_fn.tree import ParamSpec, Tree
 
 @dataclass(frozen=True)
 class FacingConfig:
-    """Two small perceptrons over a square in the middle of the view."""
+    """Two small multilayer perceptrons on a square in the middle of the view."""
 
     side: int = 0
-    """Pixels of the square; its middle columns, half of them, hold the agent. 0: no such bit."""
+    """Side of the square in pixels; the middle half of its columns shows the agent. 0: no such bit."""
     hidden: int = 128
     latent: int = 6
     hold: int = 2
-    """Frames that a bit has to explain, their mean: the agent's looks last, the scenery behind it passes."""
+    """The number of frames whose mean a bit predicts: the agent's appearance lasts, the background passes."""
     commit: float = 0.1
+    """Weight of the commitment loss."""
     lean: float = 0.15
-    """Weight of telling a video from its mirror image by the bit, which play that goes mostly one way makes possible:
-    otherwise each kind of agent settles for itself which of the codes is left."""
+    """Weight of classifying a video against its horizontal flip by the bit, which is possible where agents mostly move
+    in one direction. Without it, each kind of agent chooses its own code for left."""
 
     def __post_init__(self):
         if self.side < 0 or self.side % 4 or self.hold < 1:
             raise UserError(
-                f"--cfg.model.facing.side is a multiple of 4 and .hold at least 1, not {self.side} and {self.hold}"
+                "--cfg.model.facing.side must be a multiple of 4 and .hold at least 1, "
+                f"not {self.side} and {self.hold}"
             )
 
 
 class Facing(NamedTuple):
-    """What the encoder says of T-1 transitions."""
+    """The quantised latents of T-1 transitions."""
 
     codes_BTK: Tensor
-    """b or -b; the gradient goes straight through to the encoder."""
+    """b or -b; a straight-through estimator passes the gradient to the encoder."""
     bits_BT: Tensor
     """0 or 1, int64."""
     loss: Tensor
@@ -57,7 +59,8 @@ class Facing(NamedTuple):
 
 def spec(cfg: FacingConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
-    pixels, middle = 3 * cfg.side**2, 3 * cfg.side**2 // 2
+    pixels = 3 * cfg.side**2
+    middle = pixels // 2
     return {
         "look": layers.linear_spec(pixels, cfg.hidden),
         "latent": layers.linear_spec(cfg.hidden, cfg.latent),
@@ -82,35 +85,34 @@ def middle(square_BTHWC: Tensor) -> Tensor:
 
 
 def odd(x_BTHWC: Tensor) -> Tensor:
-    """Half the difference to the mirror image."""
+    """The asymmetric part: half the difference from the horizontal flip."""
     return (x_BTHWC - x_BTHWC.flip(3)) / 2
 
 
 def hide(square_BTHWC: Tensor) -> Tensor:
-    """The squares with their middle averaged with its mirror image."""
+    """The squares with the middle averaged with its horizontal flip."""
     quarter = square_BTHWC.shape[3] // 4
     return square_BTHWC - F.pad(odd(middle(square_BTHWC)), (0, 0, quarter, quarter))
 
 
 def encode(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
-    """Video in [-1, 1] → (B, T-1, K) per transition, from the frame after it: its sign changes with a mirror image."""
+    """Video in [-1, 1] → (B, T-1, K) per transition, from the frame after it; odd under a horizontal flip."""
 
     def latent(x_BTHWC: Tensor) -> Tensor:
-        return layers.linear(
-            params["latent"], torch.tanh(layers.linear(params["look"], x_BTHWC.flatten(2)))
-        )
+        hidden = torch.tanh(layers.linear(params["look"], x_BTHWC.flatten(2)))
+        return layers.linear(params["latent"], hidden)
 
     after = square(video_BTHWC[:, 1:], cfg)
     return (latent(after) - latent(after.flip(3))) / 2
 
 
 def quantize(params: Tree, z_BTK: Tensor, cfg: FacingConfig) -> Facing:
-    """The nearer one of the codes b and -b, which is pulled to z, and z (by `commit`) to it."""
+    """The nearer of the codes b and -b. The loss pulls it towards z and, times `commit`, z towards it."""
     bits = (z_BTK @ params["code"] > 0).long()
     codes = (2.0 * bits - 1)[..., None] * params["code"]
-    loss = (codes - z_BTK.detach()).square().mean() + cfg.commit * (
-        z_BTK - codes.detach()
-    ).square().mean()
+    codebook_loss = (codes - z_BTK.detach()).square().mean()
+    commitment = (z_BTK - codes.detach()).square().mean()
+    loss = codebook_loss + cfg.commit * commitment
     return Facing(z_BTK + (codes - z_BTK).detach(), bits, loss)
 
 
@@ -120,7 +122,7 @@ def infer(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
 
 
 def draw(params: Tree, past_BTHWC: Tensor, codes_BTK: Tensor, cfg: FacingConfig) -> Tensor:
-    """What is asymmetric in the middle after each frame, given its code: (B, T, side, side / 2, 3)."""
+    """The predicted asymmetric part of the middle after each frame, given its code: (B, T, side, side / 2, 3)."""
     past = layers.linear(params["past"], hide(square(past_BTHWC, cfg)).flatten(2))
     hidden = F.silu(past + layers.linear(params["modulate"], codes_BTK))
     drawn = layers.linear(params["draw"], hidden) + layers.linear(params["shift"], codes_BTK)
@@ -128,7 +130,7 @@ def draw(params: Tree, past_BTHWC: Tensor, codes_BTK: Tensor, cfg: FacingConfig)
 
 
 def targets(video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
-    """What `draw` is to give: the mean over the `hold` frames after each, as far as the clip has them."""
+    """The targets of `draw`: means over the `hold` frames after each frame, while the clip has as many."""
     after = odd(middle(square(video_BTHWC[:, 1:], cfg)))
     spans = after.unfold(1, min(cfg.hold, after.shape[1]), 1)
     return spans.mean(-1)
@@ -137,29 +139,26 @@ def targets(video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
 def loss(
     params: Tree, video_BTHWC: Tensor, cfg: FacingConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> tuple[Tensor, tuple[dict, Tensor]]:
-    """Squared error relative to the target's contrast, so that pale and vivid agents count alike, plus the code's loss.
+    """Squared error of `draw` relative to the target's contrast, plus the losses of the code.
 
-    Every other clip is mirrored, so that neither direction is the rule. Returns the loss and (metrics, bits (B, T-1)).
+    Dividing by the contrast makes pale and vivid agents count equally. Every other clip is flipped
+    horizontally, so that both directions are equally frequent. Returns the loss and (metrics, bits
+    (B, T-1)).
     """
-    place_B = torch.arange(len(video_BTHWC), device=video_BTHWC.device) + microbatch.first_clip(
-        len(video_BTHWC)
-    )
-    swap = place_B % 2 == 1
-    video = torch.where(swap[:, None, None, None, None], video_BTHWC.flip(3), video_BTHWC)
-    found, wanted = quantize(params, encode(params, video, cfg), cfg), targets(video, cfg)
-    frames = wanted.shape[1]
-    error = (
-        (draw(params, video[:, :frames], found.codes_BTK[:, :frames], cfg) - wanted)
-        .square()
-        .mean((2, 3, 4))
-    )
-    contrast = wanted.square().mean((2, 3, 4))
+    clips = len(video_BTHWC)
+    index_B = torch.arange(clips, device=video_BTHWC.device) + microbatch.first_clip(clips)
+    flipped = index_B % 2 == 1
+    video = torch.where(flipped[:, None, None, None, None], video_BTHWC.flip(3), video_BTHWC)
+    facing = quantize(params, encode(params, video, cfg), cfg)
+    target = targets(video, cfg)
+    frames = target.shape[1]
+    predicted = draw(params, video[:, :frames], facing.codes_BTK[:, :frames], cfg)
+    error = (predicted - target).square().mean((2, 3, 4))
+    contrast = target.square().mean((2, 3, 4))
     relative = (error * (contrast + 0.01).rsqrt()).mean()
-    lean = F.softplus(
-        -(encode(params, video_BTHWC, cfg) @ params["code"]) / params["code"].square().sum()
-    ).mean()
-    metrics = {
-        "facing_error": error.mean()
-        / microbatch.mean("facing_contrast", contrast.mean()).clamp(min=1e-6)
-    }
-    return 3 * relative + found.loss + cfg.lean * lean, (metrics, found.bits_BT ^ swap[:, None])
+    code = params["code"]
+    lean = F.softplus(-(encode(params, video_BTHWC, cfg) @ code) / code.square().sum()).mean()
+    mean_contrast = microbatch.mean("facing_contrast", contrast.mean())
+    metrics = {"facing_error": error.mean() / mean_contrast.clamp(min=1e-6)}
+    total = 3 * relative + facing.loss + cfg.lean * lean
+    return total, (metrics, facing.bits_BT ^ flipped[:, None])
