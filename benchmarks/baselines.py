@@ -1,7 +1,8 @@
-"""What benchmark.py compares with: the same models in the usual style, without what genie_fn does differently.
+"""The baselines of benchmark.py: the same models in the usual style.
 
-The tokenizer as nn.Module with torch.optim, entropies by their definition, and sampling without a cache. Tests hold
-them to the same results, so that a ratio of times compares two ways of doing one thing.
+The tokenizer as nn.Module with torch.optim, entropies by their definition, and sampling without a
+cache. Tests check that they give the same results, so a ratio of times compares two implementations
+of one computation.
 """
 
 from collections.abc import Callable
@@ -25,18 +26,23 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, causal: bool):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.q_norm, self.k_norm = (nn.RMSNorm(dim // heads, eps=1e-6) for _ in "qk")
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.q_norm = nn.RMSNorm(dim // heads, eps=1e-6)
+        self.k_norm = nn.RMSNorm(dim // heads, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(
             self.qkv(self.norm(x)), "b n (three g e) -> three b g n e", three=3, g=self.heads
         )
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         if self.causal:
-            q, k = (self.rotate(z) for z in (q, k))
+            q = self.rotate(q)
+            k = self.rotate(k)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(rearrange(y, "b g n e -> b n (g e)"))
 
@@ -44,24 +50,22 @@ class Attention(nn.Module):
         half = x.shape[-1] // 2
         frequency = 100.0 ** (-torch.arange(half, device=x.device) / half)
         angle = torch.arange(x.shape[-2], device=x.device)[:, None] * frequency
-        (a, b), cos, sin = x.chunk(2, -1), angle.cos(), angle.sin()
+        a, b = x.chunk(2, -1)
+        cos = angle.cos()
+        sin = angle.sin()
         return torch.cat((a * cos - b * sin, a * sin + b * cos), -1).to(x.dtype)
 
 
 class Block(nn.Module):
-    """Space attention, time attention, MLP; each axis is brought to the front of its attention by a transpose."""
+    """Space attention, time attention, MLP; transposes bring the attended axis next to the channels."""
 
     def __init__(self, cfg: STConfig):
         super().__init__()
-        self.space, self.time = (
-            Attention(cfg.dim, cfg.heads, False),
-            Attention(cfg.dim, cfg.heads, True),
-        )
-        self.mlp_norm, hidden = nn.RMSNorm(cfg.dim, eps=1e-6), cfg.mlp * cfg.dim
-        self.up, self.down = (
-            nn.Linear(cfg.dim, hidden, bias=False),
-            nn.Linear(hidden, cfg.dim, bias=False),
-        )
+        self.space = Attention(cfg.dim, cfg.heads, causal=False)
+        self.time = Attention(cfg.dim, cfg.heads, causal=True)
+        self.mlp_norm = nn.RMSNorm(cfg.dim, eps=1e-6)
+        self.up = nn.Linear(cfg.dim, cfg.mlp * cfg.dim, bias=False)
+        self.down = nn.Linear(cfg.mlp * cfg.dim, cfg.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, frames, places, _ = x.shape
@@ -72,12 +76,13 @@ class Block(nn.Module):
 
 
 class Grid(nn.Module):
-    """A space-time transformer with its ends."""
+    """A space-time transformer between two linear layers."""
 
     def __init__(self, cfg: STConfig, inputs: int, outputs: int, places: int):
         super().__init__()
         self.dtype = layers.DTYPES[cfg.dtype]
-        self.embed, self.head = nn.Linear(inputs, cfg.dim), nn.Linear(cfg.dim, outputs)
+        self.embed = nn.Linear(inputs, cfg.dim)
+        self.head = nn.Linear(cfg.dim, outputs)
         self.place = nn.Parameter(torch.empty(places, cfg.dim))
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
         self.norm = nn.RMSNorm(cfg.dim, eps=1e-6)
@@ -95,7 +100,9 @@ class Tokenizer(nn.Module):
 
     def __init__(self, cfg: TokenizerConfig):
         super().__init__()
-        self.cfg, pixels, latent = cfg, 3 * cfg.patch**2, cfg.quantizer.dim
+        self.cfg = cfg
+        pixels = 3 * cfg.patch**2
+        latent = cfg.quantizer.dim
         self.encoder = Grid(cfg.encoder, pixels, latent, cfg.tokens)
         self.decoder = Grid(cfg.decoder, latent, pixels, cfg.tokens)
 
@@ -106,33 +113,34 @@ class Tokenizer(nn.Module):
         return mse + q.loss, {"psnr": metrics.psnr(mse.detach())}
 
     def load(self, params: dict) -> None:
-        """Take over the parameters of the functional model."""
+        """Copy the parameters of the functional model."""
         with torch.no_grad():
             for side in ("encoder", "decoder"):
-                grid, given = getattr(self, side), params[side]
+                grid = getattr(self, side)
+                source = params[side]
                 for name in ("embed", "head"):
-                    getattr(grid, name).weight.copy_(given[name]["w"].T)
-                    getattr(grid, name).bias.copy_(given[name]["b"])
-                grid.place.copy_(given["place"])
-                grid.norm.weight.copy_(given["stack"]["norm"])
+                    getattr(grid, name).weight.copy_(source[name]["w"].T)
+                    getattr(grid, name).bias.copy_(source[name]["b"])
+                grid.place.copy_(source["place"])
+                grid.norm.weight.copy_(source["stack"]["norm"])
                 for i, block in enumerate(grid.blocks):
-                    self._load_block(block, given["stack"]["blocks"], i)
+                    _load_block(block, source["stack"]["blocks"], i)
 
-    @staticmethod
-    def _load_block(block: Block, given: dict, i: int) -> None:
-        for axis in ("space", "time"):
-            mine, theirs = getattr(block, axis), given[axis]
-            for norm in ("norm", "q_norm", "k_norm"):
-                getattr(mine, norm).weight.copy_(theirs[norm][i])
-            for name in ("qkv", "out"):
-                getattr(mine, name).weight.copy_(theirs[name]["w"][i].T)
-        block.mlp_norm.weight.copy_(given["mlp_norm"][i])
-        for name in ("up", "down"):
-            getattr(block, name).weight.copy_(given["mlp"][name]["w"][i].T)
+
+def _load_block(block: Block, source: dict, i: int) -> None:
+    for axis in ("space", "time"):
+        module = getattr(block, axis)
+        for norm in ("norm", "q_norm", "k_norm"):
+            getattr(module, norm).weight.copy_(source[axis][norm][i])
+        for name in ("qkv", "out"):
+            getattr(module, name).weight.copy_(source[axis][name]["w"][i].T)
+    block.mlp_norm.weight.copy_(source["mlp_norm"][i])
+    for name in ("up", "down"):
+        getattr(block, name).weight.copy_(source["mlp"][name]["w"][i].T)
 
 
 def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: torch.device):
-    """The usual training step: zero_grad, backward, clip_grad_norm_, AdamW.step, an average of the weights."""
+    """A conventional training step: backward, clip_grad_norm_, AdamW.step, and averaged weights."""
     net = Tokenizer(model).to(device)
     net.load(params)
     o = cfg.optim
@@ -163,7 +171,7 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
 def uncached_unmask(
     params, ids_BN, action_B, past, step, key, cfg, sample
 ) -> tuple[Tensor, Tensor]:
-    """`dynamics.unmask` with the past's ids and actions in the place of its cache: all logits are computed anew."""
+    """`dynamics.unmask` on the past's ids and actions instead of a cache: it recomputes all frames."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(
         params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg
@@ -184,21 +192,22 @@ def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Te
 def transposed_attention(
     axis: str, position_T1: Tensor, q: Tensor, k: Tensor, v: Tensor, *scales: Tensor
 ) -> Tensor:
-    """The usual attention over an axis of (B, T, N, G, E): norms, for time rotary positions, and contiguous copies."""
-    q, k = (rms_norm(scale, x) for scale, x in zip(scales, (q, k), strict=True))
+    """The usual attention over an axis of (B, T, N, G, E): norms, rotary positions over time, and
+    contiguous copies."""
+    q_scale, k_scale = scales
+    q = rms_norm(q_scale, q)
+    k = rms_norm(k_scale, k)
     if axis == "time":
-        q, k = rotary(q, position_T1), rotary(k, position_T1)
-    first, back = ("b t n g e -> (b n) g t e", "(b n) g t e -> b t n g e")
-    if axis == "space":
-        first, back = ("b t n g e -> (b t) g n e", "(b t) g n e -> b t n g e")
-    y = F.scaled_dot_product_attention(
-        *(rearrange(x, first).contiguous() for x in (q, k, v)), is_causal=axis == "time"
-    )
-    return rearrange(y, back, b=len(v)).contiguous()
+        q = rotary(q, position_T1)
+        k = rotary(k, position_T1)
+    flat = {"time": "(b n) g t e", "space": "(b t) g n e"}[axis]
+    inputs = (rearrange(x, f"b t n g e -> {flat}").contiguous() for x in (q, k, v))
+    y = F.scaled_dot_product_attention(*inputs, is_causal=axis == "time")
+    return rearrange(y, f"{flat} -> b t n g e", b=len(v)).contiguous()
 
 
 def with_backend(name: str, attend: Callable) -> Callable:
-    """`attend` with torch's `flash` or `cudnn` attention and no other."""
+    """`attend` restricted to torch's `flash` or `cudnn` attention."""
     backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]
 
     def restricted(*args):
@@ -209,9 +218,10 @@ def with_backend(name: str, attend: Callable) -> Callable:
 
 
 def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:
-    """A ratio of times counts only if both ways have the same result, up to a share of its norm."""
-    apart = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
-    if not apart <= tolerance:
+    """Raise RuntimeError if two results differ by more than `tolerance`, relative to the norm of b."""
+    difference = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
+    if not difference <= tolerance:
         raise RuntimeError(
-            f"{what} differ by {apart:.1e} between the variants, so their times cannot be compared"
+            f"{what} differ by {difference:.1e} between the variants, "
+            "so their times cannot be compared"
         )

@@ -1,11 +1,11 @@
-"""How benchmark.py measures: variants in turns, work counted by hand, ceilings and memory of the machine at hand."""
+"""Measurements of benchmark.py: alternating timings, memory, and the ceilings of this machine."""
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -14,24 +14,25 @@ from genie_fn import random
 
 
 class Work(NamedTuple):
-    """What one call has to do at least, counted by hand (`benchmarks/counts.py`)."""
+    """The least work of one call, counted by hand (`benchmarks/counts.py`)."""
 
     flops: float = 0.0
     """In matrix products."""
     bytes: float = 0.0
-    """Read and written: inputs and outputs once."""
+    """Transferred: inputs and outputs once."""
 
 
 class Ceiling(NamedTuple):
-    """What this machine was measured to do."""
+    """Measured rates of this machine."""
 
     flops: float
     """Per second, in a large matrix product of the dtype."""
     bytes: float
-    """Per second, in a copy: read and written."""
+    """Per second, in a copy, reads and writes together."""
 
 
 def synchronize() -> None:
+    """Wait for the GPU, if one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -45,74 +46,94 @@ def compare(
     ceiling: Ceiling | None = None,
     agree: Callable | None = None,
 ) -> list[dict]:
-    """Time the variants, the first being the baseline, in turns and every other time in reverse order.
+    """Time the variants alternately, in reverse order every other time; the first is the baseline.
 
-    A row's `ratio` is the baseline's time over the variant's, repeat by repeat; `frames` are what one call handles.
-    `first` is the first call's time, compilation included; `agree` is called with its result and the baseline's. With
-    `work` and `ceiling` there is `floor`, the time that the work takes at the ceilings, and `share`, the floor over the
-    median.
+    `ratio` of a row is the baseline's time divided by the variant's, repeat by repeat. `frames` is
+    the number of frames of one call. `first` is the time of the first call, with compilation.
+    `agree(result, baseline_result)` checks the results of the first calls. With `work` and
+    `ceiling`, `floor` is the time of the work at the ceilings, and `share` is the floor divided by
+    the median time.
     """
-    seconds, results = {name: [] for name in variants}, {}
-    for repeat in range(-1, repeats):  # the first time compiles
-        for name in list(variants)[:: 1 if repeat % 2 else -1]:
+    seconds, results = _measure(variants, repeats)
+    baseline = next(iter(variants))
+    if agree:
+        for result in results.values():
+            agree(result, results[baseline])
+    rows = []
+    for name, (first, *rest) in seconds.items():
+        ratios = [base / own for base, own in zip(seconds[baseline][1:], rest, strict=True)]
+        row = {"case": case, "variant": name, "baseline": baseline}
+        row |= {"seconds": summarise(rest), "ratio": summarise(ratios), "first": first}
+        median_time = row["seconds"]["median"]
+        if frames:
+            row["frames/s"] = round(frames / median_time, 1)
+        if work and ceiling:
+            floor = max(work.flops / ceiling.flops, work.bytes / ceiling.bytes)
+            row |= {"flops": work.flops, "bytes": work.bytes, "floor": floor}
+            row["share"] = floor / median_time
+        rows.append(row)
+    return rows
+
+
+def summarise(values: list[float]) -> dict:
+    """Median, extremes and all values."""
+    return {"median": median(values), "min": min(values), "max": max(values), "all": values}
+
+
+def _measure(
+    variants: dict[str, Callable], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each variant's first call and of its `repeats` calls, and the first results."""
+    seconds = {name: [] for name in variants}
+    results = {}
+    for repeat in range(-1, repeats):  # the first call compiles
+        order = list(variants)
+        if repeat % 2 == 0:
+            order.reverse()
+        for name in order:
             began = time.perf_counter()
             result = variants[name]()
             synchronize()
             seconds[name].append(time.perf_counter() - began)
-            if repeat < 0:  # what a recording or an allocator still has to do does not count either
+            if repeat < 0:
                 results[name] = result
-                for _ in range(3 if torch.cuda.is_initialized() else 1):
-                    variants[name]()
-                synchronize()
-    base, rows = next(iter(variants)), []
-    for name in variants if agree else ():
-        agree(results[name], results[base])
-    for name, (first, *taken) in seconds.items():
-        times = {
-            "seconds": taken,
-            "ratio": [b / s for b, s in zip(seconds[base][1:], taken, strict=True)],
-        }
-        row = {
-            key: {"median": median(x), "min": min(x), "max": max(x), "all": x}
-            for key, x in times.items()
-        }
-        row |= {"first": first} | (
-            {"frames/s": round(frames / row["seconds"]["median"], 1)} if frames else {}
-        )
-        if work and ceiling:
-            floor = max(work.flops / ceiling.flops, work.bytes / ceiling.bytes)
-            row |= {"flops": work.flops, "bytes": work.bytes, "floor": floor}
-            row["share"] = floor / row["seconds"]["median"]
-        rows.append({"case": case, "variant": name, "baseline": base} | row)
-    return rows
+                _warm_up(variants[name])
+    return seconds, results
+
+
+def _warm_up(function: Callable) -> None:
+    """Call it until allocators and CUDA graphs have done their one-time work."""
+    for _ in range(3 if torch.cuda.is_initialized() else 1):
+        function()
+    synchronize()
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
-    """The best of several large matrix products and copies, now, on this machine."""
+    """The best of several large matrix products and copies on this machine."""
     gpu = device.type == "cuda"
-    side, words = (8192, 2**28) if gpu else (1024, 2**25)
-    a = random.normal(random.key(0, device), (side, side)).to(
-        dtype
-    )  # not zeros, which draw less power
-    x = torch.zeros(words, dtype=torch.float32, device=device)
+    side = 8192 if gpu else 1024
+    numbers = 2**28 if gpu else 2**25
+    a = random.normal(random.key(0, device), (side, side)).to(dtype)  # zeros would draw less power
+    x = torch.zeros(numbers, dtype=torch.float32, device=device)
     y = torch.empty_like(x)
+    product = _best_time(lambda: a @ a, 20)
+    copy = _best_time(lambda: y.copy_(x), 10)
+    return Ceiling(2 * side**3 / product, 2 * x.nbytes / copy)
 
-    def best(f: Callable, times: int) -> float:
-        taken = []
-        for _ in range(times):
-            synchronize()
-            began = time.perf_counter()
-            f()
-            synchronize()
-            taken.append(time.perf_counter() - began)
-        return min(taken)
 
-    product = best(lambda: a @ a, 20)
-    return Ceiling(2 * side**3 / product, 2 * x.nbytes / best(lambda: y.copy_(x), 10))
+def _best_time(function: Callable, repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        synchronize()
+        began = time.perf_counter()
+        function()
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def peak_bytes(function: Callable, device: torch.device) -> int:
-    """The most memory that a call holds at once beyond what was there before, compiled or not. Runs it once."""
+    """The peak memory of one call, compiled or not, beyond what was allocated before. Calls it once."""
     if device.type == "cuda":
         synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -120,24 +141,29 @@ def peak_bytes(function: Callable, device: torch.device) -> int:
         function()
         synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with (
+        _silent_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording,
+    ):
         function()
-    held = most = 0
-    for event in seen.profiler.kineto_results.events():
+    allocated = 0
+    peak = 0
+    for event in recording.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+    return peak
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without standard error, where the profiler's library tells of its own start and stop."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+def _silent_stderr() -> Iterator[None]:
+    """Discard what the profiler's library prints to standard error when it starts and stops."""
+    saved = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
