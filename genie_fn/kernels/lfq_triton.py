@@ -1,9 +1,10 @@
-"""Lookup-free quantisation as Triton kernels: two for what one row decides, two for the average over all rows.
+"""Lookup-free quantisation as Triton kernels: two per row, two for the average over all rows.
 
-The average assignment of M rows to the 2^K codes of a book is BᵀA / M, A and B being the code probabilities of the two
-halves of the bits (see lfq.py). Here no probability is written to memory: a program owns a tile of BᵀA, walks over
-tokens, makes both factors from the bits' logits and multiplies them. Tokens are also split between programs, whose
-partial sums torch adds: no atomic additions, so runs repeat. The way back makes the factors once more.
+The average assignment of M rows to the 2^K codes of a codebook is BᵀA / M, where A and B are the
+code probabilities of the two halves of the bits (see lfq.py). These kernels write no probability to
+memory: a program owns a tile of BᵀA, iterates over tokens, computes both factors from the logits of
+the bits and multiplies them. Tokens are also divided between programs, whose partial sums torch
+adds, without atomic additions, so runs repeat. The backward pass recomputes the factors.
 """
 
 import torch
@@ -11,13 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = tl.constexpr(16)  # a tile of the bits of half a book; the last column is spare
+COLUMNS = tl.constexpr(16)  # of a tile of the bits of half a codebook; the last one is spare
 TOKENS = 32  # rows of a step
-CODES = (
-    32,
-    64,
-)  # at most, along the two sides of a tile: larger ones run out of registers on some GPU
-PROGRAMS = 1024  # wanted, so that a GPU is filled
+CODES = (32, 64)  # the longest sides of a tile: larger tiles exceed the registers of some GPUs
+PROGRAMS = 1024  # the number that fills a GPU
 ROUND_TILE = 2048  # bits that a program rounds
 
 
@@ -26,13 +24,9 @@ def _bits(z, zm, zk, rows, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.c
     """A tile of z as float32, its rows and columns, and which of its elements exist."""
     m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    here = (m < rows)[:, None] & (k < K)[None, :]
-    return (
-        tl.load(z + m[:, None] * zm + k[None, :] * zk, mask=here, other=0.0).to(tl.float32),
-        m,
-        k,
-        here,
-    )
+    inside = (m < rows)[:, None] & (k < K)[None, :]
+    tile = tl.load(z + m[:, None] * zm + k[None, :] * zk, mask=inside, other=0.0).to(tl.float32)
+    return tile, m, k, inside
 
 
 @triton.jit
@@ -73,25 +67,29 @@ def _round_backward(
 
 @triton.jit
 def _logits(z, zt, zk, t, tokens, scale, FIRST: tl.constexpr, BITS: tl.constexpr):
-    """Logits (rows, COLUMNS) of half a book, 0 where there is none, and -Σ_k log(1 + exp(-|s_k|)) of each row.
+    """Logits (rows, COLUMNS) of half a codebook, padded with 0, and the log probability of each
+    row's nearest code.
 
-    That is the log probability of a row's nearest code; -inf, so that every probability is 0, for a row that is none.
+    The latter is -Σ_k log(1 + exp(-|s_k|)). It is -inf in rows of padding, where every probability
+    is then 0.
     """
     k = tl.arange(0, COLUMNS)
-    here = (t < tokens)[:, None] & (k < BITS)[None, :]
-    s = scale * tl.load(z + t[:, None] * zt + (FIRST + k)[None, :] * zk, mask=here, other=0.0).to(
-        tl.float32
-    )
+    inside = (t < tokens)[:, None] & (k < BITS)[None, :]
+    z = z + t[:, None] * zt + (FIRST + k)[None, :] * zk
+    s = scale * tl.load(z, mask=inside, other=0.0).to(tl.float32)
     best = tl.sum(tl.where((k < BITS)[None, :], -tl.log(1 + tl.exp(-tl.abs(s))), 0.0), 1)
     return s, tl.where(t < tokens, best, float("-inf"))
 
 
 @triton.jit
 def _probabilities(s, best, codes):
-    """(rows, codes): log p = best - Σ of |s_k| over the bits that are not the nearest code's; nothing cancels."""
-    one = ((codes[None, :] >> tl.arange(0, COLUMNS)[:, None]) & 1).to(tl.float32)
-    log_p = tl.dot(tl.minimum(s, 0.0), one, input_precision="tf32x3")
-    log_p = tl.dot(tl.maximum(s, 0.0), one - 1, log_p, input_precision="tf32x3")
+    """(rows, codes): log p = best - Σ |s_k| over the bits that differ from the nearest code's.
+
+    All terms have the same sign, so nothing cancels.
+    """
+    bit = ((codes[None, :] >> tl.arange(0, COLUMNS)[:, None]) & 1).to(tl.float32)
+    log_p = tl.dot(tl.minimum(s, 0.0), bit, input_precision="tf32x3")
+    log_p = tl.dot(tl.maximum(s, 0.0), bit - 1, log_p, input_precision="tf32x3")
     return tl.exp(best[:, None] + log_p)
 
 
@@ -100,18 +98,23 @@ def _sum_codes(
     z, out, zt, zk, tokens, steps, scale,
     LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one book's BᵀA over `steps` steps of tokens. Programs: tiles × splits of the tokens × books."""
-    split, book = tl.program_id(1), tl.program_id(2)
-    wide = ((1 << LOW) + BLOCK_A - 1) // BLOCK_A
-    a = tl.program_id(0) % wide * BLOCK_A + tl.arange(0, BLOCK_A)
-    b = tl.program_id(0) // wide * BLOCK_B + tl.arange(0, BLOCK_B)
+    """One tile of a codebook's BᵀA over `steps` steps of tokens.
+
+    Programs: tiles × splits of the tokens × codebooks.
+    """
+    split = tl.program_id(1)
+    book = tl.program_id(2)
+    columns = ((1 << LOW) + BLOCK_A - 1) // BLOCK_A
+    a = tl.program_id(0) % columns * BLOCK_A + tl.arange(0, BLOCK_A)
+    b = tl.program_id(0) // columns * BLOCK_B + tl.arange(0, BLOCK_B)
     z += book * (LOW + HIGH) * zk
     total = tl.zeros((BLOCK_B, BLOCK_A), tl.float32)
     for step in range(split * steps, (split + 1) * steps):
         t = (step * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
         s_a, best_a = _logits(z, zt, zk, t, tokens, scale, 0, LOW)
         s_b, best_b = _logits(z, zt, zk, t, tokens, scale, LOW, HIGH)
-        p_a, p_b = _probabilities(s_a, best_a, a), _probabilities(s_b, best_b, b)
+        p_a = _probabilities(s_a, best_a, a)
+        p_b = _probabilities(s_b, best_b, b)
         total = tl.dot(tl.trans(p_b), p_a, total, input_precision="tf32x3")
     out += (split.to(tl.int64) * tl.num_programs(2) + book) << (LOW + HIGH)
     inside = (b < (1 << HIGH))[:, None] & (a < (1 << LOW))[None, :]
@@ -124,10 +127,11 @@ def _sum_codes_backward(
     WIDTH: tl.constexpr, FIRST: tl.constexpr, BITS: tl.constexpr, OTHER: tl.constexpr, OTHER_BITS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK_OTHER: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by the logits of half a book, for some tokens, from g, the gradient by the sum BᵀA.
+    """Gradients of the logits of half a codebook, for some tokens, from g, the gradient of BᵀA.
 
-    The probability p_c of an own code has the gradient (g · the other half's probabilities)_c, and log p_c has the
-    slope (bit k of c) - σ(s_k) by s_k; the spare column of `sums` holds what σ(s_k) is multiplied by.
+    The gradient of the probability p_c of a code of this half is (g · the other half's
+    probabilities)_c, and the derivative of log p_c by s_k is (bit k of c) - σ(s_k). The spare column
+    of `sums` holds the factor of σ(s_k).
     """
     book = tl.program_id(1)
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -143,34 +147,31 @@ def _sum_codes_backward(
         for first_other in range(0, 1 << OTHER_BITS, BLOCK_OTHER):
             other = first_other + tl.arange(0, BLOCK_OTHER)
             inside = (other < (1 << OTHER_BITS))[:, None] & (own < (1 << BITS))[None, :]
-            tile = tl.load(
-                g + (other[:, None] << OTHER) + (own[None, :] << FIRST), mask=inside, other=0.0
-            )
-            dp = tl.dot(
-                _probabilities(s_other, best_other, other), tile, dp, input_precision="tf32x3"
-            )
+            at = g + (other[:, None] << OTHER) + (own[None, :] << FIRST)
+            tile = tl.load(at, mask=inside, other=0.0)
+            p_other = _probabilities(s_other, best_other, other)
+            dp = tl.dot(p_other, tile, dp, input_precision="tf32x3")
         dp *= _probabilities(s, best, own)
-        bit = tl.where((k == COLUMNS - 1)[None, :], 1, (own[:, None] >> k[None, :]) & 1).to(
-            tl.float32
-        )
-        sums = tl.dot(dp, bit, sums, input_precision="tf32x3")
-    whole = tl.sum(tl.where((k == COLUMNS - 1)[None, :], sums, 0.0), 1)
+        bit = tl.where((k == COLUMNS - 1)[None, :], 1, (own[:, None] >> k[None, :]) & 1)
+        sums = tl.dot(dp, bit.to(tl.float32), sums, input_precision="tf32x3")
+    total = tl.sum(tl.where((k == COLUMNS - 1)[None, :], sums, 0.0), 1)
     e = tl.exp(-tl.abs(s))
-    ds = sums - tl.where(s > 0, 1.0, e) / (1 + e) * whole[:, None]
-    here = (t < tokens)[:, None] & (k < BITS)[None, :]
-    at = dz + t[:, None] * dt + (book * WIDTH + FIRST + k)[None, :]
-    tl.store(at, (scale * ds).to(dz.dtype.element_ty), mask=here)
+    ds = sums - tl.where(s > 0, 1.0, e) / (1 + e) * total[:, None]
+    inside_z = (t < tokens)[:, None] & (k < BITS)[None, :]
+    out = dz + t[:, None] * dt + (book * WIDTH + FIRST + k)[None, :]
+    tl.store(out, (scale * ds).to(dz.dtype.element_ty), mask=inside_z)
 
 
 def round_tiling(bits: int) -> dict[str, int]:
-    """How z (M, bits) is cut."""
+    """The constants of the kernels per row, on z (M, bits)."""
     block = triton.next_power_of_2(bits)
     return {"K": bits, "BLOCK_K": block, "BLOCK_M": max(ROUND_TILE // block, 1)}
 
 
 def sum_tiling(width: int) -> dict[str, int]:
-    """How a book of so many bits is cut into halves, and those into tiles."""
-    low, high = width // 2, width - width // 2
+    """The constants of `_sum_codes`: halves of a codebook of `width` bits, and sides of a tile."""
+    low = width // 2
+    high = width - low
     return {
         "LOW": low,
         "HIGH": high,
@@ -181,39 +182,38 @@ def sum_tiling(width: int) -> dict[str, int]:
 
 
 def gradient_tilings(width: int) -> list[dict[str, int]]:
-    """The same for the way back, once for each half that has bits."""
-    low, high = (
-        (0, width // 2),
-        (width // 2, width - width // 2),
-    )  # each half's first bit, and its bits
-    names = ("FIRST", "BITS", "OTHER", "OTHER_BITS", "BLOCK_T", "BLOCK_OWN", "BLOCK_OTHER", "WIDTH")
-    pairs = [(own, other) for own, other in ((low, high), (high, low)) if own[1]]
-    return [
-        dict(zip(names, (*a, *b, TOKENS, _side(a[1], 1), _side(b[1], 0), width), strict=True))
-        for a, b in pairs
-    ]
+    """The constants of the backward pass, for each half that has bits."""
+    half = width // 2
+    low = (0, half)  # the first bit, and the number of bits
+    high = (half, width - half)
+    tilings = []
+    for (first, bits), (other, other_bits) in ((low, high), (high, low)):
+        if bits:
+            tiling = {"FIRST": first, "BITS": bits, "OTHER": other, "OTHER_BITS": other_bits}
+            tiling |= {"BLOCK_OWN": _side(bits, 1), "BLOCK_OTHER": _side(other_bits, 0)}
+            tilings.append(tiling | {"BLOCK_T": TOKENS, "WIDTH": width})
+    return tilings
 
 
 def _side(bits: int, side: int) -> int:
-    """Codes along a tile's side, of half a book of so many bits; tl.dot wants at least 16."""
+    """The codes along a side of a tile, for half a codebook of `bits` bits; tl.dot takes at least 16."""
     return min(CODES[side], max(16, 1 << bits))
 
 
 @torch.library.custom_op("genie_fn::lfq_round", mutates_args=())
 def round_bits(z: Tensor, times: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """z (M, K) → codes ±1, float32, whose gradient goes straight through; ids (M,), int64; and two sums, float32 (2,).
+    """z (M, K) → codes ±1 float32 with a straight-through gradient, ids (M,) int64, sums (2,) float32.
 
-    Those run over all bits: of (z - code)², and of the entropies, in nats, of bits with the logits scale · z, row m
-    counted times[m] times.
+    The sums run over all bits. The first is of (z - code)², the second of the entropies, in nats, of
+    bits with the logits scale · z, where row m counts times[m] times.
     """
-    cut = round_tiling(z.shape[1])
+    constants = round_tiling(z.shape[1])
     codes = torch.empty(z.shape, dtype=torch.float32, device=z.device)
     ids = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    programs = triton.cdiv(len(z), cut["BLOCK_M"])
+    programs = triton.cdiv(len(z), constants["BLOCK_M"])
     sums = torch.empty((programs, 2), dtype=torch.float32, device=z.device)
-    _round[(programs,)](
-        z, times, codes, ids, sums, *z.stride(), len(z), scale, **cut, TIMES=times is not None
-    )
+    constants["TIMES"] = times is not None
+    _round[(programs,)](z, times, codes, ids, sums, *z.stride(), len(z), scale, **constants)
     return codes, ids, sums.sum(0)
 
 
@@ -227,11 +227,13 @@ def _(z, times, scale):
 def round_bits_backward(
     dcodes: Tensor, dsums: Tensor, z: Tensor, times: Tensor | None, scale: float
 ) -> Tensor:
-    """The gradient by z."""
-    dz, cut = torch.empty(z.shape, dtype=z.dtype, device=z.device), round_tiling(z.shape[1])
-    tensors, strides = (z, times, dcodes, dsums.contiguous(), dz), (*z.stride(), *dcodes.stride())
-    programs = triton.cdiv(len(z), cut["BLOCK_M"])
-    _round_backward[(programs,)](*tensors, *strides, len(z), scale, **cut, TIMES=times is not None)
+    """The gradient of z."""
+    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    constants = round_tiling(z.shape[1]) | {"TIMES": times is not None}
+    tensors = (z, times, dcodes, dsums.contiguous(), dz)
+    strides = (*z.stride(), *dcodes.stride())
+    programs = triton.cdiv(len(z), constants["BLOCK_M"])
+    _round_backward[(programs,)](*tensors, *strides, len(z), scale, **constants)
     return dz
 
 
@@ -254,20 +256,19 @@ round_bits.register_autograd(_derive_round, setup_context=_keep_round)
 
 @torch.library.custom_op("genie_fn::lfq_sum_codes", mutates_args=())
 def sum_codes(z: Tensor, books: int, scale: float) -> Tensor:
-    """z (M, K) → BᵀA of every book, float32 (books, 2^⌈K'/2⌉, 2^⌊K'/2⌋), the sum of the rows' code probabilities.
+    """z (M, K) → BᵀA of every codebook, the sum over rows of their code probabilities.
 
-    K' = K / books bits have the logits scale · z; A's are the first ⌊K'/2⌋ of them.
+    Float32 (books, 2^⌈K'/2⌉, 2^⌊K'/2⌋). The K' = K / books bits of a codebook have the logits
+    scale · z; the first ⌊K'/2⌋ of them belong to A.
     """
-    cut = sum_tiling(z.shape[1] // books)
-    shape = 1 << cut["HIGH"], 1 << cut["LOW"]
-    tiles, steps = (
-        triton.cdiv(shape[0], cut["BLOCK_B"]) * triton.cdiv(shape[1], cut["BLOCK_A"]),
-        triton.cdiv(len(z), TOKENS),
-    )
+    constants = sum_tiling(z.shape[1] // books)
+    rows, columns = 1 << constants["HIGH"], 1 << constants["LOW"]
+    tiles = triton.cdiv(rows, constants["BLOCK_B"]) * triton.cdiv(columns, constants["BLOCK_A"])
+    steps = triton.cdiv(len(z), TOKENS)
     each = triton.cdiv(steps, max(1, PROGRAMS // (tiles * books)))
     splits = triton.cdiv(steps, each)
-    out = torch.empty((splits, books, *shape), dtype=torch.float32, device=z.device)
-    _sum_codes[(tiles, splits, books)](z, out, *z.stride(), len(z), each, scale, **cut)
+    out = torch.empty((splits, books, rows, columns), dtype=torch.float32, device=z.device)
+    _sum_codes[(tiles, splits, books)](z, out, *z.stride(), len(z), each, scale, **constants)
     return out.sum(0)
 
 
@@ -280,13 +281,16 @@ def _(z, books, scale):
 
 @torch.library.custom_op("genie_fn::lfq_sum_codes_backward", mutates_args=())
 def sum_codes_backward(g: Tensor, z: Tensor, scale: float) -> Tensor:
-    """The gradient by z (M, K) from g, the gradient by the sums (books, 2^⌈K'/2⌉, 2^⌊K'/2⌋)."""
-    # A row's probabilities add up to 1 whatever z is: a constant in g adds nothing but rounding errors, large ones.
-    g, books = (g - g.mean((1, 2), keepdim=True)).contiguous(), len(g)
+    """The gradient of z (M, K) from g, the gradient of the sums (books, 2^⌈K'/2⌉, 2^⌊K'/2⌋)."""
+    # The probabilities of a row add up to 1 for any z, so a constant in g contributes nothing except
+    # large rounding errors.
+    books = len(g)
+    g = (g - g.mean((1, 2), keepdim=True)).contiguous()
     dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    for cut in gradient_tilings(z.shape[1] // books):
-        grid, strides = (triton.cdiv(len(z), TOKENS), books), (*z.stride(), z.shape[1])
-        _sum_codes_backward[grid](z, g, dz, *strides, len(z), scale, **cut)
+    grid = (triton.cdiv(len(z), TOKENS), books)
+    strides = (*z.stride(), z.shape[1])
+    for constants in gradient_tilings(z.shape[1] // books):
+        _sum_codes_backward[grid](z, g, dz, *strides, len(z), scale, **constants)
     return dz
 
 

@@ -1,12 +1,17 @@
 """Attention within each frame as Triton kernels: QK-norm, scores and softmax in one pass over tiles.
 
-FlashAttention (Dao et al. 2022, arXiv 2205.14135; 2023, arXiv 2307.08691) without a mask: the softmax is kept up to
-date over tiles of keys, so no scores reach memory. The norm is computed where queries and keys are read, which saves
-writing them out normalised. All is read with strides, (B, T, N, G, E): the three views of one product need no copies.
+FlashAttention (Dao et al. 2022, arXiv 2205.14135; 2023, arXiv 2307.08691) without a mask: the
+softmax is updated tile by tile of keys, so no scores are written to memory. Queries and keys are
+normalised where they are read, so their normalised values are not written either. All tensors
+(B, T, N, G, E) are read by their strides, so the three views of one product need no copies.
 
-The backward pass recomputes the weights from the log-sum-exp of the scores. Each program owns the rows that it writes,
-and its own row of partial sums for the norm's scales: no atomic additions, so runs repeat bit for bit. A frame that
-fits one tile takes one kernel for all gradients, a larger one a kernel for queries and one for keys and values.
+The backward pass recomputes the weights from the log-sum-exp of the scores. Each program writes its
+own rows, and its own row of partial sums for the norm's scales. There are no atomic additions, so
+runs repeat bit for bit. One kernel computes all gradients of a frame that fits into one tile.
+Larger frames take one kernel for queries, and another for keys and values.
+
+Not torch.nn.attention.flex_attention, which can modify scores, but not normalise queries and keys
+where it reads them.
 """
 
 import torch
@@ -17,14 +22,14 @@ from torch import Tensor
 from genie_fn.kernels.common import TYPES
 
 EPS = tl.constexpr(1e-6)
-LOG2_E = 1.4426950408889634  # exponentials are powers of two here, as the hardware has them
+LOG2_E = 1.4426950408889634  # the hardware computes powers of two
 
 
 @triton.jit
 def _program(tokens, frames, heads, BLOCK: tl.constexpr):
-    """Which rows of which sequence (a frame's head) are this program's; those of one sequence are neighbours.
+    """The rows of this program, the index of their sequence, and its batch, frame and head.
 
-    Returns the rows, the sequence's number, and its batch, frame and head.
+    A sequence is one head of one frame; the programs of one sequence are neighbours.
     """
     tiles = tl.cdiv(tokens, BLOCK)
     row = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -39,7 +44,7 @@ def _inside(row, tokens, E: tl.constexpr, BLOCK_E: tl.constexpr):
 
 @triton.jit
 def _load(base, row, stride_n, stride_e, tokens, E: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Rows of E channels, padded with zeros to BLOCK_E; rows from `tokens` on are zeros."""
+    """Rows of E channels, padded with zeros to BLOCK_E and from row `tokens` on."""
     at = base + row[:, None] * stride_n + tl.arange(0, BLOCK_E)[None, :] * stride_e
     return tl.load(at, mask=_inside(row, tokens, E, BLOCK_E), other=0.0)
 
@@ -55,7 +60,7 @@ def _load_scale(base, E: tl.constexpr, BLOCK_E: tl.constexpr, NORM: tl.constexpr
 
 @triton.jit
 def _normed(x, scale, E: tl.constexpr, NORM: tl.constexpr, TYPE: tl.constexpr):
-    """x / rms(x) · scale of each row, if there is a norm, in the type in which it is multiplied."""
+    """x / rms(x) · scale of each row, if there is a norm, in the type of the matrix products."""
     if NORM:
         x = x.to(tl.float32)
         x = x * tl.rsqrt(tl.sum(x * x, 1) / E + EPS)[:, None] * scale[None, :]
@@ -67,10 +72,11 @@ def _store_gradient(
     dx, x, stride_n, stride_e, scale, out, partial, row, sequence, tokens, heads,
     E: tl.constexpr, BLOCK_E: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Write gradients of normed rows as those of the raw rows at x, and this program's part of the scale's gradient.
+    """From gradients of normalised rows, write those of the raw rows at x, and partial sums of the
+    scale's gradient.
 
-    Rows and scale are read once more for it, with a hint that keeps the compiler from holding on to the first copy: the
-    loop in between needs the registers.
+    Rows and scale are read again, with an eviction hint that stops the compiler from keeping the
+    first copy: the loop in between needs the registers.
     """
     if NORM:
         e = tl.arange(0, BLOCK_E)
@@ -106,8 +112,10 @@ def _forward(
     k_scale = _load_scale(k_scale, E, BLOCK_E, NORM)
     qi = _load(q + b * qb + t * qt + g * qg, row, qn, qe, tokens, E, BLOCK_E)
     qi = _normed(qi, _load_scale(q_scale, E, BLOCK_E, NORM), E, NORM, TYPE)
-    k, v = k + b * kb + t * kt + g * kg, v + b * vb + t * vt + g * vg
-    top, total = tl.full((BLOCK,), -float("inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    k = k + b * kb + t * kt + g * kg
+    v = v + b * vb + t * vt + g * vg
+    top = tl.full((BLOCK,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
     y = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     for first in range(0, STEP if WHOLE else tokens, STEP):
         key = first + tl.arange(0, STEP)
@@ -116,9 +124,8 @@ def _forward(
         s = tl.dot(qi, tl.trans(kj), input_precision="ieee")
         if not EVEN:
             s = tl.where((key < tokens)[None, :], s, -float("inf"))
-        new_top = tl.maximum(
-            top, tl.max(s, 1) * scale_log2
-        )  # finite: every tile has at least one key
+        # The maximum is finite, because every tile has at least one key.
+        new_top = tl.maximum(top, tl.max(s, 1) * scale_log2)
         p = tl.exp2(s * scale_log2 - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(p, 1)
@@ -136,19 +143,25 @@ def _backward_queries(
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     EVEN: tl.constexpr, NORM: tl.constexpr, TYPE: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """dq, and for the other kernel `delta`, each row's dy · y. If the tile is the `WHOLE` frame, dk and dv as well."""
+    """dq, and for the other kernel `delta`, each row's dy · y.
+
+    If the tile holds the `WHOLE` frame, also dk and dv.
+    """
     row, sequence, b, t, g = _program(tokens, frames, heads, BLOCK)
-    qs, ks = _load_scale(q_scale, E, BLOCK_E, NORM), _load_scale(k_scale, E, BLOCK_E, NORM)
-    q, dy = q + b * qb + t * qt + g * qg, dy + b * yb + t * yt + g * yg
-    k, v = k + b * kb + t * kt + g * kg, v + b * vb + t * vt + g * vg
+    qs = _load_scale(q_scale, E, BLOCK_E, NORM)
+    ks = _load_scale(k_scale, E, BLOCK_E, NORM)
+    q = q + b * qb + t * qt + g * qg
+    dy = dy + b * yb + t * yt + g * yg
+    k = k + b * kb + t * kt + g * kg
+    v = v + b * vb + t * vt + g * vg
     qi = _normed(_load(q, row, qn, qe, tokens, E, BLOCK_E), qs, E, NORM, TYPE)
     dyi = _load(dy, row, yn, ye, tokens, E, BLOCK_E)
-    yi = _load(
-        y + (sequence // heads * tokens * heads + g) * E, row, heads * E, 1, tokens, E, BLOCK_E
-    )
+    y = y + (sequence // heads * tokens * heads + g) * E
+    yi = _load(y, row, heads * E, 1, tokens, E, BLOCK_E)
     deltai = tl.sum(dyi.to(tl.float32) * yi.to(tl.float32), 1)
     lsei = tl.load(lse + sequence * tokens + row, mask=row < tokens, other=0.0)
-    dyi, dqi = dyi.to(TYPE), tl.zeros((BLOCK, BLOCK_E), tl.float32)
+    dyi = dyi.to(TYPE)
+    dqi = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     for first in range(0, STEP if WHOLE else tokens, STEP):
         key = first + tl.arange(0, STEP)
         kj = _normed(_load(k, key, kn, ke, tokens, E, BLOCK_E), ks, E, NORM, TYPE)
@@ -164,38 +177,13 @@ def _backward_queries(
         if WHOLE:
             dkj = tl.dot(tl.trans(ds), qi, input_precision="ieee") * scale
             _store_gradient(
-                dkj,
-                k,
-                kn,
-                ke,
-                k_scale,
-                dk,
-                dk_scale,
-                key,
-                sequence,
-                tokens,
-                heads,
-                E,
-                BLOCK_E,
-                NORM,
-            )
+                dkj, k, kn, ke, k_scale, dk, dk_scale, key, sequence, tokens, heads, E, BLOCK_E, NORM
+            )  # fmt: skip
         dqi = tl.dot(ds, kj, dqi, input_precision="ieee")
+    dqi = dqi * scale
     _store_gradient(
-        dqi * scale,
-        q,
-        qn,
-        qe,
-        q_scale,
-        dq,
-        dq_scale,
-        row,
-        sequence,
-        tokens,
-        heads,
-        E,
-        BLOCK_E,
-        NORM,
-    )
+        dqi, q, qn, qe, q_scale, dq, dq_scale, row, sequence, tokens, heads, E, BLOCK_E, NORM
+    )  # fmt: skip
     if not WHOLE:
         tl.store(delta + sequence * tokens + row, deltai, mask=row < tokens)
 
@@ -208,17 +196,21 @@ def _backward_keys(
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     EVEN: tl.constexpr, NORM: tl.constexpr, TYPE: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv, where no tile is the `WHOLE` frame.
+    """dk and dv of frames larger than a tile.
 
-    Scores lie transposed here, keys × queries, as the two products that are summed up want them.
+    Scores are transposed here (keys × queries), as the two accumulated products need them.
     """
     row, sequence, b, t, g = _program(tokens, frames, heads, BLOCK)
-    qs, ks = _load_scale(q_scale, E, BLOCK_E, NORM), _load_scale(k_scale, E, BLOCK_E, NORM)
-    q, dy = q + b * qb + t * qt + g * qg, dy + b * yb + t * yt + g * yg
-    k, v = k + b * kb + t * kt + g * kg, v + b * vb + t * vt + g * vg
+    qs = _load_scale(q_scale, E, BLOCK_E, NORM)
+    ks = _load_scale(k_scale, E, BLOCK_E, NORM)
+    q = q + b * qb + t * qt + g * qg
+    dy = dy + b * yb + t * yt + g * yg
+    k = k + b * kb + t * kt + g * kg
+    v = v + b * vb + t * vt + g * vg
     kj = _normed(_load(k, row, kn, ke, tokens, E, BLOCK_E), ks, E, NORM, TYPE)
     vj = _load(v, row, vn, ve, tokens, E, BLOCK_E).to(TYPE)
-    dkj, dvj = tl.zeros((BLOCK, BLOCK_E), tl.float32), tl.zeros((BLOCK, BLOCK_E), tl.float32)
+    dkj = tl.zeros((BLOCK, BLOCK_E), tl.float32)
+    dvj = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     for first in range(0, tokens, STEP):
         query = first + tl.arange(0, STEP)
         qi = _normed(_load(q, query, qn, qe, tokens, E, BLOCK_E), qs, E, NORM, TYPE)
@@ -226,89 +218,72 @@ def _backward_keys(
         lsei = tl.load(lse + sequence * tokens + query, mask=query < tokens, other=0.0)
         deltai = tl.load(delta + sequence * tokens + query, mask=query < tokens, other=0.0)
         p = tl.exp2(tl.dot(kj, tl.trans(qi), input_precision="ieee") * scale_log2 - lsei[None, :])
-        if not EVEN:  # what lies beyond the keys must not enter their scale's gradient
+        if not EVEN:  # padding must not enter the gradient of the keys' scale
             p = tl.where((row < tokens)[:, None], p, 0.0)
         dvj = tl.dot(p.to(TYPE), dyi, dvj, input_precision="ieee")
         dp = tl.dot(vj, tl.trans(dyi), input_precision="ieee")
         dkj = tl.dot((p * (dp - deltai[None, :])).to(TYPE), qi, dkj, input_precision="ieee")
     _store(dvj, dv, row, sequence, tokens, heads, E, BLOCK_E)
+    dkj = dkj * scale
     _store_gradient(
-        dkj * scale,
-        k,
-        kn,
-        ke,
-        k_scale,
-        dk,
-        dk_scale,
-        row,
-        sequence,
-        tokens,
-        heads,
-        E,
-        BLOCK_E,
-        NORM,
-    )
+        dkj, k, kn, ke, k_scale, dk, dk_scale, row, sequence, tokens, heads, E, BLOCK_E, NORM
+    )  # fmt: skip
 
 
 def tiling(kernel, tokens: int, head_dim: int, itemsize: int) -> dict[str, int]:
-    """How a frame is cut for a kernel: rows that a program owns (BLOCK) and that it takes per STEP.
+    """The constants of a kernel: the rows of a program (BLOCK) and the rows of each STEP.
 
-    Powers of two, at least 16 as tl.dot wants them; `WHOLE` says that a step holds a frame, `EVEN` that steps have no
-    rows beyond it. Float32 is multiplied exactly, outside the tensor cores and out of registers: in smaller tiles.
+    Both are powers of two of at least 16, the least that tl.dot takes. `WHOLE`: one step holds the
+    frame. `EVEN`: steps have no padding. Float32 is multiplied exactly, from registers instead of
+    on tensor cores, so its tiles are smaller.
     """
-    channels, fits = (max(16, triton.next_power_of_2(n)) for n in (head_dim, tokens))
-    step = min(fits, (64 if itemsize == 2 else 32) * 128 // max(128, channels))
+    channels = max(16, triton.next_power_of_2(head_dim))
+    padded_tokens = max(16, triton.next_power_of_2(tokens))
+    largest = 64 if itemsize == 2 else 32
+    step = min(padded_tokens, largest * 128 // max(128, channels))
     block = 2 * step if kernel is _forward and step == 64 and tokens > step else step
     sizes = {"E": head_dim, "BLOCK_E": channels, "BLOCK": block, "STEP": step}
     return sizes | {"EVEN": tokens % step == 0, "WHOLE": tokens <= step}
 
 
-def options(cut: dict, itemsize: int) -> dict[str, int]:
-    """Warps and stages. Tensor cores take 16 rows per warp: more warps would repeat each other's work, unless rows are
-    so wide that a warp cannot keep 16 of them in its registers."""
+def options(constants: dict, itemsize: int) -> dict[str, int]:
+    """The numbers of warps and stages.
+
+    Tensor cores take 16 rows per warp. More warps would repeat each other's work, unless rows are
+    too wide for a warp to keep 16 of them in its registers.
+    """
     rows, numbers = (16, 1024) if itemsize == 2 else (4, 512)
-    warps = max(cut["BLOCK"] // rows, cut["BLOCK"] * cut["BLOCK_E"] // numbers)
+    block = constants["BLOCK"]
+    warps = max(block // rows, block * constants["BLOCK_E"] // numbers)
     return {"num_warps": min(8, warps), "num_stages": 2}
 
 
 def _programs(kernel, q: Tensor) -> int:
     batch, frames, tokens, heads, head_dim = q.shape
-    return (
-        triton.cdiv(tokens, tiling(kernel, tokens, head_dim, q.element_size())["BLOCK"])
-        * batch
-        * frames
-        * heads
-    )
+    block = tiling(kernel, tokens, head_dim, q.element_size())["BLOCK"]
+    return triton.cdiv(tokens, block) * batch * frames * heads
 
 
 def _launch(kernel, tensors: list[Tensor | None], strided: list[Tensor], *scales: float) -> None:
-    q, norm = strided[0], tensors[3] is not None
+    q = strided[0]
     _, frames, tokens, heads, head_dim = q.shape
-    constants = tiling(kernel, tokens, head_dim, q.element_size()) | {
-        "NORM": norm,
-        "TYPE": TYPES[q.dtype],
-    }
+    constants = tiling(kernel, tokens, head_dim, q.element_size())
+    constants |= {"NORM": tensors[3] is not None, "TYPE": TYPES[q.dtype]}
     strides = [stride for tensor in strided for stride in tensor.stride()]
-    kernel[(_programs(kernel, q),)](
-        *tensors,
-        *strides,
-        tokens,
-        frames,
-        heads,
-        *scales,
-        **constants,
-        **options(constants, q.element_size()),
-    )
+    sizes = (tokens, frames, heads, *scales)
+    chosen = options(constants, q.element_size())
+    kernel[(_programs(kernel, q),)](*tensors, *strides, *sizes, **constants, **chosen)
 
 
 @torch.library.custom_op("genie_fn::attend_space", mutates_args=())
 def attend_space(
     q: Tensor, k: Tensor, v: Tensor, q_scale: Tensor | None, k_scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of q to k and v, (B, T, N, G, E) each, among the N tokens of each frame. Like q, contiguous.
+    """Attention of q to k and v, (B, T, N, G, E) each, among the N tokens of each frame.
 
-    With the scales (E,), float32, q and k are first normalised. Also returns the binary logarithm of each row's sum of
-    exponentials, (B, T, G, N) float32, which the backward pass needs.
+    With the scales (E,), float32, q and k are first normalised. The result is contiguous, with the
+    shape and type of q. Also returns the binary logarithm of each row's sum of exponentials,
+    (B, T, G, N) float32, for the backward pass.
     """
     out, lse = _results(q)
     tensors = [q, k, v, q_scale, k_scale, out, lse]
@@ -328,7 +303,7 @@ def _results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("genie_fn::attend_space_backward", mutates_args=())
-def attend_space_backward(
+def attend_space_backward(  # noqa: PLR0913 the arguments of the kernel
     dy: Tensor,
     q: Tensor,
     k: Tensor,
@@ -338,20 +313,20 @@ def attend_space_backward(
     y: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v, and by the two scales, (2, E) float32 (zeros where there are none)."""
+    """Gradients of q, k, v and of the two scales, (2, E) float32, which are zeros without scales."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta, scale = torch.empty_like(lse), q.shape[-1] ** -0.5
+    delta = torch.empty_like(lse)
+    tokens, head_dim = q.shape[2], q.shape[4]
+    scale = head_dim**-0.5
     programs = _programs(_backward_queries, q) if q_scale is not None else 1
-    parts = torch.zeros((2, programs, q.shape[-1]), dtype=torch.float32, device=q.device)
-    tensors, strided = (
-        [q, k, v, q_scale, k_scale, y, lse, delta, dy, dq, dk, dv, *parts],
-        [q, k, v, dy],
-    )
+    partial_sums = torch.zeros((2, programs, head_dim), dtype=torch.float32, device=q.device)
+    strided = [q, k, v, dy]
+    tensors = [q, k, v, q_scale, k_scale, y, lse, delta, dy, dq, dk, dv, *partial_sums]
     _launch(_backward_queries, tensors, strided, scale, scale * LOG2_E)
-    if not tiling(_backward_queries, q.shape[2], q.shape[-1], q.element_size())["WHOLE"]:
-        tensors = [q, k, v, q_scale, k_scale, lse, delta, dy, dk, dv, parts[1]]
+    if not tiling(_backward_queries, tokens, head_dim, q.element_size())["WHOLE"]:
+        tensors = [q, k, v, q_scale, k_scale, lse, delta, dy, dk, dv, partial_sums[1]]
         _launch(_backward_keys, tensors, strided, scale, scale * LOG2_E)
-    return dq, dk, dv, parts.sum(1)
+    return dq, dk, dv, partial_sums.sum(1)
 
 
 @attend_space_backward.register_fake
@@ -367,7 +342,8 @@ def _keep(ctx, inputs, output):
 
 def _derive(ctx, dy, _):
     dq, dk, dv, dscale = attend_space_backward(dy, *ctx.saved_tensors)
-    return dq, dk, dv, *(dscale.unbind(0) if ctx.saved_tensors[3] is not None else (None, None))
+    scales = dscale.unbind(0) if ctx.saved_tensors[3] is not None else (None, None)
+    return dq, dk, dv, *scales
 
 
 attend_space.register_autograd(_derive, setup_context=_keep)

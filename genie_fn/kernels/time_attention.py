@@ -1,12 +1,13 @@
-"""Causal attention over the time axis as a Triton kernel: QK-norm, rotary positions and softmax in one pass.
+"""Causal attention over the time axis as a Triton kernel: QK-norm, rotary positions, softmax.
 
-Time sequences are short (T <= 64) and there are hundreds of thousands of them, one per place and head. A flash kernel
-spends a tile of 64 or 128 rows on each; here one program takes several places of a head at once and masks the products
-between different places. Everything is read and written with strides, (B, T, N, G, E): no transposes, no copies. The
-backward pass recomputes the weights, all in one program, so there are no atomic additions and runs repeat.
+Sequences over time are short (T <= 64), and there are hundreds of thousands of them, one for each
+place and head. A flash-attention kernel would use a tile of 64 or 128 rows for each. Here one
+program handles several places of a head at once and masks the products between different places.
+All tensors (B, T, N, G, E) are read and written by their strides, without transposes or copies. The
+backward pass recomputes the weights in one program, without atomic additions, so runs repeat.
 
-Beside the queries, keys and values of T frames there may be a mask of any kind, `visible_TS`. Without norm scales and
-angles the kernel is plain attention, which serves the decoding of a frame from a cache of S > T key frames.
+`visible_TS` can be any mask. Without norm scales and angles the kernel is plain attention, which
+decodes a frame from a cache of S > T key frames.
 """
 
 import torch
@@ -21,7 +22,7 @@ EPS = tl.constexpr(1e-6)
 
 @triton.jit
 def _load_halves(base, offset, stride_e, mask, HALF: tl.constexpr, BLOCK_H: tl.constexpr):
-    """The two halves (rows, BLOCK_H) of the channels of each row, as float32."""
+    """The two halves of the channels of each row, (rows, BLOCK_H) float32 each."""
     h = tl.arange(0, BLOCK_H)
     inside = mask[:, None] & (h < HALF)[None, :]
     at = base + offset[:, None] + h[None, :] * stride_e
@@ -57,27 +58,34 @@ def _scales(base, HALF: tl.constexpr, BLOCK_H: tl.constexpr):
 
 @triton.jit
 def _norm_rotate(a, b, scale_a, scale_b, cos, sin, HALF: tl.constexpr):
-    """RMS norm over both halves, times the scales, then each pair turned; and 1 / rms, for the way back."""
+    """RMS norm over both halves, the scales, and the rotation of each pair.
+
+    Also returns 1 / rms for the backward pass.
+    """
     r = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + EPS)[:, None]
-    a, b = a * r * scale_a[None, :], b * r * scale_b[None, :]
+    a = a * r * scale_a[None, :]
+    b = b * r * scale_b[None, :]
     return a * cos - b * sin, a * sin + b * cos, r
 
 
 @triton.jit
 def _norm_rotate_backward(da, db, a, b, scale_a, scale_b, cos, sin, r, HALF: tl.constexpr):
-    """Gradients by the raw halves, and each row's share of the gradients by the scales."""
+    """Gradients of the raw halves, and each row's summand of the gradients of the scales."""
     da, db = da * cos + db * sin, db * cos - da * sin
-    na, nb = a * r, b * r
-    ga, gb = da * scale_a[None, :], db * scale_b[None, :]
+    na = a * r
+    nb = b * r
+    ga = da * scale_a[None, :]
+    gb = db * scale_b[None, :]
     mean = ((tl.sum(ga * na, 1) + tl.sum(gb * nb, 1)) / (2 * HALF))[:, None]
     return r * (ga - na * mean), r * (gb - nb * mean), da * na, db * nb
 
 
 @triton.jit
 def _rows(first, length, frames, places, stride_t, stride_n, BLOCK: tl.constexpr):
-    """Which frame and place each row of a tile is, whether it exists, and where it lies in memory."""
+    """The frame and place of each row of a tile, whether it exists, and its offset in memory."""
     i = tl.arange(0, BLOCK)
-    frame, place = i % frames, first + i // frames
+    frame = i % frames
+    place = first + i // frames
     return frame, place, (i < length) & (place < places), frame * stride_t + place * stride_n
 
 
@@ -104,31 +112,24 @@ def _forward(
     HALF: tl.constexpr, BLOCK_H: tl.constexpr, PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     FUSED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first = (
-        (tl.program_id(1) // heads).to(tl.int64),
-        tl.program_id(1) % heads,
-        tl.program_id(0) * PLACES,
-    )
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    first = tl.program_id(0) * PLACES
     t, n, exists_q, at_q = _rows(first, PLACES * frames_q, frames_q, places, qt, qn, BLOCK_Q)
     s, m, exists_k, at_k = _rows(first, PLACES * frames_k, frames_k, places, kt, kn, BLOCK_K)
     qa, qb = _load_halves(q + batch * qb_ + head * qg, at_q, qe, exists_q, HALF, BLOCK_H)
     ka, kb = _load_halves(k + batch * kb_ + head * kg, at_k, ke, exists_k, HALF, BLOCK_H)
     if FUSED:
         sa, sb = _scales(q_scale, HALF, BLOCK_H)
-        cos_q, sin_q = (
-            _table(cos, t, exists_q, HALF, BLOCK_H),
-            _table(sin, t, exists_q, HALF, BLOCK_H),
-        )
+        cos_q = _table(cos, t, exists_q, HALF, BLOCK_H)
+        sin_q = _table(sin, t, exists_q, HALF, BLOCK_H)
         qa, qb, _ = _norm_rotate(qa, qb, sa, sb, cos_q, sin_q, HALF)
         sa, sb = _scales(k_scale, HALF, BLOCK_H)
-        cos_k, sin_k = (
-            _table(cos, s, exists_k, HALF, BLOCK_H),
-            _table(sin, s, exists_k, HALF, BLOCK_H),
-        )
+        cos_k = _table(cos, s, exists_k, HALF, BLOCK_H)
+        sin_k = _table(sin, s, exists_k, HALF, BLOCK_H)
         ka, kb, _ = _norm_rotate(ka, kb, sa, sb, cos_k, sin_k, HALF)
-    p = _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE).to(
-        TYPE
-    )
+    p = _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE)
+    p = p.to(TYPE)
     va, vb = _load_halves(v + batch * vb_ + head * vg, s * vt + m * vn, ve, exists_k, HALF, BLOCK_H)
     ya = tl.dot(p, va.to(TYPE), input_precision="ieee")
     yb = tl.dot(p, vb.to(TYPE), input_precision="ieee")
@@ -146,27 +147,24 @@ def _backward(
     HALF: tl.constexpr, BLOCK_H: tl.constexpr, PLACES: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     FUSED: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first = (
-        (tl.program_id(1) // heads).to(tl.int64),
-        tl.program_id(1) % heads,
-        tl.program_id(0) * PLACES,
-    )
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    first = tl.program_id(0) * PLACES
     t, n, exists_q, at_q = _rows(first, PLACES * frames_q, frames_q, places, qt, qn, BLOCK_Q)
     s, m, exists_k, at_k = _rows(first, PLACES * frames_k, frames_k, places, kt, kn, BLOCK_K)
     raw_qa, raw_qb = _load_halves(q + batch * qb_ + head * qg, at_q, qe, exists_q, HALF, BLOCK_H)
     raw_ka, raw_kb = _load_halves(k + batch * kb_ + head * kg, at_k, ke, exists_k, HALF, BLOCK_H)
-    qa, qb, ka, kb = raw_qa, raw_qb, raw_ka, raw_kb
+    qa = raw_qa
+    qb = raw_qb
+    ka = raw_ka
+    kb = raw_kb
     if FUSED:
         qsa, qsb = _scales(q_scale, HALF, BLOCK_H)
         ksa, ksb = _scales(k_scale, HALF, BLOCK_H)
-        cos_q, sin_q = (
-            _table(cos, t, exists_q, HALF, BLOCK_H),
-            _table(sin, t, exists_q, HALF, BLOCK_H),
-        )
-        cos_k, sin_k = (
-            _table(cos, s, exists_k, HALF, BLOCK_H),
-            _table(sin, s, exists_k, HALF, BLOCK_H),
-        )
+        cos_q = _table(cos, t, exists_q, HALF, BLOCK_H)
+        sin_q = _table(sin, t, exists_q, HALF, BLOCK_H)
+        cos_k = _table(cos, s, exists_k, HALF, BLOCK_H)
+        sin_k = _table(sin, s, exists_k, HALF, BLOCK_H)
         qa, qb, rq = _norm_rotate(raw_qa, raw_qb, qsa, qsb, cos_q, sin_q, HALF)
         ka, kb, rk = _norm_rotate(raw_ka, raw_kb, ksa, ksb, cos_k, sin_k, HALF)
     p = _weights(qa, qb, ka, kb, visible, t, s, n, m, exists_q, exists_k, frames_k, scale, TYPE)
@@ -174,8 +172,11 @@ def _backward(
     ya, yb = _load_halves(
         dy + batch * yb_ + head * yg, t * yt + n * yn, ye, exists_q, HALF, BLOCK_H
     )
-    ya, yb, pt = ya.to(TYPE), yb.to(TYPE), tl.trans(p.to(TYPE))
-    dva, dvb = tl.dot(pt, ya, input_precision="ieee"), tl.dot(pt, yb, input_precision="ieee")
+    ya = ya.to(TYPE)
+    yb = yb.to(TYPE)
+    pt = tl.trans(p.to(TYPE))
+    dva = tl.dot(pt, ya, input_precision="ieee")
+    dvb = tl.dot(pt, yb, input_precision="ieee")
     _store_halves(
         dv + batch * cb + head * cg, s * ct + m * cn, ce, exists_k, dva, dvb, HALF, BLOCK_H
     )
@@ -183,14 +184,10 @@ def _backward(
     dp = tl.dot(yb, tl.trans(vb.to(TYPE)), dp, input_precision="ieee")
     ds = (p * (dp - tl.sum(p * dp, 1)[:, None]) * scale).to(TYPE)
     dst = tl.trans(ds)
-    dqa, dqb = (
-        tl.dot(ds, ka.to(TYPE), input_precision="ieee"),
-        tl.dot(ds, kb.to(TYPE), input_precision="ieee"),
-    )
-    dka, dkb = (
-        tl.dot(dst, qa.to(TYPE), input_precision="ieee"),
-        tl.dot(dst, qb.to(TYPE), input_precision="ieee"),
-    )
+    dqa = tl.dot(ds, ka.to(TYPE), input_precision="ieee")
+    dqb = tl.dot(ds, kb.to(TYPE), input_precision="ieee")
+    dka = tl.dot(dst, qa.to(TYPE), input_precision="ieee")
+    dkb = tl.dot(dst, qb.to(TYPE), input_precision="ieee")
     if FUSED:
         dqa, dqb, gqa, gqb = _norm_rotate_backward(
             dqa, dqb, raw_qa, raw_qb, qsa, qsb, cos_q, sin_q, rq, HALF
@@ -213,28 +210,32 @@ def _backward(
 
 
 def tiling(frames_q: int, frames_k: int, head_dim: int) -> dict[str, int]:
-    """How a problem is cut: places per program, and the powers of two, at least 16, that its tiles are padded to."""
+    """The constants of a problem: places per program, and the padded sides of its tiles.
+
+    The padded sides are powers of two of at least 16.
+    """
     places = max(1, 64 // max(frames_q, frames_k))
-    sizes = {"BLOCK_Q": places * frames_q, "BLOCK_K": places * frames_k, "BLOCK_H": head_dim // 2}
-    return {"PLACES": places, "HALF": head_dim // 2} | {
-        n: max(16, triton.next_power_of_2(x)) for n, x in sizes.items()
-    }
+    half = head_dim // 2
+    sizes = {"BLOCK_Q": places * frames_q, "BLOCK_K": places * frames_k, "BLOCK_H": half}
+    padded = {name: max(16, triton.next_power_of_2(size)) for name, size in sizes.items()}
+    return {"PLACES": places, "HALF": half} | padded
 
 
 def _launch(
     kernel, tensors: list[Tensor | None], strided: list[Tensor], scale: float, fused: bool
 ) -> None:
-    q, k = strided[0], strided[1]
+    q, k, *_ = strided
     batch, frames_q, places, heads, head_dim = q.shape
-    cut = tiling(frames_q, k.shape[1], head_dim)
-    grid = (triton.cdiv(places, cut["PLACES"]), batch * heads)
+    constants = tiling(frames_q, k.shape[1], head_dim)
+    grid = (triton.cdiv(places, constants["PLACES"]), batch * heads)
     strides = [stride for tensor in strided for stride in tensor.stride()]
     sizes = (frames_q, k.shape[1], places, heads, scale)
-    kernel[grid](*tensors, *strides, *sizes, **cut, FUSED=fused, TYPE=TYPES[q.dtype], num_warps=4)
+    constants |= {"FUSED": fused, "TYPE": TYPES[q.dtype]}
+    kernel[grid](*tensors, *strides, *sizes, **constants, num_warps=4)
 
 
 @torch.library.custom_op("genie_fn::attend_time", mutates_args=())
-def attend_time(
+def attend_time(  # noqa: PLR0913 the arguments of the kernel
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -244,9 +245,10 @@ def attend_time(
     cos: Tensor | None,
     sin: Tensor | None,
 ) -> Tensor:
-    """Attention of q (B, T, N, G, E) to k and v (B, S, N, G, E) where `visible` (T, S), int8, is not 0. Like q.
+    """Attention of q (B, T, N, G, E) to k and v (B, S, N, G, E) where `visible` (T, S) int8 is not 0.
 
-    With the scales (E,), and cos and sin (T, E/2), all float32, q and k are first normalised and turned (then S = T).
+    With the scales (E,), and cos and sin (T, E/2), all float32, q and k are first normalised and
+    rotated (then S = T). The result has the shape and type of q, and is contiguous.
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     tensors = [q, k, v, visible, q_scale, k_scale, cos, sin, out]
@@ -260,7 +262,7 @@ def _(q, k, v, visible, q_scale, k_scale, cos, sin):
 
 
 @torch.library.custom_op("genie_fn::attend_time_backward", mutates_args=())
-def attend_time_backward(
+def attend_time_backward(  # noqa: PLR0913 the arguments of the kernel
     dy: Tensor,
     q: Tensor,
     k: Tensor,
@@ -271,14 +273,13 @@ def attend_time_backward(
     cos: Tensor | None,
     sin: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by q, k and v, and by the two scales, (2, E) float32 (zeros where there are none)."""
+    """Gradients of q, k, v and of the two scales, (2, E) float32, which are zeros without scales."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     batch, frames, places, heads, head_dim = q.shape
     programs = triton.cdiv(places, tiling(frames, k.shape[1], head_dim)["PLACES"]) * batch * heads
     fused = q_scale is not None
-    dscale = torch.zeros(
-        (programs if fused else 1, 2, head_dim), dtype=torch.float32, device=q.device
-    )
+    rows = programs if fused else 1
+    dscale = torch.zeros((rows, 2, head_dim), dtype=torch.float32, device=q.device)
     tensors = [q, k, v, visible, q_scale, k_scale, cos, sin, dy, dq, dk, dv, dscale]
     _launch(_backward, tensors, [q, k, v, dy, dq, dk], head_dim**-0.5, fused)
     return dq, dk, dv, dscale.sum(0)
