@@ -229,10 +229,26 @@ def exchanges(model: Model, gpus: int) -> list:
     ]
 
 
-NEEDS = "|parameters|state|in 8 shards|for a step|in 8 shards|activations of a clip|all|in 8 shards".split(
-    "|"
-)
-EXCHANGES = "|GPUs|hybrid: state|sent within a node|between nodes|sharded: state|sent".split("|")
+NEEDS = [
+    "",
+    "parameters",
+    "state, 1 GPU",
+    "state, 8 shards",
+    "step, 1 GPU",
+    "step, 8 shards",
+    "activations per clip",
+    "total, 1 GPU",
+    "total, 8 shards",
+]
+EXCHANGES = [
+    "",
+    "GPUs",
+    "hybrid: state",
+    "hybrid: sent within nodes",
+    "hybrid: sent between nodes",
+    "sharded: state",
+    "sharded: sent",
+]
 
 
 def main() -> None:
