@@ -1,4 +1,4 @@
-"""What pages and files beside the code say of it."""
+"""Consistency of the pages with each other, with pyproject.toml and with the Makefile."""
 
 import re
 import tomllib
@@ -8,34 +8,32 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_citation_is_of_this_version():
+def test_the_citation_matches_the_project():
     citation = (ROOT / "CITATION.cff").read_text()
-    said = {
+    cited = {
         name: re.search(rf"^{name}: (.*)$", citation, re.MULTILINE)[1]
         for name in ("title", "version", "license")
     }
-    assert said == {
+    assert cited == {
         "title": PROJECT["name"],
         "version": PROJECT["version"],
         "license": PROJECT["license"],
     }
 
 
-def test_every_page_has_its_place_in_the_navigation():
-    """mkdocs says so, too, but only where it is installed."""
+def test_every_page_is_in_the_navigation():
+    """mkdocs checks this too, but is not always installed."""
     listed = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    from_elsewhere, with_the_notebooks = (
-        {"index.md", "CONTRIBUTING.md", "worlds.md"},
-        {"tour/README.md"},
-    )
-    assert sorted(listed) == sorted(written - with_the_notebooks | from_elsewhere)
+    generated = {"index.md", "CONTRIBUTING.md", "worlds.md"}
+    added_by_hooks = {"tour/README.md"}
+    assert sorted(listed) == sorted(written - added_by_hooks | generated)
 
 
-def test_links_between_files_lead_somewhere():
-    """On GitHub, where no site is built."""
-    apart = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "assets/worlds/README.md"))
-    for page in (*apart, *(ROOT / "docs").rglob("*.md")):
+def test_links_between_files_have_a_target():
+    """As on GitHub, without the site."""
+    outside = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "assets/worlds/README.md"))
+    for page in (*outside, *(ROOT / "docs").rglob("*.md")):
         text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             assert target.startswith("https://") or (page.parent / target).exists(), (
@@ -43,8 +41,8 @@ def test_links_between_files_lead_somewhere():
             )
 
 
-def test_every_target_of_the_makefile_is_a_command():
-    """`make help` lists what has a comment, and what is listed is not taken for a file."""
+def test_every_documented_target_is_phony():
+    """`make help` lists the targets that have a comment; a file of the same name must not hide them."""
     text = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
     assert set(phony) == set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))

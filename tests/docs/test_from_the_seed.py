@@ -1,4 +1,4 @@
-"""The page for those who come from the seed: its Python is run, block after block, as a reader would type it."""
+"""The Python blocks of docs/from-the-seed.md run in order, as a reader would type them."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,8 @@ def test_every_block_of_the_page_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) >= 7
     names = {}
-    with torch.no_grad():  # value_and_grad turns gradients on for itself
+    with torch.no_grad():  # value_and_grad enables gradients itself
         for number, block in enumerate(blocks):
             exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
-    shown = capsys.readouterr().out
-    assert "144,878,738" in shown and "4 × 8 × 8 × 18" in shown
+    output = capsys.readouterr().out
+    assert "144,878,738" in output and "4 × 8 × 8 × 18" in output

@@ -1,7 +1,8 @@
-"""The guides of docs/how-to, followed to the letter (slow: `make docs-test`), every block in a copy of the checkout.
+"""The guides of docs/how-to are followed step by step in a copy of the checkout (slow: `make docs-test`).
 
-A diff changes files: what it shows must occur once, so a guide that no longer fits the code fails here. A block that
-begins with a file's name, `# tests/test_fsq.py`, is that whole file. Commands are run. What comes out is linted.
+A diff is applied; the lines that it shows must occur exactly once, so a guide that does not fit the
+code fails. A block whose first line is a file name, such as `# tests/test_fsq.py`, becomes that file.
+Commands are run. The result must pass ruff.
 """
 
 import os
@@ -20,7 +21,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "site", "results", "faults")
 
 @pytest.fixture
 def checkout(tmp_path):
-    """What a guide works on: a copy of the package, the scripts, the tests and the settings."""
+    """A copy of the package, the scripts, the tests and the settings."""
     for name in ("genie_fn", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=LEFT_OUT)
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "Makefile"):
@@ -34,7 +35,7 @@ def blocks(text):
 
 
 def change(root, diff):
-    """Apply a diff whose hunks are found by what they show, not by line numbers, which no reader could count."""
+    """Apply a diff. Hunks are located by their lines, because the guides have no line numbers."""
     for part in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:
         names, *hunks = re.split(r"^@@.*\n", part, flags=re.MULTILINE)
         path = root / re.search(r"^\+\+\+ b/(\S+)", names, re.MULTILINE)[1]
@@ -52,7 +53,7 @@ def change(root, diff):
 
 
 def environment(root):
-    """A reader's: the programs of .venv come first, and the package is that of the copy."""
+    """The environment of a reader: programs of .venv first, and the package of the copy."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     return os.environ | {"PATH": path, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
 
@@ -68,7 +69,7 @@ def run(root, *command):
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_a_guide_ends_in_its_own_passing_test(guide, checkout):
-    said = ""
+    output = ""
     for language, content in blocks(guide.read_text()):
         file = re.match(r"# ([\w./-]+\.py)\n", content)
         if language == "diff":
@@ -76,13 +77,14 @@ def test_a_guide_ends_in_its_own_passing_test(guide, checkout):
         elif language == "python" and file:
             (checkout / file[1]).write_text(content[file.end() :])
         elif language == "bash":
-            said = run(checkout, "bash", "-e", "-c", content)
+            output = run(checkout, "bash", "-e", "-c", content)
         else:
-            raise AssertionError(f"{guide.name}: a block that nobody follows:\n{content}")
-    assert re.search(r"^\d+ passed", said, re.MULTILINE), f"it does not end in a test:\n{said}"
+            raise AssertionError(f"{guide.name}: a block of unknown kind:\n{content}")
+    passed = re.search(r"^\d+ passed", output, re.MULTILINE)
+    assert passed, f"the guide does not end in a passing test:\n{output}"
     run(checkout, "ruff", "check", ".")
     run(checkout, "ruff", "format", "--check", ".")
 
 
-def test_there_is_a_guide_for_everything_that_one_adds():
+def test_all_guides_exist():
     assert [path.stem for path in GUIDES] == ["dataset", "kernel", "layer", "preset", "quantiser"]

@@ -1,4 +1,4 @@
-"""The notebooks of docs/tour: run, clean, small, and (marked slow: `make docs-test`) that they still run."""
+"""The notebooks of docs/tour were run, are clean and small, and still run (slow: `make docs-test`)."""
 
 import json
 import re
@@ -31,11 +31,13 @@ def test_was_run_from_top_to_bottom(path):
     )
     outputs = [output for cell in cells(path, "code") for output in cell["outputs"]]
     assert outputs and not any(output["output_type"] == "error" for output in outputs)
-    assert not any(output.get("name") == "stderr" for output in outputs), "a warning is no picture"
+    assert not any(output.get("name") == "stderr" for output in outputs), (
+        "a notebook shows a warning"
+    )
 
 
 def texts(cell):
-    """What a reader sees of a cell, but for pictures."""
+    """The text of a cell and of its outputs."""
     yield "".join(cell["source"])
     for output in cell.get("outputs", []):
         yield "".join(output.get("text", ""))
