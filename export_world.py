@@ -1,4 +1,4 @@
-"""Export a trained world to one file with all that playing it needs: models, start frames, map of actions.
+"""Export a trained world to one file with all that playing it needs.
 
     python export_world.py                              # the demo's world to demo.safetensors
     python export_world.py --cfg.run runs/coinrun/dynamics --cfg.output coinrun.safetensors
@@ -33,7 +33,8 @@ class Config:
     def __post_init__(self):
         if not 1 <= self.frames <= bundle.MAX_START_FRAMES:
             raise UserError(
-                f"--cfg.frames is {self.frames}: choose a number from 1 to {bundle.MAX_START_FRAMES}"
+                f"--cfg.frames is {self.frames}: "
+                f"choose a number from 1 to {bundle.MAX_START_FRAMES}"
             )
         if Path(self.output).suffix != ".safetensors":
             raise UserError(f"--cfg.output {self.output} should end in .safetensors")
@@ -61,8 +62,9 @@ def main(cfg: Config) -> None:
         print(f"{name}: {value}")
     if loaded.world.lam is not None and loaded.action_map is None:
         print(
-            "The arrow keys do nothing in this world, because its latent actions were never compared "
-            f"with recorded ones: run `python evaluate.py --cfg.run {cfg.run}` and export it again."
+            "The arrow keys do nothing in this world, because its latent actions were never "
+            f"compared with recorded ones: run `python evaluate.py --cfg.run {cfg.run}` "
+            "and export it again."
         )
     print(f"{cfg.output}: {size / 1e6:.1f} MB")
     print(f"Play it with `python play.py --cfg.world {cfg.output}`.")

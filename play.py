@@ -1,14 +1,15 @@
 """Play a trained world: in the browser, in the terminal, or from a list of actions to a video.
 
-    python play.py                                          # a page on this machine, with the newest
-                                                            # trained world, or the pretrained one
-    python play.py --cfg.world coinrun.safetensors          # a file written by export_world.py
+    python play.py                                  # a page with the newest trained world,
+                                                    # or else the bundled pretrained world
+    python play.py --cfg.world coinrun.safetensors  # a file written by export_world.py
     python play.py --cfg.ui terminal
     python play.py --cfg.actions 3,3,1,0 --cfg.output out.mp4
     python play.py --cfg.image assets/coinrun.png --cfg.actions 2,2,2,2 --cfg.output out.gif
 
-The first frame is `--cfg.image`, cropped to the shape of the frames and resized, or a held-out frame of
-the dataset. Sessions are reproducible: the same first frame, actions and seed give the same frames.
+The first frame is `--cfg.image`, cropped to the shape of the frames and resized, or a held-out
+frame of the dataset. Sessions are reproducible: the same first frame, actions and seed give the
+same frames.
 """
 
 import secrets
@@ -41,23 +42,22 @@ PRETRAINED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
 @dataclass(frozen=True)
 class Config:
     run: str = ""
-    """The folder of the dynamics run; empty: the newest under `runs`, or else the bundled pretrained
-    world."""
+    """The folder of the dynamics run; by default the newest under `runs`, or else the bundled
+    pretrained world."""
     world: str = ""
     """A world file, instead of a run and its dataset."""
     ui: Literal["browser", "terminal", "video"] = "browser"
     """Where to play; `--cfg.actions` or `--cfg.output` always make a video."""
     image: str = ""
-    """The first frame, any image file; empty: a held-out frame of `data`."""
+    """The image file of the first frame; by default the first frame is a held-out frame of `data`."""
     actions: str = ""
     """The actions of a video, as in 0,0,3,1: one frame is generated for each."""
     output: str = ""
-    """The video file to write: .mp4, .gif or .png; empty: out.mp4."""
+    """The video file to write (.mp4, .gif or .png); by default out.mp4."""
     data: str = "data/coinrun"
     """The dataset of the run, for held-out frames and the real game."""
     clip: int = 0
-    """The number of the held-out frame, of the dataset or the world file, to start from without an
-    image."""
+    """The number of the held-out frame to start from, in the dataset or the world file."""
     seed: int = 0
     """The seed of the sampling."""
     fps: int = 10
@@ -65,8 +65,8 @@ class Config:
     scale: int = 4
     """The factor by which the video is enlarged."""
     host: str = "127.0.0.1"
-    """The network address that serves the page; all but this machine's own require a token, which is
-    printed."""
+    """The network address that serves the page; other addresses than this machine's own require a
+    token, which is printed."""
     port: int = 8000
     """The port that serves the page; 0 takes a free one."""
     open: bool = True
@@ -74,8 +74,8 @@ class Config:
     visitors: int = 8
     """The largest number of simultaneous visitors of the page."""
     compile: Literal["auto", "off", "step"] = "auto"
-    """`step` compiles the models, which takes a minute; `auto` does so for the page, where play begins
-    meanwhile."""
+    """`step` compiles the models, which takes a minute; `auto` does so for the page, where play
+    begins meanwhile."""
     device: str = "auto"
     sample: SampleConfig = PLAY
 
@@ -125,7 +125,7 @@ def newest_world() -> str:
 
 
 def add_dataset(cfg: Config, loaded: Bundle, ui: str) -> Bundle:
-    """A run's bundle with start frames of its dataset; without them where images can replace them."""
+    """The bundle with its dataset's start frames; without them where images can replace them."""
     if bundle.is_world_file(loaded.path):
         return loaded
     try:

@@ -1,6 +1,7 @@
-"""The suite `play`: how fast a world answers its players, over real sockets on this machine.
+"""The suite `play`: the latency and frame rate of the page's server, over sockets of this machine.
 
-A player asks for a frame, waits until it is there, and asks for the next. Random weights play as fast as trained ones.
+A player requests a frame, waits until it arrives, and requests the next. The weights are random,
+since they do not change the speed.
 """
 
 import asyncio
@@ -31,18 +32,18 @@ FRAMES = 20  # per measurement and player
 
 
 def random_world(preset: str, device: torch.device) -> World:
-    """A world of a preset's sizes, of true actions."""
-    coder = tokenizer.PRESETS[preset]
-    model = DynamicsConfig(coder.quantizer.codes, coder.tokens, stack=STACKS[preset])
-    stages = ((tokenizer, coder), (dynamics, model))
+    """An untrained world of a preset's sizes, with recorded actions."""
+    frames = tokenizer.PRESETS[preset]
+    model = DynamicsConfig(frames.quantizer.codes, frames.tokens, stack=STACKS[preset])
     return World(
-        *(Stage(c, tree.init(m.spec(c), random.key(i, device))) for i, (m, c) in enumerate(stages)),
+        Stage(frames, tree.init(tokenizer.spec(frames), random.key(0, device))),
+        Stage(model, tree.init(dynamics.spec(model), random.key(1, device))),
         None,
     )
 
 
 def play_suite(cfg, device: torch.device) -> list[dict]:
-    """Players alone and together; `seconds` is from the wish to the frame, `frames/s` what each player sees."""
+    """One and several players; `seconds` is from request to frame, `frames/s` is per player."""
     try:
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
@@ -50,74 +51,96 @@ def play_suite(cfg, device: torch.device) -> list[dict]:
         raise UserError(
             f"the suite play needs more packages ({error}): `pip install 'genie_fn[play]'`"
         ) from error
-    rows, mode = [], backend.pick_compile(cfg.compile, device)
-    for preset in cfg.presets or (("demo", "coinrun") if device.type == "cuda" else ("demo",)):
-        rows += measure(random_world(preset, device), preset, mode != "off", cfg, device)
+    compiled = backend.pick_compile(cfg.compile, device) != "off"
+    presets = cfg.presets or (("demo", "coinrun") if device.type == "cuda" else ("demo",))
+    rows = []
+    for preset in presets:
+        rows += measure(random_world(preset, device), preset, compiled, cfg, device)
     return rows
 
 
-def measure(dream: World, name: str, compiled: bool, cfg, device: torch.device) -> list[dict]:
+def measure(world: World, name: str, compiled: bool, cfg, device: torch.device) -> list[dict]:
     """The rows of one world."""
     from genie_fn.play.engine import Engine
-    from genie_fn.play.server import Limits, Server, serve_on
 
     steps = cfg.sample.steps
     variants = {"1 player": (1, steps), "4 players, each": (4, steps)}
     if device.type == "cuda":
-        variants["1 player, 25 steps"] = 1, 25
-    engine = Engine(Bundle(dream, name), device, compiled, cfg.sample)
+        variants["1 player, 25 steps"] = (1, 25)
+    engine = Engine(Bundle(world, name), device, compiled, cfg.sample)
     began = time.perf_counter()
     while engine.ready == "compiling":
         time.sleep(0.1)
     first = time.perf_counter() - began
     if compiled and engine.ready != "compiled":
-        raise UserError("compiling failed here: measure with --cfg.compile off")
+        raise UserError("compiling failed on this machine: measure with --cfg.compile off")
+    try:
+        waits = measure_waits(engine, name, variants, cfg.repeats)
+    finally:
+        engine.close()
+    tokens = world.dynamics.cfg.tokens
+    mode = "compiled" if compiled else "eager"
+    case = f"{name} world, {tokens} tokens, {steps} steps, {mode}, over a socket"
+    base = [median(repeat) for repeat in waits["1 player"]]
+    return [row(case, variant, waits[variant], base) | {"first": first} for variant in variants]
+
+
+def measure_waits(
+    engine, name: str, variants: dict[str, tuple[int, int]], repeats: int
+) -> dict[str, list[list[float]]]:
+    """For each variant, the waits of every repeat; `variants` are numbers of players and steps."""
+    from genie_fn.play.server import Limits, Server, serve_on
+
+    waits = {variant: [] for variant in variants}
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = Server(engine, name, "", Limits())
         server.images["start"] = np.zeros((*server.size, 3), np.uint8)
         running = threading.Thread(target=serve_on, args=(server, listening), daemon=True)
         running.start()
         port = listening.getsockname()[1]
-        taken = {variant: [] for variant in variants}
         try:
-            for repeat in range(cfg.repeats + 1):
-                for variant in list(variants)[:: 1 if repeat % 2 else -1]:
-                    waits = asyncio.run(play_together(port, *variants[variant]))
-                    taken[variant] += [waits] if repeat else []  # the first time warms up
+            for repeat in range(repeats + 1):
+                order = list(variants) if repeat % 2 else list(reversed(variants))
+                for variant in order:
+                    taken = asyncio.run(play_together(port, *variants[variant]))
+                    if repeat > 0:  # the first is a warm-up
+                        waits[variant].append(taken)
         finally:
             server.stop()
             running.join()
-            engine.close()
-    tokens, how = dream.dynamics.cfg.tokens, "compiled" if compiled else "eager"
-    case = f"{name} world, {tokens} tokens, {steps} steps, {how}, over a socket"
-    base = [median(waits) for waits in taken["1 player"]]
-    return [row(case, variant, waits, base) | {"first": first} for variant, waits in taken.items()]
+    return waits
 
 
-def row(case: str, variant: str, taken: list[list[float]], base: list[float]) -> dict:
-    """One variant's row; `taken` holds the waits of each repeat."""
-    medians, waits = [median(waits) for waits in taken], sorted(sum(taken, []))
-    times = {"seconds": medians, "ratio": [b / m for b, m in zip(base, medians, strict=True)]}
-    found = {
-        key: {"median": median(x), "min": min(x), "max": max(x), "all": x}
-        for key, x in times.items()
+def row(case: str, variant: str, waits: list[list[float]], base: list[float]) -> dict:
+    """One variant's row; `waits` holds those of each repeat, `base` the baseline's medians."""
+    medians = [median(repeat) for repeat in waits]
+    flat = sorted(wait for repeat in waits for wait in repeat)
+    ratios = [b / m for b, m in zip(base, medians, strict=True)]
+    return {
+        "case": case,
+        "variant": variant,
+        "baseline": "1 player",
+        "seconds": summary(medians),
+        "ratio": summary(ratios),
+        "frames/s": 1 / median(flat),
+        "p50": 1000 * median(flat),
+        "p95": 1000 * quantiles(flat, n=20)[-1],
     }
-    tail = {"p50": 1000 * median(waits), "p95": 1000 * quantiles(waits, n=20)[-1]}
-    return (
-        {"case": case, "variant": variant, "baseline": "1 player"}
-        | found
-        | {"frames/s": 1 / median(waits)}
-        | tail
-    )
+
+
+def summary(values: list[float]) -> dict:
+    """Median and range of repeated measurements."""
+    return {"median": median(values), "min": min(values), "max": max(values), "all": values}
 
 
 async def play_together(port: int, players: int, steps: int) -> list[float]:
-    """Seconds from each wish to its frame, of all players."""
-    together = asyncio.Barrier(players)
-    return sum(await asyncio.gather(*(play(port, steps, together) for _ in range(players))), [])
+    """Seconds from each request to its frame, of all players."""
+    barrier = asyncio.Barrier(players)
+    waits = await asyncio.gather(*(play(port, steps, barrier) for _ in range(players)))
+    return [wait for player in waits for wait in player]
 
 
-async def play(port: int, steps: int, together: asyncio.Barrier) -> list[float]:
+async def play(port: int, steps: int, barrier: asyncio.Barrier) -> list[float]:
     """One player's waits."""
     from websockets.asyncio.client import connect
 
@@ -133,11 +156,11 @@ async def play(port: int, steps: int, together: asyncio.Barrier) -> list[float]:
 
         await page.send(json.dumps({"type": "settings", "steps": steps}))
         await ask(**{"type": "start", "from": "image", "image": "start", "seed": 0})
-        await together.wait()
+        await barrier.wait()
         waits = []
         for _ in range(FRAMES):
             began = time.perf_counter()
             await ask(type="act", action=0)
             waits.append(time.perf_counter() - began)
-        await together.wait()  # nobody leaves, and nobody plays alone, before all are done
+        await barrier.wait()  # no player leaves before all are done
         return waits

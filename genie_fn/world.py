@@ -1,7 +1,7 @@
 """A trained world: prompt frames in, then one action after another in, one frame after another out.
 
-The state of a session is a pytree, `State`: the caches of the dynamics model and of the decoder. `step`
-is a pure function of it, so a session can be kept, branched and replayed.
+The state of a session is a pytree, `State`: the caches of the dynamics model and of the decoder.
+`step` is a pure function of it, so a session can be kept, branched and replayed.
 """
 
 import functools
@@ -195,7 +195,7 @@ def rollout(
     sample: SampleConfig,
     programs: Programs = EAGER,
 ) -> Tensor:
-    """Continue T prompt frames given all T-1+F actions: the F generated frames, uint8 (B, F, H, W, 3).
+    """The F frames that continue T prompt frames, given T-1+F actions: uint8 (B, F, H, W, 3).
 
     Frame t is sampled with fold_in(key, t), where t counts the actions.
     """

@@ -1,8 +1,8 @@
-"""From recorded actions to latent ones and back, by counting their co-occurrence in labelled transitions.
+"""A map between recorded and latent actions, from their co-occurrence in labelled transitions.
 
 Genie (arXiv 2402.15391), section 3.3, maps latent actions to real ones with a few labelled samples.
-Playing with the arrow keys needs the inverse map. It is stored as `actions.json` in the folder of the
-dynamics run.
+Playing with the arrow keys needs the inverse map. It is stored as `actions.json` in the folder of
+the dynamics run.
 """
 
 import json
@@ -29,14 +29,18 @@ class ActionMap(NamedTuple):
     to_latent: list[int]
     """For each recorded action, the latent one that stands for it in play."""
     agreement: float
-    """Held-out accuracy of the best map from latent to recorded actions, fitted on half of the levels."""
+    """Held-out accuracy of the best map from latent to recorded actions.
+
+    It is fitted on one half of the levels and measured on the other.
+    """
     chance: float
     """Held-out accuracy of always predicting the most frequent recorded action."""
 
 
 def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
-    """For each recorded action the latent one with the largest lift: argmax p(latent | recorded) / p(latent).
+    """For each recorded action the latent one with the largest lift.
 
+    The lift is p(latent | recorded) / p(latent).
     Where recorded actions say little about latent ones, the likeliest latent action is the same for
     all of them, but the one with the largest lift is not. `smoothing` counts are added in the
     marginal proportions, so that rare actions are not decided by noise.
@@ -68,7 +72,7 @@ def load(run: str | Path, latent_actions: int = 0) -> ActionMap | None:
 
 
 def is_valid(mapping: ActionMap, latent_actions: int = 0) -> bool:
-    """Whether names, counts and shares have the right types and sizes; 0 allows any `latent_actions`."""
+    """Whether names, counts and shares are valid; 0 allows any number of `latent_actions`."""
     widths = {len(row) for row in mapping.table}
     return (
         len(mapping.names) == len(mapping.table) == len(mapping.to_latent)

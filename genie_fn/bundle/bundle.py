@@ -1,4 +1,4 @@
-"""A world with all that playing it needs, as one value: loaded from a run or a world file, and saved.
+"""A world with all that playing it needs, loaded from a run or a world file, and saved.
 
 A run has its models in its folder and the rest in its dataset; a world file holds all of it.
 """
@@ -84,8 +84,8 @@ def load(
 ) -> Bundle:
     """The world in the folder of a dynamics run, or in a world file, with what belongs to it.
 
-    A run's start frames and names of actions are taken from the dataset `data`, where that is given;
-    a world file has its own.
+    A run's start frames and names of actions are taken from the dataset `data`, where that is
+    given; a world file has its own.
     """
     if is_world_file(path):
         return _load_file(path, device, compiled)
@@ -98,9 +98,10 @@ def load(
 def with_dataset(
     bundle: Bundle, data: str | Path | Store, start_frames: int = START_FRAMES
 ) -> Bundle:
-    """A bundle with a dataset's names, metadata and at most `start_frames` frames of its test levels.
+    """A bundle with a dataset's names, metadata and up to `start_frames` frames of test levels.
 
-    A dataset without test levels gives no start frames. Raises UserError for frames of another size.
+    A dataset without test levels gives no start frames. Raises UserError for frames of another
+    size.
     """
     store = data if isinstance(data, Store) else datasets.open_store(data)
     run.check_resolution(bundle.world.tokenizer, store.height, store.width, bundle.path)

@@ -1,9 +1,9 @@
 """The format of world files: one safetensors file with everything that playing a world needs.
 
-The tensors are the models' parameters in bfloat16 and the start frames in uint8. The file's metadata
-holds the models' configurations and a description of the world, as JSON. A file may come from anywhere:
-nothing in it is executed or unpickled, and its header is bounded, read and compared with what its
-configurations require before any tensor is allocated.
+The tensors are the models' parameters in bfloat16 and the start frames in uint8. The file's
+metadata holds the models' configurations and a description of the world, as JSON. A file may come
+from anywhere: nothing in it is executed or unpickled, and its header is bounded, read and compared
+with what its configurations require before any tensor is allocated.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Header(NamedTuple):
 
 
 def damaged(path: str | Path, what: str) -> UserError:
-    """The error for a damaged file. `what` may quote the file, so control characters are removed."""
+    """The error for a damaged file. `what` may quote it, so control characters are removed."""
     what = "".join(c if c.isprintable() else "?" for c in what[:300])
     return UserError(
         f"{path} is damaged ({what}): download it again, "
@@ -145,7 +145,10 @@ def _bounded(value: Any) -> bool:
 def read_tensors(
     path: str | Path, header: Header, expected: dict[str, TensorSpec]
 ) -> dict[str, Tensor]:
-    """The tensors of a file. Raises UserError unless names, dtypes, shapes and hash are as expected."""
+    """The tensors of a file.
+
+    Raises UserError unless names, dtypes, shapes and hash are as expected.
+    """
     _check_specs(path, header, expected)
     try:
         with safetensors.safe_open(path, "pt") as file:

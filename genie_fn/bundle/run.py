@@ -1,4 +1,4 @@
-"""The folder of a training run: its trained model, the world that it belongs to, and its fingerprint."""
+"""The folder of a training run: its trained model, its world, and their fingerprint."""
 
 import hashlib
 from pathlib import Path
@@ -66,14 +66,14 @@ def read_config(
 def load_world(
     run: str | Path, device: torch.device | str = "cpu", compiled: bool = False
 ) -> World:
-    """The world of a dynamics run, with the tokenizer and latent action model it was trained with."""
+    """The world of a dynamics run, with the models that it was trained with."""
     stage, config = load_stage(run, "dynamics", device, compiled)
     actions = None
     if config["actions"] == "latent":
         folder = run if config["train_lam"] else config["lam"]
         actions, _ = load_stage(folder, "lam", device, compiled)
-    coder, _ = load_stage(config["tokenizer"], "tokenizer", device, compiled)
-    return World(coder, stage, actions)
+    frames, _ = load_stage(config["tokenizer"], "tokenizer", device, compiled)
+    return World(frames, stage, actions)
 
 
 def check_resolution(stage: Stage | None, height: int, width: int, run: str | Path) -> None:
@@ -89,7 +89,7 @@ def check_resolution(stage: Stage | None, height: int, width: int, run: str | Pa
 
 
 def check_framewise(stage: Stage, run: str | Path) -> None:
-    """Raise UserError if a tokenizer compresses time: one action per frame needs tokens per frame."""
+    """Raise UserError if a tokenizer compresses time, since every action needs its own frame."""
     if stage.cfg.time_factor != 1:
         raise UserError(
             f"the tokenizer in {run} encodes {stage.cfg.time_factor} frames together, but every "

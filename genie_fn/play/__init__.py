@@ -1,1 +1,1 @@
-"""Playing a trained world: in the browser, in the terminal, as an environment, beside the real game."""
+"""Playing a trained world: in the browser, in the terminal, or as an environment."""

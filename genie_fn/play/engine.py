@@ -1,4 +1,4 @@
-"""The engine behind the page: one thread that owns the models and generates one frame after another.
+"""The engine behind the page: one thread that owns the models and generates frames.
 
 Requests of all visitors are answered in the order in which they arrive.
 """
@@ -76,7 +76,7 @@ class Engine:
         self._on_ready = callback
 
     def start(self, image: np.ndarray | None, seed: int, level: int | None = None) -> Future:
-        """A new session from a uint8 image (H, W, 3), or from the first frame of the real game's `level`."""
+        """A new session from a uint8 image (H, W, 3), or from the real game's `level`."""
         return self._submit(partial(self._start, image, seed, level))
 
     def act(self, *request) -> Future:
@@ -108,7 +108,7 @@ class Engine:
     @torch.no_grad()
     def _serve(self) -> None:
         while self._serve_next():
-            pass  # a function of its own, since its variables hold sessions, which must not outlive it
+            pass  # local variables of `_serve_next` hold sessions, which must not be kept
 
     def _serve_next(self) -> bool:
         """Wait for a request and answer it; False at the end."""
@@ -135,15 +135,25 @@ class Engine:
 
     def _act(self, act: Act) -> Session:
         began = time.perf_counter()
-        compiled = self._compiled if act.compiled in (None, True) else None
-        runner = compiled or self._eager
-        sample = replace(self.sample, steps=act.steps, temperature=act.temperature)
-        new = session.advance(runner.world, act.session, act.action, sample, runner.programs)
-        record = new.present.record._replace(recorded=act.recorded, compiled=compiled is not None)
+        new, compiled = self._advance(act)
+        record = new.present.record._replace(recorded=act.recorded, compiled=compiled)
         new = session.amended(new, record=record)
         if act.session.level is not None:
             new = self._with_game(new, act)
         return session.amended(new, ms=1000 * (time.perf_counter() - began))
+
+    def _advance(self, act: Act) -> tuple[Session, bool]:
+        """The session with one more frame, and whether compiled programs generated it."""
+        sample = replace(self.sample, steps=act.steps, temperature=act.temperature)
+        fast = self._compiled if act.compiled in (None, True) else None
+        if fast is not None:
+            try:
+                return _advance(fast, act, sample), True
+            except Exception:  # CUDA graphs of older torch versions fail in other threads
+                new = _advance(self._eager, act, sample)  # fails, too, if the request is invalid
+                self._finish_compiling(None)
+                return new, False
+        return _advance(self._eager, act, sample), False
 
     def _with_game(self, new: Session, act: Act) -> Session:
         """The session with the real game's frame after the same action, and the PSNR against it."""
@@ -173,26 +183,33 @@ class Engine:
 
     @torch.no_grad()
     def _compile(self) -> None:
-        """Compile programs during play, by generating a few frames, and hand them over if they work."""
+        """Compile programs during play, and use them from then on if they work."""
         try:
             programs = world.compiled(self.device)
             runner = Runner(_resolved(self.world, self.device, True), programs)
             self._try_out(runner)
+            self._finish_compiling(runner)
         except Exception:  # without a working compiler play goes on as it began
-            self.ready = "eager"
-        else:
-            self._compiled = runner
-            self.ready = "compiled"
+            self._finish_compiling(None)
+
+    def _finish_compiling(self, runner: Runner | None) -> None:
+        """Use compiled programs from now on, or none."""
+        self._compiled = runner
+        self.ready = "eager" if runner is None else "compiled"
         self._on_ready()
 
     def _try_out(self, runner: Runner) -> None:
-        """Generate a few frames as a session does: for other strides, programs would compile again."""
+        """Generate frames as a session does: other strides would make programs compile again."""
         size = self.world.tokenizer.cfg
         black = np.zeros((size.height, size.width, 3), np.uint8)
         sample = replace(self.sample, steps=2)
         current = session.begin(self._eager.world, black, 0)
         for _ in range(4):  # CUDA graphs are recorded only after a warm-up
             current = session.advance(runner.world, current, 0, sample, runner.programs)
+
+
+def _advance(runner: Runner, act: Act, sample: SampleConfig) -> Session:
+    return session.advance(runner.world, act.session, act.action, sample, runner.programs)
 
 
 def _resolved(world: World, device: torch.device, compiled: bool) -> World:

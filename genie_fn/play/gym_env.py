@@ -1,8 +1,8 @@
 """A world as a Gymnasium environment, so that an agent can act and learn inside the world model.
 
-`gymnasium.make("genie_fn.play.gym_env:genie_fn/World-v0", run=..., root=...)` makes one from folders.
-An environment is by its interface an object with state, so it is one of the few stateful classes here;
-its state is a `Session`.
+`gymnasium.make("genie_fn.play.gym_env:genie_fn/World-v0", run=..., root=...)` makes one from
+folders. An environment is by its interface an object with state, so it is one of the few stateful
+classes here; its state is a `Session`.
 """
 
 from typing import Any
@@ -28,15 +28,15 @@ ID = "genie_fn/World-v0"
 
 
 class WorldEnv(gymnasium.Env):
-    """Observations are uint8 frames (H, W, 3), actions the world's own, episodes `horizon` steps long.
+    """Observations are uint8 frames (H, W, 3), actions the world's, episodes `horizon` steps.
 
-    The reward is always 0.0 and no episode terminates: the world model predicts pixels, neither rewards
-    nor ends. A subclass or a wrapper may. An episode starts from one of the start frames, uint8
-    (M, H, W, 3), as the tokenizer encodes it. The seed of `reset` determines which one, and everything
-    that is sampled: the same seed and actions give the same frames.
+    The reward is always 0.0 and no episode terminates: the world model predicts pixels, neither
+    rewards nor ends. A subclass or a wrapper may. An episode starts from one of the start frames,
+    uint8 (M, H, W, 3), as the tokenizer encodes it. The seed of `reset` determines which one, and
+    everything that is sampled: the same seed and actions give the same frames.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012, as in gymnasium.Env
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class WorldEnv(gymnasium.Env):
 
     @torch.no_grad()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode; `info["start"]` is the index of its start frame. There are no options."""
+        """Start an episode; `info["start"]` is the index of its start frame."""
         super().reset(seed=seed)
         start = int(self.np_random.integers(len(self._starts)))
         session_seed = int(self.np_random.integers(2**32))
@@ -107,8 +107,10 @@ def from_run(
     device: str = "cpu",
     **options: Any,
 ) -> WorldEnv:
-    """The environment of a dynamics run, started from held-out frames of the dataset at `root`, or that
-    of a world file, started from its own frames. `options` are `WorldEnv`'s."""
+    """The environment of a dynamics run or a world file; `options` are `WorldEnv`'s.
+
+    A run starts from held-out frames of the dataset at `root`, a world file from its own.
+    """
     loaded = bundle.load(run, device, data=root, start_frames=starts)
     return WorldEnv(loaded.world, loaded.start_frames, **options)
 

@@ -1,4 +1,4 @@
-"""Recordings: what generates a session again, as JSON. Recordings that are read are checked throughout."""
+"""Recordings: what generates a session again, as JSON; what is read is checked throughout."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The page's server: one socket and one session per visitor, and nothing that another site could use.
+"""The page's server: one socket and one session per visitor.
 
 It answers only its own origin, and where it listens beyond this machine, only with a token. What it
 reads is bounded before it is decoded, and nothing that it reads is unpickled or executed.
@@ -83,7 +83,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _) -> AsyncIterator[None]:
-        """While the server runs: drop idle sessions, and notify visitors once programs are compiled."""
+        """While the server runs, drop idle sessions, and notify visitors of compiled programs."""
         loop = asyncio.get_running_loop()
         self.engine.when_ready(lambda: loop.call_soon_threadsafe(self.notify_all))
         sweeping = asyncio.create_task(self.sweep())
@@ -98,9 +98,10 @@ class Server:
             self.expire()
 
     def expire(self) -> None:
-        """Drop idle sessions, and sessions without a visitor beyond the limits of number and memory.
+        """Drop idle sessions, and those without a visitor beyond the limits.
 
-        Of the latter those unused for longest are dropped first. Frames that branches share count once.
+        Of the latter those unused for longest are dropped first. Frames that branches share count
+        once.
         """
         oldest = time.monotonic() - self.limits.idle
         kept: dict[int, int] = {}
@@ -252,7 +253,8 @@ def describe(bundle: Bundle) -> dict:
 async def read_body(request: Request) -> bytes | None:
     """The body of a request; None where it is larger than MAX_UPLOAD.
 
-    A body that is not too large for that is read to its end, or a browser would not read the answer.
+    A body that is not too large for that is read to its end, or a browser would not read the
+    answer.
     """
     content = bytearray()
     size = 0

@@ -1,9 +1,9 @@
-"""A session: its frames, what led to each, and enough of the world's state to continue from any of them.
+"""A session: its frames, what led to each, and the state to continue from any of them.
 
-A world's state is mostly caches of the last frames' keys and values, and the caches of two neighbouring
-frames have all but one frame in common. So a session keeps for each frame what the frame added to the
-caches, and joins these parts again to continue: the result equals the original state bit for bit.
-Sessions are values: a branch is the same value under another name.
+A world's state is mostly caches of the last frames' keys and values, and the caches of two
+neighbouring frames have all but one frame in common. So a session keeps for each frame what the
+frame added to the caches, and joins these parts again to continue: the result equals the original
+state bit for bit. Sessions are values: a branch is the same value under another name.
 """
 
 import zlib
@@ -137,7 +137,7 @@ def advance(
     programs: Programs = worlds.EAGER,
     keep: int = MAX_MOMENTS,
 ) -> Session:
-    """The session with the frame that `action` leads to after the present one, keeping `keep` moments.
+    """The session with one more frame, that which `action` leads to; it keeps `keep` moments.
 
     The function is pure, and frame t is sampled with fold_in(key(seed), t).
     """
@@ -173,8 +173,8 @@ def started(moment: Moment, seed: int, start: np.ndarray, level: int | None = No
 def extended(session: Session, moment: Moment, keep: int = MAX_MOMENTS) -> Session:
     """The session with a moment after the present one, which replaces what came later.
 
-    The oldest moments are dropped where there are more than `keep`, or more than MAX_BYTES, but never
-    those that the present state consists of.
+    The oldest moments are dropped where there are more than `keep`, or more than MAX_BYTES, but
+    never those that the present state consists of.
     """
     moment = _with_size(moment)
     moments = (*session.past(), moment)
@@ -256,7 +256,10 @@ def state(session: Session) -> Tree:
 
 
 def joined(parts: list[Tree]) -> Tree:
-    """The state after the last of these parts: as many as its caches hold, or all since the start."""
+    """The state after the last of these parts.
+
+    They are as many as its caches hold, or all since the start.
+    """
     columns = zip(*(_flatten(part)[0] for part in parts), strict=True)
     leaves = [_join(column) for column in columns]
     return pytree.tree_unflatten(leaves, _flatten(parts[-1])[1])

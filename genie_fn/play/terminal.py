@@ -1,6 +1,7 @@
 """Playing in a true-colour terminal: half blocks for pixels, the keyboard for actions.
 
-What a key means and how a command changes a game are pure functions; only `play` touches the terminal.
+What a key means and how a command changes a game are pure functions; only `play` touches the
+terminal.
 """
 
 import contextlib
@@ -74,7 +75,8 @@ Advance = Callable[[Session, int], Session]
 def bindings(actions: int, recorded: Mapping[str, int] | None = None) -> dict[str, Command]:
     """What each key does.
 
-    With `recorded`, the world's action for the name of each recorded one, arrows and space act, too.
+    With `recorded`, the world's action for the name of each recorded one, arrows and space act,
+    too.
     """
     pairs = zip(range(actions), ACTION_KEYS, strict=False)
     keys = {key: Command("act", action) for action, key in pairs}
@@ -138,7 +140,7 @@ def fit(height: int, width: int, columns: int, lines: int, scale: int = 0) -> tu
 
 
 def picture(pixels_HWC: np.ndarray, height: int, width: int) -> Segments:
-    """A frame in half blocks: the foreground is the upper pixel and the background the lower one."""
+    """A frame in half blocks, with the upper pixel as foreground and the lower as background."""
     shrinking = height < len(pixels_HWC)
     resampling = Image.Resampling.BOX if shrinking else Image.Resampling.NEAREST
     rows = np.asarray(Image.fromarray(pixels_HWC).resize((height, width), resampling)).tolist()

@@ -40,7 +40,8 @@ class Place:
 class Visitor:
     """The conversation on one socket.
 
-    Outgoing messages have a task of their own, so that sending a frame and generating the next overlap.
+    Outgoing messages have a task of their own, so that sending a frame and generating the next
+    overlap.
     """
 
     def __init__(self, server, place: Place, socket: WebSocket):

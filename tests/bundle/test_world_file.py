@@ -1,4 +1,4 @@
-"""World files: what was written comes back, rounded; whatever else a file holds is refused in a sentence."""
+"""World files: what was written is read again, rounded; invalid files are refused."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ import pickle
 import resource
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,21 +40,23 @@ def bundle_of(made: world.World) -> Bundle:
 def packed():
     """A world with latent actions from blueprints, and its file's content."""
     nets = Blueprints(lam.conv_encoder(8), lam.conv_decoder(8, condition=8, blocks=1))
-    scene = QuantizerConfig(kind="vq", codes=2, latent_dim=8)
-    namer = replace(
+    quantizer = QuantizerConfig(kind="vq", codes=2, latent_dim=8)
+    lam_cfg = replace(
         LAM,
         patch=8,
-        quantizer=scene,
+        quantizer=quantizer,
         arch="blueprint",
         blueprints=nets,
         facing=FacingConfig(12, hidden=8),
     )
-    model = DynamicsConfig(TOKENIZER.quantizer.codes, TOKENIZER.tokens, namer.actions, stack=STACK)
-    stages = ((tokenizer, TOKENIZER), (dynamics, model), (lam, namer))
-    dream = world.World(
+    model = DynamicsConfig(
+        TOKENIZER.quantizer.codes, TOKENIZER.tokens, lam_cfg.actions, stack=STACK
+    )
+    stages = ((tokenizer, TOKENIZER), (dynamics, model), (lam, lam_cfg))
+    original = world.World(
         *(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages))
     )
-    return dream, bundle.encode(bundle_of(dream))
+    return original, bundle.encode(bundle_of(original))
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def closed(header, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def test_dreams_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, clip):
+def test_rollouts_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, clip):
     """As a run's would be: implementations are chosen for this machine, too."""
     loaded = bundle.load(file).world
     whole = world.World(
@@ -93,7 +96,7 @@ def test_dreams_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, cl
     )
     prompt, chosen = clip[:, :1], torch.tensor([[0, 3, 1], [2, 2, 0]])
     options = random.key(3), SampleConfig(steps=3)
-    frames = [world.rollout(dream, prompt, chosen, *options) for dream in (loaded, rounded, whole)]
+    frames = [world.rollout(model, prompt, chosen, *options) for model in (loaded, rounded, whole)]
     assert torch.equal(*frames[:2]) and not torch.equal(*frames[1:])
     assert torch.equal(*(world.infer_actions(w, clip) for w in (rounded, loaded)))
     assert [s.cfg for s in loaded] == [
@@ -275,7 +278,7 @@ def spoiled(draw, content: bytes) -> bytes:
 
 
 def try_all(packed, file, examples: int) -> None:
-    """Nothing but a UserError, no hang, and no allocation above 1 GB, over so many spoiled files."""
+    """Nothing but a UserError, no hang, and no allocation above 1 GB, for damaged files."""
     outcomes = []
 
     def hang(*_):
@@ -303,7 +306,7 @@ def try_all(packed, file, examples: int) -> None:
         finally:
             signal.alarm(0)
 
-    pages = int(open("/proc/self/statm").read().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
     before, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, hang)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), before[1]))
     try:

@@ -1,4 +1,4 @@
-"""The engine: one thread that answers requests in order, and programs that are compiled during play."""
+"""The engine: one thread answers requests in order, and programs are compiled during play."""
 
 import threading
 from dataclasses import replace
@@ -39,7 +39,7 @@ def hashes(play):
 
 
 def blocked(engine):
-    """Keep the engine's thread busy until the event returned is set, so that requests have to wait."""
+    """Keep the engine's thread busy until the event returned is set, so that requests wait."""
     gate, begun = threading.Event(), threading.Event()
     engine._submit(lambda: begun.set() or gate.wait())
     begun.wait()
@@ -86,7 +86,7 @@ def test_a_session_is_a_function_of_its_start_seed_and_actions(engine):
 
 
 def test_programs_are_compiled_during_play(playable, monkeypatch):
-    """Play begins at once; records say which programs generated a frame, and each can be asked for."""
+    """Play begins at once; records say which programs generated a frame."""
     gate, used, ready = threading.Event(), [], threading.Event()
 
     def unmask(*arguments):
@@ -123,6 +123,30 @@ def test_where_compiling_fails_play_continues_without(playable, monkeypatch):
     now = play(engine, IMAGES[0], 0, [1])
     eager = engine.act(now, 2, None, 1.0, 3, True).result()
     assert not eager.present.record.compiled, "there is no other program"
+    engine.close()
+
+
+def test_compiled_programs_that_fail_during_play_are_not_used_any_more(playable, monkeypatch):
+    """They fail in the engine's thread only; an invalid request leaves them in use."""
+    ready = threading.Event()
+    broken = []
+
+    def unmask(*arguments):
+        if broken and threading.current_thread().name == "engine":
+            raise RuntimeError("a CUDA graph of another thread")
+        return dynamics.unmask(*arguments)
+
+    monkeypatch.setattr(world, "compiled", lambda *_: world.Programs(unmask))
+    engine = Engine(playable, CPU, compiled=True)
+    engine.when_ready(ready.set)
+    assert ready.wait(20) or engine.ready == "compiled"
+    now = engine.start(IMAGES[0], 0).result()
+    with pytest.raises(IndexError):
+        engine.act(now, 99, None, 1.0, 3).result()
+    assert engine.act(now, 1, None, 1.0, 3).result().present.record.compiled
+    broken.append(True)
+    eager = engine.act(now, 1, None, 1.0, 3).result().present.record
+    assert not eager.compiled and engine.ready == "eager"
     engine.close()
 
 

@@ -52,7 +52,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, site):
-    """Open the page in a context of its own. At the end, nothing may have gone wrong unseen, nor left the origin."""
+    """Open the page in a context of its own; no error and no foreign request may occur."""
     contexts, wrong, origin = [], [], site.replace("http", "ws")
 
     def hear(message):
@@ -97,7 +97,7 @@ def pixels(page):
 
 
 def play(page, keys, start=0):
-    """Press keys, each after the frame of the one before; what the canvas shows from frame `start` on."""
+    """Press keys one after another; returns what the canvas shows from frame `start` on."""
     shown = [pixels(page)]
     for t, key in enumerate(keys, start + 1):
         page.keyboard.press(key)

@@ -19,7 +19,7 @@ RECORDS = (
 
 
 def played(records=RECORDS, kept=1, **fields):
-    """A session of which the last `kept` dreamed frames are still there."""
+    """A session of which the last `kept` generated frames are still there."""
     moments = tuple(
         Moment(START, START, START, START, None, record)
         for record in records[len(records) - kept :]
@@ -97,7 +97,7 @@ def test_what_is_no_recording_is_a_sentence(content):
         read(content)
 
 
-def test_neither_long_lists_nor_other_files_in_the_place_of_an_image_pass(made):
+def test_long_lists_and_files_that_are_no_image_are_refused(made):
     with pytest.raises(UserError, match="at most 10,000"):
         read(made | {"frames": made["frames"][:1] * 10_001})
     for start in (base64.b64encode(b"MZ").decode(), "no base64", None):

@@ -64,7 +64,7 @@ class Page:
         self.socket.send_text(json.dumps({"type": kind, **fields}))
 
     def text(self, kind):
-        """The next message of a kind; frames and how things stand in between do not matter, errors do."""
+        """The next message of a kind; frames and status messages before it are skipped."""
         while True:
             message = self.socket.receive()
             if message["type"] == "websocket.close":
@@ -109,7 +109,7 @@ class Page:
 
 @contextmanager
 def visit(client, session="", origin=HOME, **parameters):
-    """A page on a server, as long as the context lasts; afterwards the server has noticed that it is gone."""
+    """A page on a server; after the context the server has noticed that it is gone."""
     url, fields = "ws://localhost/play", {"session": session, **parameters}
     with client.websocket_connect(url, params=fields, headers={"origin": origin}) as socket:
         page = Page(socket)
@@ -184,7 +184,7 @@ def test_a_visit(serve, stage):
 
 
 def test_a_frame_is_the_worlds_own(serve, stage):
-    """What a page shows is what world.reset and world.step give for the same start, actions and seed."""
+    """A page shows what world.reset and world.step give for the same start, actions and seed."""
     client, actions = serve(), (1, 4, 0, 0, 2)
     with visit(client) as page:
         start = page.start()[1]["rgb"]
@@ -328,9 +328,8 @@ def test_films(serve):
 
 
 def refused(client, **options):
-    with pytest.raises(WebSocketDisconnect) as caught:
-        with visit(client, **options):
-            pass
+    with pytest.raises(WebSocketDisconnect) as caught, visit(client, **options):
+        pass
     return caught.value.code
 
 

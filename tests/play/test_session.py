@@ -82,7 +82,7 @@ def begun(first):
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_rebuilt_state_is_the_state_before_and_past_the_window(world_model, clip, name):
-    """The window holds 4 frames: the first states are not full, the last have forgotten the start."""
+    """The window holds 4 frames: the first states are not full, the last are without the start."""
     states = states_of(WORLDS[name](world_model), clip, 9)
     play = begun(moment(states[0]))
     for state in states[1:]:
@@ -147,7 +147,7 @@ def test_records_are_kept_for_as_many_frames_as_a_recording_holds(monkeypatch):
 
 
 def test_one_action_is_one_frame_of_the_world(world_model, clip):
-    """Sessions are reproducible, and bounded by `keep`; the tokenizer's ids of the prompt are kept."""
+    """Sessions are reproducible, bounded by `keep`, and keep the prompt's ids."""
     image, actions = clip[0, 0].numpy(), [0, 3, 1, 4, 2, 2]
     with torch.no_grad():
         now = session.begin(world_model, image, seed=5)

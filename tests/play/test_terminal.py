@@ -1,4 +1,4 @@
-"""Playing in the terminal: what keys mean and do, what is drawn, and a whole game under a pseudo-terminal."""
+"""Playing in the terminal: keys, commands, drawing, and a game under a pseudo-terminal."""
 
 import os
 import pty
@@ -54,7 +54,7 @@ def test_arrows_and_space_act_through_the_map():
 
 
 def test_other_keys_mean_nothing_however_they_end():
-    """Delete, F1, a mouse wheel's first part, Escape, and a shifted arrow, which ends like an arrow."""
+    """Delete, F1, part of a mouse wheel, Escape, and a shifted arrow, which ends like an arrow."""
     assert terminal.commands("\x1b[3~\x1bOP\x1b[1;5D\x1bZé", terminal.bindings(5, MAP)) == []
     assert terminal.commands("\x1b1", terminal.bindings(5)) == [ACT[0]]
 
@@ -165,7 +165,8 @@ def test_the_picture_holds_every_pixel(clip):
 
 
 def test_the_status_line():
-    assert terminal.status(begin(), 5, 0).startswith("frame 0 · start · 0.0 FPS · paused · 1-5 act")
+    line = terminal.status(begin(), 5, 0)
+    assert line.startswith("frame 0 · start · 0.0 FPS · paused · 1-5 act")
     assert terminal.status(after("13p2"), 12, 9.96).startswith(
         "frame 2 · action 3 · 10.0 FPS · running with 2 · 1-c act"
     )
@@ -194,7 +195,7 @@ cli.run(main)
 
 
 class Played:
-    """The child in a pseudo-terminal of 100 x 20 that asks for no colour; `seen` is all that it wrote."""
+    """The child in a pseudo-terminal of 100 x 20 without colour; `seen` is its output."""
 
     def __init__(self, *arguments, term="xterm-256color"):
         self.master, self.slave = pty.openpty()
@@ -226,7 +227,7 @@ class Played:
         os.write(self.master, keys.encode())
 
     def end(self):
-        """The exit code, after checking that the terminal is as it was: its modes, the main screen, the cursor."""
+        """The exit code, after checking that modes, screen and cursor are restored."""
         hopeless = time.monotonic() + 120
         while self.process.poll() is None and time.monotonic() < hopeless:
             self.read()

@@ -1,4 +1,4 @@
-"""The script that plays: which world, and where its page is served. Videos and wrong flags: see test_scripts."""
+"""The script that plays: which world it chooses, and where it serves its page."""
 
 import os
 import re
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def served(monkeypatch, stage, tmp_path, capsys):
-    """Call `play.serve` with options: the server, the socket, what was printed, and what the browser was told."""
+    """Call `play.serve`: the server, the socket, the printed text, and the addresses opened."""
 
     def serve(folder=tmp_path, **options):
         found, opened = [], []
@@ -77,9 +77,9 @@ def test_elsewhere_the_address_has_a_token(served, host):
 
 
 def test_a_port_that_is_taken_is_a_sentence(served):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with pytest.raises(UserError, match="choose another --cfg.port"):
-            served(port=other.getsockname()[1])
+    taken = pytest.raises(UserError, match="choose another --cfg.port")
+    with socket.create_server(("127.0.0.1", 0)) as other, taken:
+        served(port=other.getsockname()[1])
 
 
 def test_without_a_dataset_the_page_starts_from_images(served, tmp_path):
