@@ -20,6 +20,7 @@ from benchmarks.suites import SUITES
 from genie_fn import dynamics, tokenizer
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend, provenance
+from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
 
 
@@ -40,6 +41,7 @@ class Config:
     batches: int = 64  # of 16 clips, read in one measurement
     compile: Literal["off", "step"] = "step"
     device: str = "auto"
+    backend: Backend = field(default_factory=Backend)  # of the models; attention is measured in all
     model: dynamics.DynamicsConfig = field(
         default_factory=dynamics.DynamicsConfig
     )  # that generates

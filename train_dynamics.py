@@ -129,13 +129,21 @@ def objective(cfg: Config, along: LamConfig | None):
     def loss(params, batch, key, step, microbatch):
         ids, given = batch
         mask_key, corrupt_key = random.split(key).unbind(0)
-        mask = dynamics.sample_mask(mask_key, *ids.shape[:2], cfg.model, microbatch.first(len(ids)))
-        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, microbatch.first(len(ids)))
+        mask = dynamics.sample_mask(
+            mask_key, *ids.shape[:2], cfg.model, microbatch.first_clip(len(ids))
+        )
+        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, microbatch.first_clip(len(ids)))
         if along is None:
-            return dynamics.loss(params, ids, given, mask, cfg.model, microbatch, shown)
-        lam_loss, (lam_scores, q) = lam.loss(params["lam"], given, along, microbatch)
+            return dynamics.loss(
+                params, ids, given, mask, cfg.model, microbatch, shown, backend=cfg.backend
+            )
+        lam_loss, (lam_scores, q) = lam.loss(
+            params["lam"], given, along, microbatch, backend=cfg.backend
+        )
         # The actions' ids carry no gradient to the latent action model.
-        value, (scores, _) = dynamics.loss(params, ids, q.ids, mask, cfg.model, microbatch, shown)
+        value, (scores, _) = dynamics.loss(
+            params, ids, q.ids, mask, cfg.model, microbatch, shown, backend=cfg.backend
+        )
         return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
 
     return loss
@@ -146,11 +154,11 @@ def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, 
 
     @torch.no_grad()
     def tokenize(frames: torch.Tensor) -> torch.Tensor:
-        return tokenizer.tokenize(coder.params, frames, coder.cfg)[1]
+        return tokenizer.tokenize(coder.params, frames, coder.cfg, backend=coder.backend)[1]
 
     @torch.no_grad()
     def name(frames: torch.Tensor) -> torch.Tensor:
-        return lam.infer_actions(namer.params, frames, namer.cfg)
+        return lam.infer_actions(namer.params, frames, namer.cfg, backend=namer.backend)
 
     if cfg.compile != "off":
         tokenize, name = (torch.compile(f, dynamic=False) for f in (tokenize, name))
@@ -217,7 +225,8 @@ def main(cfg: Config) -> None:
 
     def sample(params, path: Path) -> None:
         """Real clips above dreams from their first frames."""
-        dream = World(coder, Stage(model, params), Stage(along, params["lam"]) if along else namer)
+        actions_model = Stage(along, params["lam"], cfg.backend) if along else namer
+        dream = World(coder, Stage(model, params, cfg.backend), actions_model)
         actions = world.infer_actions(dream, clips.frames) if dream.lam else clips.actions
         key = random.key(cfg.seed, device)
         frames = world.rollout(dream, clips.frames[:, :1], actions, key, cfg.sample)

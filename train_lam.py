@@ -136,20 +136,17 @@ def main(cfg: Config) -> None:
     state = setup.start(spec, quantize.initial_use(quantizer), cfg, "lam", device)
 
     def loss(params, batch, key, step, microbatch):
-        return lam.loss(params, batch.frames, model, microbatch)
+        return lam.loss(params, batch.frames, model, microbatch, backend=cfg.backend)
 
     frames = setup.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
         """Rows: a frame, the next one, and the next one predicted from the first and its latent action."""
-        codes = lam.lookup(params, lam.infer_actions(params, frames, model), model)
+        actions = lam.infer_actions(params, frames, model, backend=cfg.backend)
+        codes = lam.lookup(params, actions, model)
         past = layers.to_float(frames[:, :-1])
-        rows = [
-            frames[:, -2],
-            frames[:, -1],
-            layers.to_uint8(lam.decode(params, past, codes, model)[:, -1]),
-        ]
-        setup.draw(path, *rows)
+        predicted = lam.decode(params, past, codes, model, backend=cfg.backend)
+        setup.draw(path, frames[:, -2], frames[:, -1], layers.to_uint8(predicted[:, -1]))
 
     batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(loss, spec, cfg, quantize.codebook_update(quantizer))

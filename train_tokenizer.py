@@ -163,9 +163,9 @@ def objective(cfg: Config, vgg: dict):
 
     def loss(params, batch, key, step, microbatch):
         if not extra.gan and not vgg:
-            return tokenizer.loss(params, batch.frames, model, microbatch)
+            return tokenizer.loss(params, batch.frames, model, microbatch, backend=cfg.backend)
         video = layers.to_float(batch.frames)
-        made, q = tokenizer.reconstruct(params, video, model, microbatch)
+        made, q = tokenizer.reconstruct(params, video, model, microbatch, backend=cfg.backend)
         mse, shown = (made - video).square().mean(), min(extra.frames, video.shape[1])
         real, fake = adversarial.sample_frames(
             key, shown, video, made, first=microbatch.first_clip(len(video))
@@ -203,10 +203,10 @@ def main(cfg: Config) -> None:
     frames = setup.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
-        _, ids = tokenizer.tokenize(params, frames, model)
-        setup.draw(
-            path, frames[:, -1], tokenizer.detokenize(params, ids, model, frames.shape[1])[:, -1]
-        )
+        _, ids = tokenizer.tokenize(params, frames, model, backend=cfg.backend)
+        length = frames.shape[1]
+        decoded = tokenizer.detokenize(params, ids, model, length, backend=cfg.backend)
+        setup.draw(path, frames[:, -1], decoded[:, -1])
 
     batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(objective(cfg, vgg), spec, cfg, quantize.codebook_update(quantizer), apart)

@@ -169,12 +169,12 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
 
 
 def uncached_unmask(
-    params, ids_BN, action_B, past, step, key, cfg, sample
+    params, ids_BN, action_B, past, step, key, cfg, sample, backend
 ) -> tuple[Tensor, Tensor]:
     """`dynamics.unmask` on the past's ids and actions instead of a cache: it recomputes all frames."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(
-        params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg
+        params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg, backend=backend
     )
     return dynamics.reveal(
         logits[:, -1], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes

@@ -16,7 +16,7 @@ from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.runtime import backend
+from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training.sharding import cut, held
 from genie_fn.tree import Tree
@@ -117,6 +117,7 @@ class Model(NamedTuple):
 
 
 FRAMES = 16
+EAGER = AUTO.resolve("cuda", compiled=False)
 
 
 def _video(clips: int, cfg: TokenizerConfig | LamConfig) -> Tensor:
@@ -124,29 +125,30 @@ def _video(clips: int, cfg: TokenizerConfig | LamConfig) -> Tensor:
 
 
 def _tokenizer(name: str, batch: int, cfg: TokenizerConfig) -> Model:
-    cfg = backend.resolve(cfg, torch.device("cuda"), False)
     return Model(
         name,
         tokenizer.spec(cfg),
-        lambda p, clips: tokenizer.loss(p, _video(clips, cfg), cfg)[0],
+        lambda p, clips: tokenizer.loss(p, _video(clips, cfg), cfg, backend=EAGER)[0],
         batch,
     )
 
 
 def _lam(name: str, batch: int, cfg: LamConfig) -> Model:
-    cfg = backend.resolve(cfg, torch.device("cuda"), False)
     return Model(
-        name, lam.spec(cfg), lambda p, clips: lam.loss(p, _video(clips, cfg), cfg)[0], batch
+        name,
+        lam.spec(cfg),
+        lambda p, clips: lam.loss(p, _video(clips, cfg), cfg, backend=EAGER)[0],
+        batch,
     )
 
 
 def _dynamics(name: str, batch: int, cfg: DynamicsConfig) -> Model:
-    cfg = backend.resolve(cfg, torch.device("cuda"), False)
 
     def loss(params: Tree, clips: int) -> Tensor:
         ids = torch.empty((clips, FRAMES, cfg.tokens), dtype=torch.int64)
         actions = torch.empty((clips, FRAMES - 1), dtype=torch.int64)
-        return dynamics.loss(params, ids, actions, torch.empty(ids.shape, dtype=torch.bool), cfg)[0]
+        mask = torch.empty(ids.shape, dtype=torch.bool)
+        return dynamics.loss(params, ids, actions, mask, cfg, backend=EAGER)[0]
 
     return Model(name, dynamics.spec(cfg), loss, batch)
 

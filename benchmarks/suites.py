@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -75,7 +76,8 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
     """The frame that fills the window, batch 1, random weights. The cached way also extends its cache by the frame."""
     rows = []
     for mode in ("off", cfg.compile) if cfg.compile != "off" else ("off",):
-        model = backend.resolve(cfg.model, device, mode != "off")
+        model = cfg.model
+        chosen = cfg.backend.resolve(device, mode != "off")
         past, keys = model.stack.window - 1, random.split(random.key(0, device), 4)
         params = tree.init(dynamics.spec(model), keys[0])
         ids_BTN = random.randint(keys[1], (1, past, model.tokens), 0, model.codes)
@@ -83,7 +85,7 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
             (past, 1), 1
         )
         cache = dynamics.remember(
-            params, ids_BTN, actions_BT, dynamics.empty_cache(model, 1, device), model
+            params, ids_BTN, actions_BT, dynamics.empty_cache(model, 1, device), model, chosen
         )
         functions = [baselines.uncached_unmask, *dynamics.Programs()]
         functions = [compiled(f, replace(cfg, compile=mode), device) for f in functions]
@@ -95,8 +97,11 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
             params=params,
             action_B=action_B1[:, 0],
             model=model,
+            chosen=chosen,
         ) -> Tensor:
-            return dynamics.next_frame(params, action_B, past, key, model, cfg.sample, programs).ids
+            return dynamics.next_frame(
+                params, action_B, past, key, model, cfg.sample, programs, backend=chosen
+            ).ids
 
         uncached = partial(
             frame, (ids_BTN, actions_BT), dynamics.Programs(functions[0], lambda *_: None)
@@ -186,8 +191,8 @@ def attention_suite(cfg, device: torch.device) -> list[dict]:
         return attention.attend_within(q, k, v, *scales, impl=impl)
 
     for axis, attend, names in (
-        ("time", time, attention.TIME_IMPLS),
-        ("space", space, attention.SPACE_IMPLS),
+        ("time", time, get_args(backend.TimeImpl)),
+        ("space", space, get_args(backend.SpaceImpl)),
     ):
         ways = {"SDPA with transposes": partial(baselines.transposed_attention, axis, position)}
         ways |= {
@@ -261,22 +266,20 @@ def _tokenizer_step(
     cfg, preset: str, shape: tuple[int, int], mode: str, device: torch.device
 ) -> list[dict]:
     model = replace(tokenizer.PRESETS[preset], quantizer=QuantizerConfig(codes=1024))
-    model, optim = backend.resolve(model, device, mode != "off"), OptimConfig(warmup=1, ema=0.99)
+    optim = OptimConfig(warmup=1, ema=0.99)
+    chosen = cfg.backend.resolve(device, mode != "off")
     spec = tokenizer.spec(model)
     params = tree.init(spec, random.key(0, device))
     video = random.randint(
         random.key(1, device), (*shape, model.height, model.width, 3), 0, 256
     ).to(torch.uint8)
-    run = RunConfig(compile=mode, optim=optim, device=str(device))
+    run = RunConfig(compile=mode, optim=optim, device=str(device), backend=chosen)
 
-    def functional(run: RunConfig, model: tokenizer.TokenizerConfig) -> Callable:
-        step = make_step(
-            lambda params, batch, key, step, microbatch: tokenizer.loss(
-                params, batch, model, microbatch
-            ),
-            spec,
-            run,
-        )
+    def functional(run: RunConfig) -> Callable:
+        def loss(params, batch, key, step, microbatch):
+            return tokenizer.loss(params, batch, model, microbatch, backend=run.backend)
+
+        step = make_step(loss, spec, run)
         state = init_state(spec, random.key(0, device), optim, {})
         held = [state._replace(params=tree.map(torch.clone, params))]
 
@@ -288,14 +291,10 @@ def _tokenizer_step(
 
     ways = {"nn.Module": partial(baselines.module_step(params, model, run, device), video)}
     names = ("off",) if mode == "off" else ("step", "split") if cfg.split else ("step",)
-    ways |= {f"functional, {name}": functional(replace(run, compile=name), model) for name in names}
+    ways |= {f"functional, {name}": functional(replace(run, compile=name)) for name in names}
     if device.type == "cuda":
-        sides = {
-            side: replace(getattr(model, side), time_impl="triton", space_impl="triton")
-            for side in SIDES
-        }
-        fused = replace(model, **sides)
-        ways["functional, step, Triton attention"] = functional(run, fused)
+        triton = replace(chosen, space="triton", time="triton")
+        ways["functional, step, Triton attention"] = functional(replace(run, backend=triton))
     case = f"tokenizer {preset}, {shape[0]} x {shape[1]} frames, compile {mode}"
     work = Work(counts.tokenizer_step(model, *shape), counts.state_bytes(spec))
     ceiling = timing.measure_ceiling(device, DTYPES[model.encoder.dtype])
@@ -305,7 +304,6 @@ def _tokenizer_step(
     return with_peaks(rows, ways, device)
 
 
-SIDES = ("encoder", "decoder")
 SUITES = {
     "data": data_suite,
     "lfq": lfq_suite,

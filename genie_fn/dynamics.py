@@ -19,6 +19,7 @@ from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.layers import Cache, STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -137,6 +138,7 @@ def logits_next(
     cfg: DynamicsConfig,
     *,
     extend: bool = True,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
     """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache if `extend`.
 
@@ -151,7 +153,7 @@ def logits_next(
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
     x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
     x, cache = layers.st_transformer(
-        params["stack"], x + params["place"], cfg.stack, cache, extend=extend
+        params["stack"], x + params["place"], cfg.stack, cache, extend=extend, backend=backend
     )
     return layers.linear(params["head"], x[:, :, -cfg.tokens :]).float(), cache
 
@@ -163,18 +165,19 @@ def guided_logits(
     cache: Cache,
     cfg: DynamicsConfig,
     guidance: float | None,
+    *,
+    backend: Backend = AUTO,
 ) -> Tensor:
     """`logits_next` with the action made to count more: l + guidance · (l - l'), with l' under the mean of all actions'
     embeddings, in the place of a null action that training would have to know (classifier-free guidance, Ho & Salimans
     2022, arXiv 2207.12598, equation 6)."""
-    logits, _ = logits_next(params, ids_BTN, actions_BT, cache, cfg, extend=False)
+    logits, _ = logits_next(params, ids_BTN, actions_BT, cache, cfg, extend=False, backend=backend)
     if not guidance:
         return logits
     table = params["action"]
     known = params | {"action": torch.cat((table, table[: cfg.actions].mean(0, keepdim=True)))}
-    unmoved, _ = logits_next(
-        known, ids_BTN, torch.full_like(actions_BT, len(table)), cache, cfg, extend=False
-    )
+    mean_BT = torch.full_like(actions_BT, len(table))
+    unmoved, _ = logits_next(known, ids_BTN, mean_BT, cache, cfg, extend=False, backend=backend)
     return logits + guidance * (logits - unmoved)
 
 
@@ -220,6 +223,8 @@ def loss(
     cfg: DynamicsConfig,
     microbatch: Microbatch = WHOLE_BATCH,
     shown_BTN: Tensor | None = None,
+    *,
+    backend: Backend = AUTO,
 ):
     """Cross-entropy, in nats per token, of the hidden tokens given the others and the actions between frames (B, T-1).
 
@@ -227,7 +232,7 @@ def loss(
     (metrics, ()).
     """
     hidden = torch.where(mask_BTN, cfg.codes, ids_BTN if shown_BTN is None else shown_BTN)
-    logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg)
+    logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg, backend=backend)
     weight = mask_BTN.float() / microbatch.mean("hidden_tokens", mask_BTN.sum().float()).clamp(
         min=1 / microbatch.count
     )
@@ -309,19 +314,25 @@ def unmask(
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Tensor]:
     """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them; `key` is the frame's."""
     logits_B1NV = guided_logits(
-        params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance
+        params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance, backend=backend
     )
     return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
 
 def remember(
-    params: Tree, ids_BTN: Tensor, actions_BT: Tensor, cache: Cache, cfg: DynamicsConfig
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    cache: Cache,
+    cfg: DynamicsConfig,
+    backend: Backend = AUTO,
 ) -> Cache:
     """The cache extended by known frames; `actions_BT[t]` led into frame t."""
-    return logits_next(params, ids_BTN, actions_BT, cache, cfg)[1]
+    return logits_next(params, ids_BTN, actions_BT, cache, cfg, backend=backend)[1]
 
 
 class Programs(NamedTuple):
@@ -357,6 +368,8 @@ def next_frame(
     sample: SampleConfig,
     programs: Programs = EAGER,
     temperature: Tensor | None = None,
+    *,
+    backend: Backend = AUTO,
 ) -> Sampled:
     """Sample the frame that `action_B` leads to. A tensor `temperature` takes the place of the configuration's.
 
@@ -375,10 +388,12 @@ def next_frame(
     )  # what `step` holds must not make a program anew
     for k in count[:-1]:
         ids, p = programs.unmask(
-            params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed
+            params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed, backend
         )
         step_of = torch.where((step_of == 0) & (ids != cfg.codes), k + 1, step_of)
-    cache = programs.remember(params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg)
+    cache = programs.remember(
+        params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg, backend
+    )
     return Sampled(ids, p, step_of, cache)
 
 
@@ -390,29 +405,34 @@ def generate(
     cfg: DynamicsConfig,
     sample: SampleConfig,
     programs: Programs = EAGER,
+    *,
+    backend: Backend = AUTO,
 ) -> Tensor:
     """Continue T prompt frames of ids by F frames, given the T - 1 + F actions between them all: (B, T + F, N)."""
     frames = ids_BTN.shape[1]
     entering_BT = entering(actions_BT, cfg)
     cache = empty_cache(cfg, len(ids_BTN), ids_BTN.device)
-    cache = programs.remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
+    cache = programs.remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg, backend)
     video = [ids_BTN]
     for t in range(frames, entering_BT.shape[1]):
+        frame_key = random.fold_in(key, t)
         new = next_frame(
-            params, entering_BT[:, t], cache, random.fold_in(key, t), cfg, sample, programs
+            params, entering_BT[:, t], cache, frame_key, cfg, sample, programs, backend=backend
         )
         cache = new.cache
         video.append(new.ids[:, None])
     return torch.cat(video, 1)
 
 
-def generate_at_once(
+def generate_jointly(
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
+    *,
+    backend: Backend = AUTO,
 ) -> Tensor:
     """As `generate`, but the F frames are hidden and revealed together, as if they were one frame of F · N tokens.
 
@@ -421,7 +441,7 @@ def generate_at_once(
     frames, entering_BT = ids_BTN.shape[1], entering(actions_BT, cfg)
     future, device = entering_BT.shape[1] - frames, ids_BTN.device
     cache = empty_cache(cfg, len(ids_BTN), device)
-    cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg)
+    cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg, backend)
     new_BM = torch.full((len(ids_BTN), future * cfg.tokens), cfg.codes, device=device)
     count, temperature = (
         torch.arange(sample.steps + 1, device=device),
@@ -429,7 +449,15 @@ def generate_at_once(
     )
     for k in count[:-1]:
         shown = new_BM.unflatten(1, (future, cfg.tokens))
-        logits = guided_logits(params, shown, entering_BT[:, frames:], cache, cfg, sample.guidance)
+        logits = guided_logits(
+            params,
+            shown,
+            entering_BT[:, frames:],
+            cache,
+            cfg,
+            sample.guidance,
+            backend=backend,
+        )
         step, chance = Step(k, count[-1], temperature), random.fold_in(key, k)
         new_BM, _ = reveal(logits.flatten(1, 2), new_BM, step, chance, sample, cfg.sizes)
     return torch.cat((ids_BTN, new_BM.unflatten(1, (future, cfg.tokens))), 1)

@@ -26,6 +26,7 @@ from genie_fn.nets import blueprint, facing
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
 
@@ -212,10 +213,11 @@ def _run_net(
     width: int,
     dtype: str,
     condition: Tensor | None = None,
+    backend: Backend,
 ) -> Tensor:
     """Patches in rows of `width` through a blueprint with a linear layer at each end: (B, T, N', outputs), float32."""
     x = layers.linear(params["embed"], x_BTNI).to(layers.DTYPES[dtype]).unflatten(2, (-1, width))
-    y, _ = blueprint.apply(params["net"], x, net, condition=condition)
+    y, _ = blueprint.apply(params["net"], x, net, condition=condition, backend=backend)
     return layers.linear(params["head"], y).float().flatten(2, 3)
 
 
@@ -225,7 +227,7 @@ def _patches(video_BTHWC: Tensor, patch: int) -> Tensor:
     return layers.patchify(torch.cat((video_BTHWC, difference), dim=-1), patch)
 
 
-def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
+def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig, *, backend: Backend = AUTO) -> Tensor:
     """Video in [-1, 1] → one latent per transition, (B, T-1, K), before quantisation: the mean over the grid."""
     patches, nets = _patches(video_BTHWC, cfg.patch), cfg.blueprints
     if cfg.arch == "blueprint":
@@ -235,19 +237,25 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
             nets.encoder,
             width=cfg.width // cfg.patch,
             dtype=nets.dtype,
+            backend=backend,
         )
     else:
-        z_BTNK, _ = layers.grid_transformer(params["encoder"], patches, cfg.encoder)
+        z_BTNK, _ = layers.grid_transformer(
+            params["encoder"], patches, cfg.encoder, backend=backend
+        )
     return z_BTNK[:, 1:].mean(2)
 
 
-def infer_actions(params: Tree, video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
+def infer_actions(
+    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, *, backend: Backend = AUTO
+) -> Tensor:
     """uint8 video of T >= 2 frames → latent actions (B, T-1); action t depends on frames <= t+1 alone.
 
     The scene's code, or with `facing` twice that plus the bit.
     """
     video = layers.to_float(video_BTHWC)
-    ids = quantize.quantize(params["quantizer"], encode(params, video, cfg), cfg.quantizer).ids
+    z_BTK = encode(params, video, cfg, backend=backend)
+    ids = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, backend=backend).ids
     return 2 * ids + facing.infer(params["facing"], video, cfg.facing) if cfg.facing.side else ids
 
 
@@ -258,11 +266,18 @@ def lookup(params: Tree, actions: Tensor, cfg: LamConfig) -> Tensor:
     )
 
 
-def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig) -> Tensor:
+def decode(
+    params: Tree,
+    video_BTHWC: Tensor,
+    codes_BTK: Tensor,
+    cfg: LamConfig,
+    *,
+    backend: Backend = AUTO,
+) -> Tensor:
     """Predict the frame after each frame of a video in [-1, 1], given the action's code there: (B, T, H, W, 3)."""
     if not cfg.history and video_BTHWC.shape[1] > 1:  # every frame becomes a video of its own
         alone = (x.flatten(0, 1)[:, None] for x in (video_BTHWC, codes_BTK))
-        return decode(params, *alone, cfg).reshape(video_BTHWC.shape)
+        return decode(params, *alone, cfg, backend=backend).reshape(video_BTHWC.shape)
     if cfg.arch == "blueprint":
         side, nets = cfg.coarse_patch, cfg.blueprints
         change = _run_net(
@@ -272,18 +287,24 @@ def decode(params: Tree, video_BTHWC: Tensor, codes_BTK: Tensor, cfg: LamConfig)
             width=cfg.width // side,
             dtype=nets.dtype,
             condition=codes_BTK,
+            backend=backend,
         )
     else:
         action = layers.linear(params["action"], codes_BTK)[:, :, None]
         patches = _patches(video_BTHWC, cfg.patch)
         change, _ = layers.grid_transformer(
-            params["decoder"], patches, cfg.decoder, condition=action
+            params["decoder"], patches, cfg.decoder, condition=action, backend=backend
         )
     return video_BTHWC + layers.unpatchify(change, cfg.patch, cfg.height)
 
 
 def loss(
-    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, microbatch: Microbatch = WHOLE_BATCH
+    params: Tree,
+    video_BTHWC: Tensor,
+    cfg: LamConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, tuple[dict, Quantized]]:
     """Motion-weighted squared error of the predicted next frames plus the quantiser's loss, on uint8 video; with
     `facing` its loss too.
@@ -293,10 +314,9 @@ def loss(
     """
     video = layers.to_float(video_BTHWC)
     past, target = video[:, :-1], video[:, 1:]
-    q = quantize.quantize(
-        params["quantizer"], encode(params, video, cfg), cfg.quantizer, microbatch
-    )
-    error = (decode(params, past, q.codes, cfg) - target).square()
+    z_BTK = encode(params, video, cfg, backend=backend)
+    q = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend)
+    error = (decode(params, past, q.codes, cfg, backend=backend) - target).square()
     moved = (target - past).abs().mean(-1, keepdim=True)
     weight = (1 - cfg.motion) + cfg.motion * moved / microbatch.mean("motion", moved.mean()).clamp(
         min=1e-6

@@ -19,6 +19,7 @@ from genie_fn import tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import attention
 from genie_fn.kernels.attention import rms_norm, rotary
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,23 +44,12 @@ class STConfig:
     """Frames that temporal attention sees, the current one included."""
     dtype: str = "float32"
     """Compute dtype, float32 or bfloat16; parameters stay float32."""
-    space_impl: str = "auto"
-    time_impl: str = "auto"
-    """Which implementation attends: see `kernels/attention.py`."""
 
     def __post_init__(self):
         if min(self.layers, self.dim, self.heads, self.window) < 1 or self.dim % (2 * self.heads):
             raise UserError(
                 f"a transformer of width {self.dim} cannot have {self.heads} heads in {self.layers} layers: "
                 "take a width that is an even multiple of the heads, and at least one layer"
-            )
-        if (
-            self.space_impl not in attention.SPACE_IMPLS
-            or self.time_impl not in attention.TIME_IMPLS
-        ):
-            raise UserError(
-                f"attention over space is one of {', '.join(attention.SPACE_IMPLS)}, over time of "
-                f"{', '.join(attention.TIME_IMPLS)}: got {self.space_impl!r} and {self.time_impl!r}"
             )
         check_dtype(self.dtype)
 
@@ -138,7 +128,13 @@ def st_spec(cfg: STConfig) -> Tree:
 
 
 def st_transformer(
-    params: Tree, x_BTND: Tensor, cfg: STConfig, cache: Cache | None = None, *, extend: bool = True
+    params: Tree,
+    x_BTND: Tensor,
+    cfg: STConfig,
+    cache: Cache | None = None,
+    *,
+    extend: bool = True,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
     """Run the stack on T frames of N tokens; frame t sees itself and the `window - 1` frames before it, nothing later.
 
@@ -154,7 +150,7 @@ def st_transformer(
     x, keys, values = x_BTND.to(DTYPES[cfg.dtype]), [], []
     for i, block in enumerate(tree.unstack(params["blocks"])):
         past = None if cache is None else (cache.k_LBSNGE[i], cache.v_LBSNGE[i])
-        x, k, v = _block(block, x, position_T1, visible_TS, past, cfg)
+        x, k, v = _block(block, x, position_T1, visible_TS, past, cfg, backend)
         keys.append(k)
         values.append(v)
     x = rms_norm(params["norm"], x)
@@ -162,27 +158,33 @@ def st_transformer(
 
 
 def _block(
-    params: Tree, x_BTND: Tensor, position_T1: Tensor, visible_TS: Tensor, past, cfg: STConfig
-):
+    params: Tree,
+    x_BTND: Tensor,
+    position_T1: Tensor,
+    visible_TS: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    cfg: STConfig,
+    backend: Backend,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Space attention, time attention over the past's keys and values and the new, MLP.
 
     Returns x, and if there is a past, the keys and values of the new frames.
     """
     space, time = params["space"], params["time"]
     q, k, v = raw_qkv(space, x_BTND, cfg.heads)
-    y = attention.attend_within(q, k, v, space["q_norm"], space["k_norm"], impl=cfg.space_impl)
+    y = attention.attend_within(q, k, v, space["q_norm"], space["k_norm"], impl=backend.space)
     x = x_BTND + linear(space["out"], y.flatten(-2))
     q, k, v = raw_qkv(time, x, cfg.heads)
     scales = time["q_norm"], time["k_norm"]
     if past is None:
         y = attention.attend_new_frames(
-            q, k, v, *scales, position_T1, visible_TS, impl=cfg.time_impl
+            q, k, v, *scales, position_T1, visible_TS, impl=backend.time
         )
     else:
         q, k = (
             rotary(rms_norm(scale, x), position_T1) for scale, x in zip(scales, (q, k), strict=True)
         )
-        y = attention.attend_time(q, k, v, visible_TS, past=past, impl=cfg.time_impl)
+        y = attention.attend_time(q, k, v, visible_TS, past=past, impl=backend.time)
     x = x + linear(time["out"], y.flatten(-2))
     return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
 
@@ -228,10 +230,11 @@ def grid_transformer(
     cache: Cache | None = None,
     *,
     condition: Tensor | float = 0.0,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
     """(B, T, N, inputs) → (B, T, N, outputs), float32. `condition` (… N, D) is added to the input."""
     x = linear(params["embed"], x_BTNI) + params["place"] + condition
-    x, cache = st_transformer(params["stack"], x, cfg, cache)
+    x, cache = st_transformer(params["stack"], x, cfg, cache, backend=backend)
     return linear(params["head"], x).float(), cache
 
 

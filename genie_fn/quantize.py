@@ -16,6 +16,7 @@ from genie_fn import layers, random
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq as lookup_free
 from genie_fn.microbatch import WHOLE_BATCH, CodebookUpdate, Microbatch
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -43,8 +44,6 @@ class QuantizerConfig:
     """The share of the latents, evenly spread, that LFQ's entropies are computed on."""
     reset_below: float = 0.1
     """VQ codes used less than this share of uniform use are moved onto inputs."""
-    impl: str = "reference"
-    """LFQ's: "reference", torch operations, or "triton", kernels for a GPU that write no probabilities to memory."""
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -66,10 +65,6 @@ class QuantizerConfig:
             raise UserError(
                 f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}"
             )
-        if self.impl not in lookup_free.IMPLS or self.impl == "triton" and self.kind != "lfq":
-            raise UserError(
-                f"--cfg.model.quantizer.impl is reference, or triton for lfq: not {self.impl!r} for {self.kind}"
-            )
 
     @property
     def dim(self) -> int:
@@ -87,8 +82,8 @@ class Kind(NamedTuple):
 
     dim: Callable[[QuantizerConfig], int]
     """Channels of a code, K."""
-    quantize: Callable[[Tree, Tensor, QuantizerConfig, Microbatch], "Quantized"]
-    """(params, z (..., K), cfg, microbatch) → codes, ids and losses."""
+    quantize: Callable[[Tree, Tensor, QuantizerConfig, Microbatch, Backend], "Quantized"]
+    """(params, z (..., K), cfg, microbatch, backend) → codes, ids and losses."""
     lookup: Callable[[Tree, Tensor, QuantizerConfig], Tensor]
     """(params, ids (...), cfg) → codes (..., K)."""
     check: Callable[[QuantizerConfig], None] = lambda cfg: None
@@ -124,11 +119,16 @@ def spec(cfg: QuantizerConfig) -> Tree:
 
 
 def quantize(
-    params: Tree, z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch = WHOLE_BATCH
+    params: Tree,
+    z: Tensor,
+    cfg: QuantizerConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
 ) -> Quantized:
     """z (..., width), which begins with the axis of the clips → codes, ids and losses, all in float32."""
     z = layers.linear(params["in"], z.float()) if cfg.input_dim else z
-    q = KINDS[cfg.kind].quantize(params, z, cfg, microbatch)
+    q = KINDS[cfg.kind].quantize(params, z, cfg, microbatch, backend)
     return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
 
 
@@ -138,7 +138,13 @@ def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     return layers.linear(params["out"], codes) if cfg.input_dim else codes
 
 
-def lfq(z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch = WHOLE_BATCH) -> Quantized:
+def lfq(
+    z: Tensor,
+    cfg: QuantizerConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
+) -> Quantized:
     """Signs of z (sign(0) = -1), ids Σ 2^k [z_k > 0], and the loss
 
     commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean),
@@ -149,7 +155,7 @@ def lfq(z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch = WHOLE_BATCH) -
         "books": cfg.books,
         "temperature": cfg.temperature,
         "share": cfg.frac_sample,
-        "impl": cfg.impl,
+        "impl": backend.lfq,
     }
     clips = len(z) if z.dim() > 2 else 1
     r = lookup_free.quantize(z.flatten(0, -2), **options, clips=clips, microbatch=microbatch)
@@ -253,13 +259,15 @@ def _check_bits(cfg: QuantizerConfig) -> None:
 KINDS = {
     "lfq": Kind(
         dim=lambda cfg: cfg.codes.bit_length() - 1,
-        quantize=lambda params, z, cfg, microbatch: lfq(z, cfg, microbatch),
+        quantize=lambda params, z, cfg, microbatch, backend: lfq(
+            z, cfg, microbatch, backend=backend
+        ),
         lookup=lambda params, ids, cfg: lookup_free.codes_of(ids, cfg.dim),
         check=_check_bits,
     ),
     "vq": Kind(
         dim=lambda cfg: cfg.latent_dim,
-        quantize=lambda params, z, cfg, microbatch: vq(params["codebook"], z, cfg),
+        quantize=lambda params, z, cfg, microbatch, backend: vq(params["codebook"], z, cfg),
         lookup=lambda params, ids, cfg: params["codebook"][ids],
         spec=lambda cfg: {
             "codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)

@@ -19,6 +19,7 @@ from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.quantize import Quantized, QuantizerConfig
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
 
@@ -220,7 +221,9 @@ def spec(cfg: TokenizerConfig) -> Tree:
     return {"encoder": encoder, "quantizer": quantize.spec(cfg.quantizer), "decoder": decoder}
 
 
-def encode(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> Tensor:
+def encode(
+    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, *, backend: Backend = AUTO
+) -> Tensor:
     """Video in [-1, 1] → latents (B, T', N, K), before quantisation; T' = T / time_factor, or 1 + (T-1) / it."""
     if cfg.arch == "magvit2":
         latents, _ = blueprint.apply(
@@ -230,26 +233,36 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> Tensor:
             first_frame_alone=blueprint.codes_first_frame_alone(
                 video_BTHWC.shape[1], cfg.time_factor
             ),
+            backend=backend,
         )
         return latents.float().flatten(2, 3)
     return layers.grid_transformer(
-        params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder
+        params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder, backend=backend
     )[0]
 
 
 def decode(
-    params: Tree, codes_BTNK: Tensor, cfg: TokenizerConfig, frames: int | None = None
+    params: Tree,
+    codes_BTNK: Tensor,
+    cfg: TokenizerConfig,
+    frames: int | None = None,
+    *,
+    backend: Backend = AUTO,
 ) -> Tensor:
     """Codes → video (B, T, H, W, 3) in about [-1, 1]; `frames` is T, by default T' · time_factor."""
     alone = frames is not None and blueprint.codes_first_frame_alone(frames, cfg.time_factor)
-    return _decode(params, codes_BTNK, None, cfg, first_frame_alone=alone)[0]
+    return _decode(params, codes_BTNK, None, cfg, backend, first_frame_alone=alone)[0]
 
 
 def decode_next(
-    params: Tree, codes_BTNK: Tensor, cache: Tree | None, cfg: TokenizerConfig
+    params: Tree,
+    codes_BTNK: Tensor,
+    cache: Tree | None,
+    cfg: TokenizerConfig,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Tree | None]:
     """`decode` of the frames after those in the cache, at a time_factor of 1; also returns the extended cache."""
-    return _decode(params, codes_BTNK, cache, cfg, first_frame_alone=False)
+    return _decode(params, codes_BTNK, cache, cfg, backend, first_frame_alone=False)
 
 
 def _decode(
@@ -257,6 +270,7 @@ def _decode(
     codes_BTNK: Tensor,
     cache: Tree | None,
     cfg: TokenizerConfig,
+    backend: Backend,
     *,
     first_frame_alone: bool,
 ) -> tuple[Tensor, Tree | None]:
@@ -269,9 +283,12 @@ def _decode(
             first_frame_alone=first_frame_alone,
             condition=codes_BTHWK,
             cache=cache,
+            backend=backend,
         )
         return video.float(), cache
-    pixels, cache = layers.grid_transformer(params["decoder"], codes_BTNK, cfg.decoder, cache)
+    pixels, cache = layers.grid_transformer(
+        params["decoder"], codes_BTNK, cfg.decoder, cache, backend=backend
+    )
     return layers.unpatchify(pixels, cfg.patch, cfg.height), cache
 
 
@@ -289,31 +306,40 @@ def empty_cache(cfg: TokenizerConfig, batch: int, device=None) -> Tree:
     )
 
 
-def tokenize(params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig) -> tuple[Tensor, Tensor]:
+def tokenize(
+    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, *, backend: Backend = AUTO
+) -> tuple[Tensor, Tensor]:
     """uint8 video → codes (B, T', N, K) and ids (B, T', N)."""
-    q = quantize.quantize(
-        params["quantizer"], encode(params, layers.to_float(video_BTHWC), cfg), cfg.quantizer
-    )
+    z_BTNK = encode(params, layers.to_float(video_BTHWC), cfg, backend=backend)
+    q = quantize.quantize(params["quantizer"], z_BTNK, cfg.quantizer, backend=backend)
     return q.codes, q.ids
 
 
 def detokenize(
-    params: Tree, ids_BTN: Tensor, cfg: TokenizerConfig, frames: int | None = None
+    params: Tree,
+    ids_BTN: Tensor,
+    cfg: TokenizerConfig,
+    frames: int | None = None,
+    *,
+    backend: Backend = AUTO,
 ) -> Tensor:
     """ids → uint8 video of `frames` frames, by default T' · time_factor."""
-    return layers.to_uint8(
-        decode(params, quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer), cfg, frames)
-    )
+    codes_BTNK = quantize.lookup(params["quantizer"], ids_BTN, cfg.quantizer)
+    return layers.to_uint8(decode(params, codes_BTNK, cfg, frames, backend=backend))
 
 
 def reconstruct(
-    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, microbatch: Microbatch = WHOLE_BATCH
+    params: Tree,
+    video_BTHWC: Tensor,
+    cfg: TokenizerConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Quantized]:
     """Video in [-1, 1] → its reconstruction and the quantised latents."""
-    q = quantize.quantize(
-        params["quantizer"], encode(params, video_BTHWC, cfg), cfg.quantizer, microbatch
-    )
-    return decode(params, q.codes, cfg, video_BTHWC.shape[1]), q
+    z_BTNK = encode(params, video_BTHWC, cfg, backend=backend)
+    q = quantize.quantize(params["quantizer"], z_BTNK, cfg.quantizer, microbatch, backend=backend)
+    return decode(params, q.codes, cfg, video_BTHWC.shape[1], backend=backend), q
 
 
 def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
@@ -329,13 +355,18 @@ def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
 
 
 def loss(
-    params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, microbatch: Microbatch = WHOLE_BATCH
+    params: Tree,
+    video_BTHWC: Tensor,
+    cfg: TokenizerConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, tuple[dict, Quantized]]:
     """Squared error of the reconstruction plus the quantiser's loss, on uint8 video.
 
     Returns the scalar loss and (metrics, quantised latents).
     """
     video = layers.to_float(video_BTHWC)
-    made, q = reconstruct(params, video, cfg, microbatch)
+    made, q = reconstruct(params, video, cfg, microbatch, backend=backend)
     mse = (made - video).square().mean()
     return mse + q.loss, ({"mse": mse} | q.metrics, q)

@@ -17,15 +17,17 @@ from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import Cache
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
 
 
 class Stage(NamedTuple):
-    """One trained model: its configuration and its parameters."""
+    """One trained model: its configuration, its parameters, and how it is computed."""
 
     cfg: TokenizerConfig | LamConfig | DynamicsConfig
     params: Tree
+    backend: Backend = AUTO
 
 
 class World(NamedTuple):
@@ -110,7 +112,8 @@ def infer_actions(world: World, video_BTHWC: Tensor) -> Tensor:
             "this world was trained on recorded actions and has no latent action model: "
             "pass the actions themselves"
         )
-    return lam.infer_actions(world.lam.params, video_BTHWC, world.lam.cfg)
+    model = world.lam
+    return lam.infer_actions(model.params, video_BTHWC, model.cfg, backend=model.backend)
 
 
 def empty_state(
@@ -137,13 +140,13 @@ def reset(
     model = world.dynamics
     batch = len(prompt_BTHWC)
     device = prompt_BTHWC.device
-    codes, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg)
+    codes, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg, backend=coder.backend)
     if actions_BT is None:
         actions_BT = torch.zeros((batch, 0), dtype=torch.int64, device=device)
     entering = dynamics.entering(actions_BT, model.cfg)
     empty = empty_state(coder.cfg, model.cfg, batch, device)
-    cache = programs.remember(model.params, ids, entering, empty.dynamics, model.cfg)
-    video, decoder = programs.decode(coder.params, codes, empty.decoder, coder.cfg)
+    cache = programs.remember(model.params, ids, entering, empty.dynamics, model.cfg, model.backend)
+    video, decoder = programs.decode(coder.params, codes, empty.decoder, coder.cfg, coder.backend)
     return State(cache, decoder), Prompt(layers.to_uint8(video), ids)
 
 
@@ -169,9 +172,10 @@ def step(
         model.cfg,
         sample,
         dynamics.Programs(programs.unmask, programs.remember),
+        backend=model.backend,
     )
     codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
-    video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg)
+    video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg, coder.backend)
     pixels = layers.to_uint8(video.squeeze(-4))
     return State(cache, decoder), Frame(pixels, ids, probability, revealed)
 

@@ -513,8 +513,8 @@ def test_all_frames_in_one_go(dynamics_cfg, dynamics_params, steps):
     cache = dynamics.empty_cache(cfg, 2)
     cache = dynamics.remember(dynamics_params, ids, entering[:, :2], cache, cfg)
     frame = dynamics.next_frame(dynamics_params, entering[:, 2], cache, key, cfg, sample).ids
-    one = dynamics.generate_at_once(dynamics_params, ids, actions[:, :2], key, cfg, sample)
+    one = dynamics.generate_jointly(dynamics_params, ids, actions[:, :2], key, cfg, sample)
     assert torch.equal(one[:, :2], ids) and torch.equal(one[:, 2], frame)
-    many = dynamics.generate_at_once(dynamics_params, ids, actions, key, cfg, sample)
+    many = dynamics.generate_jointly(dynamics_params, ids, actions, key, cfg, sample)
     assert many.shape == (2, 5, cfg.tokens) and torch.equal(many[:, :2], ids)
     assert 0 <= many.min() and many.max() < cfg.codes

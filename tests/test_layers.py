@@ -7,6 +7,7 @@ import torch
 
 from genie_fn import layers, random, tree
 from genie_fn.kernels import attention
+from genie_fn.runtime.backend import Backend
 
 B, T, N = 2, 11, 3
 
@@ -145,7 +146,7 @@ def test_compiled_space_attention_is_attention():
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
 def test_the_whole_stack_agrees_for_every_implementation(params, x, stack_cfg, impl):
     expected, _ = layers.st_transformer(params, x, stack_cfg)
-    other, _ = layers.st_transformer(params, x, replace(stack_cfg, space_impl=impl, time_impl=impl))
+    other, _ = layers.st_transformer(params, x, stack_cfg, backend=Backend(space=impl, time=impl))
     torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
 
 

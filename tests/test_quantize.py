@@ -12,6 +12,7 @@ from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
 from genie_fn.microbatch import WHOLE_BATCH
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.runtime.backend import Backend
 
 
 def all_codes(dim):
@@ -280,6 +281,11 @@ def test_impossible_quantisers_are_refused():
     for options in ({"books": 3}, {"books": 0}, {"kind": "vq", "books": 2}, {"frac_sample": 0.0}):
         with pytest.raises(UserError):
             QuantizerConfig(codes=2**10, **options)
-    for kind, impl in (("lfq", "cuda"), ("vq", "triton"), ("vq", "sdpa")):
-        with pytest.raises(UserError, match="quantizer.impl"):
-            QuantizerConfig(kind=kind, impl=impl)
+
+
+def test_only_lfq_reads_how_lfq_is_computed():
+    z = random.normal(random.key(0), (2, 3, VQ.dim))
+    params = tree.init(quantize.spec(VQ), random.key(1))
+    expected = quantize.quantize(params, z, VQ)
+    other = quantize.quantize(params, z, VQ, backend=Backend(lfq="triton"))
+    assert torch.equal(other.codes, expected.codes) and torch.equal(other.ids, expected.ids)

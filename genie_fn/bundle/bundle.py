@@ -19,7 +19,8 @@ from genie_fn.data import Store
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import backend, files, stored_config
+from genie_fn.runtime import files, stored_config
+from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World, empty_state
@@ -239,8 +240,7 @@ def _assemble(
     )
     stages = {}
     for name, cfg in models.cfgs.items():
-        cfg = backend.resolve(cfg, torch.device(device), compiled, anew=True)
-        stages[name] = Stage(cfg, params[name])
+        stages[name] = Stage(cfg, params[name], AUTO.resolve(device, compiled))
     return World(stages["tokenizer"], stages["dynamics"], stages.get("lam"))
 
 

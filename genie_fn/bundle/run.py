@@ -9,7 +9,8 @@ from genie_fn import dynamics, lam, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import backend, stored_config
+from genie_fn.runtime import stored_config
+from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint
 from genie_fn.tree import Tree
@@ -41,10 +42,10 @@ def load_stage(
         model = loaded.config["lam_model"]
         weights = weights["lam"]
     cfg, spec = read_config(stage, model, run)
-    cfg = backend.resolve(cfg, torch.device(device), compiled, anew=True)
     # A run may also have trained other networks, such as a discriminator.
     params = {name: weights[name] for name in spec.keys() & weights.keys()}
-    return Stage(cfg, checkpoint.check(params, spec, f"the {stage} in {run}")), loaded.config
+    params = checkpoint.check(params, spec, f"the {stage} in {run}")
+    return Stage(cfg, params, AUTO.resolve(device, compiled)), loaded.config
 
 
 def read_config(
@@ -103,9 +104,7 @@ def fingerprint(*stages: Stage | None) -> str:
     digest = hashlib.sha256()
     for stage in stages:
         if stage is not None:
-            # Implementations chosen for a machine are no part of the model.
-            cfg = backend.resolve(stage.cfg, torch.device("cpu"), compiled=False, anew=True)
-            digest.update(repr(cfg).encode())
+            digest.update(repr(stage.cfg).encode())
             for path, value in sorted(tree.paths(stage.params).items()):
                 digest.update(path.encode() + value.detach().cpu().numpy().tobytes())
         digest.update(b"|")

@@ -29,7 +29,7 @@ def true_past(
 ) -> Tensor:
     """Every frame after the prompt dreamed from the real frames before it: (B, T - prompt, H, W, 3) uint8."""
     model, coder = dream.dynamics, dream.tokenizer
-    codes, ids = tokenizer.tokenize(coder.params, frames, coder.cfg)
+    codes, ids = tokenizer.tokenize(coder.params, frames, coder.cfg, backend=coder.backend)
     entering = dynamics.entering(actions, model.cfg)
     state, _ = world.reset(dream, frames[:, :prompt], actions[:, : prompt - 1])
     found = []
@@ -38,11 +38,12 @@ def true_past(
         found.append(shown.pixels)
         past, now = state, slice(t, t + 1)
         cache = dynamics.remember(
-            model.params, ids[:, now], entering[:, now], past.dynamics, model.cfg
+            model.params, ids[:, now], entering[:, now], past.dynamics, model.cfg, model.backend
         )
-        state = world.State(
-            cache, tokenizer.decode_next(coder.params, codes[:, now], past.decoder, coder.cfg)[1]
+        _, decoder = tokenizer.decode_next(
+            coder.params, codes[:, now], past.decoder, coder.cfg, coder.backend
         )
+        state = world.State(cache, decoder)
     return torch.stack(found, 1)
 
 
@@ -51,9 +52,12 @@ def at_once(
 ) -> Tensor:
     """All frames after the prompt hidden and revealed together, rather than one after another."""
     model, coder = dream.dynamics, dream.tokenizer
-    _, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg)
-    ids = dynamics.generate_at_once(model.params, ids, actions, key, model.cfg, sample)
-    return tokenizer.detokenize(coder.params, ids, coder.cfg)[:, prompt_BTHWC.shape[1] :]
+    _, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg, backend=coder.backend)
+    ids = dynamics.generate_jointly(
+        model.params, ids, actions, key, model.cfg, sample, backend=model.backend
+    )
+    video = tokenizer.detokenize(coder.params, ids, coder.cfg, backend=coder.backend)
+    return video[:, prompt_BTHWC.shape[1] :]
 
 
 def dream_all(

@@ -7,7 +7,7 @@
   attention kernel spends its time on padding;
 - "triton": for a GPU, genie_fn/kernels/space_attention.py and time_attention.py, which read the axis where it lies, and
   normalise (and for time turn) what they read;
-- "auto": what the scripts replace by one of these (`impls.resolve`); left as it is, sdpa in space and fused in time.
+- "auto": sdpa in space and fused in time, unless `Backend.resolve` has replaced it.
 """
 
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genie_fn.kernels import require_triton
-
-SPACE_IMPLS = ("auto", "reference", "sdpa", "triton")
-TIME_IMPLS = (*SPACE_IMPLS, "fused")
+from genie_fn.runtime.backend import SpaceImpl, TimeImpl
 
 
 def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -46,7 +44,7 @@ def _angles(position: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 
 def attend_space(
-    q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: str = "sdpa"
+    q_BTNGE: Tensor, k_BTNGE: Tensor, v_BTNGE: Tensor, *, impl: SpaceImpl = "sdpa"
 ) -> Tensor:
     """Every token attends to all tokens of its own frame. Returns (B, T, N, G, E)."""
     if impl == "triton":
@@ -65,7 +63,7 @@ def attend_within(
     q_scale_E: Tensor,
     k_scale_E: Tensor,
     *,
-    impl: str = "sdpa",
+    impl: SpaceImpl = "sdpa",
 ) -> Tensor:
     """`attend_space` of raw queries and keys: RMS norm with the scales comes first."""
     if impl == "triton":
@@ -85,7 +83,7 @@ def attend_time(
     visible_TS: Tensor,
     *,
     past=None,
-    impl: str = "fused",
+    impl: TimeImpl = "fused",
 ) -> Tensor:
     """Query frame t attends, at its own place n, to the key frames s where `visible_TS` is true.
 
@@ -117,7 +115,7 @@ def attend_new_frames(
     position_T1: Tensor,
     visible_TT: Tensor,
     *,
-    impl: str = "fused",
+    impl: TimeImpl = "fused",
 ) -> Tensor:
     """`attend_time` of raw queries and keys: RMS norm with the scales and rotary positions come first."""
     if impl == "triton":
@@ -137,7 +135,7 @@ def attend_new_frames(
     return attend_time(q, k, v_BTNGE, visible_TT, impl=impl)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: str) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, impl: TimeImpl) -> Tensor:
     """Attention over the second last axis of (..., length, E)."""
     if impl in ("sdpa", "auto"):
         # Four axes, as it documents: with five, torch 2.13 compiles it on the CPU to wrong numbers without a word.

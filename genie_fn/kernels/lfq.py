@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from genie_fn.errors import UserError
 from genie_fn.kernels import require_triton
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
-
-IMPLS = ("reference", "triton")
+from genie_fn.runtime.backend import LfqImpl
 
 
 class Rounded(NamedTuple):
@@ -39,7 +38,7 @@ def quantize(
     books: int = 1,
     temperature: float = 1.0,
     share: float = 1.0,
-    impl: str = "reference",
+    impl: LfqImpl = "reference",
     clips: int = 1,
     microbatch: Microbatch = WHOLE_BATCH,
 ) -> Rounded:

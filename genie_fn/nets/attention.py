@@ -11,6 +11,7 @@ from genie_fn.kernels import attention as kernels
 from genie_fn.layers import linear, linear_spec, rms_norm
 from genie_fn.nets.causal import Context, condition_per_frame, prepend_past
 from genie_fn.nets.layer import Layer
+from genie_fn.runtime.backend import SpaceImpl
 from genie_fn.tree import Tree
 
 
@@ -22,7 +23,7 @@ def attention_spec(dim: int, heads: int, head_dim: int, condition: int = 0) -> T
     return spec
 
 
-def space_attention(params: Tree, x_BTHWC: Tensor, heads: int, impl: str) -> Tensor:
+def space_attention(params: Tree, x_BTHWC: Tensor, heads: int, impl: SpaceImpl) -> Tensor:
     """x plus attention among the places of each frame.
 
     Positions are rotary, with half of each head's channels per axis.
@@ -119,8 +120,6 @@ class Attention(Layer):
     """Whether channels come first in Open-Genie; without effect here, where they always come last."""
 
     def __post_init__(self):
-        if getattr(self, "impl", "sdpa") not in kernels.SPACE_IMPLS:
-            raise ValueError(f"its impl {self.impl!r} is none of {', '.join(kernels.SPACE_IMPLS)}")
         if self.d_head % 4:
             raise ValueError(
                 f"its d_head {self.d_head} is not a multiple of 4, which rotary positions need"
@@ -138,11 +137,8 @@ class Attention(Layer):
 class SpaceAttention(Attention):
     """Attention among the places of each frame."""
 
-    impl: str = "sdpa"
-    """How it is computed: see `kernels/attention.py`. Only `reference` has a second derivative."""
-
     def apply(self, params, x, cache, context: Context):
-        return space_attention(params, x, self.n_head, self.impl), {}
+        return space_attention(params, x, self.n_head, context.backend.space), {}
 
 
 @dataclass(frozen=True)
@@ -176,8 +172,6 @@ class SpaceTimeAttention(TimeAttention):
 
     mlp: int = 4
     """Width of the feed-forward layer, in multiples of `n_embd`."""
-    impl: str = "sdpa"
-    """Of the attention in space, as in space_attn."""
     time_attn_kw: tuple = ()
     """Options of the attention in time: key_dim, the width of the external condition, and window."""
 
@@ -200,6 +194,6 @@ class SpaceTimeAttention(TimeAttention):
         }
 
     def apply(self, params, x, cache, context: Context):
-        x = space_attention(params["space"], x, self.n_head, self.impl)
+        x = space_attention(params["space"], x, self.n_head, context.backend.space)
         x, cache = super().apply(params["time"], x, cache, context)
         return x + layers.mlp(params["mlp"], layers.rms_norm(params["norm"], x)), cache

@@ -21,6 +21,7 @@ from genie_fn import layers, tree
 from genie_fn.errors import UserError
 from genie_fn.nets.causal import Context
 from genie_fn.nets.registry import ALIASES, REGISTRY, Layer
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
 MAX_LAYERS = 1000
@@ -155,6 +156,7 @@ def apply(
     first_frame_alone: bool = False,
     condition: Tensor | None = None,
     cache: Tree | None = None,
+    backend: Backend = AUTO,
 ) -> tuple[Tensor, Tree]:
     """Run the network; returns the output and the cache. Computes in the dtype of x.
 
@@ -165,7 +167,7 @@ def apply(
     parameters, one tree for each copy of the layer.
     """
     x = x_BTHWC
-    context = Context(first_frame_alone, condition)
+    context = Context(first_frame_alone, condition, backend)
     extended = {}
     for key, (layer, repeats) in zip(_keys(blueprint), _layers(blueprint), strict=True):
         blocks = tree.unstack(params[key]) or [{}] * repeats

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
 
@@ -31,6 +32,8 @@ class Context(NamedTuple):
     """Which of the module's two rules applies."""
     condition: Tensor | None = None
     """An external input, (B, T, K) or (B, T, h, w, K), at the rate of the input or a coarser one."""
+    backend: Backend = AUTO
+    """How attention within a frame is computed."""
 
 
 def prepend_past(x: Tensor, frames: int, past: Tree | None) -> tuple[Tensor, Tree]:

@@ -9,6 +9,7 @@ from genie_fn.errors import UserError
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.nets.residual import ActivationName
+from genie_fn.runtime.backend import Backend
 from genie_fn.tree import Tree
 
 
@@ -46,7 +47,6 @@ def network(cfg: DiscriminatorConfig) -> Blueprint:
         entries += _stage(inputs, outputs, factor, cfg)
     if cfg.attention:
         options = {"n_embd": widths[-1], "n_head": cfg.heads, "d_head": cfg.head_dim}
-        options["impl"] = "reference"  # the gradient penalty needs a second derivative
         entries.append(("space_attn", options))
     entries.append(("group_norm", {"num_channels": widths[-1], "num_groups": cfg.groups}))
     entries.append(("leaky_relu", {}))
@@ -79,5 +79,7 @@ def _stage(
 
 def logits(params: Tree, frames_MHWC: Tensor, net: Blueprint) -> Tensor:
     """Frames in [-1, 1] → logits (M, h, w); `net` is the blueprint of `network`."""
-    y, _ = blueprint.apply(params, frames_MHWC[:, None], net)
+    # The gradient penalty needs a second derivative, which only the reference attention has.
+    backend = Backend(space="reference")
+    y, _ = blueprint.apply(params, frames_MHWC[:, None], net, backend=backend)
     return y[:, 0, ..., 0]

@@ -22,7 +22,7 @@ from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
 from genie_fn.play.session import Session
-from genie_fn.runtime import backend
+from genie_fn.runtime.backend import AUTO
 from genie_fn.world import Programs, World
 
 MAX_GAMES = 8  # levels of the real game that are kept open
@@ -214,12 +214,8 @@ def _advance(runner: Runner, act: Act, sample: SampleConfig) -> Session:
 
 def _resolved(world: World, device: torch.device, compiled: bool) -> World:
     """The world with the implementations that are fastest on this device."""
-
-    def resolve(stage):
-        cfg = backend.resolve(stage.cfg, device, compiled, anew=True)
-        return stage._replace(cfg=cfg)
-
-    return World(*(stage and resolve(stage) for stage in world))
+    backend = AUTO.resolve(device, compiled)
+    return World(*(stage and stage._replace(backend=backend) for stage in world))
 
 
 def _psnr(pixels: np.ndarray, reference: np.ndarray) -> float:

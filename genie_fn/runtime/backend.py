@@ -1,51 +1,46 @@
-"""Which implementation a model uses: named in its config, or `auto`, which a script settles once for its machine."""
+"""What a program runs on and how: its device, whether it is compiled, and which implementations compute it.
 
-import dataclasses
+None of this is part of a model: a model's configuration says what is computed, a `Backend` how. It is passed beside the
+configuration, and is neither stored with a model nor part of its fingerprint.
+"""
+
 import os
 import shutil
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from genie_fn.errors import UserError
 from genie_fn.runtime.console import console
 
-
-def resolve(cfg: Any, device: torch.device, compiled: bool, *, anew: bool = False) -> Any:
-    """A config, however nested, with a name in the place of every `auto`; with `anew`, in the place of every choice.
-
-    The choices are those measured to be fastest: see docs/LOG.md. Triton's kernels are used where they are asked for.
-    """
-    if not dataclasses.is_dataclass(cfg):
-        return cfg
-    best, changed = _best(device, compiled), {}
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if field.name in best:
-            changed[field.name] = best[field.name] if anew or value == "auto" else value
-        else:
-            changed[field.name] = resolve(value, device, compiled, anew=anew)
-    return dataclasses.replace(cfg, **changed)
+SpaceImpl = Literal["auto", "reference", "sdpa", "triton"]
+TimeImpl = Literal["auto", "reference", "sdpa", "fused", "triton"]
+LfqImpl = Literal["reference", "triton"]
 
 
-def chosen(cfg: Any) -> dict[str, str]:
-    """Every choice in a config by its path: {"model.stack.time_impl": "fused", …}."""
-    found = {}
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if field.name in NAMES:
-            found[field.name] = value
-        elif dataclasses.is_dataclass(value):
-            found |= {f"{field.name}.{path}": name for path, name in chosen(value).items()}
-    return found
+@dataclass(frozen=True)
+class Backend:
+    """Which implementation computes what has several; they agree to rounding. See genie_fn/kernels/."""
+
+    space: SpaceImpl = "auto"
+    """Attention within a frame; `auto` is sdpa."""
+    time: TimeImpl = "auto"
+    """Attention across frames; `auto` is fused where programs are compiled, otherwise reference on a CPU and sdpa on a
+    GPU."""
+    lfq: LfqImpl = "reference"
+    """Lookup-free quantisation."""
+
+    def resolve(self, device: torch.device | str, compiled: bool) -> "Backend":
+        """The same with every `auto` replaced by what was measured to be fastest there (docs/LOG.md)."""
+        eager = "reference" if torch.device(device).type == "cpu" else "sdpa"
+        space: SpaceImpl = "sdpa" if self.space == "auto" else self.space
+        time: TimeImpl = ("fused" if compiled else eager) if self.time == "auto" else self.time
+        return replace(self, space=space, time=time)
 
 
-NAMES = ("space_impl", "time_impl", "impl")
-
-
-def _best(device: torch.device, compiled: bool) -> dict[str, str]:
-    eager = "reference" if device.type == "cpu" else "sdpa"
-    return dict(zip(NAMES, ("sdpa", "fused" if compiled else eager, "reference"), strict=True))
+AUTO = Backend()
+"""Nothing chosen: what functions take by default."""
 
 
 def pick_device(name: str) -> torch.device:

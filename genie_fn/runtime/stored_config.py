@@ -57,6 +57,8 @@ def _update_value(name: str, value: Any) -> Any:
 
 def update_model(config: Any) -> Any:
     """The configuration of a model, in terms of this version's fields."""
+    if isinstance(config, list | tuple):
+        return type(config)(update_model(item) for item in config if not _is_implementation(item))
     if not isinstance(config, dict):
         return config
     updated = {}
@@ -64,6 +66,11 @@ def update_model(config: Any) -> Any:
         if name not in IMPLEMENTATION_FIELDS:
             updated[MODEL_FIELDS.get(name, name)] = update_model(value)
     return updated
+
+
+def _is_implementation(item: Any) -> bool:
+    """Whether an item of a stored list is the option `impl` of a layer of a blueprint."""
+    return isinstance(item, list | tuple) and len(item) == 2 and item[0] == "impl"
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

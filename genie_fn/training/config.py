@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from genie_fn.errors import UserError
+from genie_fn.runtime.backend import Backend
 from genie_fn.training.log import SinkName
 from genie_fn.training.optim import OptimConfig
 
@@ -52,6 +53,8 @@ class RunConfig:
     profile: int = 0
     """Write a Chrome trace of this many steps, after the first few, to trace.json in `out`. 0:
     none."""
+    backend: Backend = field(default_factory=Backend)
+    """Which implementations compute the models."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):

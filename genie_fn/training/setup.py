@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
     if cfg.deterministic:
         _use_deterministic_algorithms()
     mode = backend.pick_compile(cfg.compile, device)
-    cfg = backend.resolve(replace(cfg, device=str(device), compile=mode), device, mode != "off")
+    resolved = cfg.backend.resolve(device, mode != "off")
+    cfg = replace(cfg, device=str(device), compile=mode, backend=resolved)
     store = sharding.by_all(lambda: data.open_store(cfg.data))
     sharding.check_same(store.data_hash, cfg.data)
     return cfg, store, device
@@ -105,8 +106,7 @@ def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> No
         f"compile {cfg.compile}, in {cfg.out}",
         soft_wrap=True,
     )
-    kinds = {(path.split(".")[-1], name) for path, name in backend.chosen(cfg).items()}
-    names = ", ".join(f"{kind} {name}" for kind, name in sorted(kinds))
+    names = ", ".join(f"{kind} {name}" for kind, name in asdict(cfg.backend).items())
     console.print(f"implementations: {names}", soft_wrap=True)
 
 

@@ -1,7 +1,6 @@
 """The Triton kernels against their reference, under Triton's interpreter where there is no GPU, and as machine code."""
 
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from genie_fn.quantize import QuantizerConfig
 
 lfq_triton = pytest.importorskip("genie_fn.kernels.lfq_triton", reason="Triton is not installed")
 from genie_fn.kernels.common import INTERPRETED
+from genie_fn.runtime.backend import Backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -116,17 +116,17 @@ def test_a_step_through_the_quantiser_is_the_references(compiled):
     params = tree.map(lambda x: x.to(DEVICE), tree.init(quantize.spec(cfg), random.key(0)))
     x, target = noise(1, 3, 4, 7, 5) * 9, noise(2, 3, 4, 7, 5)
 
-    def step(params, x, cfg):
+    def step(params, x, backend):
         def loss(params):
-            q = quantize.quantize(params, x, cfg)
+            q = quantize.quantize(params, x, cfg, backend=backend)
             return (q.codes - target).square().mean() + q.loss, (q.metrics, q.ids, q.z, q.use_V)
 
         return tree.value_and_grad(loss)(params)
 
     way = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
     both = (
-        tree.leaves(way(params, x, replace(cfg, impl="triton"))),
-        tree.leaves(step(params, x, cfg)),
+        tree.leaves(way(params, x, Backend(lfq="triton"))),
+        tree.leaves(step(params, x, Backend())),
     )
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -8,6 +8,7 @@ from genie_fn.kernels import attention
 from genie_fn.nets import attention as nets_attention
 from genie_fn.nets.attention import SpaceAttention
 from genie_fn.nets.causal import Context
+from genie_fn.runtime.backend import Backend
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +79,7 @@ def test_layers_of_a_blueprint_take_the_kernel_too():
     params = tree.map(lambda x: x.to(DEVICE), tree.init(spec, random.key(0)))
     x = noise(1, 2, 3, 3, 5, 16)
     (y, _), (expected, _) = (
-        SpaceAttention(16, 2, 8, impl=impl).apply(params, x, None, Context())
+        SpaceAttention(16, 2, 8).apply(params, x, None, Context(backend=Backend(space=impl)))
         for impl in ("triton", "reference")
     )
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,6 @@
 """The Triton kernel against its reference, under Triton's interpreter where there is no GPU, and its machine code."""
 
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from genie_fn import layers, random, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import attention
+from genie_fn.runtime.backend import Backend
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,17 +74,16 @@ def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
     params = tree.map(lambda x: x.to(DEVICE), tree.init(layers.st_spec(stack_cfg), random.key(0)))
     x = noise(1, 2, 6, 5, stack_cfg.dim)
 
-    def step(params, x, cfg):
+    def step(params, x, backend):
         def loss(params):
-            return layers.st_transformer(params, x, cfg)[0].square().mean(), ()
+            y, _ = layers.st_transformer(params, x, stack_cfg, backend=backend)
+            return y.square().mean(), ()
 
         return tree.value_and_grad(loss)(params)
 
-    (expected, _), expected_grads = step(
-        params, x, replace(stack_cfg, space_impl="reference", time_impl="reference")
-    )
+    (expected, _), expected_grads = step(params, x, Backend(space="reference", time="reference"))
     fast = torch.compile(step, fullgraph=True, dynamic=False)
-    (value, _), grads = fast(params, x, replace(stack_cfg, space_impl="triton", time_impl="triton"))
+    (value, _), grads = fast(params, x, Backend(space="triton", time="triton"))
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(tree.leaves(grads), tree.leaves(expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)

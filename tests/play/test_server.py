@@ -23,7 +23,7 @@ from genie_fn.play import recording
 from genie_fn.play.engine import Engine
 from genie_fn.play.guard import HEADERS
 from genie_fn.play.server import Limits, Server
-from genie_fn.runtime import backend
+from genie_fn.runtime.backend import AUTO
 
 CPU = torch.device("cpu")
 HOME = "http://localhost"
@@ -190,9 +190,7 @@ def test_a_frame_is_the_worlds_own(serve, stage):
         start = page.start()[1]["rgb"]
         shown = [page.ask("act", action=action)[1] for action in actions]
     cpu, image = torch.device("cpu"), client.server.first_image({"clip": 3})
-    world_model = world.World(
-        *(s._replace(cfg=backend.resolve(s.cfg, cpu, False)) for s in stage[0])
-    )
+    world_model = world.World(*(s._replace(backend=AUTO.resolve(cpu, False)) for s in stage[0]))
     with torch.no_grad():
         state, prompt = world.reset(world_model, torch.from_numpy(image)[None, None])
         assert np.array_equal(start, prompt.pixels.numpy().ravel())

@@ -30,6 +30,9 @@ def with_implementations(model: dict) -> dict:
             old[name] = STACK | IMPLEMENTATIONS
     if "quantizer" in old:
         old["quantizer"] = QUANTIZER | {"impl": "triton"}
+    if "blueprints" in old:
+        block = ["space_attn", [["impl", "sdpa"], ["n_head", 4], ["d_head", 16]]]
+        old["blueprints"] = old["blueprints"] | {"encoder": [block, ["silu", []]]}
     return old
 
 

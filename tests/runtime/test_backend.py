@@ -1,0 +1,32 @@
+"""The choice of implementations for a machine."""
+
+import pytest
+
+from genie_fn.errors import UserError
+from genie_fn.runtime.backend import AUTO, Backend
+from genie_fn.training import checkpoint
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "time"),
+    [
+        ("cpu", False, "reference"),
+        ("cuda", False, "sdpa"),
+        ("cpu", True, "fused"),
+        ("cuda", True, "fused"),
+    ],
+)
+def test_every_choice_is_resolved(device, compiled, time):
+    assert AUTO.resolve(device, compiled) == Backend("sdpa", time, "reference")
+
+
+def test_what_was_chosen_stays():
+    chosen = Backend("triton", "reference", "triton")
+    assert chosen.resolve("cpu", True) == chosen
+    assert Backend(time="sdpa").resolve("cpu", False) == Backend("sdpa", "sdpa")
+
+
+def test_unknown_names_are_refused():
+    for stored in ({"lfq": "cuda"}, {"lfq": "sdpa"}, {"space": "fused"}, {"time": "flash"}):
+        with pytest.raises(UserError, match="no sensible"):
+            checkpoint.from_dict(Backend, stored)
