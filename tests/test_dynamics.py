@@ -128,7 +128,7 @@ def test_the_loss_is_cross_entropy_at_hidden_tokens_only(dynamics_cfg, monkeypat
     logits = random.normal(random.key(6), (B, T, cfg.tokens, cfg.codes)).requires_grad_()
     given = []
 
-    def fake(params, hidden, entering, cache, cfg):
+    def fake(params, hidden, entering, cache, cfg, **options):
         given.append((hidden, entering, cache))
         return logits, None
 

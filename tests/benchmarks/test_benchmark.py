@@ -164,7 +164,7 @@ def test_step_refuses_ways_that_disagree(monkeypatch):
     )
     true = tokenizer.loss
     monkeypatch.setattr(
-        tokenizer, "loss", lambda *a: (lambda loss, aux: (loss * 1.01, aux))(*true(*a))
+        tokenizer, "loss", lambda *a, **k: (lambda loss, aux: (loss * 1.01, aux))(*true(*a, **k))
     )
     with pytest.raises(RuntimeError, match="the losses differ"):
         suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
