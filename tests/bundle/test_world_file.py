@@ -89,7 +89,7 @@ def test_rollouts_are_those_of_the_rounded_parameters_bit_for_bit(packed, file, 
     """As a run's would be: implementations are chosen for this machine, too."""
     loaded = bundle.load(file).world
     whole = world.World(
-        *(s._replace(cfg=other.cfg) for s, other in zip(packed[0], loaded, strict=True))
+        *(s._replace(backend=other.backend) for s, other in zip(packed[0], loaded, strict=True))
     )
     rounded = world.World(
         *(s._replace(params=tree.map(lambda x: x.bfloat16().float(), s.params)) for s in whole)
