@@ -3,8 +3,8 @@
 import pytest
 
 from genie_fn.errors import UserError
+from genie_fn.runtime import stored_config
 from genie_fn.runtime.backend import AUTO, Backend
-from genie_fn.training import checkpoint
 
 
 @pytest.mark.parametrize(
@@ -28,5 +28,5 @@ def test_what_was_chosen_stays():
 
 def test_unknown_names_are_refused():
     for stored in ({"lfq": "cuda"}, {"lfq": "sdpa"}, {"space": "fused"}, {"time": "flash"}):
-        with pytest.raises(UserError, match="no sensible"):
-            checkpoint.from_dict(Backend, stored)
+        with pytest.raises(UserError, match="has an invalid"):
+            stored_config.from_dict(Backend, stored)
