@@ -239,7 +239,8 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
 def _checksum(recording: Recording) -> int:
     crc = 0
     for name in CHECKED:
-        crc = zlib.crc32(np.ascontiguousarray(getattr(recording, name), DTYPES[name]), crc)
+        values = np.ascontiguousarray(getattr(recording, name), DTYPES[name])
+        crc = zlib.crc32(values.data, crc)
     return crc
 
 

@@ -221,7 +221,7 @@ def test_nothing_is_made_that_could_not_be_opened(tmp_path):
             data.create(tmp_path / "s", {}, *sizes)
 
 
-def test_appending_leaves_old_files_alone_and_equals_one_go(tmp_path):
+def test_appending_keeps_old_files_and_equals_writing_at_once(tmp_path):
     whole, grown = make(tmp_path / "whole"), make(tmp_path / "grown", RECORDINGS[:2])
     before = {
         path: path.stat().st_mtime_ns

@@ -109,7 +109,9 @@ def test_another_seed_plays_otherwise(collected):
     assert (script.choose_actions(SMALL, 8) != again.actions).any()
 
 
-def test_appending_equals_one_go_and_complete_is_a_no_op(collected, tmp_path, capsys):
+def test_appending_equals_collecting_at_once_and_a_complete_dataset_is_kept(
+    collected, tmp_path, capsys
+):
     cfg = replace(SMALL, root=str(tmp_path / "grown"))
     script.main(replace(cfg, num_levels=1))
     script.main(cfg)

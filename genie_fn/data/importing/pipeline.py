@@ -2,7 +2,7 @@
 
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -99,8 +99,10 @@ def _recording_times(
             )
         if first is None:
             first = frame.time
-        no_time = frame.time is None or first is None
-        times.append(len(times) if no_time else float(frame.time - first))
+        if frame.time is None or first is None:
+            times.append(len(times))
+        else:
+            times.append(float(frame.time - first))
         yield frame
 
 
@@ -153,7 +155,9 @@ def longest_actions(track: ActionTrack, numbers: np.ndarray, times) -> np.ndarra
     return actions
 
 
-def in_order(streams: Iterable[Callable[[], Iterator[T]]], workers: int) -> Iterator[Iterator[T]]:
+def in_order(
+    streams: Iterable[Callable[[], Iterator[T]]], workers: int
+) -> Generator[Iterator[T], None, None]:
     """An iterator over each stream, in order, while threads make the first items of the next ones.
 
     Up to `workers` streams are begun ahead. Read each to its end before the next. An error in a

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.container import InputContainer
+from av.error import InvalidDataError
 from PIL import Image
 
 from genie_fn.data import images
@@ -74,7 +75,7 @@ def _read_video(path: Path, threads: int) -> Iterator[SourceFrame]:
             str(path), options=limits, container_options=whitelists, metadata_errors="replace"
         ) as file:
             stream = file.streams.best("video")
-            if stream is None:
+            if not isinstance(stream, av.VideoStream):
                 raise Unreadable("it has no video stream")
             context = stream.codec_context
             if context is None:
@@ -93,7 +94,7 @@ def _read_video(path: Path, threads: int) -> Iterator[SourceFrame]:
         raise Unreadable(f"{what} ({_reason(error)})") from error
 
 
-def _stream_frames(file: av.container.InputContainer, stream: Any) -> Iterator[SourceFrame]:
+def _stream_frames(file: InputContainer, stream: av.VideoStream) -> Iterator[SourceFrame]:
     """The frames of a video stream with their times and the rotation of the first frame."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -102,8 +103,10 @@ def _stream_frames(file: av.container.InputContainer, stream: Any) -> Iterator[S
     # Only the first frame is asked: side data keeps its frame until garbage is collected.
     rotation = None
     for number, frame in enumerate(_decoded(file, stream)):
-        timed = frame.pts is not None and frame.time_base
-        time = frame.pts * frame.time_base if timed else number / rate
+        if frame.pts is None or not frame.time_base:
+            time = number / rate
+        else:
+            time = frame.pts * frame.time_base
         if rotation is None:
             rotation = _rotation(frame)
         sideways = rotation[0, 1] != 0
@@ -112,14 +115,14 @@ def _stream_frames(file: av.container.InputContainer, stream: Any) -> Iterator[S
         )
 
 
-def _decoded(file: av.container.InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
+def _decoded(file: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """The decoded frames, without damaged ones at the beginning: recorded broadcasts begin anywhere."""
     begun = False
     first_error = None
     for packet in file.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError as error:
+        except InvalidDataError as error:
             if begun:
                 raise
             first_error = first_error or error
@@ -153,7 +156,7 @@ def _rotation(frame: av.VideoFrame) -> np.ndarray:
 
     The identity for angles that are not multiples of 90 degrees.
     """
-    stored = frame.side_data.get(Type.DISPLAYMATRIX)
+    stored = frame.side_data.get("DISPLAYMATRIX")
     if stored is None:
         return np.eye(2)
     matrix = np.frombuffer(bytes(stored), np.int32)[[0, 1, 3, 4]].reshape(2, 2) / 65536
