@@ -1,264 +1,324 @@
-"""Ablations: one choice at a time, everything else the demo's, a few seeds each; tables go to docs/ablations.md.
+"""Ablations: one choice at a time, everything else as in the demo, several seeds; tables go to docs/ablations.md.
 
-    python ablate.py                              # every choice: hours on two CPU cores; run again, it goes on
+    python ablate.py                              # every choice: hours on two CPU cores; the same command continues
     python ablate.py --cfg.choices actions        # one of them
     python ablate.py --cfg.choices order steps temperature --cfg.worlds runs/a/dynamics runs/b/dynamics
-                                                  # choices in sampling, in worlds that are trained already
-    python ablate.py --cfg.choices table          # the tables, from what was measured before
+                                                  # choices of sampling, in trained worlds
+    python ablate.py --cfg.choices table          # the tables, from earlier measurements
 
-Variants share whatever their choice does not touch: a choice in sampling trains nothing, one in the dynamics model
-reads the same tokenizer and latent actions. Every world is evaluated on the same held-out clips.
+Variants share the stages that their choice does not affect: a choice of sampling trains nothing, one of the dynamics
+model uses the same tokenizer and latent actions. Every world is evaluated on the same held-out clips.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
 
 from benchmarks import report
 from genie_fn.errors import UserError
-from genie_fn.evaluation import rollouts
+from genie_fn.evaluation import record_file, rollouts
 from genie_fn.evaluation.report import headlines
+from genie_fn.evaluation.report.headlines import Row
 from genie_fn.runtime import provenance
 from genie_fn.runtime.cli import run
 from genie_fn.training import checkpoint
 
 ROOT = Path(__file__).parent
-MARKS = "<!-- ablations: python ablate.py -->", "<!-- end of ablations -->"
-READS = {
+MARKS = ("<!-- ablations: python ablate.py -->", "<!-- end of ablations -->")
+
+Stage = Literal["dataset", "tokenizer", "lam", "dynamics", "evaluation"]
+INPUTS: dict[Stage, tuple[Stage, ...]] = {
     "dataset": (),
     "tokenizer": ("dataset",),
     "lam": ("dataset",),
     "dynamics": ("dataset", "tokenizer", "lam"),
     "evaluation": ("dynamics",),
 }
-"""What each stage is made from."""
+"""The stages that each stage reads, in the order in which they are run."""
 
-CHOICES = {
-    "actions": ("dynamics", "How an action enters the dynamics model"),
-    "quantizer": ("tokenizer", "What turns the tokenizer's latents into ids"),
-    "history": ("lam", "Whether the latent action model's decoder sees more than the last frame"),
-    "order": ("evaluation", "Which tokens a MaskGIT step reveals"),
-    "steps": ("evaluation", "MaskGIT steps per frame"),
-    "temperature": ("evaluation", "Temperature of the sampled tokens"),
-    "guidance": ("evaluation", "By how much sampling exaggerates what the action changes"),
-    "data": ("dataset", "Who played the training videos (all are evaluated on the explorer's)"),
-}
-"""The stage that a choice changes, and what it is about."""
+ChoiceName = Literal[
+    "actions", "quantizer", "history", "order", "steps", "temperature", "guidance", "data"
+]
 
-VARIANTS = {
-    "actions": {"add": "", "prepend": "--cfg.model.action-mode prepend"},
-    "quantizer": {
-        "vq": "",
-        "lfq": "--cfg.model.quantizer.kind lfq --cfg.model.quantizer.entropy 0.1",
-    },
-    "history": {"seen": "", "masked": "--cfg.model.no-history"},
-    "order": {"confidence": "", "random": "--cfg.sample.order random"},
-    "steps": {"8": "", **{str(n): f"--cfg.sample.steps {n}" for n in (2, 4, 25)}},
-    "temperature": {"1": "", **{str(x): f"--cfg.sample.temperature {x}" for x in (0.0, 0.3, 0.6)}},
-    "guidance": {"0": "", "1": "--cfg.sample.guidance 1"},
-    "data": {"explorer": "", "random": "--cfg.policy random"},
+
+class Choice(NamedTuple):
+    """What is varied: the stage that it changes, a heading, and the flags of every variant (the demo's come first)."""
+
+    stage: Stage
+    about: str
+    variants: dict[str, str]
+
+
+CHOICES: dict[ChoiceName, Choice] = {
+    "actions": Choice(
+        "dynamics",
+        "How an action enters the dynamics model",
+        {"add": "", "prepend": "--cfg.model.action-mode prepend"},
+    ),
+    "quantizer": Choice(
+        "tokenizer",
+        "The tokenizer's quantizer",
+        {"vq": "", "lfq": "--cfg.model.quantizer.kind lfq --cfg.model.quantizer.entropy 0.1"},
+    ),
+    "history": Choice(
+        "lam",
+        "Whether the latent action model's decoder sees more than the last frame",
+        {"seen": "", "masked": "--cfg.model.no-history"},
+    ),
+    "order": Choice(
+        "evaluation",
+        "Which tokens a MaskGIT step reveals",
+        {"confidence": "", "random": "--cfg.sample.order random"},
+    ),
+    "steps": Choice(
+        "evaluation",
+        "MaskGIT steps per frame",
+        {
+            "8": "",
+            "2": "--cfg.sample.steps 2",
+            "4": "--cfg.sample.steps 4",
+            "25": "--cfg.sample.steps 25",
+        },
+    ),
+    "temperature": Choice(
+        "evaluation",
+        "Temperature of the sampled tokens",
+        {
+            "1": "",
+            "0.0": "--cfg.sample.temperature 0.0",
+            "0.3": "--cfg.sample.temperature 0.3",
+            "0.6": "--cfg.sample.temperature 0.6",
+        },
+    ),
+    "guidance": Choice(
+        "evaluation",
+        "Scale of classifier-free guidance on the action",
+        {"0": "", "1": "--cfg.sample.guidance 1"},
+    ),
+    "data": Choice(
+        "dataset",
+        "Policy that played the training videos (all are evaluated on the explorer's)",
+        {"explorer": "", "random": "--cfg.policy random"},
+    ),
 }
-"""The flags of every variant; the first is the demo's."""
 
 COLUMNS = (
-    headlines.Row("tokenizer, dB", "reconstruction.psnr"),
-    headlines.Row("t = 1, moving, dB", "rollouts.1.moving.psnr.own@1"),
-    headlines.Row("t = 4, moving, dB", "rollouts.1.moving.psnr.own@4"),
-    headlines.Row("mean of the frames, all, dB", "rollouts.1.all.psnr.own@average"),
-    headlines.Row("Δ₄ shuffled, moving, dB", "rollouts.1.moving.delta.shuffled@4"),
-    headlines.Row("actions' NMI", "actions.true.all.information", 3),
+    Row("tokenizer, dB", headlines.TOKENIZER_PSNR.read),
+    Row("t = 1, moving, dB", headlines.psnr("own_actions", 1)),
+    Row("t = 4, moving, dB", headlines.psnr("own_actions", 4)),
+    Row("mean of the frames, all, dB", headlines.psnr("own_actions", "average", "all")),
+    Row("Δ₄ shuffled, moving, dB", headlines.delta("shuffled", 4)),
+    Row("actions' NMI", headlines.NMI.read, 3),
 )
 
 
 @dataclass(frozen=True)
 class Config:
-    choices: tuple[str, ...] = tuple(CHOICES)
+    choices: tuple[ChoiceName | Literal["table"], ...] = field(
+        default_factory=lambda: tuple(CHOICES)
+    )
+    """What to vary; `table` writes the tables from earlier measurements."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """These, not how many. Once the data is there, several processes can train one each, with the same `out`; when they
-    have ended, one command that names them all makes the tables."""
+    """The seeds, not their number. Once the dataset exists, several processes can train one each, with the same `out`;
+    afterwards, one command that names them all writes the tables."""
     worlds: tuple[str, ...] = ()
-    """Runs of dynamics models in the place of seeds: nothing is trained, so the choices are of the evaluation's."""
+    """Runs of dynamics models to evaluate instead of training one per seed; for choices of sampling only."""
     data: str = "data/coinrun"
-    levels: int = 200  # of a dataset that is collected here
+    """The demo's dataset, which is also evaluated on."""
+    levels: int = 200
+    """Levels of a dataset that is collected here."""
     tokenizer_steps: int = 1000
+    """Training steps of each tokenizer."""
     lam_steps: int = 350
+    """Training steps of each latent action model."""
     dynamics_steps: int = 350
+    """Training steps of each dynamics model."""
     clips: int = 64
+    """Held-out clips of each evaluation."""
     frames: int = 10
-    """That are dreamed of each clip."""
+    """Frames to generate from each clip."""
     action_clips: int = 300
+    """Clips that actions are analysed on."""
     out: str = "runs/ablations"
+    """The folder of all runs."""
     results: str = "benchmarks/ablations.json"
+    """The file of all measurements."""
     docs: str = "docs/ablations.md"
+    """The page with the tables."""
 
     def __post_init__(self):
-        for name in self.choices:
-            if name not in (*CHOICES, "table"):
-                raise UserError(
-                    f"there is no choice {name!r}: --cfg.choices are of {', '.join(CHOICES)} and table"
-                )
-        if (
-            not self.seeds
-            or min(self.levels, self.tokenizer_steps, self.lam_steps, self.dynamics_steps) < 1
-        ):
+        steps = (self.tokenizer_steps, self.lam_steps, self.dynamics_steps)
+        if not self.seeds or min(self.levels, *steps) < 1:
             raise UserError(
-                "--cfg.seeds names one or more, and --cfg.levels and steps are all at least 1"
+                "--cfg.seeds must name at least one seed, and --cfg.levels and all steps must be at least 1"
             )
         if self.clips < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(
-                f"--cfg.clips is at least 2 and --cfg.frames {rollouts.HEADLINE}, as for evaluate.py"
+                f"--cfg.clips must be at least 2 and --cfg.frames {rollouts.HEADLINE}, as for evaluate.py"
             )
-        trained = [
-            name for name in self.choices if CHOICES.get(name, ("evaluation",))[0] != "evaluation"
-        ]
+        trained = [name for name in self.choices if _needs_training(name)]
         if self.worlds and trained:
             raise UserError(
-                f"--cfg.worlds are trained already, which {trained[0]} changes: leave it out of --cfg.choices"
+                f"--cfg.worlds are trained already, but {trained[0]} changes training: leave it out of --cfg.choices"
             )
+
+    @property
+    def measured(self) -> tuple[ChoiceName, ...]:
+        """The choices without `table`."""
+        return tuple(name for name in self.choices if name != "table")
+
+
+def _needs_training(name: ChoiceName | Literal["table"]) -> bool:
+    return name != "table" and CHOICES[name].stage != "evaluation"
 
 
 class Variant(NamedTuple):
-    """One world: a choice, what was chosen, and the training's seed."""
+    """One world: a choice, the variant's name, and the training's seed (or the index of a trained world)."""
 
-    choice: str
+    choice: ChoiceName
     name: str
     seed: int
 
-    @property
-    def flags(self) -> str:
-        return VARIANTS[self.choice][self.name]
+    def flags(self, stage: Stage) -> str:
+        """The flags of a stage that differ from the demo's."""
+        choice = CHOICES[self.choice]
+        return choice.variants[self.name] if choice.stage == stage else ""
 
-    def changes(self, stage: str) -> bool:
-        """Whether this stage is another than the demo's, because of its own flags or of what it is made from."""
-        own = bool(self.flags) and CHOICES[self.choice][0] == stage
-        return own or any(self.changes(earlier) for earlier in READS[stage])
-
-
-def folder(cfg: Config, variant: Variant, stage: str) -> Path:
-    """Where a stage of a world lies; variants that do not change it share it."""
-    tag = f"-{variant.choice}-{variant.name}" if variant.changes(stage) else ""
-    if cfg.worlds:
-        made = Path(cfg.worlds[variant.seed])
-        return (
-            made
-            if stage == "dynamics"
-            else Path(cfg.out) / "worlds" / str(made).replace("/", "-") / f"{stage}{tag}"
-        )
-    if stage == "dataset":
-        return Path(cfg.out) / f"dataset{tag}" if tag else Path(cfg.data)
-    scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
-    return Path(cfg.out) / scale / f"seed{variant.seed}" / f"{stage}{tag}"
-
-
-def command(cfg: Config, variant: Variant, stage: str) -> list[str]:
-    """How a stage is made."""
-    at = {name: str(folder(cfg, variant, name)) for name in READS}
-    if stage == "dataset":
-        script, flags = "generate_dataset", {"root": at["dataset"], "num-levels": cfg.levels}
-    elif stage == "evaluation":
-        script, flags = (
-            "evaluate",
-            {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1},
-        )
-        flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
-    else:
-        steps = {
-            "tokenizer": cfg.tokenizer_steps,
-            "lam": cfg.lam_steps,
-            "dynamics": cfg.dynamics_steps,
-        }[stage]
-        script, flags = f"train_{stage}", {"data": at["dataset"], "out": at[stage], "steps": steps}
-        flags |= {"seed": variant.seed, "save-every": steps, "sample-every": steps}
-        flags |= {name: at[name] for name in READS[stage] if name != "dataset"}
-    words = [word for name, value in flags.items() for word in (f"--cfg.{name}", str(value))]
-    words += (
-        ["--cfg.resume"]
-        if script.startswith("train_")
-        else ["--cfg.brief"]
-        if script == "evaluate"
-        else []
-    )
-    own = variant.flags.split() if CHOICES[variant.choice][0] == stage else []
-    return [sys.executable, str(ROOT / f"{script}.py"), *words, *own]
-
-
-def is_made(cfg: Config, variant: Variant, stage: str) -> bool:
-    """Whether nothing is left to do for a stage."""
-    at = folder(cfg, variant, stage)
-    if stage == "evaluation":
-        asked = {"clips": cfg.clips, "frames": cfg.frames, "action_clips": cfg.action_clips}
-        return (at / "metrics.json").is_file() and asked.items() <= headlines.read(str(at))[
-            "config"
-        ].items()
-    if cfg.worlds:
-        return True
-    return stage != "dataset" and checkpoint.latest(at) == getattr(cfg, f"{stage}_steps")
-
-
-def worlds(cfg: Config) -> Iterator[Variant]:
-    """Seed by seed, so that an early stop leaves every variant with as many."""
-    for seed in range(len(cfg.worlds)) if cfg.worlds else cfg.seeds:
-        for choice in cfg.choices:
-            yield from (Variant(choice, name, seed) for name in VARIANTS[choice])
-
-
-def measure(cfg: Config) -> None:
-    """Make whatever is missing."""
-    every = list(worlds(cfg))
-    for number, variant in enumerate(every, 1):
-        for stage in READS:
-            if is_made(cfg, variant, stage):
-                continue
-            about = f"world {number} of {len(every)}: {variant.choice} {variant.name}, seed {variant.seed}: {stage}"
-            Console(stderr=True).rule(about)
-            if code := subprocess.run(command(cfg, variant, stage)).returncode:
-                if code == 130:
-                    raise KeyboardInterrupt
-                raise UserError(
-                    f"the {stage} failed for the reason above: mend it and run the same again, it goes on"
-                )
-
-
-def collect(cfg: Config, choice: str) -> dict:
-    """Every number of COLUMNS for every world of a choice, as it goes to JSON."""
-    rows = []
-    for variant in worlds(replace(cfg, choices=(choice,))):
-        record = headlines.read(str(folder(cfg, variant, "evaluation")))
-        found = {column.label: headlines.find(record, column.path) for column in COLUMNS}
-        rows.append(
-            {"name": variant.name, "seed": variant.seed}
-            | {label: x[0] for label, x in found.items() if x}
-        )
-    trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
-    scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")}
-    return provenance.describe(torch.device("cpu")) | {
-        "about": CHOICES[choice][1],
-        "scale": scale,
-        "rows": rows,
-    }
+    def changes(self, stage: Stage) -> bool:
+        """Whether a stage differs from the demo's, by its own flags or by those of a stage that it reads."""
+        return bool(self.flags(stage)) or any(map(self.changes, INPUTS[stage]))
 
 
 def main(cfg: Config) -> None:
-    path, found = Path(cfg.results), {}
-    if cfg.choices != ("table",):
+    path = Path(cfg.results)
+    records = json.loads(path.read_text()) if path.is_file() else {}
+    if cfg.measured:
         measure(cfg)
-        found = {choice: collect(cfg, choice) for choice in cfg.choices}
-    records = (json.loads(path.read_text()) if path.is_file() else {}) | found
-    if found:
+        records |= {choice: collect(cfg, choice) for choice in cfg.measured}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(records, indent=1) + "\n")
-    report.put(
-        Path(cfg.docs),
-        *MARKS,
-        report.ablations(records, {column.label: column.digits for column in COLUMNS}),
-    )
+    digits = {column.label: column.digits for column in COLUMNS}
+    report.put(Path(cfg.docs), *MARKS, report.ablations(records, digits))
+
+
+def variants(cfg: Config) -> Iterator[Variant]:
+    """Every variant, seed by seed, so that an early stop leaves all of them with equally many."""
+    for seed in range(len(cfg.worlds)) if cfg.worlds else cfg.seeds:
+        for choice in cfg.measured:
+            for name in CHOICES[choice].variants:
+                yield Variant(choice, name, seed)
+
+
+def folder(cfg: Config, variant: Variant, stage: Stage) -> Path:
+    """The folder of a stage of a variant; variants that do not change the stage share it."""
+    tag = f"-{variant.choice}-{variant.name}" if variant.changes(stage) else ""
+    out = Path(cfg.out)
+    if cfg.worlds:
+        world = cfg.worlds[variant.seed]
+        if stage == "dynamics":
+            return Path(world)
+        return out / "worlds" / world.replace("/", "-") / f"{stage}{tag}"
+    if stage == "dataset":
+        return out / f"dataset{tag}" if tag else Path(cfg.data)
+    scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
+    return out / scale / f"seed{variant.seed}" / f"{stage}{tag}"
+
+
+def command(cfg: Config, variant: Variant, stage: Stage) -> list[str]:
+    """The command line that produces a stage."""
+    at = {name: str(folder(cfg, variant, name)) for name in INPUTS}
+    if stage == "dataset":
+        script = "generate_dataset"
+        flags: dict[str, Any] = {"root": at["dataset"], "num-levels": cfg.levels}
+        switches = []
+    elif stage == "evaluation":
+        script = "evaluate"
+        flags = {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1}
+        flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
+        switches = ["--cfg.brief"]
+    else:
+        script = f"train_{stage}"
+        steps = training_steps(cfg, stage)
+        flags = {"data": at["dataset"], "out": at[stage], "steps": steps, "seed": variant.seed}
+        flags |= {"save-every": steps, "sample-every": steps}
+        flags |= {name: at[name] for name in INPUTS[stage] if name != "dataset"}
+        switches = ["--cfg.resume"]
+    words = [word for name, value in flags.items() for word in (f"--cfg.{name}", str(value))]
+    own = variant.flags(stage).split()
+    return [sys.executable, str(ROOT / f"{script}.py"), *words, *switches, *own]
+
+
+def training_steps(cfg: Config, stage: Stage) -> int:
+    """Steps of a stage that is trained."""
+    steps = {"tokenizer": cfg.tokenizer_steps, "lam": cfg.lam_steps, "dynamics": cfg.dynamics_steps}
+    return steps[stage]
+
+
+def is_done(cfg: Config, variant: Variant, stage: Stage) -> bool:
+    """Whether a stage of a variant exists."""
+    at = folder(cfg, variant, stage)
+    if stage == "evaluation":
+        return is_evaluated(cfg, at)
+    if cfg.worlds:
+        return True
+    return stage != "dataset" and checkpoint.latest(at) == training_steps(cfg, stage)
+
+
+def is_evaluated(cfg: Config, at: Path) -> bool:
+    """Whether a folder holds an evaluation of as many clips and frames."""
+    if not (at / record_file.FILE).is_file():
+        return False
+    config = record_file.read(at).config
+    wanted = {"clips": cfg.clips, "frames": cfg.frames, "action_clips": cfg.action_clips}
+    return wanted.items() <= config.items()
+
+
+def measure(cfg: Config) -> None:
+    """Run every stage that is missing."""
+    every = list(variants(cfg))
+    for number, variant in enumerate(every, 1):
+        for stage in INPUTS:
+            if not is_done(cfg, variant, stage):
+                progress = f"world {number} of {len(every)}"
+                Console(stderr=True).rule(
+                    f"{progress}: {variant.choice} {variant.name}, seed {variant.seed}: {stage}"
+                )
+                run_stage(command(cfg, variant, stage), stage)
+
+
+def run_stage(words: list[str], stage: Stage) -> None:
+    """Run a script. Raises KeyboardInterrupt if it was interrupted, UserError if it failed."""
+    code = subprocess.run(words).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise UserError(
+            f"the {stage} failed for the reason above: correct it and run the same command, which continues"
+        )
+
+
+def collect(cfg: Config, choice: ChoiceName) -> dict[str, Any]:
+    """The numbers of COLUMNS of every variant of a choice, for JSON."""
+    rows = []
+    for variant in variants(replace(cfg, choices=(choice,))):
+        evaluation = record_file.read(folder(cfg, variant, "evaluation"))
+        row: dict[str, Any] = {"name": variant.name, "seed": variant.seed}
+        for column in COLUMNS:
+            values = headlines.value(evaluation, column)
+            if values is not None:
+                row[column.label] = values[0]
+        rows.append(row)
+    trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
+    scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")}
+    machine = provenance.describe(torch.device("cpu"))
+    return machine | {"about": CHOICES[choice].about, "scale": scale, "rows": rows}
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Measure a trained world on held-out levels: numbers to metrics.json, and a page that shows what they are worth.
+"""Evaluate a trained world on held-out levels: numbers to metrics.json, and a page that explains them.
 
     python evaluate.py                                  # the demo's world
     python evaluate.py --cfg.run runs/small/dynamics --cfg.clips 256
     python evaluate.py --cfg.world coinrun.safetensors                    # a file of export_world.py
-    python evaluate.py --cfg.compare runs/a/dynamics runs/b/dynamics      # side by side what was measured before
+    python evaluate.py --cfg.compare runs/a/dynamics runs/b/dynamics      # earlier evaluations side by side
 
-Next to every PSNR stand what copying the last real frame scores and what wrong actions score: where little moves, a
-high PSNR alone says nothing. "moving" is the half of the clips in which the picture changes most. docs/evaluation.md
-says what every number means.
+Every PSNR is reported beside that of copying the last prompt frame and that under other actions: where little moves, a
+high PSNR alone says nothing. "moving" is the half of the clips in which the image changes most. docs/evaluation.md
+defines every number.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,22 +23,37 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import bundle, data, lam, random, tree, world
-from genie_fn.bundle import action_map
+from genie_fn import bundle, data, lam, random, tree
+from genie_fn.bundle import Bundle, action_map
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import (
-    action_report,
-    fidelity,
+    actions,
+    clone_record,
     held_keys,
     inverse_dynamics,
     perceptual,
+    prediction,
+    reconstruction,
+    record_file,
     rollouts,
 )
-from genie_fn.evaluation.perceptual import WeightsConfig
-from genie_fn.evaluation.report import headlines, pictures, report_page
+from genie_fn.evaluation.clips import Clips, conditioning, encode, from_frame
+from genie_fn.evaluation.perceptual import Networks, WeightsConfig
+from genie_fn.evaluation.record import (
+    Actions,
+    Dataset,
+    Evaluation,
+    HeldKeys,
+    InverseDynamics,
+    Perceptual,
+    Protocol,
+)
+from genie_fn.evaluation.report import headlines, pages, pictures
+from genie_fn.evaluation.report.pages import Pictures
 from genie_fn.evaluation.report.pictures import Picture
-from genie_fn.evaluation.report.report_page import Pictures
+from genie_fn.evaluation.report.verdicts import verdicts
+from genie_fn.evaluation.rollouts import Videos
 from genie_fn.runtime import backend, provenance
 from genie_fn.runtime.cli import run
 from genie_fn.training import setup
@@ -50,229 +65,307 @@ console = Console(stderr=True)
 @dataclass(frozen=True)
 class Config:
     run: str = "runs/demo/dynamics"
-    """The folder of the dynamics run; it names the tokenizer and the latent actions."""
+    """The folder of the dynamics run; it names the tokenizer and the latent action model."""
     world: str = ""
-    """A world file, in the place of a run."""
+    """A world file to evaluate instead of a run."""
     data: str = "data/coinrun"
+    """The dataset to evaluate on."""
     split: str = "test"
+    """The split of the dataset to evaluate on."""
     clips: int = 64
+    """Held-out clips that rollouts are scored on."""
     frames: int = 10
-    """Frames to dream after the prompt."""
+    """Frames to generate after the prompt."""
     prompts: tuple[int, ...] = (1, 4)
-    """Real frames before the dream; each is a protocol of its own, and all dream the same frames."""
+    """Numbers of prompt frames; each is a protocol of its own, and all generate the same frames."""
     action_clips: int = 1000
-    """Clips of 11 frames for the report on actions, which needs many transitions; fewer where the split has fewer."""
+    """Clips of 11 frames that actions are analysed on; fewer if the split has fewer."""
     held: int = 20
-    """Starts from which left and right are held, if the data is of a game with such keys; 0 leaves it out."""
+    """Frames from which LEFT and RIGHT are held, for data of a game with such keys; 0 leaves this out."""
     probe_steps: int = 400
-    """Training steps of the supervised probe beside latent actions; 0 leaves it out."""
+    """Training steps of the supervised inverse dynamics model, for latent actions; 0 leaves it out."""
     brief: bool = False
-    """Leave out what takes long beside the headlines: dreams in one go and from the true past, held keys and the probe,
-    whatever --cfg.held and --cfg.probe-steps say."""
+    """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, held keys and the
+    inverse dynamics model, whatever --cfg.held and --cfg.probe-steps say."""
     out: str = ""
-    """Where the results go; by default `evaluation` in the run's folder, or in one named like the world file."""
+    """The folder of the results; by default `evaluation` in the run's folder, or in one named like the world file."""
     compare: tuple[str, ...] = ()
-    """Folders of runs or of evaluations: print them side by side, write compare.html to `out`, and measure nothing."""
+    """Folders of runs or of evaluations to print side by side and write to compare.html; nothing is measured."""
     seed: int = 0
+    """Seed of the clips and of all random numbers."""
     device: str = "auto"
+    """The device to compute on."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
 
     def __post_init__(self):
         if self.clips < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(
-                f"evaluation needs 2 clips and 4 frames or more, not {self.clips} and {self.frames}"
+                f"evaluation needs at least 2 --cfg.clips and {rollouts.HEADLINE} --cfg.frames, "
+                f"not {self.clips} and {self.frames}"
             )
-        if (
-            not self.prompts
-            or min(self.prompts) < 1
-            or self.action_clips < 2
-            or min(self.probe_steps, self.held) < 0
-        ):
-            raise UserError(
-                "evaluation needs prompts of 1 frame or more, 2 --cfg.action-clips, 0 --cfg.probe-steps and "
-                "--cfg.held or more"
-            )
+        if not self.prompts or min(self.prompts) < 1:
+            raise UserError("--cfg.prompts are numbers of frames, each at least 1")
+        if self.action_clips < 2:
+            raise UserError("--cfg.action-clips must be at least 2")
+        if min(self.probe_steps, self.held) < 0:
+            raise UserError("--cfg.probe-steps and --cfg.held must be at least 0")
 
 
-@contextmanager
-def timed(seconds: dict, name: str) -> Iterator[None]:
-    """Show what is being done, and add the seconds that it takes."""
-    began = time.perf_counter()
-    with console.status(name):
-        yield
-    seconds[name] = round(time.perf_counter() - began, 1)
+class Subject(NamedTuple):
+    """What is evaluated, and on what."""
+
+    world: World
+    store: data.Store
+    device: torch.device
 
 
-def actions_between(dream: World, frames: Tensor, true: Tensor) -> Tensor:
-    """The actions that this world takes for a clip."""
-    return true if dream.lam is None else world.infer_actions(dream, frames)
+class HeldOut(NamedTuple):
+    """The clips that the tokenizer, the dynamics model and rollouts are scored on."""
+
+    clips: Clips
+    recorded: Tensor
+    """(B, T-1) recorded actions."""
+    levels: np.ndarray
+    """(B,)."""
 
 
-def measure_actions(
-    dream: World, store: data.Store, cfg: Config, device, key: Tensor, seconds: dict
-):
-    """The report on actions, and a strip of examples for each."""
-    offsets, choices = (
-        action_report.spread_clips(store, cfg.split, 11, cfg.action_clips),
-        dream.dynamics.cfg.actions,
-    )
-    with timed(seconds, "actions"):
-        codes = action_report.label(
-            store, offsets, 11, lambda *clip: actions_between(dream, *clip), device
-        )
-        found = action_report.gather(store, offsets, 11, codes)
-        report = action_report.describe(
-            found, choices, store.action_names, dream.lam is not None, key.cpu()
-        )
-    if "true" in report and cfg.probe_steps:
-        size = tree.count(lam.encoder(dream.lam.params))
-        with timed(seconds, "probe"), torch.enable_grad():
-            judge = inverse_dynamics.fit(
-                store, size, inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device)
-            )
-        guess = action_report.label(
-            store, offsets, 11, lambda *clip: inverse_dynamics.guess(judge, clip[0]), device
-        )
-        report["probe"] = inverse_dynamics.measure(
-            judge, size, found, guess, report["true"], store.action_names
-        )
-        report["probe"] |= {"steps": cfg.probe_steps, "seconds": seconds["probe"]}
-    if "true" in report and not Path(cfg.run).is_file():  # which holds its own
-        action_map.save(action_report.to_map(report), cfg.run)
-    strips = [
-        pictures.strip(store, offsets, pairs) for pairs in action_report.examples(codes, choices, 8)
-    ]
-    return report, [
-        Picture(x[None], name) for x, name in zip(strips, report["names"], strict=True) if x.size
-    ]
+class Stopwatch:
+    """Displays what is being measured, and records the seconds that it takes."""
 
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-def hold_keys(
-    dream: World, store: data.Store, cfg: Config, report: dict, key: Tensor, seconds: dict
-):
-    """How left and right are obeyed, and a film of it; nothing where there is no such key to hold."""
-    with timed(seconds, "held keys"):
-        found = action_report.to_map(report) if "true" in report else None
-        pressed = bundle.recorded_actions(
-            bundle.Bundle(dream, action_names=store.action_names, action_map=found)
-        )
-        start = (
-            held_keys.moments(store, cfg.split, cfg.held, cfg.seed)
-            if cfg.held and pressed
-            else None
-        )
-        if start is None:
-            return None, []
-        dreamed = held_keys.hold(dream, start, pressed, key, cfg.sample)
-    return held_keys.score(start, dreamed), pictures.held(start.frames, dreamed, held_keys.KEYS)
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        with console.status(name):
+            yield
+        self.seconds[name] = round(time.perf_counter() - began, 1)
 
 
 def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
-    cfg = replace(
-        cfg, run=cfg.world or cfg.run, **({"held": 0, "probe_steps": 0} if cfg.brief else {})
+    cfg = replace(cfg, run=cfg.world or cfg.run)
+    if cfg.brief:
+        cfg = replace(cfg, held=0, probe_steps=0)
+    evaluation, shown = evaluate(cfg)
+    out = Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation")
+    write(out, evaluation, shown)
+
+
+@torch.no_grad()
+def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
+    """All measurements of one world, and the pictures of its report."""
+    watch = Stopwatch()
+    subject = load(cfg)
+    networks = perceptual.load(cfg.weights, subject.device)
+    keys = random.split(random.key(cfg.seed, subject.device), 5)
+    with watch("tokenizer"):
+        held_out = read_clips(cfg, subject)
+        frames = held_out.clips.frames
+        quality, decoded = reconstruction.evaluate(subject.world, held_out.clips)
+        loss = prediction.evaluate(subject.world, held_out.clips, keys[0])
+        likeness = {"reconstruction": perceptual.measure(networks, frames, decoded)}
+    protocols: dict[str, Protocol] = {}
+    videos: dict[int, Videos] = {}
+    for prompt in cfg.prompts:
+        with watch(f"{prompt} → {cfg.frames} frames"):
+            name = str(prompt)
+            protocols[name], likeness[name], videos[prompt] = evaluate_protocol(
+                cfg, subject, networks, held_out, prompt, keys[1:3]
+            )
+    report, examples = evaluate_actions(cfg, subject, keys[3], watch)
+    with watch("held keys"):
+        held, films = evaluate_held_keys(cfg, subject, report, keys[4])
+    evaluation = Evaluation(
+        config=asdict(cfg),
+        machine=provenance.describe(subject.device),
+        models=count_parameters(subject.world),
+        data=describe_data(cfg, subject.store, held_out.levels),
+        seconds=watch.seconds,
+        reconstruction=quality,
+        prediction=loss,
+        rollouts=protocols,
+        actions=replace(report, held_keys=held),
+        perceptual=likeness,
     )
-    device, seconds = backend.pick_device(cfg.device), {}
-    dream, nets = bundle.load(cfg.run, device).world, perceptual.load(cfg.weights, device)
-    store, longest = data.open_store(cfg.data), max(cfg.prompts)
-    bundle.check_resolution(dream.tokenizer, store.height, store.width, cfg.run)
-    offsets = data.eval_clips(store, cfg.split, cfg.frames + longest, cfg.clips, cfg.seed)
-    frames, true = setup.to_device(data.read_clips(store, offsets, cfg.frames + longest), device)
+    last_prompt = frames[:, max(cfg.prompts) - 1 :]
+    best, worst = pictures.choose_clips(last_prompt, videos[cfg.prompts[0]], held_out.levels)
+    rows = pictures.rows(frames[:8, 0], decoded[:8, 0])
+    comparison = Picture(rows[None], "Recorded frames above, reconstructed ones below")
+    return evaluation, Pictures(best, worst, examples, comparison, films)
+
+
+def load(cfg: Config) -> Subject:
+    """The world and the dataset. Raises UserError if they do not fit."""
+    device = backend.pick_device(cfg.device)
+    world = bundle.load(cfg.run, device).world
+    store = data.open_store(cfg.data)
+    bundle.check_resolution(world.tokenizer, store.height, store.width, cfg.run)
+    return Subject(world, store, device)
+
+
+def read_clips(cfg: Config, subject: Subject) -> HeldOut:
+    """Held-out clips of the longest prompt and the frames after it."""
+    store = subject.store
+    length = cfg.frames + max(cfg.prompts)
+    offsets = data.eval_clips(store, cfg.split, length, cfg.clips, cfg.seed)
+    frames, recorded = setup.to_device(data.read_clips(store, offsets, length), subject.device)
     levels = np.asarray(store.arrays["level_seeds"][offsets].read().result())
-    keys = random.split(random.key(cfg.seed, device), 5)
-    with torch.no_grad():
-        with timed(seconds, "tokenizer"):
-            made, ids, again = fidelity.reconstruction(dream, frames)
-            model = fidelity.prediction(dream, ids, actions_between(dream, frames, true), keys[0])
-        scores, dreams, likeness = (
-            {},
-            {},
-            {"reconstruction": perceptual.measure(nets, frames, again)},
-        )
-        for prompt in cfg.prompts:
-            clip, pressed = frames[:, longest - prompt :], true[:, longest - prompt :]
-            with timed(seconds, f"{prompt} → {cfg.frames} frames"):
-                actions = actions_between(dream, clip, pressed)
-                dreams[prompt] = rollouts.dream_all(
-                    dream, clip, actions, prompt, keys[1], cfg.sample, cfg.brief
-                )
-                scores[str(prompt)] = rollouts.score(clip[:, prompt:], dreams[prompt], keys[2])
-                likeness[str(prompt)] = perceptual.measure(
-                    nets, clip[:, prompt:], dreams[prompt]["own"]
-                )
-        report, strips = measure_actions(dream, store, cfg, device, keys[3], seconds)
-        report["held"], films = hold_keys(dream, store, cfg, report, keys[4], seconds)
-    models = {name: tree.count(stage.params) for name, stage in dream._asdict().items() if stage}
-    about = {"root": cfg.data, "hash": store.data_hash, "split": cfg.split, "clips": cfg.clips}
-    record = {
-        "schema": headlines.SCHEMA,
-        "config": asdict(cfg),
-        "machine": provenance.describe(device),
-        "models": models,
-    }
-    record |= {
-        "data": about | {"levels": len(np.unique(levels)), "meta": store.meta},
-        "seconds": seconds,
-    }
-    record |= {
-        "reconstruction": made,
-        "dynamics": model,
-        "rollouts": scores,
-        "actions": report,
-        "perceptual": likeness,
-    }
-    clips, worst = pictures.choose(frames[:, longest - 1 :], dreams[cfg.prompts[0]], levels)
-    shown = Picture(
-        pictures.rows(frames[:8, 0], again[:8, 0])[None],
-        "Frames above, decoded from their codes below",
-    )
-    write(
-        Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation"),
-        record,
-        Pictures(clips, worst, strips, shown, films),
-        store.height,
+    return HeldOut(encode(subject.world, frames, recorded), recorded, levels)
+
+
+def evaluate_protocol(
+    cfg: Config,
+    subject: Subject,
+    networks: Networks,
+    held_out: HeldOut,
+    prompt: int,
+    keys: Tensor,
+) -> tuple[Protocol, Perceptual, Videos]:
+    """Scores of rollouts from one number of prompt frames, and the generated frames."""
+    world = subject.world
+    start = max(cfg.prompts) - prompt
+    clips = from_frame(world, held_out.clips, start, held_out.recorded)
+    videos = rollouts.generate_all(world, clips, prompt, keys[0], cfg.sample, cfg.brief)
+    future = clips.frames[:, prompt:]
+    likeness = perceptual.measure(networks, future, videos["own_actions"])
+    return rollouts.score(future, videos, keys[1]), likeness, videos
+
+
+def evaluate_actions(
+    cfg: Config, subject: Subject, key: Tensor, watch: Stopwatch
+) -> tuple[Actions, list[Picture]]:
+    """Statistics of the actions, and pictures of examples of each.
+
+    Also writes the map between latent and recorded actions to the folder of a run; a world file has its own.
+    """
+    world, store, device = subject
+    choices = world.dynamics.cfg.actions
+    offsets = actions.spread_clips(store, cfg.split, actions.CLIP, cfg.action_clips)
+
+    def infer(frames: Tensor, recorded: Tensor) -> Tensor:
+        return conditioning(world, frames, recorded)
+
+    with watch("actions"):
+        codes = actions.map_clips(store, offsets, actions.CLIP, infer, device)
+        transitions = actions.gather(store, offsets, actions.CLIP, codes)
+        latent = world.lam is not None
+        report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
+    if report.recorded is not None:
+        if cfg.probe_steps:
+            model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
+            report = replace(report, inverse_dynamics=model)
+        if not bundle.is_world_file(cfg.run):
+            action_map.save(actions.to_map(report.recorded), cfg.run)
+    examples = actions.examples(codes, choices, 8)
+    strips = [pictures.transitions(store, offsets, pairs) for pairs in examples]
+    shown = [
+        Picture(strip[None], name)
+        for strip, name in zip(strips, report.names, strict=True)
+        if strip.size
+    ]
+    return report, shown
+
+
+def evaluate_inverse_dynamics(
+    cfg: Config,
+    subject: Subject,
+    transitions: actions.Transitions,
+    report: Actions,
+    watch: Stopwatch,
+) -> InverseDynamics:
+    """Train the supervised inverse dynamics model on the train split and score it on the same clips."""
+    world, store, device = subject
+    assert world.lam is not None and report.recorded is not None
+    size = tree.count(lam.encoder(world.lam.params))
+    settings = inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device)
+    with watch("inverse dynamics"), torch.enable_grad():
+        model = inverse_dynamics.fit(store, size, settings)
+
+    def predict(frames: Tensor, recorded: Tensor) -> Tensor:
+        return inverse_dynamics.predict(model, frames)
+
+    offsets = actions.spread_clips(store, cfg.split, actions.CLIP, cfg.action_clips)
+    predicted = actions.map_clips(store, offsets, actions.CLIP, predict, device)
+    training = inverse_dynamics.Training(size, cfg.probe_steps, watch.seconds["inverse dynamics"])
+    return inverse_dynamics.evaluate(
+        model, training, transitions, predicted, report.recorded, store.action_names
     )
 
 
-def write(out: Path, record: dict, shown: Pictures, side: int) -> None:
-    """All files, and the summary on the console."""
+def evaluate_held_keys(
+    cfg: Config, subject: Subject, report: Actions, key: Tensor
+) -> tuple[HeldKeys | None, list[Picture]]:
+    """Displacement of the agent while keys are held, and videos; nothing for data without such keys."""
+    world, store, _ = subject
+    mapping = None if report.recorded is None else actions.to_map(report.recorded)
+    named = Bundle(world, action_names=store.action_names, action_map=mapping)
+    key_actions = bundle.recorded_actions(named)
+    if not cfg.held or not key_actions:
+        return None, []
+    starts = held_keys.find_starts(store, cfg.split, cfg.held, cfg.seed)
+    if starts is None:
+        return None, []
+    generated = held_keys.hold(world, starts, key_actions, key, cfg.sample)
+    films = pictures.held_keys(starts.frames, generated, held_keys.KEYS)
+    return held_keys.score(starts, generated), films
+
+
+def count_parameters(world: World) -> dict[str, int]:
+    """Parameters by model."""
+    return {
+        name: tree.count(stage.params)
+        for name, stage in world._asdict().items()
+        if stage is not None
+    }
+
+
+def describe_data(cfg: Config, store: data.Store, levels: np.ndarray) -> Dataset:
+    """What was evaluated on."""
+    return Dataset(
+        root=cfg.data,
+        hash=store.data_hash,
+        split=cfg.split,
+        clips=cfg.clips,
+        levels=len(np.unique(levels)),
+        meta=store.meta,
+    )
+
+
+def write(out: Path, evaluation: Evaluation, shown: Pictures) -> None:
+    """Write all files, and print the summary."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    cloned = headlines.read_clone(bundle.results_folder(record["config"]["run"]))
-    (out / "report.html").write_text(report_page.page(record, shown, cloned), encoding="utf-8")
-    pictures.write(out, shown.clips, side, shown.held)
-    for sentence in headlines.verdicts(record):
+    path = record_file.write(evaluation, out)
+    name = evaluation.config["run"]
+    cloned = clone_record.read_complete(bundle.results_folder(name))
+    page = out / "report.html"
+    page.write_text(pages.report(evaluation, shown, cloned), encoding="utf-8")
+    height = shown.clips[0].frames.shape[1] // 3
+    images = pictures.write(out, shown.clips, height, shown.held_keys)
+    for sentence in verdicts(evaluation):
         print("-", sentence)
-    tell({record["config"]["run"]: record})
-    names = (
-        "report.html",
-        "metrics.json",
-        "dream.gif",
-        "strip.png",
-        *(("held.gif",) if shown.held else ()),
-    )
-    print(
-        "written:", *(out / name for name in names)
-    )  # a path broken over two lines cannot be copied
+    print_table({name: evaluation})
+    print("written:", page, path, *images)  # a path broken over two lines cannot be copied
 
 
-def tell(records: dict[str, dict]) -> None:
-    """The headlines of every record as a table."""
-    table = Table("held-out levels", *records)
-    for row in report_page.comparison(records):
+def print_table(evaluations: dict[str, Evaluation]) -> None:
+    """The headlines of every evaluation."""
+    table = Table("held-out levels", *evaluations)
+    for row in headlines.table(evaluations):
         table.add_row(*row)
     Console().print(table)
 
 
 def compare(cfg: Config) -> None:
-    """Evaluations side by side, from their metrics.json."""
-    records = {folder: headlines.read(folder) for folder in cfg.compare}
-    tell(records)
+    """Print evaluations side by side, from their metrics.json, and write compare.html."""
+    evaluations = {folder: record_file.read(folder) for folder in cfg.compare}
+    print_table(evaluations)
     path = Path(cfg.out) / "compare.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report_page.compare_page(records), encoding="utf-8")
+    path.write_text(pages.compare(evaluations), encoding="utf-8")
     print("written:", path)
 
 

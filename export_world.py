@@ -51,7 +51,7 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
         "commit": machine["commit"] or "unknown",
         "parameters": f"{parameters:,}",
     }
-    return origin | headlines.brief(cfg.run)
+    return origin | headlines.card(cfg.run)
 
 
 def main(cfg: Config) -> None:

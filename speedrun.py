@@ -141,8 +141,6 @@ def _pace(measured: list[dict]) -> float:
 
 def record(cfg: Config, stages: dict, began: float) -> dict:
     """The row of results."""
-    measured = headlines.read(str(Path(cfg.out) / "dynamics"))
-    found = {row.label: headlines.find(measured, row.path) for row in headlines.ROWS}
     took = {"minutes": round((time.monotonic() - began) / 60, 2), "stages": stages}
     where = provenance.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return (
@@ -150,7 +148,7 @@ def record(cfg: Config, stages: dict, began: float) -> dict:
         | took
         | {
             "config": asdict(cfg),
-            "results": {label: value for label, value in found.items() if value},
+            "results": headlines.results(Path(cfg.out) / "dynamics"),
         }
     )
 

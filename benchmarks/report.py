@@ -14,8 +14,6 @@ BEGIN, END = (
     "<!-- end of performance -->",
 )
 RUNS = "<!-- speedruns: python benchmark.py --cfg.suite table -->", "<!-- end of speedruns -->"
-LEFT_OUT = ("displacement", "chance", "accuracy", "tokenizer, SSIM", "codes,")
-"""What of the headlines' paths and labels is in the records and not in docs/results.md."""
 
 
 def table(results: Path) -> str:
@@ -125,13 +123,9 @@ def speedruns(records: Path) -> str:
     ]
     line("steps: " + ", ".join(stages), [", ".join(each) for each in steps])
     for row in headlines.ROWS:
-        shown = [
-            headlines.show(run["results"].get(row.label), row.digits, row.unit) for run in runs
-        ]
-        if {*shown} != {"–"} and not any(
-            word in row.label or word in row.path for word in LEFT_OUT
-        ):
-            line(row.label, shown)
+        values = [run["results"].get(row.label) for run in runs]
+        if row.summary and any(values):
+            line(row.label, [headlines.show(x, row.digits, row.unit) for x in values])
     return "\n".join(lines)
 
 

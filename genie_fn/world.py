@@ -137,17 +137,49 @@ def reset(
     A prompt of a single frame needs no actions. Returns the state and the encoded prompt.
     """
     coder = world.tokenizer
-    model = world.dynamics
-    batch = len(prompt_BTHWC)
-    device = prompt_BTHWC.device
     codes, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg, backend=coder.backend)
     if actions_BT is None:
-        actions_BT = torch.zeros((batch, 0), dtype=torch.int64, device=device)
-    entering = dynamics.entering(actions_BT, model.cfg)
-    empty = empty_state(coder.cfg, model.cfg, batch, device)
-    cache = programs.remember(model.params, ids, entering, empty.dynamics, model.cfg, model.backend)
-    video, decoder = programs.decode(coder.params, codes, empty.decoder, coder.cfg, coder.backend)
-    return State(cache, decoder), Prompt(layers.to_uint8(video), ids)
+        actions_BT = ids.new_zeros((len(ids), 0))
+    state, frames = start(world, codes, ids, actions_BT, programs)
+    return state, Prompt(frames, ids)
+
+
+def start(
+    world: World,
+    codes_BTNK: Tensor,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    programs: Programs = EAGER,
+) -> tuple[State, Tensor]:
+    """Start B sessions from a tokenized prompt. Returns the state and the decoded prompt, uint8."""
+    coder = world.tokenizer
+    model = world.dynamics
+    empty = empty_state(coder.cfg, model.cfg, len(ids_BTN), ids_BTN.device)
+    entering_BT = dynamics.entering(actions_BT, model.cfg)
+    return observe(world, empty, codes_BTNK, ids_BTN, entering_BT, programs)
+
+
+def observe(
+    world: World,
+    state: State,
+    codes_BTNK: Tensor,
+    ids_BTN: Tensor,
+    entering_BT: Tensor,
+    programs: Programs = EAGER,
+) -> tuple[State, Tensor]:
+    """Append T frames of tokens to a session, given the action that led into each.
+
+    Returns the state and the decoded frames, uint8.
+    """
+    coder = world.tokenizer
+    model = world.dynamics
+    cache = programs.remember(
+        model.params, ids_BTN, entering_BT, state.dynamics, model.cfg, model.backend
+    )
+    video, decoder = programs.decode(
+        coder.params, codes_BTNK, state.decoder, coder.cfg, coder.backend
+    )
+    return State(cache, decoder), layers.to_uint8(video)
 
 
 def step(
@@ -199,15 +231,28 @@ def rollout(
     sample: SampleConfig,
     programs: Programs = EAGER,
 ) -> Tensor:
-    """The F frames that continue T prompt frames, given T-1+F actions: uint8 (B, F, H, W, 3).
+    """The F frames that continue T prompt frames, given T-1+F actions: uint8 (B, F, H, W, 3)."""
+    given = prompt_BTHWC.shape[1] - 1
+    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :given], programs)
+    return generate(world, state, actions_BT[:, given:], key, sample, programs, first=given)
 
-    Frame t is sampled with fold_in(key, t), where t counts the actions.
+
+def generate(
+    world: World,
+    state: State,
+    actions_BT: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
+    programs: Programs = EAGER,
+    *,
+    first: int = 0,
+) -> Tensor:
+    """Continue a session by one frame per action: uint8 (B, T, H, W, 3).
+
+    The frame that action t leads to is sampled with fold_in(key, t); `first` is the t of the first of these actions.
     """
-    start = prompt_BTHWC.shape[1] - 1
-    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :start], programs)
     frames = []
-    for t in range(start, actions_BT.shape[1]):
-        frame_key = random.fold_in(key, t)
-        state, frame = step(world, state, actions_BT[:, t], frame_key, sample, programs)
+    for t, action_B in enumerate(actions_BT.unbind(1), first):
+        state, frame = step(world, state, action_B, random.fold_in(key, t), sample, programs)
         frames.append(frame.pixels)
     return torch.stack(frames, 1)

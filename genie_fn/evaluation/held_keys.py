@@ -1,7 +1,7 @@
-"""Whether a held key moves the agent: dreams of left and right, beside the real game from the same moments.
+"""Whether a held key moves the agent: rollouts under LEFT and RIGHT, beside the real game from the same frames.
 
-A PSNR forgives a world in which nothing moves; who plays it does not. The view follows the agent, so an agent that goes
-left shows as a picture that moves right.
+A PSNR is high where nothing moves; a player needs an agent that moves. The view follows the agent, so an agent that
+moves left appears as an image that moves right.
 """
 
 from typing import NamedTuple
@@ -10,98 +10,115 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genie_fn import data, metrics, world
+from genie_fn import data, metrics
+from genie_fn import world as worlds
 from genie_fn.data import Store, procgen
+from genie_fn.data.procgen import Game
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import rollouts
+from genie_fn.evaluation.record import HeldKeys
 from genie_fn.world import World
 
 KEYS = ("LEFT", "RIGHT")
-HELD = 10  # frames
-FREE = 3  # pixels that the agent goes either way in the real game, where nothing is in its way
-TRIES = 12  # moments looked at for one that is free
+FRAMES = 10  # for which a key is held
+MIN_DISPLACEMENT = 3  # pixels in either direction in the real game, from a frame that is used
+TRIES = 12  # frames examined for each one that is used
 
 
-class Moments(NamedTuple):
-    """N held-out moments at which the real agent can go both ways: `frames` (2, N, HELD + 1, H, W, 3) uint8 of the real
-    game under each of KEYS, all from the same first frame, and by how many pixels it goes right, `gone` (2, N)."""
+class Starts(NamedTuple):
+    """N held-out frames from which the real agent can move both ways."""
 
     frames: Tensor
-    gone: Tensor
+    """(2, N, FRAMES + 1, H, W, 3) uint8 of the real game under each of KEYS, from the same first frame."""
+    displacement: Tensor
+    """(2, N): by how many pixels the real agent moves to the right."""
 
 
-def gone(frames: Tensor) -> Tensor:
-    """By how many pixels the agent goes right in frames (..., T, H, W, 3): (...,) int64."""
-    return -metrics.displacement(frames[..., :-1, :, :, :], frames[..., 1:, :, :, :])[..., 0].sum(
-        -1
-    )
+def agent_displacement(frames: Tensor) -> Tensor:
+    """By how many pixels the agent moves to the right in frames (..., T, H, W, 3): (...,) int64."""
+    before, after = frames[..., :-1, :, :, :], frames[..., 1:, :, :, :]
+    return -metrics.displacement(before, after)[..., 0].sum(-1)
 
 
-def moments(store: Store, split: str, count: int, seed: int) -> Moments | None:
-    """Up to `count` moments of a split, found by playing the recorded actions again up to them, then holding each key.
+def find_starts(store: Store, split: str, count: int, seed: int) -> Starts | None:
+    """Up to `count` frames of a split, reached by replaying the recorded actions, from which each key is then held.
 
-    None where the data is not of a game that is installed and has such keys, or where no moment is free.
+    None if the data is not of an installed game with such keys, or if the agent can move both ways from no frame.
     """
     if not procgen.available(store.meta) or not set(KEYS) <= set(store.action_names):
         return None
-    offsets = data.eval_clips(store, split, 1, min(TRIES * count, store.count(split)), seed)
-    found: list[Tensor] = []
-    for offset in offsets:
-        held = _held(store, int(offset))
-        if held is not None and len(found) < count:
-            left, right = gone(held).tolist()
-            found += [held] if left <= -FREE and right >= FREE else []
-    if not found:
+    candidates = data.eval_clips(store, split, 1, min(TRIES * count, store.count(split)), seed)
+    accepted: list[Tensor] = []
+    for offset in candidates:
+        if len(accepted) == count:
+            break
+        frames = _replay(store, int(offset))
+        if frames is not None and _moves_both_ways(frames):
+            accepted.append(frames)
+    if not accepted:
         return None
-    frames = torch.stack(found, 1)
-    return Moments(frames, gone(frames))
+    frames = torch.stack(accepted, 1)
+    return Starts(frames, agent_displacement(frames))
 
 
-def _held(store: Store, offset: int) -> Tensor | None:
-    """What either key leads to from a recorded frame on, (2, HELD + 1, H, W, 3); None if the episode ends before."""
+def _moves_both_ways(frames: Tensor) -> bool:
+    left, right = agent_displacement(frames).tolist()
+    return left <= -MIN_DISPLACEMENT and right >= MIN_DISPLACEMENT
+
+
+def _replay(store: Store, offset: int) -> Tensor | None:
+    """The frames that each key leads to from a recorded frame, (2, FRAMES + 1, H, W, 3); None if the episode ends."""
     segment = next(s for s in store.segments if s.offset <= offset < s.offset + s.length)
-    level = procgen.open_game(segment.level, store.meta)
+    actions = np.asarray(store.arrays["actions"][segment.offset : offset].read().result())
+    game = procgen.open_game(segment.level, store.meta)
     try:
-        for action in np.asarray(store.arrays["actions"][segment.offset : offset].read().result()):
-            procgen.step(level, int(action))
-        saved, sides = procgen.save(level), []
-        for key in KEYS:
-            procgen.load(level, saved)
-            first = procgen.frame(level)
-            steps = [procgen.step(level, store.action_names.index(key)) for _ in range(HELD)]
-            if any(step.ended for step in steps):
-                return None
-            sides.append(np.stack([first, *(step.frame for step in steps)]))
+        for action in actions:
+            procgen.step(game, int(action))
+        saved = procgen.save(game)
+        videos = [_hold_in_game(game, saved, store.action_names.index(key)) for key in KEYS]
     finally:
-        procgen.close(level)
-    return torch.from_numpy(np.stack(sides))
+        procgen.close(game)
+    if any(video is None for video in videos):
+        return None
+    return torch.from_numpy(np.stack([video for video in videos if video is not None]))
+
+
+def _hold_in_game(game: Game, saved: bytes, action: int) -> np.ndarray | None:
+    """The frames of the real game from a saved state on; None if the episode ends."""
+    procgen.load(game, saved)
+    first = procgen.frame(game)
+    steps = [procgen.step(game, action) for _ in range(FRAMES)]
+    if any(step.ended for step in steps):
+        return None
+    return np.stack([first, *(step.frame for step in steps)])
 
 
 def hold(
-    dream: World, found: Moments, pressed: dict[str, int], key: Tensor, sample: SampleConfig
+    world: World, starts: Starts, key_actions: dict[str, int], key: Tensor, sample: SampleConfig
 ) -> Tensor:
-    """The same moments dreamed on, under what the world takes for each key: frames as in `Moments`, on the CPU."""
+    """Rollouts from the first frames under the world's action for each key: frames as in `Starts`, on the CPU."""
 
-    def continued(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:
-        return torch.cat((first, world.rollout(dream, first, actions, key, sample)), 1)
+    def rollout(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:
+        return torch.cat((first, worlds.rollout(world, first, actions, key, sample)), 1)
 
-    sides = []
-    for real, name in zip(found.frames.to(key.device), KEYS, strict=True):
-        held = torch.full((len(real), HELD), pressed[name], device=key.device)
-        sides.append(rollouts.batched(continued, key, real[:, :1], held))
-    return torch.stack(sides).cpu()
+    videos = []
+    for frames, name in zip(starts.frames.to(key.device), KEYS, strict=True):
+        held = torch.full((len(frames), FRAMES), key_actions[name], device=key.device)
+        videos.append(rollouts.batched(rollout, key, frames[:, :1], held))
+    return torch.stack(videos).cpu()
 
 
-def score(found: Moments, dreamed: Tensor) -> dict:
-    """How far the agent goes in `dreamed` frames, and from how many moments it goes the key's way under both."""
-    left, right = went = gone(dreamed)
-    both = (left < 0) & (right > 0)
-    return {
-        "frames": HELD,
-        "starts": len(both),
-        "right_way": int(both.sum()),
-        "share": round(both.float().mean().item(), 4),
-        "apart": int((left < right).sum()),
-        "dreamed": {name: row.tolist() for name, row in zip(KEYS, went, strict=True)},
-        "real": {name: row.tolist() for name, row in zip(KEYS, found.gone, strict=True)},
-    }
+def score(starts: Starts, generated: Tensor) -> HeldKeys:
+    """Displacements of the agent in generated frames, and in how many starts they have the held direction."""
+    left, right = agent_displacement(generated)
+    correct = (left < 0) & (right > 0)
+    recorded = dict(zip(KEYS, starts.displacement.tolist(), strict=True))
+    return HeldKeys(
+        frames=FRAMES,
+        starts=len(correct),
+        correct=int(correct.sum()),
+        share=round(correct.float().mean().item(), 4),
+        separated=int((left < right).sum()),
+        generated={"LEFT": left.tolist(), "RIGHT": right.tolist()},
+        recorded=recorded,
+    )

@@ -1,7 +1,7 @@
-"""What a world dreams of held-out clips under different actions, and how near that comes to what happened.
+"""Rollouts from held-out clips under several action sequences, scored against the recorded frames.
 
-The protocol is GenieRedux's (arXiv 2409.06445): a few prompt frames, then ten dreamed ones, given all actions. How much
-a world obeys is the Δ_t PSNR of Genie (arXiv 2402.15391), section 3: what wrong actions cost at frame t.
+The protocol is GenieRedux's (arXiv 2409.06445): a few prompt frames, then ten generated ones, given all actions.
+Controllability is the Δ_t PSNR of Genie (arXiv 2402.15391), section 3: the PSNR lost at frame t with other actions.
 """
 
 from collections.abc import Callable
@@ -9,142 +9,166 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genie_fn import dynamics, metrics, random, tokenizer, world
+from genie_fn import dynamics, metrics, random, tokenizer
+from genie_fn import world as worlds
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import statistics
+from genie_fn.evaluation.clips import Clips
+from genie_fn.evaluation.record import Curve, Method, Protocol, Scores
 from genie_fn.world import World
 
 HEADLINE = 4  # the t of the paper's Δ_t PSNR
+Videos = dict[Method, Tensor]
+"""By method, the frames after the prompt, (B, T - prompt, H, W, 3) uint8."""
 
 
-def batched(function: Callable, key: Tensor, *tensors: Tensor):
-    """`function(key, *tensors)` a few clips at a time, each time with a key of its own."""
+def batched(function: Callable[..., Tensor], key: Tensor, *tensors: Tensor) -> Tensor:
+    """`function(key, *tensors)` in chunks of a few clips, each chunk with its own key."""
     return torch.cat(
-        [function(random.fold_in(key, i), *few) for i, few in enumerate(world.chunks(*tensors))]
+        [function(random.fold_in(key, i), *part) for i, part in enumerate(worlds.chunks(*tensors))]
     )
 
 
-def true_past(
-    dream: World, prompt: int, key: Tensor, frames: Tensor, actions: Tensor, sample: SampleConfig
+def free_running(
+    world: World, clips: Clips, prompt: int, actions: Tensor, key: Tensor, sample: SampleConfig
 ) -> Tensor:
-    """Every frame after the prompt dreamed from the real frames before it: (B, T - prompt, H, W, 3) uint8."""
-    model, coder = dream.dynamics, dream.tokenizer
-    codes, ids = tokenizer.tokenize(coder.params, frames, coder.cfg, backend=coder.backend)
-    entering = dynamics.entering(actions, model.cfg)
-    state, _ = world.reset(dream, frames[:, :prompt], actions[:, : prompt - 1])
-    found = []
-    for t in range(prompt, frames.shape[1]):
-        _, shown = world.step(dream, state, actions[:, t - 1], random.fold_in(key, t - 1), sample)
-        found.append(shown.pixels)
-        past, now = state, slice(t, t + 1)
-        cache = dynamics.remember(
-            model.params, ids[:, now], entering[:, now], past.dynamics, model.cfg, model.backend
+    """The frames after the prompt, each generated from the prompt and the generated frames before."""
+
+    def generate(key: Tensor, codes: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
+        given = actions[:, : prompt - 1]
+        state, _ = worlds.start(world, codes, ids, given)
+        return worlds.generate(
+            world, state, actions[:, prompt - 1 :], key, sample, first=prompt - 1
         )
-        _, decoder = tokenizer.decode_next(
-            coder.params, codes[:, now], past.decoder, coder.cfg, coder.backend
-        )
-        state = world.State(cache, decoder)
-    return torch.stack(found, 1)
+
+    return batched(generate, key, clips.codes[:, :prompt], clips.ids[:, :prompt], actions)
 
 
-def at_once(
-    dream: World, key: Tensor, prompt_BTHWC: Tensor, actions: Tensor, sample: SampleConfig
+def teacher_forcing(
+    world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleConfig
 ) -> Tensor:
-    """All frames after the prompt hidden and revealed together, rather than one after another."""
-    model, coder = dream.dynamics, dream.tokenizer
-    _, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg, backend=coder.backend)
-    ids = dynamics.generate_jointly(
-        model.params, ids, actions, key, model.cfg, sample, backend=model.backend
-    )
-    video = tokenizer.detokenize(coder.params, ids, coder.cfg, backend=coder.backend)
-    return video[:, prompt_BTHWC.shape[1] :]
+    """The frames after the prompt, each generated from the recorded frames before it."""
+
+    def generate(key: Tensor, codes: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
+        given = actions[:, : prompt - 1]
+        state, _ = worlds.start(world, codes[:, :prompt], ids[:, :prompt], given)
+        frames = []
+        for t in range(prompt, ids.shape[1]):
+            step_key = random.fold_in(key, t - 1)
+            _, frame = worlds.step(world, state, actions[:, t - 1], step_key, sample)
+            frames.append(frame.pixels)
+            now = slice(t, t + 1)
+            entering = actions[:, t - 1 : t]
+            state, _ = worlds.observe(world, state, codes[:, now], ids[:, now], entering)
+        return torch.stack(frames, 1)
+
+    return batched(generate, key, clips.codes, clips.ids, clips.actions)
 
 
-def dream_all(
-    dream: World,
-    frames: Tensor,
-    actions: Tensor,
+def joint(world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleConfig) -> Tensor:
+    """The frames after the prompt, their tokens masked and revealed together in the steps of one frame."""
+    coder, model = world.tokenizer, world.dynamics
+
+    def generate(key: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
+        ids = dynamics.generate_jointly(
+            model.params, ids, actions, key, model.cfg, sample, backend=model.backend
+        )
+        video = tokenizer.detokenize(coder.params, ids, coder.cfg, backend=coder.backend)
+        return video[:, prompt:]
+
+    return batched(generate, key, clips.ids[:, :prompt], clips.actions)
+
+
+def action_sequences(clips: Clips, prompt: int, choices: int, key: Tensor) -> dict[Method, Tensor]:
+    """The clip's own actions, another clip's and uniform ones; in the prompt always the clip's own."""
+    uniform = random.randint(key, clips.actions.shape, 0, choices)
+    others: dict[Method, Tensor] = {
+        "own_actions": clips.actions,
+        "shuffled": clips.actions.roll(1, 0),
+        "random": uniform,
+    }
+    given = clips.actions[:, : prompt - 1]
+    return {
+        method: torch.cat((given, actions[:, prompt - 1 :]), 1)
+        for method, actions in others.items()
+    }
+
+
+def generate_all(
+    world: World,
+    clips: Clips,
     prompt: int,
     key: Tensor,
     sample: SampleConfig,
     brief: bool = False,
-) -> dict[str, Tensor]:
-    """The frames after the prompt as dreamed in every way, (B, T - prompt, H, W, 3) uint8 each.
+) -> Videos:
+    """The frames after the prompt by every method.
 
-    `own`: given the clip's own actions; `shuffled`: from the prompt on another clip's; `random`: uniform ones. They
-    share random numbers, so that a world that ignores actions dreams the same frames. `one_go`: own actions, all at
-    once; `true_past`: own actions, every frame from the real ones before it; `copy_last`: the prompt's last frame.
-    `brief` leaves out `one_go` and `true_past`.
+    `own_actions`: free-running rollout under the clip's own (inferred or recorded) actions; `shuffled`: another
+    clip's; `random`: uniform ones. These three share random numbers, so that a world that ignores its actions
+    generates the same frames. `joint`: joint decoding of all frames; `teacher_forcing`: every frame from the recorded
+    ones before it (from one prompt frame only: with more, the methods hardly differ); `copy_last`: the last prompt
+    frame. `brief` leaves out `joint` and `teacher_forcing`.
     """
-    chance_key, key = random.split(key).unbind(0)
-    chance = random.randint(chance_key, actions.shape, 0, dream.dynamics.cfg.actions)
-    first, seen = frames[:, :prompt], actions[:, : prompt - 1]
-    given = {"own": actions, "shuffled": actions.roll(1, 0), "random": chance}
-    given = {name: torch.cat((seen, other[:, prompt - 1 :]), 1) for name, other in given.items()}
-
-    def continued(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:
-        return world.rollout(dream, first, actions, key, sample)
-
-    def together(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:
-        return at_once(dream, key, first, actions, sample)
-
-    def corrected(key: Tensor, frames: Tensor, actions: Tensor) -> Tensor:
-        return true_past(dream, prompt, key, frames, actions, sample)
-
-    found = {name: batched(continued, key, first, chosen) for name, chosen in given.items()}
+    action_key, key = random.split(key).unbind(0)
+    sequences = action_sequences(clips, prompt, world.dynamics.cfg.actions, action_key)
+    videos: Videos = {
+        method: free_running(world, clips, prompt, actions, key, sample)
+        for method, actions in sequences.items()
+    }
     if not brief:
-        found["one_go"] = batched(together, key, first, actions)
-    if prompt == 1 and not brief:  # with more the prompts differ in no more than the first frames
-        found["true_past"] = batched(corrected, key, frames, actions)
-    found["copy_last"] = first[:, -1:].expand_as(found["own"])
-    return found
+        videos["joint"] = joint(world, clips, prompt, key, sample)
+    if prompt == 1 and not brief:
+        videos["teacher_forcing"] = teacher_forcing(world, clips, prompt, key, sample)
+    last = clips.frames[:, prompt - 1 : prompt]
+    videos["copy_last"] = last.expand_as(videos["own_actions"])
+    return videos
 
 
-def moving(copied_BT: Tensor) -> Tensor:
-    """The half of the clips in which the picture changes most until t = 4, by the PSNR of copying the last frame."""
-    at = copied_BT[:, HEADLINE - 1]
+def moving_half(copy_psnr_BT: Tensor) -> Tensor:
+    """(B,) bool: the half of the clips with the lowest PSNR of copying the last prompt frame at t = 4."""
+    at = copy_psnr_BT[:, HEADLINE - 1]
     return at <= at.median()
 
 
-def score(future: Tensor, dreams: dict[str, Tensor], key: Tensor) -> dict:
-    """Scores by frame, with intervals over clips, for all of them and for the moving half.
+def score(future: Tensor, videos: Videos, key: Tensor) -> Protocol:
+    """Scores by frame against the recorded frames, for all clips and for the moving half."""
+    error = {method: metrics.frame_error(future, video) for method, video in videos.items()}
+    ssim = {method: metrics.frame_ssim(future, video) for method, video in videos.items()}
+    psnr = {method: _psnr(values) for method, values in error.items()}
+    moving = moving_half(psnr["copy_last"])
 
-    `psnr` and `ssim` are means over clips; `pooled` is the PSNR of the mean squared error over clips, in which a frame
-    that equals the last does not count 100 dB; `delta` is what other ways of dreaming lose against the clip's own
-    actions, by `psnr` for wrong actions and by `pooled` for copying the last frame.
-    """
-    error = {name: metrics.frame_error(future, made) for name, made in dreams.items()}
-    ssim = {name: metrics.frame_ssim(future, made) for name, made in dreams.items()}
-    psnr = {name: metrics.psnr(values, 255.0) for name, values in error.items()}
-    half = moving(psnr["copy_last"])
-
-    def pooled(mean: Tensor) -> Tensor:
-        return metrics.psnr(mean, 255.0)
-
-    def curves(chosen: Tensor) -> dict:
-        found: dict = {"psnr": {}, "ssim": {}, "pooled": {}, "delta": {}}
-        for name in dreams:
-            found["psnr"][name] = intervals(psnr[name][chosen], key)
-            found["ssim"][name] = intervals(ssim[name][chosen], key)
-            found["pooled"][name] = intervals(error[name][chosen], key, pooled)
-        for name in ("random", "shuffled"):
-            found["delta"][name] = intervals((psnr["own"] - psnr[name])[chosen], key)
-        both = torch.stack((error["own"], error["copy_last"]), -1)[chosen]
-        found["delta"]["copy_last"] = intervals(
-            both, key, lambda mean: -torch.diff(pooled(mean), dim=-1)[..., 0]
+    def scores(chosen: Tensor) -> Scores:
+        delta = {
+            method: curve((psnr["own_actions"] - psnr[method])[chosen], key)
+            for method in ("random", "shuffled")
+        }
+        pair = torch.stack((error["own_actions"], error["copy_last"]), -1)[chosen]
+        delta["copy_last"] = curve(pair, key, _psnr_gain)
+        return Scores(
+            psnr={method: curve(values[chosen], key) for method, values in psnr.items()},
+            ssim={method: curve(values[chosen], key) for method, values in ssim.items()},
+            pooled={method: curve(values[chosen], key, _psnr) for method, values in error.items()},
+            delta=delta,
         )
-        return found
 
-    return {"all": curves(torch.ones_like(half)), "moving": curves(half)}
+    return Protocol(all=scores(torch.ones_like(moving)), moving=scores(moving))
 
 
-def intervals(
-    values_BT: Tensor, key: Tensor, of: Callable = lambda mean: mean
-) -> dict[str, list[float]]:
-    """For JSON: mean and interval by frame, and under `average` [mean, low, high] of the mean over the frames."""
+def _psnr(error: Tensor) -> Tensor:
+    return metrics.psnr(error, 255.0)
+
+
+def _psnr_gain(errors: Tensor) -> Tensor:
+    """PSNR of the first of two errors (..., 2) minus that of the second."""
+    return -torch.diff(_psnr(errors), dim=-1)[..., 0]
+
+
+def curve(
+    values_BT: Tensor, key: Tensor, of: Callable[[Tensor], Tensor] = statistics.identity
+) -> Curve:
+    """Means over clips by frame and over the frames, with intervals, rounded to four digits."""
     by_frame = statistics.bootstrap(values_BT, key, of=of)
-    over = statistics.bootstrap(values_BT.mean(1), key, of=of)
-    found = {name: ends.tolist() for name, ends in by_frame._asdict().items()} | {
-        "average": [x.item() for x in over]
-    }
-    return {name: [round(x, 4) for x in numbers] for name, numbers in found.items()}
+    average = statistics.bootstrap(values_BT.mean(1), key, of=of)
+    mean, low, high = ([round(x, 4) for x in part.tolist()] for part in by_frame)
+    return Curve(mean, low, high, average=[round(part.item(), 4) for part in average])

@@ -1,4 +1,4 @@
-"""Held keys: the moments are the real game's, and the score counts what the picture did."""
+"""Held keys: the starts are of the real game, and the score counts how the image moves."""
 
 from dataclasses import replace
 
@@ -26,64 +26,62 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def moments(store):
-    return held_keys.moments(store, "train", 3, seed=0)
+def starts(store):
+    return held_keys.find_starts(store, "train", 3, seed=0)
 
 
 def scrolled(by: int) -> torch.Tensor:
-    """A picture that moves by so many pixels to the right in each frame: (HELD + 1, 64, 64, 3)."""
+    """An image that moves by so many pixels to the right in each frame: (FRAMES + 1, 64, 64, 3)."""
     picture = random.randint(random.key(0), (64, 64, 3), 0, 256).to(torch.uint8)
-    return torch.stack([picture.roll(by * t, 1) for t in range(held_keys.HELD + 1)])
+    return torch.stack([picture.roll(by * t, 1) for t in range(held_keys.FRAMES + 1)])
 
 
 @pytest.mark.parametrize("by", [-2, 0, 3])
-def test_the_agent_goes_against_the_picture(by):
-    assert held_keys.gone(scrolled(by)) == -by * held_keys.HELD
+def test_the_agent_moves_against_the_image(by):
+    assert held_keys.agent_displacement(scrolled(by)) == -by * held_keys.FRAMES
 
 
-def test_moments_are_recorded_frames_from_which_the_real_agent_goes_both_ways(store, moments):
-    frames, gone = moments
-    assert frames.shape == (2, 3, held_keys.HELD + 1, 64, 64, 3)
-    assert (gone[0] <= -held_keys.FREE).all() and (gone[1] >= held_keys.FREE).all()
-    assert torch.equal(frames[0, :, 0], frames[1, :, 0]) and not torch.equal(
-        frames[0, :, 1:], frames[1, :, 1:]
-    )
+def test_starts_are_recorded_frames_from_which_the_real_agent_moves_both_ways(store, starts):
+    frames, (left, right) = starts
+    assert frames.shape == (2, 3, held_keys.FRAMES + 1, 64, 64, 3)
+    assert (left <= -held_keys.MIN_DISPLACEMENT).all()
+    assert (right >= held_keys.MIN_DISPLACEMENT).all()
+    assert torch.equal(frames[0, :, 0], frames[1, :, 0])
+    assert not torch.equal(frames[0, :, 1:], frames[1, :, 1:])
     recorded = data.read_clips(store, data.clip_starts(store, "train", 1), 1).frames[:, 0]
     for first in frames[0, :, 0].numpy():
         assert (recorded == first).all((1, 2, 3)).any()
 
 
 @pytest.mark.parametrize("other", [{"meta": {"import": {}}}, {"action_names": ("left", "right")}])
-def test_other_data_has_no_moments(store, other):
-    assert held_keys.moments(replace(store, **other), "train", 3, 0) is None
+def test_other_data_has_no_starts(store, other):
+    assert held_keys.find_starts(replace(store, **other), "train", 3, 0) is None
 
 
-def test_the_score_counts_who_obeys(moments):
+def test_the_score_counts_correct_directions(starts):
     right, still, left = scrolled(-1), scrolled(0), scrolled(1)
-    dreamed = torch.stack((torch.stack((left, still, right)), torch.stack((right, right, left))))
-    found = held_keys.score(moments, dreamed)
-    assert (found["starts"], found["right_way"], found["apart"]) == (3, 1, 2)
-    assert (
-        found["dreamed"] == {"LEFT": [-10, 0, 10], "RIGHT": [10, 10, -10]}
-        and found["share"] == 0.3333
-    )
-    real = held_keys.score(moments, moments.frames)
-    assert real["right_way"] == 3 and real["dreamed"] == real["real"]
+    generated = torch.stack((torch.stack((left, still, right)), torch.stack((right, right, left))))
+    found = held_keys.score(starts, generated)
+    assert (found.starts, found.correct, found.separated) == (3, 1, 2)
+    assert found.generated == {"LEFT": [-10, 0, 10], "RIGHT": [10, 10, -10]}
+    assert found.share == 0.3333
+    real = held_keys.score(starts, starts.frames)
+    assert real.correct == 3 and real.generated == real.recorded
 
 
-def test_the_world_dreams_on_under_what_it_takes_for_the_keys(moments, monkeypatch):
-    """Which action reaches which half of the dreams, each from its own first frame."""
+def test_rollouts_are_under_the_world_s_action_for_each_key(starts, monkeypatch):
+    """Which action reaches which half of the rollouts, each from its own first frame."""
 
     def rollout(_, prompt, actions, key, sample):
         return (prompt + actions[:, :, None, None, None]).to(torch.uint8)
 
     monkeypatch.setattr(world, "rollout", rollout)
-    dreamed = held_keys.hold(None, moments, {"LEFT": 3, "RIGHT": 1}, random.key(0), SampleConfig())
-    assert dreamed.shape == moments.frames.shape and torch.equal(
-        dreamed[:, :, 0], moments.frames[:, :, 0]
-    )
-    assert torch.equal(dreamed[0, :, 5], moments.frames[0, :, 0] + 3)
-    assert torch.equal(dreamed[1, :, 5], moments.frames[1, :, 0] + 1)
+    key_actions = {"LEFT": 3, "RIGHT": 1}
+    generated = held_keys.hold(None, starts, key_actions, random.key(0), SampleConfig())
+    assert generated.shape == starts.frames.shape
+    assert torch.equal(generated[:, :, 0], starts.frames[:, :, 0])
+    assert torch.equal(generated[0, :, 5], starts.frames[0, :, 0] + 3)
+    assert torch.equal(generated[1, :, 5], starts.frames[1, :, 0] + 1)
 
 
 def test_a_skipping_game_holds_its_action_to_the_end_of_an_episode():

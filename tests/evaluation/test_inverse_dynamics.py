@@ -1,12 +1,14 @@
-"""The supervised probe: of the size asked for, and able to read what is there to be read."""
+"""The supervised inverse dynamics model: of the size asked for, and able to predict actions that can be seen."""
 
 import numpy as np
 import pytest
 import torch
 
 from genie_fn import data, random, tree
-from genie_fn.evaluation import action_report, inverse_dynamics
-from genie_fn.evaluation.action_report import Transitions
+from genie_fn.evaluation import actions, inverse_dynamics
+from genie_fn.evaluation.actions import Transitions
+from genie_fn.evaluation.inverse_dynamics import Model, Training
+from genie_fn.evaluation.record import Agreement, Displacement, Recorded
 
 CPU, NAMES = torch.device("cpu"), ("LEFT", "NOOP", "RIGHT")
 
@@ -53,43 +55,49 @@ def store(tmp_path_factory):
     return store
 
 
-def test_it_reads_actions_that_can_be_seen(store):
-    found = inverse_dynamics.fit(store, 20_000, inverse_dynamics.settings(60, 0, CPU))
-    again = inverse_dynamics.fit(store, 20_000, inverse_dynamics.settings(60, 0, CPU))
+def latent(nmi: float, nmi_of_sides: float | None) -> Recorded:
+    """Agreement of latent actions with the recorded ones, of which only the NMI counts here."""
+
+    def agreement(nmi: float) -> Agreement:
+        return Agreement([[1]], nmi, 0.0, 0.5, "levels", [nmi, nmi], 0.5, 0.5, 1.0)
+
+    still = Displacement([0.0], [0.0], 0.0, 1.0, [0.0], [0.0], 0.0, 1.0, [], [])
+    sides = None if nmi_of_sides is None else agreement(nmi_of_sides)
+    return Recorded([*NAMES], still, agreement(nmi), sides)
+
+
+def test_it_predicts_actions_that_can_be_seen(store):
+    model = inverse_dynamics.fit(store, 20_000, inverse_dynamics.settings(60, 0, CPU))
+    second = inverse_dynamics.fit(store, 20_000, inverse_dynamics.settings(60, 0, CPU))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(*(tree.leaves(x.params) for x in (found, again)), strict=True)
+        for a, b in zip(*(tree.leaves(x.params) for x in (model, second)), strict=True)
     )
-    offsets = action_report.spread_clips(store, "test", 6, 100)
-    guess = action_report.label(
-        store, offsets, 6, lambda frames, true: inverse_dynamics.guess(found, frames), CPU
+    offsets = actions.spread_clips(store, "test", 6, 100)
+    predicted = actions.map_clips(
+        store, offsets, 6, lambda frames, _: inverse_dynamics.predict(model, frames), CPU
     )
-    seen = action_report.gather(store, offsets, 6, guess)
-    told = {"all": {"information": 0.2}, "sides": {"information": 0.1}}
-    result = inverse_dynamics.measure(found, 20_000, seen, guess, told, NAMES)
-    assert (
-        result["all"]["accuracy"] > 0.8
-        and result["parameters"] <= result["encoder_parameters"] == 20_000
+    transitions = actions.gather(store, offsets, 6, predicted)
+    training = Training(20_000, 60, 1.0)
+    result = inverse_dynamics.evaluate(
+        model, training, transitions, predicted, latent(0.2, 0.1), NAMES
     )
-    assert result["all"] == result["sides"]  # three actions, three sides
-    assert result["ratio"]["all"] == pytest.approx(0.2 / result["all"]["information"], abs=1e-3)
+    assert result.all.accuracy > 0.8
+    assert result.parameters <= result.encoder_parameters == 20_000
+    assert (result.all.nmi, result.all.accuracy) == (result.sides.nmi, result.sides.accuracy)
+    assert result.all.ratio == pytest.approx(0.2 / result.all.nmi, abs=1e-3)
 
 
-def test_a_probe_that_knows_nothing_is_no_measure():
-    true = torch.tensor([[0, 1, 2]])
+def test_a_model_that_predicts_nothing_has_no_ratio():
+    recorded = torch.tensor([[0, 1, 2]])
     params = tree.init(inverse_dynamics.spec(4, 32, 32, 3), random.key(0))
-    seen = Transitions(true, true, torch.zeros(1), torch.zeros(1, 3, 2))
-    told = {"all": {"information": 0.2}}
-    result = inverse_dynamics.measure(
-        inverse_dynamics.Probe(inverse_dynamics.network(4), params),
-        1,
-        seen,
-        torch.zeros_like(true),
-        told,
+    transitions = Transitions(recorded, recorded, torch.zeros(1), torch.zeros(1, 3, 2))
+    result = inverse_dynamics.evaluate(
+        Model(inverse_dynamics.network(4), params),
+        Training(1, 1, 1.0),
+        transitions,
+        torch.zeros_like(recorded),
+        latent(0.2, None),
         (),
     )
-    assert (
-        result["all"]["information"] == 0
-        and result["ratio"]["all"] is None
-        and "sides" not in result
-    )
+    assert result.all.nmi == 0 and result.all.ratio is None and result.sides is None

@@ -9,6 +9,7 @@ from genie_fn import metrics, random
 from genie_fn.errors import UserError
 from genie_fn.evaluation import perceptual
 from genie_fn.evaluation.perceptual import WeightsConfig
+from genie_fn.evaluation.record import Perceptual
 from genie_fn.nets import vgg
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -101,17 +102,16 @@ def test_lpips_is_the_papers(files, videos):
 def test_all_that_the_files_allow(files, videos):
     real, made = videos
     found = perceptual.measure(perceptual.load(files), real, made)
-    assert found.keys() == {"lpips", "fid", "fvd"}
+    assert None not in (found.lpips, found.fid, found.fvd)
     of_frames = [x.flatten(0, 1).float().mean((1, 2)) for x in videos]
-    assert found["fid"] == pytest.approx(metrics.frechet(*of_frames), abs=1e-3)
+    assert found.fid == pytest.approx(metrics.frechet(*of_frames), abs=1e-3)
     of_clips = [
         1000 * (x.float().mean((1, 2, 3)) / 127.5 - 1) for x in videos
     ]  # which resizing keeps, nearly
-    assert found["fvd"] == pytest.approx(metrics.frechet(*of_clips), rel=0.2)
-    assert "fvd" not in perceptual.measure(
-        perceptual.load(files), real[:, :4], made[:, :4]
-    )  # too short for the network
-    assert perceptual.measure(perceptual.load(WeightsConfig()), real, made) == {}
+    assert found.fvd == pytest.approx(metrics.frechet(*of_clips), rel=0.2)
+    short = perceptual.measure(perceptual.load(files), real[:, :4], made[:, :4])
+    assert short.fvd is None  # too short for the network
+    assert perceptual.measure(perceptual.load(WeightsConfig()), real, made) == Perceptual()
 
 
 def test_files_that_cannot_be_read_are_named(files, tmp_path):

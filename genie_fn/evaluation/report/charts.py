@@ -1,112 +1,168 @@
-"""Charts as SVG that stands in a page: lines with intervals, and bars. Colours are the page's, by class."""
+"""Charts as SVG elements within a page: lines with intervals, and bars. Colours come from the page's style, by class.
+
+matplotlib would embed its own fonts and colours; these follow the page's light and dark style.
+"""
 
 import math
-from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 250, 40, 8, 12, 34
+from markupsafe import Markup
+
+from genie_fn.evaluation.record import Curve
+
+WIDTH = 420
+HEIGHT = 250
+LEFT = 40
+RIGHT = 8
+TOP = 12
+BOTTOM = 34
+ROW = 24  # height of a bar with its margin
 
 
 class Line(NamedTuple):
-    """A curve over frames 1, 2, …: its class (and colour), its values, and the ends of their intervals, if any."""
+    """A curve over frames 1, 2, …; `name` is its class. Without `low` and `high` it has no interval."""
 
     name: str
     mean: list[float]
-    low: list[float] = []
-    high: list[float] = []
+    low: list[float] = []  # noqa: RUF012, never changed
+    high: list[float] = []  # noqa: RUF012, never changed
+
+
+def line(name: str, curve: Curve) -> Line:
+    """A curve with its interval."""
+    return Line(name, curve.mean, curve.low, curve.high)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers that cover [low, high]."""
     if high - low < 1e-6:
-        low, high = low - 0.5, high + 0.5
+        low -= 0.5
+        high += 0.5
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first = math.floor(low / step + 1e-9)
-    return [round(step * i, 10) for i in range(first, math.ceil(high / step - 1e-9) + 1)]
+    last = math.ceil(high / step - 1e-9)
+    return [round(step * i, 10) for i in range(first, last + 1)]
 
 
-def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> str:
-    """Curves with their intervals over the frames; `zero` draws the line at 0.
+class Axes(NamedTuple):
+    """The scale of a chart of lines."""
 
-    The scale is that of the others where `copy_last`, which may leave it by far, is among them: it is cut off.
+    marks: list[float]
+    frames: int
+
+    def x(self, t: float) -> float:
+        """Where frame t is drawn."""
+        return LEFT + (WIDTH - LEFT - RIGHT) * (t - 1) / max(self.frames - 1, 1)
+
+    def y(self, value: float) -> float:
+        """Where a value is drawn."""
+        share = (self.marks[-1] - value) / (self.marks[-1] - self.marks[0])
+        return TOP + (HEIGHT - TOP - BOTTOM) * share
+
+    def points(self, values: list[float]) -> list[str]:
+        """A curve's points as SVG writes them."""
+        return [f"{self.x(t):.1f},{self.y(value):.1f}" for t, value in enumerate(values, 1)]
+
+
+def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> Markup:
+    """Curves with their intervals over the frames; `zero` includes 0 in the scale and marks it.
+
+    `copy_last` does not affect the scale beside other curves, because it may be far above: it is clipped.
     """
     scaling = [curve for curve in curves if curve.name != "copy_last"] or curves
-    values = [x for curve in scaling for x in (*curve.mean, *curve.low, *curve.high)] + [0.0] * zero
-    marks = ticks(min(values), max(values))
-    frames = len(curves[0].mean)
-
-    def x(t: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (t - 1) / max(frames - 1, 1)
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (marks[-1] - value) / (marks[-1] - marks[0])
-
-    def points(values: list[float]) -> list[str]:
-        return [f"{x(t):.1f},{y(value):.1f}" for t, value in enumerate(values, 1)]
-
-    parts = [
-        _line(LEFT, y(m), WIDTH - RIGHT, y(m), "zero" if zero and m == 0 else "grid") for m in marks
-    ]
-    parts += [_text(LEFT - 6, y(m) + 4, f"{m:g}", "end") for m in marks]
-    parts += [_text(x(t), HEIGHT - BOTTOM + 16, str(t), "middle") for t in range(1, frames + 1)]
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 3, "frame t after the prompt", "middle"))
-    across, down = (
-        WIDTH - LEFT - RIGHT,
-        HEIGHT - TOP - BOTTOM,
-    )  # an inner picture cuts off what leaves it
-    parts.append(
-        f'<svg x="{LEFT}" y="{TOP}" width="{across}" height="{down}" viewBox="{LEFT} {TOP} {across} {down}">'
+    values = [x for curve in scaling for x in (*curve.mean, *curve.low, *curve.high)]
+    values += [0.0] if zero else []
+    axes = Axes(ticks(min(values), max(values)), len(curves[0].mean))
+    across = WIDTH - LEFT - RIGHT
+    down = HEIGHT - TOP - BOTTOM
+    clipped = Markup('<svg x="{0}" y="{1}" width="{2}" height="{3}" viewBox="{0} {1} {2} {3}">')
+    return _figure(
+        [
+            *_frame(axes, zero),
+            clipped.format(LEFT, TOP, across, down),  # an inner picture clips what leaves it
+            *(_band(axes, curve) for curve in curves if curve.low),
+            *(_curve(axes, curve) for curve in curves),
+            Markup("</svg>"),
+        ],
+        HEIGHT,
+        title,
+        unit,
     )
-    for curve in curves:
-        band = " ".join(points(curve.low) + points(curve.high)[::-1])
-        parts += [f'<polygon class="band {curve.name}" points="{band}"/>'] if band else []
-    for curve in curves:
-        parts.append(
-            f'<polyline class="line {curve.name}" points="{" ".join(points(curve.mean))}"/>'
-        )
-    parts.append("</svg>")
-    return _figure(parts, HEIGHT, title, unit)
 
 
-def bars(
-    values: list[float],
-    labels: list[str],
-    title: str,
-    name: str,
-    ends: list[tuple[float, float]] | None = None,
-    left: int = 70,
-) -> str:
-    """Shares as horizontal bars with their percentages and, where given, the `ends` of their intervals. The labels take
-    the `left` part."""
-    row, ends = 24, ends or [(value, value) for value in values]
-    most, parts = max([*values, *(high for _, high in ends), 1e-6]), []
-    for i, (value, label, interval) in enumerate(zip(values, labels, ends, strict=True)):
-        width, low, high = ((WIDTH - left - 52) * x / most for x in (value, *interval))
-        parts.append(_text(left - 8, row * i + 17, label, "end"))
-        parts.append(
-            f'<rect class="bar {name}" x="{left}" y="{row * i + 4}" width="{width:.1f}" height="{row - 7}"/>'
-        )
-        if high > low:
-            middle = row * i + 0.5 * (row + 1)
-            parts.append(_line(left + low, middle, left + high, middle, "zero"))
-            parts += [
-                _line(left + x, middle - 4, left + x, middle + 4, "zero") for x in (low, high)
-            ]
-        parts.append(_text(left + max(width, high) + 6, row * i + 17, f"{value:.1%}", "start"))
-    return _figure(parts, row * len(values) + 4, title, "")
+def _frame(axes: Axes, zero: bool) -> list[Markup]:
+    """The grid and the labels of both axes."""
+    parts = []
+    for mark in axes.marks:
+        style = "zero" if zero and mark == 0 else "grid"
+        parts.append(_line(LEFT, axes.y(mark), WIDTH - RIGHT, axes.y(mark), style))
+        parts.append(_text(LEFT - 6, axes.y(mark) + 4, f"{mark:g}", "end"))
+    for t in range(1, axes.frames + 1):
+        parts.append(_text(axes.x(t), HEIGHT - BOTTOM + 16, str(t), "middle"))
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 3, "frame t after the prompt", "middle"))
+    return parts
 
 
-def _figure(parts: list[str], height: float, title: str, unit: str) -> str:
-    caption = escape(title) + (f" <small>{escape(unit)}</small>" if unit else "")
-    svg = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    return f"<figure class=chart><figcaption>{caption}</figcaption>{svg}</figure>"
+def _band(axes: Axes, curve: Line) -> Markup:
+    points = " ".join(axes.points(curve.low) + axes.points(curve.high)[::-1])
+    return Markup('<polygon class="band {}" points="{}"/>').format(curve.name, points)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
-    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _curve(axes: Axes, curve: Line) -> Markup:
+    points = " ".join(axes.points(curve.mean))
+    return Markup('<polyline class="line {}" points="{}"/>').format(curve.name, points)
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+class Bar(NamedTuple):
+    """A share with its label and, where known, its interval."""
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def bars(rows: list[Bar], title: str, name: str, left: int = 70) -> Markup:
+    """Shares as horizontal bars of class `name` with their percentages; the labels are `left` wide."""
+    largest = max([1e-6, *(row.value for row in rows), *(row.high or 0 for row in rows)])
+    scale = (WIDTH - left - 52) / largest
+    parts = [part for i, row in enumerate(rows) for part in _bar(row, ROW * i, left, scale, name)]
+    return _figure(parts, ROW * len(rows) + 4, title, "")
+
+
+def _bar(row: Bar, top: float, left: int, scale: float, name: str) -> list[Markup]:
+    width = row.value * scale
+    end = width
+    shape = Markup('<rect class="bar {}" x="{}" y="{}" width="{:.1f}" height="{}"/>')
+    parts = [
+        _text(left - 8, top + 17, row.label, "end"),
+        shape.format(name, left, top + 4, width, ROW - 7),
+    ]
+    if row.low is not None and row.high is not None and row.high > row.low:
+        low, high = row.low * scale, row.high * scale
+        middle = top + 0.5 * (ROW + 1)
+        end = max(width, high)
+        parts.append(_line(left + low, middle, left + high, middle, "zero"))
+        parts += [_line(left + x, middle - 4, left + x, middle + 4, "zero") for x in (low, high)]
+    parts.append(_text(left + end + 6, top + 17, f"{row.value:.1%}", "start"))
+    return parts
+
+
+def _figure(parts: list[Markup], height: float, title: str, unit: str) -> Markup:
+    caption = Markup("{} <small>{}</small>").format(title, unit) if unit else Markup.escape(title)
+    svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+    drawn = svg.format(WIDTH, height, title, Markup("").join(parts))
+    figure = Markup("<figure class=chart><figcaption>{}</figcaption>{}</figure>")
+    return figure.format(caption, drawn)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> Markup:
+    shape = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
+    return shape.format(name, x1, y1, x2, y2)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    shape = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+    return shape.format(x, y, anchor, text)

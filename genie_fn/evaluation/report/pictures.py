@@ -1,4 +1,4 @@
-"""Which clips and transitions a report shows, and the files of pictures beside it."""
+"""Which clips and transitions a report shows, and the picture files beside it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,48 +9,57 @@ from torch import Tensor
 
 from genie_fn import data, metrics
 from genie_fn.data import Store, video
+from genie_fn.evaluation.rollouts import Videos
+
+COUNT = 6  # clips of each kind
 
 
 class Picture(NamedTuple):
-    """Frames (T, H, W, 3) uint8, shown as a GIF where T > 1, and what stands below."""
+    """Frames (T, H, W, 3) uint8, a GIF if T > 1, and their caption."""
 
     frames: np.ndarray
     caption: str
 
 
-def above(*videos: Tensor) -> np.ndarray:
+def stacked(*videos: Tensor) -> np.ndarray:
     """Videos (T, H, W, 3) above each other."""
     return torch.cat(videos, 1).cpu().numpy()
 
 
-def choose(
-    frames: Tensor, dreams: dict[str, Tensor], levels: np.ndarray
+def choose_clips(
+    frames: Tensor, videos: Videos, levels: np.ndarray
 ) -> tuple[list[Picture], list[Picture]]:
-    """Clips from lively to still, and the worst: real, dreamed with the own actions, with another clip's."""
+    """Clips from those that change most to those that change least, and those of the lowest PSNR.
+
+    `frames` begin with the last prompt frame. Each picture stacks the recorded frames and the rollouts under the clip's
+    own actions and under another clip's.
+    """
     future = frames[:, 1:]
-    own, copied = (
-        metrics.frame_psnr(future, dreams[name]).mean(1) for name in ("own", "copy_last")
-    )
-    order, count = copied.argsort().tolist(), len(copied)
+    own = metrics.frame_psnr(future, videos["own_actions"]).mean(1)
+    copied = metrics.frame_psnr(future, videos["copy_last"]).mean(1)
 
     def picture(i: int) -> Picture:
-        made = (torch.cat((frames[i, :1], dreams[name][i])) for name in ("own", "shuffled"))
-        return Picture(
-            above(frames[i], *made),
-            f"level {levels[i]}: {own[i]:.1f} dB (copy-last {copied[i]:.1f})",
+        rollouts = (
+            torch.cat((frames[i, :1], videos[method][i])) for method in ("own_actions", "shuffled")
         )
+        caption = f"level {levels[i]}: {own[i]:.1f} dB (copy-last {copied[i]:.1f})"
+        return Picture(stacked(frames[i], *rollouts), caption)
 
-    spread = order[count // 8 :: max(1, count // 8)][:6]
-    return [picture(i) for i in spread], [picture(i) for i in own.argsort().tolist()[:6]]
+    stride = len(copied) // 8
+    spread = copied.argsort().tolist()[stride :: max(1, stride)][:COUNT]
+    worst = own.argsort().tolist()[:COUNT]
+    return [picture(i) for i in spread], [picture(i) for i in worst]
 
 
-def held(real: Tensor, dreamed: Tensor, keys: tuple[str, ...], most: int = 6) -> list[Picture]:
-    """A film per held key of up to `most` starts side by side, real above dreamed: (K, N, T, H, W, 3) uint8 each."""
-    films = []
-    for key, *pair in zip(keys, real[:, :most], dreamed[:, :most], strict=True):
-        beside = (torch.cat(tuple(side), 2) for side in pair)  # (N, T, H, W, 3) → (T, H, N W, 3)
-        films.append(Picture(above(*beside), f"{key} held"))
-    return films
+def held_keys(
+    recorded: Tensor, generated: Tensor, keys: tuple[str, ...], count: int = COUNT
+) -> list[Picture]:
+    """A video per held key of up to `count` starts side by side, recorded above generated; (K, N, T, H, W, 3) each."""
+    pictures = []
+    for key, real, rollout in zip(keys, recorded[:, :count], generated[:, :count], strict=True):
+        rows = (torch.cat(tuple(videos), 2) for videos in (real, rollout))  # N videos side by side
+        pictures.append(Picture(stacked(*rows), f"{key} held"))
+    return pictures
 
 
 def rows(*videos: Tensor) -> np.ndarray:
@@ -58,22 +67,25 @@ def rows(*videos: Tensor) -> np.ndarray:
     return video.grid(torch.stack(videos).cpu().numpy(), gap=2)
 
 
-def write(out: Path, clips: list[Picture], side: int, films: list[Picture]) -> None:
-    """dream.gif and strip.png: the clips, real above dreamed; held.gif: the films of held keys above each other."""
-    pairs = [picture.frames[:, : 2 * side] for picture in clips]
-    video.write_video(out / "dream.gif", np.concatenate(pairs, 2), fps=5, scale=2)
-    strips = np.concatenate([np.stack((pair[:, :side], pair[:, side:])) for pair in pairs])
+def write(out: Path, clips: list[Picture], height: int, held: list[Picture]) -> list[Path]:
+    """Write rollouts.gif, strip.png (recorded above generated) and, if keys were held, held.gif; returns the files."""
+    pairs = [picture.frames[:, : 2 * height] for picture in clips]
+    video.write_video(out / "rollouts.gif", np.concatenate(pairs, 2), fps=5, scale=2)
+    strips = np.concatenate([np.stack((pair[:, :height], pair[:, height:])) for pair in pairs])
     video.write_png(out / "strip.png", video.enlarge(video.grid(strips), 2))
-    if films:
-        together = np.concatenate([film.frames for film in films], 1)
-        video.write_video(out / "held.gif", together, fps=5, scale=2)
+    paths = [out / "rollouts.gif", out / "strip.png"]
+    if held:
+        frames = np.concatenate([picture.frames for picture in held], 1)
+        video.write_video(out / "held.gif", frames, fps=5, scale=2)
+        paths.append(out / "held.gif")
+    return paths
 
 
-def strip(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Transitions side by side, (H', W', 3) uint8: frame, next frame, and their difference around grey."""
+def transitions(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Transitions (clip, t) side by side, (H', W', 3) uint8: frame, next frame, and their difference around grey."""
     if not pairs:
         return np.empty((0, 0, 3), np.uint8)
     starts = np.array([offsets[clip] + t for clip, t in pairs])
     before, after = data.read_clips(store, starts, 2).frames.swapaxes(0, 1)
-    changed = np.clip(128 + (after.astype(int) - before) // 2, 0, 255).astype(np.uint8)
-    return video.grid(np.stack((before, after, changed)), gap=2)
+    difference = np.clip(128 + (after.astype(int) - before) // 2, 0, 255).astype(np.uint8)
+    return video.grid(np.stack((before, after, difference)), gap=2)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from genie_fn.evaluation.report import charts
-from genie_fn.evaluation.report.charts import Line
+from genie_fn.evaluation.report.charts import Bar, Line
 
 
 def picture(figure: str) -> ElementTree.Element:
@@ -51,7 +51,7 @@ def test_a_copy_that_scores_100_does_not_set_the_scale():
 
 
 def test_bars_are_as_long_as_their_shares():
-    svg = picture(charts.bars([0.5, 0.25, 0.0], ["a", "b&", "c"], "use", "own"))
+    svg = picture(charts.bars([Bar("a", 0.5), Bar("b&", 0.25), Bar("c", 0.0)], "use", "own"))
     widths = [float(node.get("width")) for node in svg if node.tag == "rect"]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2) and widths[2] == 0
     assert [node.text for node in svg if node.tag == "text"] == [
@@ -66,7 +66,7 @@ def test_bars_are_as_long_as_their_shares():
 
 def test_bars_have_their_intervals():
     svg = picture(
-        charts.bars([0.5, 0.2], ["a", "b"], "solved", "own", [(0.4, 0.8), (0.2, 0.2)], left=100)
+        charts.bars([Bar("a", 0.5, 0.4, 0.8), Bar("b", 0.2, 0.2, 0.2)], "solved", "own", left=100)
     )
     (width, _) = (float(node.get("width")) for node in svg if node.tag == "rect")
     marks = [(float(node.get("x1")), float(node.get("x2"))) for node in svg if node.tag == "line"]

@@ -1,0 +1,109 @@
+"""Reading and writing metrics.json, also of earlier schemas.
+
+cattrs turns JSON into the dataclasses and refuses what does not fit their types.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cattrs
+
+from genie_fn.errors import UserError
+from genie_fn.evaluation.record import Evaluation
+from genie_fn.runtime import files
+
+SCHEMA = 2
+FILE = "metrics.json"
+
+METHODS = {"own": "own_actions", "one_go": "joint", "true_past": "teacher_forcing"}
+AGREEMENT = {
+    "information": "nmi",
+    "by_chance": "permuted_nmi",
+    "halves": "halves_nmi",
+    "chance": "majority_accuracy",
+}
+HELD_KEYS = {
+    "right_way": "correct",
+    "apart": "separated",
+    "dreamed": "generated",
+    "real": "recorded",
+}
+"""Names of schema 1, and those of schema 2."""
+
+converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def write(evaluation: Evaluation, folder: Path) -> Path:
+    """Write metrics.json; returns the file."""
+    path = folder / FILE
+    content = json.dumps({"schema": SCHEMA} | asdict(evaluation), indent=1, allow_nan=False)
+    files.write_atomically(path, (content + "\n").encode())
+    return path
+
+
+def read(folder: str | Path) -> Evaluation:
+    """The record in the folder of an evaluation, or of a run that was evaluated."""
+    paths = [Path(folder) / FILE, Path(folder) / "evaluation" / FILE]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{folder} holds no evaluation: make one with `python evaluate.py --cfg.run {folder}`"
+        )
+    try:
+        stored = json.loads(path.read_text())
+        schema = stored.pop("schema", None)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged: evaluate that world again") from error
+    if schema not in (1, SCHEMA):
+        raise UserError(
+            f"{path} is of schema {schema} and this program reads schemas up to {SCHEMA}: "
+            "evaluate that world again"
+        )
+    try:
+        return converter.structure(migrate(stored) if schema == 1 else stored, Evaluation)
+    except Exception as error:  # cattrs raises groups of errors, and `migrate` meets any JSON
+        raise UserError(f"{path} is damaged: evaluate that world again") from error
+
+
+def migrate(old: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 1 in the names of schema 2."""
+    actions = dict(old["actions"])
+    recorded, probe, held = (actions.pop(name, None) for name in ("true", "probe", "held"))
+    actions["kind"] = "recorded" if actions["kind"] == "true" else actions["kind"]
+    actions["recorded"] = recorded and _migrate_recorded(recorded)
+    actions["inverse_dynamics"] = probe and _migrate_probe(probe)
+    actions["held_keys"] = held and _renamed(held, HELD_KEYS)
+    new = {name: value for name, value in old.items() if name != "dynamics"}
+    new["prediction"] = old["dynamics"]
+    new["actions"] = actions
+    new["rollouts"] = {
+        prompt: {subset: _migrate_scores(scores) for subset, scores in protocol.items()}
+        for prompt, protocol in old["rollouts"].items()
+    }
+    return new
+
+
+def _renamed(old: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in old.items()}
+
+
+def _migrate_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    return {metric: _renamed(curves, METHODS) for metric, curves in scores.items()}
+
+
+def _migrate_recorded(old: dict[str, Any]) -> dict[str, Any]:
+    new = {"sides": None} | old
+    for name in ("all", "sides"):
+        new[name] = new[name] and _renamed(new[name], AGREEMENT)
+    return new
+
+
+def _migrate_probe(old: dict[str, Any]) -> dict[str, Any]:
+    new: dict[str, Any] = {"sides": None} | old
+    ratio = new.pop("ratio")
+    for name in ("all", "sides"):
+        if new[name] is not None:
+            new[name] = _renamed(new[name], AGREEMENT) | {"ratio": ratio[name]}
+    return new

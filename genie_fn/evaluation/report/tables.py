@@ -1,0 +1,261 @@
+"""Tables of the report, as rows of texts."""
+
+from genie_fn.evaluation.clone_record import CloneRecord
+from genie_fn.evaluation.record import (
+    Actions,
+    Curve,
+    Displacement,
+    Evaluation,
+    HeldKeys,
+    Protocol,
+    Recorded,
+    Scores,
+    Values,
+)
+from genie_fn.evaluation.report import headlines
+from genie_fn.evaluation.report.methods import METHODS
+from genie_fn.evaluation.report.references import REFERENCES
+
+Rows = list[list[str]]
+
+
+def tiles(evaluation: Evaluation) -> Rows:
+    """Label, value and interval of the first numbers of the page."""
+    rows = (
+        headlines.DELTA_RANDOM,
+        headlines.PSNR_MOVING,
+        headlines.PSNR_COPY,
+        headlines.NMI,
+        headlines.TOKENIZER_PSNR,
+    )
+    found = [(row, headlines.value(evaluation, row)) for row in rows]
+    return [
+        [
+            row.label,
+            headlines.show(values[:1], row.digits, row.unit),
+            headlines.show(values, row.digits).partition(" ")[2],
+        ]
+        for row, values in found
+        if values is not None
+    ]
+
+
+def published(evaluation: Evaluation) -> Rows:
+    """Published numbers and this world's."""
+    rows = []
+    for reference in REFERENCES:
+        ours = "another kind of world"
+        if reference.actions in ("any", evaluation.actions.kind):
+            values = reference.read(evaluation)
+            ours = headlines.show(values, reference.digits, reference.unit)
+        rows.append([reference.what, reference.published, ours, reference.source])
+    return rows
+
+
+def averages(protocol: Protocol) -> tuple[list[str], Rows]:
+    """Head and rows of the means over the frames."""
+    subsets = {"moving": protocol.moving, "all": protocol.all}
+    head = ["mean over the frames"]
+    for kind in ("PSNR", "pooled PSNR", "SSIM"):
+        head += [f"{kind}, {subset}" for subset in subsets]
+    rows = []
+    for method, style in METHODS.items():
+        if method not in protocol.all.psnr:
+            continue
+        cells = [headlines.show(x.psnr[method].average) for x in subsets.values()]
+        cells += [headlines.show(x.pooled[method].average[:1]) for x in subsets.values()]
+        cells += [headlines.show(x.ssim[method].average[:1], 3) for x in subsets.values()]
+        rows.append([style.name, *cells])
+    return head, rows
+
+
+def by_frame(protocol: Protocol) -> tuple[list[str], Rows]:
+    """Head and rows of PSNR and its gains at every frame."""
+    rows = [
+        row
+        for subset, scores in (("moving", protocol.moving), ("all", protocol.all))
+        for row in _psnr_by_frame(subset, scores)
+    ]
+    rows += [
+        row
+        for subset, scores in (("moving", protocol.moving), ("all", protocol.all))
+        for row in _gains_by_frame(subset, scores)
+    ]
+    return ["", *(f"t = {t}" for t in range(1, len(rows[0])))], rows
+
+
+def _psnr_by_frame(subset: str, scores: Scores) -> Rows:
+    return [
+        _curve(f"PSNR, own actions, {subset}", scores.psnr["own_actions"]),
+        _curve(f"PSNR, copy-last, {subset}", scores.psnr["copy_last"]),
+    ]
+
+
+def _gains_by_frame(subset: str, scores: Scores) -> Rows:
+    return [
+        _curve(f"gain over random actions, {subset}", scores.delta["random"]),
+        _curve(f"gain over another clip's actions, {subset}", scores.delta["shuffled"]),
+        _curve(f"gain over copy-last, pooled, {subset}", scores.delta["copy_last"]),
+    ]
+
+
+def _curve(label: str, curve: Curve) -> list[str]:
+    points = zip(curve.mean, curve.low, curve.high, strict=True)
+    return [label, *(headlines.show(list(point)) for point in points)]
+
+
+def held_keys(held: HeldKeys) -> Rows:
+    """Displacements of the agent from each start."""
+    return [
+        [f"{key}, {source}", ", ".join(f"{x:+d}" for x in pixels)]
+        for source, by_key in (("recorded", held.recorded), ("generated", held.generated))
+        for key, pixels in by_key.items()
+    ]
+
+
+def per_action(actions: Actions) -> tuple[list[str], Rows]:
+    """Head and rows of what each action does."""
+    moves = actions.displacement
+    head = ["", "share", "dx", "dy", "further to the"]
+    head += ["most often means"] if actions.recorded else []
+    rows = []
+    for i, name in enumerate(actions.names):
+        row = [name, f"{actions.share[i]:.1%}", *moved(moves, i), _side(moves, i)]
+        rows.append([*row, _meaning(actions.recorded, i)] if actions.recorded else row)
+    return head, rows
+
+
+def _side(moves: Displacement, action: int) -> str:
+    if action in moves.left:
+        return "left"
+    return "right" if action in moves.right else ""
+
+
+def moved(moves: Displacement, action: int) -> list[str]:
+    """dx and dy of an action with their standard errors."""
+    pairs = (
+        (moves.dx[action], moves.dx_error[action]),
+        (moves.dy[action], moves.dy_error[action]),
+    )
+    return [_with_error(mean, error) for mean, error in pairs]
+
+
+def _with_error(mean: float | None, error: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:+.2f}" if error is None else f"{mean:+.2f} ± {error:.2f}"
+
+
+def _meaning(recorded: Recorded, code: int) -> str:
+    column = [row[code] for row in recorded.all.table]
+    if not sum(column):
+        return "–"
+    best = column.index(max(column))
+    return f"{recorded.names[best]} ({column[best] / sum(column):.0%})"
+
+
+def agreement(actions: Actions, recorded: Recorded) -> tuple[list[str], Rows]:
+    """Head and rows of the dependence between latent and recorded actions."""
+    head = ["", "NMI", "permuted", "p", f"NMI in halves of the {recorded.all.halves_of}"]
+    head += ["accuracy of the best map", "of the most frequent action", "stable"]
+    model = actions.inverse_dynamics
+    pairs = (
+        ("all recorded actions", recorded.all, model and model.all),
+        ("left / none / right", recorded.sides, model and model.sides),
+    )
+    rows = []
+    for label, found, guesses in pairs:
+        if found is None:
+            continue
+        row = [label, f"{found.nmi:.3f}", f"{found.permuted_nmi:.3f}", f"{found.p:.3f}"]
+        row += [", ".join(f"{nmi:.3f}" for nmi in found.halves_nmi)]
+        row += [f"{found.accuracy:.3f}", f"{found.majority_accuracy:.3f}", f"{found.stability:.0%}"]
+        rows.append(row)
+        if guesses is not None:
+            nmi, accuracy = f"{guesses.nmi:.3f}", f"{guesses.accuracy:.3f}"
+            rows.append(["— supervised inverse dynamics", nmi, "", "", "", accuracy, "", ""])
+    return head, rows
+
+
+def ratios(actions: Actions) -> str:
+    """NMI of the latent actions over that of the inverse dynamics model."""
+    model = actions.inverse_dynamics
+    if model is None:
+        return ""
+    pairs = (("all", model.all), ("left / none / right", model.sides))
+    found = [(label, guesses.ratio) for label, guesses in pairs if guesses is not None]
+    return ", ".join(f"{ratio:.2f} ({label})" for label, ratio in found if ratio is not None)
+
+
+def tokenizer(evaluation: Evaluation) -> Rows:
+    """Numbers of the tokenizer and of the dynamics model on their own."""
+    quality, loss = evaluation.reconstruction, evaluation.prediction
+    used = f"{quality.codes_used} of {quality.codes}, {quality.perplexity:.1f}"
+    rows = [
+        ["PSNR, SSIM", f"{quality.psnr:.2f} dB, {quality.ssim:.3f}"],
+        ["codes used, perplexity", used],
+        ["unigram entropy of the codes", f"{quality.unigram_entropy:.2f} nats per token"],
+        ["dynamics, cross-entropy of masked tokens", f"{loss.cross_entropy:.2f} nats per token"],
+        ["dynamics, accuracy on masked tokens", f"{loss.accuracy:.1%}"],
+    ]
+    frames = evaluation.config["frames"]
+    for of, scores in evaluation.perceptual.items():
+        what = "tokenizer" if of == "reconstruction" else f"{of} → {frames} frames"
+        for name, value in (("LPIPS", scores.lpips), ("FID", scores.fid), ("FVD", scores.fvd)):
+            if value is not None:
+                rows.append([f"{name}, {what}", f"{value:.3f}"])
+    return rows
+
+
+def origin(evaluation: Evaluation) -> Rows:
+    """What was measured, and where."""
+    machine, data = evaluation.machine, evaluation.data
+    rows = [
+        ["commit", machine["commit"] or "unknown"],
+        ["data", f"{data.root}, sha256 {data.hash}"],
+        [
+            "machine",
+            f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
+        ],
+    ]
+    rows += [[f"parameters, {name}", f"{count:,}"] for name, count in evaluation.models.items()]
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in evaluation.seconds.items())
+    return [*rows, ["seconds", seconds]]
+
+
+def facts(evaluations: dict[str, Evaluation]) -> Rows:
+    """What was measured on which data, side by side."""
+    every = evaluations.values()
+    return [
+        ["data", *(f"{e.data.hash[:12]}, {e.data.split}" for e in every)],
+        ["clips", *(str(e.data.clips) for e in every)],
+        ["commit", *((e.machine["commit"] or "unknown")[:12] for e in every)],
+    ]
+
+
+POLICIES = {
+    "random": "random",
+    "frequencies": "the expert's frequencies, without looking",
+    "commonest": "always the expert's commonest action",
+    "oracle": "oracle, of recorded actions",
+}
+
+
+def policy_name(name: str) -> str:
+    """`clone 50` and `clone 50, commonest` in words."""
+    if name in POLICIES:
+        return POLICIES[name]
+    labelled, _, commonest = name.removeprefix("clone ").partition(", ")
+    return f"latent, {labelled} labels" + (f", {commonest}" if commonest else "")
+
+
+def cloning(record: CloneRecord) -> Rows:
+    """The policy, the share of levels solved, and its difference to the random policy's."""
+
+    def percent(values: Values | None) -> str:
+        return headlines.show(values and [100 * x for x in values], 1, " %")
+
+    return [
+        [policy_name(name), percent(share), percent(record.gains.get(name))]
+        for name, share in record.shares.items()
+    ]

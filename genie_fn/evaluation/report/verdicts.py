@@ -1,0 +1,100 @@
+"""What an evaluation shows, in sentences."""
+
+from genie_fn.evaluation.record import Evaluation, HeldKeys
+from genie_fn.evaluation.report import headlines
+
+SIGNIFICANT = 0.05
+
+
+def verdicts(evaluation: Evaluation) -> list[str]:
+    """One sentence per question that the evaluation can answer."""
+    held = evaluation.actions.held_keys
+    sentences = [
+        _controllability(evaluation),
+        _copying(evaluation),
+        _use(evaluation),
+        _agreement(evaluation),
+        _displacement(evaluation),
+        None if held is None else held_keys(held),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _controllability(evaluation: Evaluation) -> str | None:
+    cost = headlines.value(evaluation, headlines.DELTA_SHUFFLED)
+    if cost is None:
+        return None
+    measured = (
+        f"with another clip's actions PSNR is {headlines.show(cost, 2, ' dB')} lower "
+        "at t = 4 on the moving half"
+    )
+    _, low, high = cost
+    if low > 0:
+        return f"Controllability is significant: {measured} (the 95% interval is above 0)."
+    where = "contains 0" if high >= 0 else "is below 0"
+    return f"Controllability is not significant: {measured} (the 95% interval {where})."
+
+
+def _copying(evaluation: Evaluation) -> str | None:
+    scores = evaluation.scores(1, "moving")
+    if scores is None:
+        return None
+    lows = scores.delta["copy_last"].low
+    better = [t for t, low in enumerate(lows, 1) if low > 0]
+    compared = "better than copies of the last prompt frame"
+    if not better:
+        return f"On the moving half, rollouts are at no frame significantly {compared}."
+    frames = "t = " + ", ".join(map(str, better))
+    where = "every frame" if len(better) == len(lows) else frames
+    return f"On the moving half, rollouts are significantly {compared} at {where} (95% intervals)."
+
+
+def _use(evaluation: Evaluation) -> str:
+    actions = evaluation.actions
+    if actions.kind == "recorded":
+        return "This world is conditioned on the recorded actions."
+    return f"Latent actions are {actions.state} (perplexity {actions.perplexity:.2f})."
+
+
+def _agreement(evaluation: Evaluation) -> str | None:
+    recorded = evaluation.actions.recorded
+    if recorded is None:
+        return None
+    nmi = recorded.all.nmi
+    sentence = (
+        f"Latent and recorded actions have an NMI of {nmi:.3f} "
+        f"({recorded.all.permuted_nmi:.3f} with permuted clips)"
+    )
+    model = evaluation.actions.inverse_dynamics
+    if model is None or model.all.nmi <= 0:
+        return sentence + "."
+    return (
+        f"{sentence}, {nmi / model.all.nmi:.0%} of that of a supervised inverse dynamics model "
+        f"of the same size after {model.steps} steps ({model.all.nmi:.3f})."
+    )
+
+
+def held_keys(held: HeldKeys) -> str:
+    """How the agent moves while a key is held."""
+    return (
+        f"While LEFT or RIGHT is held, the agent moves in the held direction under both keys from "
+        f"{held.correct} of {held.starts} starts; from {held.separated} it ends further left under "
+        "LEFT than under RIGHT."
+    )
+
+
+def _displacement(evaluation: Evaluation) -> str:
+    moves = evaluation.actions.displacement
+    p = min(moves.dx_p, moves.dy_p)
+    if p > SIGNIFICANT:
+        return f"Image displacement does not differ significantly between actions (p = {p:.3f})."
+    directions = [
+        f"further {side} under {', '.join(map(str, actions))}"
+        for side, actions in (("left", moves.left), ("right", moves.right))
+        if actions
+    ]
+    tests = f"p = {moves.dx_p:.3f} horizontally, {moves.dy_p:.3f} vertically"
+    sentence = f"Image displacement differs significantly between actions ({tests})"
+    if not directions:
+        return sentence + "."
+    return f"{sentence}; the image moves {' and '.join(directions)} than on average."

@@ -1,0 +1,73 @@
+"""An evaluation of random frames and actions, for tests of what reads records."""
+
+import torch
+
+from genie_fn import random
+from genie_fn.evaluation import actions, rollouts
+from genie_fn.evaluation.actions import Transitions
+from genie_fn.evaluation.record import (
+    Actions,
+    Dataset,
+    Evaluation,
+    Guesses,
+    InverseDynamics,
+    Perceptual,
+    Prediction,
+    Protocol,
+    Reconstruction,
+)
+
+NOISE = {"own_actions": 20, "shuffled": 40, "random": 50, "joint": 30, "copy_last": 60}
+CONFIG = {"run": "runs/a & b/dynamics", "frames": 6}
+
+
+def protocol() -> Protocol:
+    """Scores of noisy copies of random frames."""
+    real = random.randint(random.key(0), (8, 6, 16, 16, 3), 0, 256).to(torch.uint8)
+
+    def noisy(scale: int) -> torch.Tensor:
+        noise = random.randint(random.key(scale), real.shape, -scale, scale + 1)
+        return (real.int() + noise).clamp(0, 255).to(torch.uint8)
+
+    videos = {method: noisy(scale) for method, scale in NOISE.items()}
+    return rollouts.score(real, videos, random.key(1))
+
+
+def action_report() -> Actions:
+    """Of codes that equal the recorded actions, one of which has a name that must be escaped."""
+    recorded = random.randint(random.key(2), (40, 5), 0, 3)
+    level = torch.arange(40) // 10
+    shift = torch.stack((1 - recorded, torch.zeros_like(recorded)), -1)
+    transitions = Transitions(recorded, recorded, level, shift)
+    return actions.describe(transitions, 4, ("LEFT", "<b>", "RIGHT"), True, random.key(3))
+
+
+def evaluation() -> Evaluation:
+    """The record of a world of latent actions on CoinRun."""
+    scores = protocol()
+    report = action_report()
+    model = InverseDynamics(
+        parameters=10,
+        encoder_parameters=20,
+        steps=7,
+        seconds=3.0,
+        all=Guesses(0.8, 0.9, 1.25),
+        sides=Guesses(0.8, 0.9, None),
+    )
+    machine = {"device": "a machine", "threads": 2, "torch": "2.13"}
+    return Evaluation(
+        config=CONFIG,
+        machine=machine | {"commit": "0123456789abcdef", "date": "2026-01-01"},
+        models={"tokenizer": 12345, "dynamics": 67890, "lam": 4242},
+        data=Dataset("data", "f" * 64, "test", 8, 4, {"collection": {"env": "coinrun"}}),
+        seconds={"tokenizer": 1.0},
+        reconstruction=Reconstruction(23.456, 0.654, 1024, 853, 5.85, 347.0),
+        prediction=Prediction(3.412, 0.31),
+        rollouts={"1": scores, "4": scores},
+        actions=Actions(**vars(report) | {"inverse_dynamics": model}),
+        perceptual={
+            "reconstruction": Perceptual(lpips=0.123),
+            "1": Perceptual(fid=45.678),
+            "4": Perceptual(),
+        },
+    )

@@ -1,0 +1,84 @@
+"""metrics.json: what is written is read back, earlier schemas are migrated, and anything else is refused."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from genie_fn.errors import UserError
+from genie_fn.evaluation import record_file
+from tests.evaluation import examples
+
+FORMER = {new: old for old, new in record_file.METHODS.items()}
+FORMER_AGREEMENT = {new: old for old, new in record_file.AGREEMENT.items()}
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return examples.evaluation()
+
+
+def test_a_record_is_read_as_it_was_written(evaluation, tmp_path):
+    path = record_file.write(evaluation, tmp_path)
+    assert record_file.read(tmp_path) == evaluation
+    stored = json.loads(path.read_text())
+    assert stored.pop("schema") == record_file.SCHEMA and stored == asdict(evaluation)
+
+
+def former(evaluation) -> dict:
+    """The same record in schema 1."""
+    record = asdict(evaluation)
+    actions = record["actions"]
+    agreement = {
+        kind: {FORMER_AGREEMENT.get(name, name): value for name, value in found.items()}
+        for kind, found in actions["recorded"].items()
+        if kind in ("all", "sides")
+    }
+    model = actions.pop("inverse_dynamics")
+    ratio = {kind: model[kind].pop("ratio") for kind in ("all", "sides")}
+    probe = {
+        kind: {"information": model[kind]["nmi"], "accuracy": model[kind]["accuracy"]}
+        for kind in ratio
+    }
+    actions["true"] = actions.pop("recorded") | agreement
+    actions["probe"] = model | probe | {"ratio": ratio}
+    actions["held"] = actions.pop("held_keys")
+    for protocol in record["rollouts"].values():
+        for scores in protocol.values():
+            for metric, curves in scores.items():
+                scores[metric] = {FORMER.get(name, name): curve for name, curve in curves.items()}
+    return record | {"schema": 1, "dynamics": record.pop("prediction")}
+
+
+def test_a_record_of_schema_1_is_migrated(evaluation, tmp_path):
+    record = former(evaluation)
+    assert "own" in record["rollouts"]["1"]["all"]["psnr"]
+    (tmp_path / "metrics.json").write_text(json.dumps(record))
+    assert record_file.read(tmp_path) == evaluation
+
+
+def test_held_keys_and_kinds_of_schema_1_are_migrated(evaluation, tmp_path):
+    record = former(evaluation)
+    counts = {"frames": 10, "starts": 3, "right_way": 2, "share": 0.6667, "apart": 3}
+    moves = {"LEFT": [-1, -2, 0], "RIGHT": [1, 2, 3]}
+    record["actions"]["held"] = counts | {"dreamed": moves, "real": moves}
+    record["actions"]["kind"] = "true"
+    del record["actions"]["true"], record["actions"]["probe"]
+    (tmp_path / "metrics.json").write_text(json.dumps(record))
+    actions = record_file.read(tmp_path).actions
+    assert (actions.kind, actions.recorded, actions.inverse_dynamics) == ("recorded", None, None)
+    assert actions.held_keys.correct == 2 and actions.held_keys.separated == 3
+    assert actions.held_keys.generated == actions.held_keys.recorded == moves
+
+
+def test_what_cannot_be_read_is_refused(evaluation, tmp_path):
+    with pytest.raises(UserError, match="evaluate.py --cfg.run"):
+        record_file.read(tmp_path)
+    path = tmp_path / "metrics.json"
+    for content in ("{", "[]", "1", '{"schema": 2}', '{"schema": 1, "actions": 3}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            record_file.read(tmp_path)
+    path.write_text(json.dumps(asdict(evaluation) | {"schema": 0}))
+    with pytest.raises(UserError, match="schema 0"):
+        record_file.read(tmp_path)
