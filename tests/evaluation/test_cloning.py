@@ -1,6 +1,4 @@
-"""Behaviour cloning: what is learned from, what latent actions come to mean, and play in the real game."""
-
-import json
+"""Behaviour cloning: the expert's moments, the translation of latent actions, and play in the real game."""
 
 import numpy as np
 import pytest
@@ -12,9 +10,10 @@ from genie_fn import bundle, data, random
 from genie_fn.bundle import Bundle
 from genie_fn.data.procgen import ACTIONS
 from genie_fn.errors import UserError
-from genie_fn.evaluation import cloning, inverse_dynamics
-from genie_fn.evaluation.cloning import FRAMES
-from genie_fn.evaluation.report import headlines, report_page
+from genie_fn.evaluation import clone_record, cloning, inverse_dynamics
+from genie_fn.evaluation.clone_record import CloneRecord, ExpertSummary, Seed
+from genie_fn.evaluation.cloning import FRAMES, Examples
+from genie_fn.evaluation.report import pages, tables
 
 CPU = torch.device("cpu")
 NOOP, RIGHT_UP = ACTIONS.index("NOOP"), ACTIONS.index("RIGHT+UP")
@@ -28,7 +27,7 @@ def always(action: int) -> cloning.Policy:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Episodes of 20, 15 (solved), 8 (solved) and 37 (cut off) frames in two levels of train and one of test. A frame
-    is dark or bright by the action that is taken at it, and its first pixel tells its time."""
+    is dark or bright by the action that is taken at it, and its first pixel is its time."""
     store = data.create(tmp_path_factory.mktemp("cloning") / "data", META, 32, 32, 15, ACTIONS)
     for level in (1, 2, 9):
         rng = np.random.default_rng(level)
@@ -44,37 +43,31 @@ def store(tmp_path_factory):
     return store
 
 
-def test_episodes_are_told_apart(store):
+def test_episodes_are_separated(store):
     found = cloning.episodes(store)
-    assert found.start[:4].tolist() == [0, 20, 35, 43] and found.end[:4].tolist() == [
-        20,
-        35,
-        43,
-        80,
-    ]
-    assert found.solved.tolist() == [False, True, True, False] * 3
-    assert found.whole.tolist() == [True, True, True, False] * 3
-    assert found.first.tolist() == [True, False, False, False] * 3
-    assert (
-        found.start[4:8].tolist() == [1000, 1020, 1035, 1043]
-        and found.train.tolist() == [True] * 8 + [False] * 4
-    )
+    assert [episode.start for episode in found[:4]] == [0, 20, 35, 43]
+    assert [episode.end for episode in found[:4]] == [20, 35, 43, 80]
+    assert [episode.solved for episode in found] == [False, True, True, False] * 3
+    assert [episode.complete for episode in found] == [True, True, True, False] * 3
+    assert [episode.first for episode in found] == [True, False, False, False] * 3
+    assert [episode.start for episode in found[4:8]] == [1000, 1020, 1035, 1043]
+    assert [episode.train for episode in found] == [True] * 8 + [False] * 4
 
 
-def test_the_expert_is_watched_where_it_solves_a_level(store):
+def recorded_actions(frames: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    return recorded
+
+
+def test_the_expert_is_labelled_where_it_solves_a_level(store):
     """Its latent actions, here the time that a frame shows, belong to the moments that they are given to."""
     found = cloning.episodes(store)
-    expert = cloning.watch(
-        store, found, lambda frames, true: frames[:, :-1, 0, 0, 0].long(), CPU, 100
-    )
-    assert expert.offsets.tolist() == [
-        *range(20, 32),
-        *range(1020, 1032),
-    ]  # 8 frames are too few, level 9 is held out
+    expert = cloning.label(store, found, lambda frames, _: frames[:, :-1, 0, 0, 0].long(), CPU, 100)
+    # 8 frames are too few, level 9 is held out
+    assert expert.offsets.tolist() == [*range(20, 32), *range(1020, 1032)]
     assert (expert.latent == expert.offsets % 1000 + FRAMES - 1).all()
     recorded = data.read_segment(store, store.segments[0]).actions
-    assert (expert.real[:12] == recorded[22:34]).all()
-    assert len(cloning.watch(store, found, lambda frames, true: true, CPU, 1).offsets) == 12
+    assert (expert.recorded[:12] == recorded[22:34]).all()
+    assert len(cloning.label(store, found, recorded_actions, CPU, 1).offsets) == 12
 
 
 def test_without_a_solved_episode_there_is_no_expert(stage):
@@ -83,21 +76,23 @@ def test_without_a_solved_episode_there_is_no_expert(stage):
 
 
 def test_a_policy_learns_what_comes_next(store):
-    expert = cloning.watch(store, cloning.episodes(store), lambda frames, true: true, CPU, 100)
+    expert = cloning.label(store, cloning.episodes(store), recorded_actions, CPU, 100)
     settings = inverse_dynamics.settings(40, 0, CPU)
-    policy = cloning.fit(store, expert.offsets, expert.real - 7, 2, 4, settings, range(40))
+    examples = Examples(expert.offsets, expert.recorded - 7, 2)
+    policy = cloning.fit(store, examples, 4, settings, range(40))
     with torch.no_grad():
         guess = policy(torch.from_numpy(data.read_clips(store, expert.offsets, FRAMES).frames))
-    assert guess.shape == (24, 2) and (guess.argmax(1).numpy() == expert.real - 7).mean() > 0.9
+    assert guess.shape == (24, 2)
+    assert (guess.argmax(1).numpy() == expert.recorded - 7).mean() > 0.9
 
 
-def test_latent_actions_mean_what_they_met():
-    latent, real = np.array([0, 0, 0, 2]), np.array([8, 8, 1, 4])
-    share = cloning.meaning(latent, real, 3)
+def test_latent_actions_are_translated_by_frequency():
+    latent, recorded = np.array([0, 0, 0, 2]), np.array([8, 8, 1, 4])
+    share = cloning.translation(latent, recorded, 3)
     assert share.shape == (3, len(ACTIONS)) and torch.allclose(share.sum(1), torch.ones(3).double())
     assert share[0, 8] == pytest.approx(2 / 3) and share[2, 4] == 1
     assert share[1, [1, 4, 8]].tolist() == [0.25, 0.25, 0.5]  # a code that was not among them
-    sure = cloning.meaning(latent, real, 3, commonest=True)
+    sure = cloning.translation(latent, recorded, 3, commonest=True)
     assert sure.argmax(1).tolist() == [8, 8, 4] and (sure.sum(1) == 1).all()
     policy = cloning.translated(cloning.constant(torch.tensor([0.0, 0.0, 1.0])), sure)
     assert policy(torch.zeros(2, FRAMES, 1, 1, 3)).argmax(1).tolist() == [4, 4]
@@ -181,18 +176,15 @@ def test_seeds_that_are_done_are_kept(home, monkeypatch, capsys):
     monkeypatch.setattr(cloning, "play", stopped)
     with pytest.raises(KeyboardInterrupt):
         clone.main(config(home))
-    first = headlines.read_clone(home / "world")
-    assert first["seeds"].keys() == {"0"}
+    first = clone_record.read_complete(home / "world")
+    assert first.seeds.keys() == {"0"}
     clone.main(config(home))
-    record = headlines.read_clone(home / "world")
-    assert (
-        len(played) == 8 + 6
-        and record["seeds"]["0"] == first["seeds"]["0"]
-        and record["seeds"].keys() == {"0", "1"}
-    )
+    record = clone_record.read_complete(home / "world")
+    assert len(played) == 8 + 6 and record.seeds["0"] == first.seeds["0"]
+    assert record.seeds.keys() == {"0", "1"}
     names = {"random", "frequencies", "commonest", "oracle", "clone 5", "clone 5, commonest"}
-    assert record["shares"].keys() == names and record["gains"].keys() == names - {"random"}
-    assert 0 < record["expert"]["solved"] <= 1 and record["expert"]["levels"] == 2
+    assert record.shares.keys() == names and record.gains.keys() == names - {"random"}
+    assert 0 < record.expert.solved <= 1 and record.expert.levels == 2
     capsys.readouterr()
     clone.main(config(home))
     assert len(played) == 14 and "latent, 5 labels" in capsys.readouterr().out
@@ -207,43 +199,35 @@ def test_what_cannot_be_cloned_is_a_sentence(home, stage, tmp_path):
     (tmp_path / "clone.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         clone.main(config(home, out=str(tmp_path)))
-    path = tmp_path / "true.safetensors"
+    path = tmp_path / "recorded.safetensors"
     start = np.zeros((1, 64, 64, 3), np.uint8)
     bundle.save(path, Bundle(stage[0]._replace(lam=None), start_frames=start))
-    with pytest.raises(UserError, match="trained on true actions"):
+    with pytest.raises(UserError, match="trained on recorded actions"):
         clone.main(clone.Config(str(path), str(home / "data")))
 
 
-def test_the_pages_say_what_the_record_says():
-    record = {
-        "config": {"run": "runs/a & b/dynamics", "levels": 7},
-        "expert": {
-            "solved": 0.456,
-            "levels_solved": 0.5,
-            "episodes": 1234,
-            "levels": 200,
-            "transitions": 80123,
-        },
-        "seeds": {"0": {}, "1": {}},
-        "shares": {
+def test_the_page_contains_what_the_record_contains():
+    record = CloneRecord(
+        config={"run": "runs/a & b/dynamics", "levels": 7},
+        lam="",
+        data="",
+        expert=ExpertSummary(0.456, 0.5, 1234, 200, 80123),
+        seeds={"0": Seed({}, 1.0), "1": Seed({}, 1.0)},
+        shares={
             "random": [0.1, 0.05, 0.2],
             "oracle": [0.5, 0.4, 0.6],
             "clone 50, commonest": [0.4, 0.3, 0.5],
         },
-        "gains": {"oracle": [0.4, 0.3, 0.5], "clone 50, commonest": [0.3, -0.1, 0.4]},
-    }
-    page = report_page.clone_page(record)
+        gains={"oracle": [0.4, 0.3, 0.5], "clone 50, commonest": [0.3, -0.1, 0.4]},
+    )
+    page = pages.clone(record)
     assert page.startswith("<!doctype html>") and "a &amp; b" in page
     for words in (
         "80,123",
         "45.6%",
         "40.0 % [30.0, 50.0]",
         "30.0 % [-10.0, 40.0]",
-        "latent, 50, commonest",
+        "latent, 50 labels, commonest",
     ):
         assert words in page
-    assert json.loads(json.dumps(report_page.clone_rows(record)))[0] == [
-        "random",
-        "10.0 % [5.0, 20.0]",
-        "–",
-    ]
+    assert tables.cloning(record)[0] == ["random", "10.0 % [5.0, 20.0]", "–"]

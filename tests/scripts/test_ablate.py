@@ -1,4 +1,4 @@
-"""Ablations: what worlds share, that every command is one that its script understands, and the tables."""
+"""Ablations: what variants share, that every command is one that its script understands, and the tables."""
 
 import importlib
 import json
@@ -11,12 +11,15 @@ import ablate
 from ablate import Config, Variant
 from benchmarks import report
 from genie_fn.errors import UserError
-from genie_fn.evaluation.report import headlines
+from genie_fn.evaluation import record_file
 from genie_fn.runtime import cli
+from tests.evaluation import examples
 
 CFG = Config(out="runs/x", data="data/x")
 VARIANTS = [
-    Variant(choice, name, 1) for choice in ablate.CHOICES for name in ablate.VARIANTS[choice]
+    Variant(name, variant, 1)
+    for name, choice in ablate.CHOICES.items()
+    for variant in choice.variants
 ]
 
 
@@ -36,18 +39,18 @@ def parsed(monkeypatch, words):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.choice}-{v.name}")
 def test_a_variant_changes_one_thing(monkeypatch, variant):
-    demo = Variant(variant.choice, next(iter(ablate.VARIANTS[variant.choice])), 1)
-    stage = ablate.CHOICES[variant.choice][0]
+    demo = Variant(variant.choice, next(iter(ablate.CHOICES[variant.choice].variants)), 1)
+    stage = ablate.CHOICES[variant.choice].stage
     own, plain = (parsed(monkeypatch, ablate.command(CFG, v, stage)) for v in (variant, demo))
     folders = {name: getattr(plain, name) for name in ("out", "root") if hasattr(plain, name)}
     assert (replace(own, **folders) == plain) == (variant == demo)
 
 
-@pytest.mark.parametrize("stage", list(ablate.READS))
+@pytest.mark.parametrize("stage", list(ablate.INPUTS))
 def test_stages_read_what_earlier_ones_wrote(monkeypatch, stage):
     variant = Variant("quantizer", "lfq", 1)
     cfg = parsed(monkeypatch, ablate.command(CFG, variant, stage))
-    at = {name: str(ablate.folder(CFG, variant, name)) for name in ablate.READS}
+    at = {name: str(ablate.folder(CFG, variant, name)) for name in ablate.INPUTS}
     wanted = {
         "dataset": at["dataset"],
         "tokenizer": at["tokenizer"],
@@ -55,7 +58,7 @@ def test_stages_read_what_earlier_ones_wrote(monkeypatch, stage):
         "dynamics": at["dynamics"],
     }
     names = {"dataset": "data", "dynamics": "run", "tokenizer": "tokenizer", "lam": "lam"}
-    for earlier in ablate.READS[stage]:
+    for earlier in ablate.INPUTS[stage]:
         assert getattr(cfg, names[earlier]) == wanted[earlier]
 
 
@@ -96,11 +99,11 @@ def test_the_table_shows_means_and_paired_differences(tmp_path):
 
 def test_trained_worlds_take_the_place_of_seeds(monkeypatch):
     cfg = replace(CFG, choices=("steps",), worlds=("runs/a/dynamics", "runs/b/dynamics"))
-    every = list(ablate.worlds(cfg))
-    assert len(every) == 2 * len(ablate.VARIANTS["steps"])
+    every = list(ablate.variants(cfg))
+    assert len(every) == 2 * len(ablate.CHOICES["steps"].variants)
     assert len({ablate.folder(cfg, variant, "evaluation") for variant in every}) == len(every)
     for variant in every:
-        made = [stage for stage in ablate.READS if not ablate.is_made(cfg, variant, stage)]
+        made = [stage for stage in ablate.INPUTS if not ablate.is_done(cfg, variant, stage)]
         assert made == ["evaluation"]
         found = parsed(monkeypatch, ablate.command(cfg, variant, "evaluation"))
         assert found.run == cfg.worlds[variant.seed] and found.sample.steps == int(variant.name)
@@ -114,17 +117,23 @@ def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
 
 def test_bad_configs_are_a_sentence():
     sampled = {"choices": ("order", "data"), "worlds": ("a",)}
-    for wrong in ({"choices": ("nope",)}, {"seeds": ()}, {"frames": 3}, {"clips": 1}, sampled):
+    for wrong in ({"seeds": ()}, {"frames": 3}, {"clips": 1}, sampled):
         with pytest.raises(UserError):
             Config(**wrong)
 
 
-def test_an_evaluation_of_other_clips_is_made_anew(tmp_path):
+def test_an_unknown_choice_is_refused(monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        parsed(monkeypatch, [sys.executable, "ablate.py", "--cfg.choices", "nope"])
+    assert stopped.value.code == 2
+
+
+def test_an_evaluation_of_other_clips_is_repeated(tmp_path):
     cfg, variant = replace(CFG, out=str(tmp_path), clips=5, frames=4), Variant("actions", "add", 0)
     at = ablate.folder(cfg, variant, "evaluation")
     at.mkdir(parents=True)
-    assert not ablate.is_made(cfg, variant, "evaluation")
+    assert not ablate.is_done(cfg, variant, "evaluation")
     config = {"clips": 5, "frames": 4, "action_clips": cfg.action_clips, "seed": 0}
-    (at / "metrics.json").write_text(json.dumps({"schema": headlines.SCHEMA, "config": config}))
-    assert ablate.is_made(cfg, variant, "evaluation")
-    assert not ablate.is_made(replace(cfg, frames=10), variant, "evaluation")
+    record_file.write(replace(examples.evaluation(), config=config), at)
+    assert ablate.is_done(cfg, variant, "evaluation")
+    assert not ablate.is_done(replace(cfg, frames=10), variant, "evaluation")

@@ -3,14 +3,16 @@
 import json
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 import speedrun
 from genie_fn.errors import UserError
+from genie_fn.evaluation import record_file
 from genie_fn.evaluation.report import headlines
 from speedrun import Config
+from tests.evaluation import examples
 
 STEP = 0.02  # seconds that a step of the stand-in takes
 TRAINER = f"""
@@ -31,7 +33,7 @@ TRAINER = f"""
         saved.write_text(str(done)); sys.exit(130)
     saved.write_text(str(done))
 """
-EVALUATION = {"schema": 1, "reconstruction": {"psnr": 23.0}, "rollouts": {}, "actions": {"used": 6}}
+EVALUATION = {"schema": record_file.SCHEMA} | asdict(examples.evaluation())
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_time_becomes_steps_and_the_row_says_so(stand_ins, tmp_path):
     speedrun.main(stand_ins)
     (path,) = (tmp_path / "records").glob("*.json")
     row = json.loads(path.read_text())
-    assert row["results"]["tokenizer, PSNR"] == [23.0] and row["results"]["actions used"] == [6]
+    assert row["results"]["tokenizer, PSNR"] == [23.456] and row["results"]["actions used"] == [3]
     assert row["config"]["seed"] == 0 and row["stages"]["dataset"]["levels"] == 200
     for stage in speedrun.STAGES:
         last = speedrun.rows(tmp_path / "run" / stage)[-1]

@@ -143,7 +143,7 @@ def test_true_actions(trained):
     train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="true", steps=3))
     dream = bundle.load(trained / "true").world
     assert dream.lam is None and dream.dynamics.cfg.actions == 3
-    with pytest.raises(UserError, match="true actions"):
+    with pytest.raises(UserError, match="recorded actions"):
         world.infer_actions(dream, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
 
 
@@ -156,24 +156,25 @@ def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
     evaluate.main(evaluation(trained, "dynamics"))
     out = trained / "dynamics" / "evaluation"
     result = json.loads((out / "metrics.json").read_text())
-    assert result["schema"] == 1 and result["reconstruction"]["codes_used"] <= 64
+    assert result["schema"] == 2 and result["reconstruction"]["codes_used"] <= 64
     assert result["rollouts"].keys() == {"1", "4"}
     for scores in (half for protocol in result["rollouts"].values() for half in protocol.values()):
-        assert {"own", "shuffled", "random", "copy_last", "one_go"} <= scores["psnr"].keys()
+        methods = {"own_actions", "shuffled", "random", "copy_last", "joint"}
+        assert methods <= scores["psnr"].keys()
         assert all(len(values["mean"]) == 5 for values in scores["psnr"].values())
         assert scores["delta"].keys() == {"random", "shuffled", "copy_last"}
     actions = result["actions"]
     assert actions["kind"] == "latent" and sum(actions["share"]) == pytest.approx(1, abs=1e-3)
-    assert actions["transitions"] == 30 and actions["probe"]["steps"] == 2
+    assert actions["transitions"] == 30 and actions["inverse_dynamics"]["steps"] == 2
     durations = [
-        frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "dream.gif"))
+        frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "rollouts.gif"))
     ]
     assert sum(durations) == 6 * 200  # six frames: a gif holds equal neighbours once, for longer
     assert (out / "strip.png").exists()
     assert "report.html" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert result["data"]["hash"] in page and f"{result['reconstruction']['psnr']:.2f} dB" in page
-    assert action_map.load(trained / "dynamics").table == actions["true"]["all"]["table"]
+    assert action_map.load(trained / "dynamics").table == actions["recorded"]["all"]["table"]
 
 
 def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
@@ -182,7 +183,7 @@ def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
             evaluation(trained, "dynamics", out=str(tmp_path / name), prompts=(2,), probe_steps=0)
         )
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
-    assert "probe" not in first["actions"]
+    assert first["actions"]["inverse_dynamics"] is None
     for record in (first, second):
         for part in ("config", "machine", "seconds"):
             del record[part]
@@ -198,12 +199,11 @@ def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
 def test_a_brief_evaluation_has_the_headlines_and_no_more(trained, tmp_path):
     evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path), prompts=(1,), brief=True))
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert {*found["rollouts"]["1"]["all"]["psnr"]} == {"own", "shuffled", "random", "copy_last"}
-    assert (
-        found["actions"]["held"] is None
-        and "probe" not in found["actions"]
-        and "true" in found["actions"]
-    )
+    methods = {"own_actions", "shuffled", "random", "copy_last"}
+    assert {*found["rollouts"]["1"]["all"]["psnr"]} == methods
+    assert found["actions"]["held_keys"] is None
+    assert found["actions"]["inverse_dynamics"] is None
+    assert found["actions"]["recorded"] is not None
     assert "Δ_t PSNR" in (tmp_path / "report.html").read_text()
 
 
@@ -239,12 +239,15 @@ def test_evaluate_a_world_of_true_actions(trained):
     )
     evaluate.main(evaluation(trained, "true_evaluated"))
     result = json.loads((trained / "true_evaluated" / "evaluation" / "metrics.json").read_text())
-    assert result["actions"]["kind"] == "true" and result["actions"]["names"] == [
+    assert result["actions"]["kind"] == "recorded" and result["actions"]["names"] == [
         "LEFT",
         "NOOP",
         "RIGHT",
     ]
-    assert "true" not in result["actions"] and action_map.load(trained / "true_evaluated") is None
+    assert (
+        result["actions"]["recorded"] is None
+        and action_map.load(trained / "true_evaluated") is None
+    )
 
 
 def test_play_writes_the_same_video_again(trained, tmp_path):
