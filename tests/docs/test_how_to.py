@@ -22,7 +22,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "site", "results", "faults")
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of the package, the scripts, the tests and the settings."""
-    for name in ("genie_fn", "tests", "benchmarks"):
+    for name in ("genie_fn", "tests", "benchmarks", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=LEFT_OUT)
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "Makefile"):
         shutil.copy(path, tmp_path)
