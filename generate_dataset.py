@@ -5,9 +5,9 @@
     python generate_dataset.py --cfg.frame-skip 2 --cfg.root data/coinrun-skip2
 
 The dataset holds lossless frames, actions, rewards, level seeds and episode starts. The data of a
-level is a function of (config, seed, level seed) alone, whatever the number of workers. A killed run
-keeps the levels it had finished: the same command continues, and with a larger --cfg.num-levels it
-appends.
+level is a function of (config, seed, level seed) alone, whatever the number of workers. A killed
+run keeps the levels it had finished: the same command continues, and with a larger
+--cfg.num-levels it appends.
 """
 
 import functools
@@ -56,7 +56,7 @@ class Config:
     frame_skip: int = 1
     """Frames of the game per step: an action is held for these, and the last one is kept."""
     policy: Literal["explorer", "random"] = "explorer"
-    """`explorer` holds actions, in CoinRun mostly right and jump; `random` draws one at every step."""
+    """`explorer` holds actions, in CoinRun mostly right and jump; `random` draws every step anew."""
     repeat_actions: bool = True
     """If off, the random policy never takes the same action twice in a row."""
     seed: int = 0
@@ -196,7 +196,8 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
             )
     if len(store.segments) > cfg.num_levels:
         raise UserError(
-            f"{root} already holds {len(store.segments)} levels: choose another --cfg.root for fewer"
+            f"{root} already holds {len(store.segments)} levels: choose another --cfg.root for "
+            "fewer"
         )
     return store
 
@@ -259,7 +260,7 @@ def report(store: data.Store) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Collect video of a Procgen game."""
+    """Collect video of a Procgen game into a dataset."""
     check(cfg)
     root = Path(cfg.root or f"data/{cfg.env}")
     store = open_or_create(cfg, root) if (root / data.MANIFEST).exists() else None

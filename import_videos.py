@@ -38,13 +38,13 @@ MAX_LINES = 10  # of a list on the console
 @dataclass(frozen=True)
 class Config:
     src: str
-    """A folder, a file, or a glob in quotes. Folders train, val and test at its top decide the split."""
+    """A folder, a file, or a glob in quotes. Folders train, val and test in it decide the split."""
     root: str = "data/mine"
     """The folder of the dataset, new or to be added to."""
     size: int = 64
     """Height and width of the frames, in pixels."""
     fit: Fit = "crop"
-    """How a frame becomes a square: `crop` keeps its middle, `pad` adds black bars, `stretch` distorts it."""
+    """How frames become squares: `crop` keeps the middle, `pad` adds bars, `stretch` distorts."""
     fps: float = 0
     """Frames per second to take; 0: every frame."""
     cuts: float = 0.4
@@ -99,7 +99,8 @@ def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> St
             )
     if action_names and not store.num_actions:
         raise UserError(
-            f"{root} was imported without actions, and now there are some: choose another --cfg.root"
+            f"{root} was imported without actions, and now there are some: choose another "
+            "--cfg.root"
         )
     return store
 
@@ -225,8 +226,9 @@ def report(store: Store, skipped: dict[str, str]) -> None:
     size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
     splits = ", ".join(f"{store.count(split):,} {split}" for split in data.SPLITS)
     scenes = sum(video["episodes"] for video in videos)
+    actions = store.num_actions or "no"
     print(
-        f"{store.root}: {len(videos)} videos, {scenes} scenes, {store.num_actions or 'no'} actions; "
+        f"{store.root}: {len(videos)} videos, {scenes} scenes, {actions} actions; "
         f"frames: {splits}; {size / 2**20:,.0f} MiB"
     )
     ended_early = [f"{video['file']}, {video['note']}" for video in videos if video["note"]]
@@ -242,7 +244,7 @@ def _print_list(title: str, lines: list[str], root: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Import videos."""
+    """Make a dataset from your own videos: video files, folders of images, npy episodes."""
     root = Path(cfg.root)
     found = sources.find(cfg.src, root)
     label_files = {

@@ -95,9 +95,9 @@ def clip_offsets(
 
 
 def eval_clips(store: Store, split: str, num_frames: int, count: int, seed: int = 0) -> np.ndarray:
-    """(count,) int64: different clips for evaluation, spread evenly over as many levels as possible.
+    """(count,) int64: distinct clips for evaluation, spread evenly over as many levels as possible.
 
-    The result depends on the arguments alone. Raises UserError if there are fewer clips than `count`.
+    The result depends on the arguments alone. Raises UserError if there are fewer clips.
     """
     starts = clip_starts(store, split, num_frames)
     if len(starts) < count:

@@ -1,4 +1,4 @@
-"""Procgen games: environments to collect from, and levels to step with the same actions as a rollout.
+"""Procgen games: environments to collect from, and levels to play beside a rollout.
 
 A `Game` is a handle of the native library, which holds the state. `save` and `load` copy that state
 out and in exactly, also between handles of the same level. Games are independent: each may be

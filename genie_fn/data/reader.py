@@ -1,4 +1,4 @@
-"""The clip reader: the clips of every training step, with one rule for files that cannot be read."""
+"""The clip reader: the clips of every training step, with one policy for damaged files."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -48,7 +48,7 @@ class ClipReader:
 
     @cached_property
     def readable(self) -> Store:
-        """The store, without segments of the split whose episodes cannot be read if these are skipped."""
+        """The store; if damage is skipped, without segments whose episodes cannot be read."""
         if self.on_damage == "refuse":
             return self.store
         segments = segments_with_clips(self.store, self.split, self.num_frames)

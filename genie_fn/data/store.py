@@ -56,7 +56,7 @@ class Recording(NamedTuple):
 class DamagedClips(UserError):
     """Raised for clips that cannot be read.
 
-    `lost` maps the position of each of them among the requested clips to a sentence with the reason.
+    `lost` maps their positions among the requested clips to sentences with the reason.
     """
 
     def __init__(self, lost: dict[int, str]):

@@ -172,7 +172,8 @@ def encode(
     count = len(recording.frames)
     ids = np.zeros((count, encoder.tokens), np.int64)
     actions = recording.actions.astype(np.int64)
-    # Backwards, so that of two clips that share frames the earlier decides: it has more of their past.
+    # Backwards, so that of two clips that share frames the earlier one, which has more of their
+    # past, is kept.
     clips = [*_batched(clip_cover(recording.episode_starts, num_frames), batch)]
     for starts in reversed(clips):
         frames = recording.frames[starts[:, None] + np.arange(num_frames)]
@@ -202,7 +203,10 @@ def clip_cover(episode_starts: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def _batched(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """Batches of equal length, the last padded with its last row: a compiled model takes one shape."""
+    """Batches of equal length, because a compiled model takes one shape.
+
+    The last batch is padded with its last row.
+    """
     for i in range(0, len(rows), batch):
         part = rows[i : i + batch]
         yield np.pad(part, (0, batch - len(part)), mode="edge")
@@ -235,7 +239,7 @@ def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def cached_reader(
     cache: Cache, reader: ClipReader, finish: Callable[[np.ndarray, np.ndarray], Any]
 ) -> ClipReader:
-    """A reader that draws the same clips as `reader` and takes their ids and actions from the cache.
+    """A reader that draws the clips of `reader` and takes their ids and actions from the cache.
 
     Its batches are what `finish(ids, actions)` returns, called in the reading threads.
     """

@@ -18,7 +18,7 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 
 
 def grid(rows: np.ndarray, gap: int = 1) -> np.ndarray:
-    """(R, T, H, W, 3) → one (H', W', 3) uint8 image: R rows of T frames, `gap` white pixels apart."""
+    """(R, T, H, W, 3) → one (H', W', 3) image: R rows of T frames, `gap` white pixels apart."""
     R, T, H, W, _ = rows.shape
     image = np.full((R * (H + gap) - gap, T * (W + gap) - gap, 3), 255, np.uint8)
     for r, row in enumerate(rows):
@@ -53,10 +53,10 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, lossless: bo
     colours have half the resolution, as every player expects (enlarge small frames first), and an
     odd height or width is padded by one line.
     """
-    codec, pixel_format, crf = "libx264", "yuv420p", "12"
-    if lossless:
-        codec, pixel_format, crf = "libx264rgb", "rgb24", "0"
-    else:
+    codec = "libx264rgb" if lossless else "libx264"
+    pixel_format = "rgb24" if lossless else "yuv420p"
+    crf = "0" if lossless else "12"
+    if not lossless:
         padding = [(0, side % 2) for side in frames.shape[1:3]]
         frames = np.pad(frames, [(0, 0), *padding, (0, 0)], mode="edge")
     with av.open(str(path), "w") as container:

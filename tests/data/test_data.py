@@ -1,4 +1,4 @@
-"""The store and the clip sampler, on made-up recordings."""
+"""The store, clip sampling and the clip reader, on random recordings."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ def store(tmp_path_factory):
 
 
 def rewrite_manifest(root, **changes):
-    """Change the manifest and give it the right hash again."""
+    """Change the manifest and update its hash."""
     path = root / data.MANIFEST
     manifest = json.loads(path.read_text()) | changes
     del manifest["sha256"]
@@ -52,7 +52,7 @@ def rewrite_manifest(root, **changes):
     path.write_bytes(storage.canonical(manifest))
 
 
-def test_segments_come_back_as_written(store):
+def test_segments_are_read_as_written(store):
     for segment, written in zip(store.segments, RECORDINGS, strict=True):
         read = data.read_segment(store, segment)
         assert (segment.level, segment.length, segment.info) == (
@@ -215,7 +215,7 @@ def test_damaged_held_out_clips_are_replaced_by_the_others(tmp_path):
     )
 
 
-def test_nothing_is_made_that_could_not_be_opened(tmp_path):
+def test_stores_that_could_not_be_opened_are_not_created(tmp_path):
     for sizes in ((0, 8, 3), (8, 10**9, 3), (8, 8, 300)):
         with pytest.raises(UserError, match="a dataset cannot be made"):
             data.create(tmp_path / "s", {}, *sizes)
@@ -250,8 +250,8 @@ def test_a_segment_without_its_manifest_entry_does_not_exist(tmp_path):
     assert data.verify(store) == 70 and store.segments[1].offset == data.BLOCK
 
 
-def test_what_a_killed_writer_left_half_written_is_not_written_over(tmp_path):
-    """tensorstore writes into a `__lock` file that it finds, and would leave the end of a longer one behind."""
+def test_files_left_by_a_killed_writer_are_removed(tmp_path):
+    """tensorstore overwrites a `__lock` file without shortening it: the end of a longer one stays."""
     store = make(tmp_path / "s", [recording(0, 50)])
     for name in data.DTYPES:
         metadata = (store.root / name / "zarr.json").read_text()
@@ -325,7 +325,7 @@ def test_verify_names_the_damaged_level(tmp_path, name, damage):
         data.verify(data.open_store(store.root))
 
 
-def test_verify_sees_data_that_differs_but_reads_well(tmp_path):
+def test_verify_detects_changed_data_that_can_be_read(tmp_path):
     store = make(tmp_path / "s", [recording(0, 50)])
     data.write_segment(store, 0, recording(0, 50)._replace(actions=np.zeros(50)))
     with pytest.raises(UserError, match="^level 0 of .* is damaged"):
@@ -341,7 +341,7 @@ def test_create_refuses_a_folder_in_use(tmp_path):
         make(tmp_path)
 
 
-def test_create_goes_on_where_a_killed_create_stopped(tmp_path):
+def test_create_continues_after_a_killed_create(tmp_path):
     store = make(tmp_path / "s", [])
     (store.root / data.MANIFEST).rename(store.root / f".{data.MANIFEST}.partial")
     assert data.verify(make(tmp_path / "s")) > 0

@@ -1,4 +1,4 @@
-"""The real game: the frames of the dataset, states that restore exactly, games that do not disturb each other."""
+"""Procgen games: the frames of the dataset, exact states, and independence of each other."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +17,13 @@ META = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
 
 @pytest.fixture
 def opened():
-    found = procgen.open_game(11, META)
-    yield found
-    procgen.close(found)
+    game = procgen.open_game(11, META)
+    yield game
+    procgen.close(game)
 
 
 def actions(count, seed=0):
-    """Mostly to the right and jumping, so that episodes end."""
+    """Random actions, mostly right and jump, so that episodes end."""
     return np.random.default_rng(seed).choice([1, 4, 5, 7, 7, 8, 8, 8], count).tolist()
 
 
@@ -33,46 +33,47 @@ def same(a, b):
     )
 
 
-def test_a_level_is_that_of_the_dataset(opened):
+def test_an_opened_level_shows_the_frames_of_the_dataset(opened):
     recording = generate_dataset.play_level(generate_dataset.Config(steps_per_level=300), 11)
     assert np.array_equal(procgen.frame(opened), recording.frames[0])
     steps = [procgen.step(opened, action) for action in recording.actions[:-1]]
     assert np.array_equal(np.stack([step.frame for step in steps]), recording.frames[1:])
     assert [step.ended for step in steps] == recording.episode_starts[1:].tolist()
-    assert any(step.ended for step in steps), "nothing ended: the test sees no episode start"
+    assert any(step.ended for step in steps), "no episode ended"
 
 
-def test_a_saved_state_restores_exactly_also_elsewhere(opened):
-    """Across the end of an episode, too."""
+def test_a_saved_state_restores_exactly(opened):
+    """In the same and in another handle, also across the end of an episode."""
     for action in actions(30):
         procgen.step(opened, action)
-    saved, shown = procgen.save(opened), procgen.frame(opened)
+    saved = procgen.save(opened)
+    before = procgen.frame(opened)
     first = [procgen.step(opened, action) for action in actions(400, seed=1)]
-    assert any(step.ended for step in first) and not np.array_equal(procgen.frame(opened), shown)
+    assert any(step.ended for step in first) and not np.array_equal(procgen.frame(opened), before)
     other = procgen.open_game(11, META)
-    for again in (opened, other):
-        procgen.load(again, saved)
-        assert np.array_equal(procgen.frame(again), shown)
-        assert same(first, [procgen.step(again, action) for action in actions(400, seed=1)])
+    for game in (opened, other):
+        procgen.load(game, saved)
+        assert np.array_equal(procgen.frame(game), before)
+        assert same(first, [procgen.step(game, action) for action in actions(400, seed=1)])
     procgen.close(other)
     assert len(saved) < 30_000
 
 
-def test_a_frame_stays_what_it_was(opened):
-    shown = procgen.frame(opened)
-    kept = shown.copy()
+def test_a_returned_frame_is_not_overwritten(opened):
+    frame = procgen.frame(opened)
+    kept = frame.copy()
     procgen.step(opened, procgen.ACTIONS.index("RIGHT"))
-    assert np.array_equal(shown, kept) and not np.array_equal(procgen.frame(opened), kept)
+    assert np.array_equal(frame, kept) and not np.array_equal(procgen.frame(opened), kept)
 
 
 def play(level):
-    found = procgen.open_game(level, META)
-    steps = [procgen.step(found, action) for action in actions(200, seed=level)]
-    procgen.close(found)
+    game = procgen.open_game(level, META)
+    steps = [procgen.step(game, action) for action in actions(200, seed=level)]
+    procgen.close(game)
     return steps
 
 
-def test_games_in_threads_are_those_played_one_by_one():
+def test_games_in_threads_equal_games_played_one_by_one():
     levels = range(6)
     with ThreadPoolExecutor(len(levels)) as pool:
         together = list(pool.map(play, levels))
@@ -97,18 +98,18 @@ def test_games_in_threads_are_those_played_one_by_one():
         ((3, {"collection": {"env": "coinrun", "distribution_mode": "odd"}}), "no odd mode"),
     ],
 )
-def test_what_cannot_be_opened_is_a_sentence(arguments, sentence):
+def test_games_that_cannot_be_opened_are_refused(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         procgen.open_game(*arguments)
 
 
 @pytest.mark.parametrize("action", [-1, 15])
-def test_unknown_actions_are_a_sentence(opened, action):
+def test_unknown_actions_are_refused(opened, action):
     with pytest.raises(UserError, match=f"no action {action}"):
         procgen.step(opened, action)
 
 
-def test_a_missing_procgen_is_a_sentence(monkeypatch):
+def test_a_missing_procgen_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "procgen", None)
     monkeypatch.delitem(sys.modules, "procgen.env", raising=False)
     with pytest.raises(UserError, match="pip install procgen-mirror"):

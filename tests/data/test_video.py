@@ -1,4 +1,4 @@
-"""Files that come back as what was written."""
+"""Videos and images are written so that they read back."""
 
 import av
 import imageio.v3 as imageio
@@ -11,7 +11,7 @@ from genie_fn.errors import UserError
 
 @pytest.fixture
 def frames():
-    """(6, 16, 24, 3) uint8: blocks of flat colour, every frame another."""
+    """(6, 16, 24, 3) uint8: blocks of flat colour, different in every frame."""
     colours = np.random.default_rng(0).integers(0, 256, (6, 2, 3, 3), dtype=np.uint8)
     return video.enlarge(colours, 8)
 
@@ -40,7 +40,7 @@ def test_a_plain_mp4_is_close_in_colour_and_takes_odd_sizes(frames, tmp_path):
     assert abs(inside - frames[:, 0, 0]).max() < 16
 
 
-def test_a_gif_keeps_frames_order_and_pace(frames, tmp_path):
+def test_a_gif_keeps_the_order_and_the_rate_of_frames(frames, tmp_path):
     video.write_video(tmp_path / "a.gif", frames, fps=5, scale=2)
     back = imageio.imread(tmp_path / "a.gif")
     assert back.shape == (6, 32, 48, 3)

@@ -1,4 +1,4 @@
-"""Collection from Procgen: what is stored is what was played, whatever happens to the process."""
+"""Collection from Procgen: the store holds what was played, whatever happens to the process."""
 
 import json
 import os
@@ -20,9 +20,8 @@ from genie_fn import data
 from genie_fn.errors import UserError
 
 ROOT = Path(script.__file__).parent
-SMALL = script.Config(
-    num_levels=3, start_level=7, steps_per_level=300, workers=1
-)  # one level in each split
+# One level in each split.
+SMALL = script.Config(num_levels=3, start_level=7, steps_per_level=300, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def command(*flags):
 
 
 def replay(level, actions, seed=123, **options):
-    """Frames, rewards and starts of `actions` in a fresh environment, made otherwise than the script makes it."""
+    """Frames, rewards and starts of `actions` in an environment that the script did not make."""
     from procgen import ProcgenGym3Env
 
     env = ProcgenGym3Env(1, "coinrun", num_levels=1, start_level=level, rand_seed=seed, **options)
@@ -85,7 +84,7 @@ def test_an_action_moves_the_next_frame_not_its_own():
 
 
 def test_the_channels_are_red_green_blue():
-    # The coin at the end of a level is yellow: much red and green, little blue. Read as BGR it would be cyan.
+    # The coin at the end of a level is yellow: much red and green, little blue. As BGR it is cyan.
     cfg = script.Config(steps_per_level=1000, distribution_mode="easy")
     recording = next(
         r for r in (script.play_level(cfg, level) for level in range(20)) if r.info["completed"]
@@ -100,13 +99,13 @@ def test_two_workers_write_the_same_bytes_as_one(collected, tmp_path):
     assert content(tmp_path / "two") == content(collected.root)
 
 
-def test_another_seed_plays_otherwise(collected):
-    again = script.play_level(SMALL, 7)
+def test_another_seed_takes_other_actions(collected):
+    repeated = script.play_level(SMALL, 7)
     np.testing.assert_array_equal(
-        again.actions, data.read_segment(collected, collected.segments[0]).actions
+        repeated.actions, data.read_segment(collected, collected.segments[0]).actions
     )
-    assert (script.play_level(replace(SMALL, seed=1), 7).actions != again.actions).any()
-    assert (script.choose_actions(SMALL, 8) != again.actions).any()
+    assert (script.play_level(replace(SMALL, seed=1), 7).actions != repeated.actions).any()
+    assert (script.choose_actions(SMALL, 8) != repeated.actions).any()
 
 
 def test_appending_equals_collecting_at_once_and_a_complete_dataset_is_kept(
@@ -268,7 +267,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sentence", REFUSED)
-def test_bad_input_is_refused_with_a_sentence(collected, sentence):
+def test_bad_input_is_refused_with_one_sentence(collected, sentence):
     with pytest.raises(UserError) as error:
         script.main(replace(SMALL, root=str(collected.root), **REFUSED[sentence]))
     message = str(error.value)

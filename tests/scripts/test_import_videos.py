@@ -256,7 +256,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sentence", REFUSED)
-def test_bad_input_is_refused_with_a_sentence(videos, imported, sentence):
+def test_bad_input_is_refused_with_one_sentence(videos, imported, sentence):
     with pytest.raises(UserError) as error:
         script.main(config(**{"src": videos, "root": imported.root} | REFUSED[sentence]))
     assert (

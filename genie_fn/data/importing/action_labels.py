@@ -2,8 +2,9 @@
 
 Each row is one action, a name or a number. Without a position, rows belong to one frame after
 another. With a `frame` (from 0) or a `time` (seconds after the first frame), an action holds from
-there until the next row. In JSONL a row is a bare value or an object such as {"time": 0.5, "action":
-"JUMP"}. In CSV it is a line below a header that names the columns (a single column needs none).
+there until the next row. In JSONL a row is a bare value or an object, such as
+{"time": 0.5, "action": "JUMP"}. In CSV it is a line below a header that names the columns (a single
+column needs none).
 """
 
 import csv
@@ -245,5 +246,6 @@ def mismatch(track: ActionTrack, count: int) -> str:
             "per frame"
         )
     if track.by == "frame" and track.at[-1] >= count:
-        return f"{track.path.name} has a row for frame {track.at[-1]:.0f}, and the video {count} frames"
+        last = f"{track.at[-1]:.0f}"
+        return f"{track.path.name} has a row for frame {last}, and the video {count} frames"
     return ""

@@ -1,4 +1,4 @@
-"""From sources to segments of a store: decoding in threads, actions, scenes, and writing in order."""
+"""From sources to segments of a store: decoding in threads, actions, scenes, writing in order."""
 
 import threading
 from array import array

@@ -1,7 +1,8 @@
 """Reading the frames of a source: video files, folders of images, npy episodes.
 
-Files are untrusted input. Nothing is decoded before its size is known to be acceptable. `Unreadable`
-is raised with a reason for what cannot be read, is cut short or damaged, after the frames before it.
+Files are untrusted input. Nothing is decoded before its size is known to be acceptable. A file that
+cannot be read, is cut short or damaged raises `Unreadable` with the reason, after the frames before
+the damage.
 """
 
 from collections.abc import Callable, Iterator
@@ -116,7 +117,7 @@ def _stream_frames(file: InputContainer, stream: av.VideoStream) -> Iterator[Sou
 
 
 def _decoded(file: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The decoded frames, without damaged ones at the beginning: recorded broadcasts begin anywhere."""
+    """The decoded frames, without damaged ones at the start: recorded broadcasts start anywhere."""
     begun = False
     first_error = None
     for packet in file.demux(stream):

@@ -154,9 +154,9 @@ def split_of(name: str) -> str:
 
 
 def fill_splits(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    """Give every split at least one video, where the hash left one empty and no folder names splits.
+    """Give every split at least one video, unless folders name the splits.
 
-    The newest videos move, from the fullest split. A world may have been trained on the videos of
+    Where the hash left a split empty, the newest videos of the fullest split move. A world may have been trained on the videos of
     an earlier import. These have training and validation data, so only `test` can be empty, and the
     newest video is one that the world has not seen.
     """
