@@ -56,7 +56,7 @@ class Config:
     frame_skip: int = 1
     """Frames of the game per step: an action is held for these, and the last one is kept."""
     policy: Literal["explorer", "random"] = "explorer"
-    """`explorer` holds actions, in CoinRun mostly right and jump; `random` draws every step anew."""
+    """`explorer` holds actions, in CoinRun mostly right and jump; `random` holds none."""
     repeat_actions: bool = True
     """If off, the random policy never takes the same action twice in a row."""
     seed: int = 0

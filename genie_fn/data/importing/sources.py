@@ -156,9 +156,9 @@ def split_of(name: str) -> str:
 def fill_splits(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     """Give every split at least one video, unless folders name the splits.
 
-    Where the hash left a split empty, the newest videos of the fullest split move. A world may have been trained on the videos of
-    an earlier import. These have training and validation data, so only `test` can be empty, and the
-    newest video is one that the world has not seen.
+    Where the hash left a split empty, the newest videos of the fullest split move. A world may have
+    been trained on the videos of an earlier import. These have training and validation data, so
+    only `test` can be empty, and the newest video is one that the world has not seen.
     """
     segments = tuple(segments)
     splits = {segment.level: segment.split for segment in segments}
