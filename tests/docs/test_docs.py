@@ -46,3 +46,21 @@ def test_every_documented_target_is_phony():
     text = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()
     assert set(phony) == set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE))
+
+
+def table_rows(page):
+    """The tables of a page as {label: line}."""
+    lines = re.findall(r"^\| .* \|$", page.read_text(), re.MULTILINE)
+    return {line.split(" | ")[0].strip("| "): line for line in lines}
+
+
+def test_the_results_of_the_readme_are_those_of_the_bundled_worlds():
+    short = table_rows(ROOT / "README.md")
+    complete = table_rows(ROOT / "assets" / "worlds" / "README.md")
+    shared = {label for label in short.keys() & complete.keys() if " dB" in complete[label]}
+    assert len(shared) == 4
+    assert all(short[label] == complete[label] for label in shared)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
