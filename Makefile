@@ -62,7 +62,7 @@ bench: $(READY) ## measure speed, and write the table of the README
 	$(BIN)/python benchmark.py --cfg.suite table
 
 gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every benchmark at full size
-	$(PYTHON) -m pytest -q tests/kernels/test_time_attention.py tests/kernels/test_space_attention.py tests/kernels/test_lfq.py tests/runtime/test_graphs.py
+	$(PYTHON) -m pytest -q tests/kernels/test_time_attention.py tests/kernels/test_space_attention.py tests/kernels/test_lfq.py tests/runtime/test_compilation.py
 	$(PYTHON) benchmark.py --cfg.suite all
 
 speedrun-gpu: ## on a machine with a GPU and torch: the best world that 30 minutes buy, as a row and as a file

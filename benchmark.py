@@ -23,6 +23,9 @@ from genie_fn.runtime import backend, provenance
 from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
 
+TRANSFORMERS = [name for name, cfg in tokenizer.PRESETS.items() if cfg.arch == "st_vivit"]
+"""The presets that can be measured."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -53,9 +56,9 @@ class Config:
                 f"there is no suite {self.suite!r}: --cfg.suite is one of {', '.join(SUITES)}, all and table"
             )
         for preset in self.presets:
-            if preset not in tokenizer.PRESETS:
+            if preset not in TRANSFORMERS:
                 raise UserError(
-                    f"there is no preset {preset!r}: choose of {', '.join(tokenizer.PRESETS)}"
+                    f"there is no preset {preset!r}: choose from {', '.join(TRANSFORMERS)}"
                 )
         if self.shape and (
             len(self.shape) != (5 if self.suite == "attention" else 2) or min(self.shape) < 1

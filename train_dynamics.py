@@ -1,34 +1,36 @@
 """Stage 3: train the dynamics model, which predicts the next frame's tokens from the past and an action.
 
 Needs a trained tokenizer, and for latent actions a trained latent action model; both stay frozen. With
---cfg.train-lam the latent action model is trained along instead, in the same step, as the paper does.
+--cfg.train-lam the latent action model is trained jointly instead, from scratch and in the same step, as in the paper.
 
     python train_dynamics.py                               # the demo preset, on the demo's earlier stages
-    python train_dynamics.py --cfg.train-lam               # and train the latent actions along
-    python train_dynamics.py --cfg.actions true            # condition on the recorded actions instead
+    python train_dynamics.py --cfg.train-lam               # train the latent action model jointly
+    python train_dynamics.py --cfg.actions recorded        # condition on the recorded actions instead
     python train_dynamics.py --cfg.preset coinrun          # the paper's Appendix F.3
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
+from tyro.conf import Suppress
 
 from genie_fn import bundle, data, dynamics, lam, quantize, random, tokenizer, world
 from genie_fn.data import augment, token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.layers import STConfig
-from genie_fn.nets.blueprint import Blueprints
-from genie_fn.nets.facing import FacingConfig
-from genie_fn.quantize import QuantizerConfig
+from genie_fn.microbatch import Microbatch
+from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
 from genie_fn.training import loop, setup, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import make_step
+from genie_fn.training.step import Objective, Step, make_step
+from genie_fn.tree import Tree
 from genie_fn.world import Stage, World
 
 
@@ -38,38 +40,39 @@ class Config(RunConfig):
     """The folder of the tokenizer's run."""
     lam: str = "runs/demo/lam"
     """The folder of the latent action model's run."""
-    actions: str = "latent"
-    """`latent`, inferred by the latent action model, or `true`, as recorded."""
+    actions: Literal["latent", "recorded"] = "latent"
+    """What the model is conditioned on: `latent` actions, which the latent action model infers, or `recorded` ones."""
     cache: bool = False
-    """Encode the dataset once, to ids that are kept beside it, instead of every clip at every step."""
+    """Encode the dataset once, to ids that are kept on disk, instead of every clip at every step."""
     tokens: str = ""
-    """Where those are kept; by default in the dataset's folder."""
+    """The folder of these ids; by default it is in the dataset's folder."""
     train_lam: bool = False
-    """Train the latent action model along, from its start; --cfg.lam is then not read."""
-    mirror: bool = False
-    """Show every second batch in a mirror, for data that goes one way; of recorded actions LEFT and RIGHT are swapped.
-    The frozen models have not seen such frames: CoinRun's tokenizer loses 0.4 dB on them."""
-    lam_model: LamConfig = field(default_factory=LamConfig)
-    """That model."""
+    """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
+    flip: bool = False
+    """Horizontal-flip augmentation: every second batch is flipped, and of recorded actions LEFT and RIGHT are swapped.
+    It helps where most of the motion goes one way. The frozen models have not seen such frames: CoinRun's tokenizer
+    loses 0.4 dB on them."""
+    lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
+    """The latent action model of joint training."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How the pictures during training are sampled."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.actions not in ("latent", "true"):
-            raise UserError(f"--cfg.actions is latent or true, not {self.actions!r}")
-        if self.train_lam and self.actions == "true":
+        if self.train_lam and self.actions == "recorded":
             raise UserError(
-                "--cfg.train-lam trains latent actions, but --cfg.actions is true: leave one of them out"
+                "--cfg.train-lam trains latent actions, but --cfg.actions is recorded: "
+                "leave one of them out"
             )
         if self.train_lam and self.cache:
             raise UserError(
-                "--cfg.train-lam reads frames, and the token cache holds none: add --cfg.no-cache"
+                "--cfg.train-lam needs frames, which the token cache does not hold: "
+                "add --cfg.no-cache"
             )
-        if self.mirror and self.cache:
+        if self.flip and self.cache:
             raise UserError(
-                "--cfg.mirror turns frames, and the token cache holds none: add --cfg.no-cache"
+                "--cfg.flip needs frames, which the token cache does not hold: add --cfg.no-cache"
             )
 
 
@@ -80,179 +83,327 @@ def _config(preset: str, **options) -> Config:
         out=f"{folder}/dynamics",
         tokenizer=f"{folder}/tokenizer",
         lam=f"{folder}/lam",
+        lam_model=lam.PRESETS[preset],
+        model=dynamics.PRESETS[preset],
         **options,
     )
 
 
 def demo() -> Config:
-    """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores, uncompiled like the others of the demo."""
-    model = DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4))
-    nets = Blueprints(lam.conv_encoder(), lam.conv_decoder())
-    scene, turned = QuantizerConfig(kind="vq", codes=3, reset_below=0.3), FacingConfig(side=12)
-    lam_model = LamConfig(
-        patch=8, quantizer=scene, facing=turned, arch="blueprint", blueprints=nets, motion=0.2
-    )
+    """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores, uncompiled like all demo presets."""
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
-    sizes = {"steps": 450, "batch_size": 16, "num_frames": 8, "compile": "off"}
-    return _config("demo", optim=optim, model=model, lam_model=lam_model, **sizes)
+    return _config("demo", steps=450, batch_size=16, num_frames=8, compile="off", optim=optim)
 
 
 def small() -> Config:
     """20M parameters on 256 tokens, bf16: a few hours on one GPU."""
-    model = DynamicsConfig(stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"))
-    stack = STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")
-    lam_model = LamConfig(patch=8, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16, "cache": True}
-    return _config("small", optim=optim, model=model, lam_model=lam_model, **sizes)
+    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16}
+    return _config("small", cache=True, optim=optim, **sizes)
 
 
 def coinrun() -> Config:
     """The paper's Appendix F.3: 12 layers of width 512, 200k steps, 25 sampling steps; needs a large GPU."""
-    model = DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16"))
-    stack = STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")
-    lam_model = LamConfig(patch=16, encoder=stack, decoder=stack)
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
-    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16, "cache": True}
-    sample = SampleConfig(steps=25)
-    return _config("coinrun", optim=optim, model=model, lam_model=lam_model, sample=sample, **sizes)
+    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16}
+    return _config("coinrun", cache=True, optim=optim, sample=SampleConfig(steps=25), **sizes)
 
 
 PRESETS = {"demo": demo, "small": small, "coinrun": coinrun}
 
 
-def objective(cfg: Config, along: LamConfig | None):
-    """The loss of a step on (ids, actions), or, if a latent action model is trained `along`, on (ids, frames)."""
+# Objectives
 
-    def loss(params, batch, key, step, microbatch):
-        ids, given = batch
-        mask_key, corrupt_key = random.split(key).unbind(0)
-        mask = dynamics.sample_mask(
-            mask_key, *ids.shape[:2], cfg.model, microbatch.first_clip(len(ids))
+
+class TokenBatch(NamedTuple):
+    """A batch of ids (B, T, N) and the actions between their frames (B, T-1)."""
+
+    ids: Tensor
+    actions: Tensor
+
+
+class JointBatch(NamedTuple):
+    """A batch of ids (B, T, N) and the uint8 frames (B, T, H, W, 3) that they encode."""
+
+    ids: Tensor
+    frames: Tensor
+
+
+def hide(
+    ids: Tensor, key: Tensor, model: DynamicsConfig, microbatch: Microbatch
+) -> tuple[Tensor, Tensor]:
+    """Which tokens training hides, and the others as it shows them."""
+    mask_key, corrupt_key = random.split(key).unbind(0)
+    first = microbatch.first_clip(len(ids))
+    mask = dynamics.sample_mask(mask_key, *ids.shape[:2], model, first)
+    return mask, dynamics.corrupt(corrupt_key, ids, model, first)
+
+
+def token_objective(cfg: Config) -> Objective:
+    """What a step minimises and reports with given actions, on a `TokenBatch`."""
+    model = cfg.model
+    backend = cfg.backend
+
+    def loss(params, batch: TokenBatch, key, step, microbatch):
+        mask, shown = hide(batch.ids, key, model, microbatch)
+        return dynamics.loss(
+            params, batch.ids, batch.actions, mask, model, microbatch, shown, backend=backend
         )
-        shown = dynamics.corrupt(corrupt_key, ids, cfg.model, microbatch.first_clip(len(ids)))
-        if along is None:
-            return dynamics.loss(
-                params, ids, given, mask, cfg.model, microbatch, shown, backend=cfg.backend
-            )
+
+    def statistics(params, batch: TokenBatch, key, step, microbatch):
+        mask, _ = hide(batch.ids, key, model, microbatch)
+        return dynamics.statistics(mask)
+
+    return Objective(loss, statistics)
+
+
+def joint_objective(cfg: Config) -> Objective:
+    """The sum of the dynamics model's and the latent action model's losses, on a `JointBatch`.
+
+    The inferred actions are ids, so that the dynamics loss has no gradient by the latent action model.
+    """
+    model = cfg.model
+    lam_model = cfg.lam_model
+    backend = cfg.backend
+
+    def loss(params, batch: JointBatch, key, step, microbatch):
         lam_loss, (lam_scores, q) = lam.loss(
-            params["lam"], given, along, microbatch, backend=cfg.backend
+            params["lam"], batch.frames, lam_model, microbatch, backend=backend
         )
-        # The actions' ids carry no gradient to the latent action model.
-        value, (scores, _) = dynamics.loss(
-            params, ids, q.ids, mask, cfg.model, microbatch, shown, backend=cfg.backend
+        mask, shown = hide(batch.ids, key, model, microbatch)
+        token_loss, (scores, _) = dynamics.loss(
+            params, batch.ids, q.ids, mask, model, microbatch, shown, backend=backend
         )
-        return value + lam_loss, (scores | {f"lam_{name}": x for name, x in lam_scores.items()}, q)
+        return token_loss + lam_loss, (scores | {"lam": lam_scores}, q)
 
-    return loss
+    def statistics(params, batch: JointBatch, key, step, microbatch):
+        mask, _ = hide(batch.ids, key, model, microbatch)
+        own = dynamics.statistics(mask)
+        return own | lam.statistics(
+            params["lam"], batch.frames, lam_model, microbatch, backend=backend
+        )
+
+    def summarise(scores):
+        own = {name: value for name, value in scores.items() if name != "lam"}
+        inner = lam.summarise(scores["lam"])
+        return own | {f"lam_{name}": value for name, value in inner.items()}
+
+    return Objective(
+        loss, statistics, summarise, quantize.codebook_update(lam_model.quantizer, "lam")
+    )
 
 
-def encoders(cfg: Config, coder: Stage, namer: Stage | None) -> tuple[Callable, Callable | None]:
-    """The frozen models as functions of uint8 frames: ids, and actions where these are latent."""
+# Conditioning: where the actions come from
 
-    @torch.no_grad()
-    def tokenize(frames: torch.Tensor) -> torch.Tensor:
-        return tokenizer.tokenize(coder.params, frames, coder.cfg, backend=coder.backend)[1]
 
-    @torch.no_grad()
-    def name(frames: torch.Tensor) -> torch.Tensor:
-        return lam.infer_actions(namer.params, frames, namer.cfg, backend=namer.backend)
+class Conditioning(NamedTuple):
+    """Everything in which the three kinds of conditioning differ."""
 
-    if cfg.compile != "off":
-        tokenize, name = (torch.compile(f, dynamic=False) for f in (tokenize, name))
-    return tokenize, name if namer else None
+    choices: int
+    """The number of actions to choose from."""
+    objective: Callable[[Config], Objective]
+    make_batch: Callable[[Tensor, data.Batch], TokenBatch | JointBatch]
+    """`(ids, batch) -> ` the batch that the objective takes."""
+    lam: Callable[[Tree], Stage | None]
+    """The world's latent action model, given the trained parameters."""
+    infer: Callable[[Tensor], Tensor] | None
+    """The frozen latent action model's actions of uint8 frames; None without one."""
+    spec: Tree
+    """Parameters that are trained besides the dynamics model's; {} if there are none."""
+    stats: Tree
+    """What the state keeps for a codebook."""
+
+
+def conditioning(cfg: Config, store: data.Store, device: torch.device) -> Conditioning:
+    """How this run conditions the dynamics model. Raises UserError where that is not possible."""
+    if cfg.train_lam:
+        return joint_training(sized(cfg.lam_model, store), cfg.backend)
+    if cfg.actions == "recorded":
+        return recorded_actions(cfg, store)
+    return latent_actions(load_frozen(cfg, "lam", cfg.lam, store, device), cfg)
+
+
+def sized(model: LamConfig, store: data.Store) -> LamConfig:
+    """A latent action model for the dataset's frames."""
+    return replace(model, height=store.height, width=store.width)
+
+
+def fitted(cfg: Config, store: data.Store, stage: Stage, actions: Conditioning) -> Config:
+    """The configuration with what the dataset and the earlier stages determine."""
+    codes = stage.cfg.quantizer.codes
+    model = replace(cfg.model, codes=codes, tokens=stage.cfg.tokens, actions=actions.choices)
+    lam_model = sized(cfg.lam_model, store) if cfg.train_lam else cfg.lam_model
+    return replace(cfg, model=model, lam_model=lam_model)
+
+
+def latent_actions(stage: Stage, cfg: Config) -> Conditioning:
+    """Actions that a frozen latent action model infers."""
+    infer = frozen(
+        lambda frames: lam.infer_actions(stage.params, frames, stage.cfg, backend=stage.backend),
+        cfg,
+    )
+
+    def make_batch(ids: Tensor, batch: data.Batch) -> TokenBatch:
+        return TokenBatch(ids, infer(batch.frames))
+
+    choices = stage.cfg.actions
+    return Conditioning(choices, token_objective, make_batch, lambda params: stage, infer, {}, {})
+
+
+def recorded_actions(cfg: Config, store: data.Store) -> Conditioning:
+    """The dataset's own actions."""
+    if not store.num_actions:
+        raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions recorded out")
+
+    def make_batch(ids: Tensor, batch: data.Batch) -> TokenBatch:
+        return TokenBatch(ids, batch.actions)
+
+    choices = store.num_actions
+    return Conditioning(choices, token_objective, make_batch, lambda params: None, None, {}, {})
+
+
+def joint_training(model: LamConfig, backend: Backend) -> Conditioning:
+    """Actions of a latent action model that is trained in the same step."""
+
+    def make_batch(ids: Tensor, batch: data.Batch) -> JointBatch:
+        return JointBatch(ids, batch.frames)
+
+    def trained(params: Tree) -> Stage:
+        return Stage(model, params["lam"], backend)
+
+    stats = quantize.initial_use(model.quantizer)
+    spec = {"lam": lam.spec(model)}
+    return Conditioning(model.actions, joint_objective, make_batch, trained, None, spec, stats)
+
+
+# Frozen models and batches
+
+
+def load_frozen(
+    cfg: Config, stage: str, folder: str, store: data.Store, device: torch.device
+) -> Stage:
+    """A trained stage that fits the dataset and is the same on all processes."""
+    loaded, _ = bundle.load_stage(folder, stage, device, cfg.compile != "off")
+    sharding.check_same(bundle.fingerprint(loaded), f"the model in {folder}")
+    bundle.check_resolution(loaded, store.height, store.width, folder)
+    return loaded
+
+
+def frozen(function: Callable[[Tensor], Tensor], cfg: Config) -> Callable[[Tensor], Tensor]:
+    """`function` of uint8 frames without gradients, compiled if the run is."""
+    without_gradients = torch.no_grad()(function)
+    if cfg.compile == "off":
+        return without_gradients
+    return torch.compile(without_gradients, dynamic=False)
+
+
+def frozen_tokenizer(stage: Stage, cfg: Config) -> Callable[[Tensor], Tensor]:
+    """The ids of uint8 frames."""
+
+    def tokenize(frames: Tensor) -> Tensor:
+        return tokenizer.tokenize(stage.params, frames, stage.cfg, backend=stage.backend)[1]
+
+    return frozen(tokenize, cfg)
+
+
+def on_frames(
+    step: Step, tokenize: Callable, actions: Conditioning, swap_A: Tensor | None, flip: bool
+) -> Step:
+    """`step` on batches of frames, which the frozen models encode first."""
+
+    def encode_and_step(state, batch: data.Batch, key):
+        if flip:
+            batch = augment.flip_odd_steps(batch, state.step, swap_A)
+        ids = tokenize(batch.frames)
+        return step(state, actions.make_batch(ids, batch), key)
+
+    return encode_and_step
+
+
+CACHED_AS = {"latent": "latent", "recorded": "true"}
+"""The kinds of actions by the names that token caches are identified with."""
 
 
 def cached_batches(
-    cfg: Config, store: data.Store, identity: str, tokenize, name, device, start: int
-) -> Iterator:
-    """Batches of ids and actions from the token cache, which is filled first."""
-
-    def on_arrays(function: Callable) -> Callable:
-        return lambda frames: function(*setup.to_device([frames], device)).cpu().numpy()
-
-    sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
-    encoder = token_cache.Encoder(
-        on_arrays(tokenize), on_arrays(name) if name else None, identity, **sizes
-    )
+    cfg: Config,
+    store: data.Store,
+    encoder: token_cache.Encoder,
+    start: int,
+    device: torch.device,
+) -> Iterator[TokenBatch]:
+    """Batches of ids and actions from the token cache, which the first process completes before."""
     reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged)
 
     def fill() -> None:
         cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
         token_cache.fill(cache, reader, encoder)
 
+    def to_batch(*arrays) -> TokenBatch:
+        return TokenBatch(*setup.to_device(arrays, device))
+
     sharding.by_first(fill)
     cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-    cached = token_cache.cached_reader(cache, reader, lambda *clip: setup.to_device(clip, device))
+    cached = token_cache.cached_reader(cache, reader, to_batch)
     share = sharding.share(cfg.batch_size, cfg.accumulate)
     return cached.batches(cfg.batch_size, cfg.seed, start, share)
 
 
-def main(cfg: Config) -> None:
-    cfg, store, device = setup.prepare(cfg)
-    coder, _ = bundle.load_stage(cfg.tokenizer, "tokenizer", device, cfg.compile != "off")
-    bundle.check_framewise(coder, cfg.tokenizer)
-    if cfg.actions == "true" and not store.num_actions:
-        raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions true out")
-    swaps = cfg.mirror and cfg.actions == "true"
-    swap = (
-        torch.tensor(augment.flipped_actions(store.action_names), device=device) if swaps else None
-    )
-    along = (
-        replace(cfg.lam_model, height=store.height, width=store.width) if cfg.train_lam else None
-    )
-    frozen = cfg.actions == "latent" and not along
-    namer = bundle.load_stage(cfg.lam, "lam", device, cfg.compile != "off")[0] if frozen else None
-    for run_folder, stage in ((cfg.tokenizer, coder), (cfg.lam, namer)):
-        sharding.check_same(bundle.fingerprint(stage), f"the model in {run_folder}")
-        bundle.check_resolution(stage, store.height, store.width, run_folder)
-    choices = along.actions if along else namer.cfg.actions if namer else store.num_actions
-    model = replace(
-        cfg.model, codes=coder.cfg.quantizer.codes, tokens=coder.cfg.tokens, actions=choices
-    )
-    cfg = replace(cfg, model=model, lam_model=along or cfg.lam_model)
-    spec, stats, update = dynamics.spec(model), {}, None
-    if along:
-        spec, stats = spec | {"lam": lam.spec(along)}, quantize.initial_use(along.quantizer)
-        update = quantize.codebook_update(along.quantizer, "lam")
+def cache_encoder(
+    cfg: Config, stage: Stage, tokenize: Callable, actions: Conditioning, device: torch.device
+) -> token_cache.Encoder:
+    """The frozen models as functions of arrays, with a hash of what they compute."""
 
-    setup.announce("dynamics", spec, cfg, device)
-    state = setup.start(spec, stats, cfg, "dynamics", device)
+    def on_arrays(function: Callable) -> Callable:
+        return lambda frames: function(*setup.to_device([frames], device)).cpu().numpy()
 
-    clips = setup.held_out(store, cfg, 4, device)
+    identity = f"{bundle.fingerprint(stage, actions.lam({}))} {CACHED_AS[cfg.actions]}"
+    infer = on_arrays(actions.infer) if actions.infer else None
+    sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
+    return token_cache.Encoder(on_arrays(tokenize), infer, identity, **sizes)
 
-    def sample(params, path: Path) -> None:
-        """Real clips above dreams from their first frames."""
-        actions_model = Stage(along, params["lam"], cfg.backend) if along else namer
-        dream = World(coder, Stage(model, params, cfg.backend), actions_model)
-        actions = world.infer_actions(dream, clips.frames) if dream.lam else clips.actions
-        key = random.key(cfg.seed, device)
-        frames = world.rollout(dream, clips.frames[:, :1], actions, key, cfg.sample)
-        pairs = zip(clips.frames, torch.cat((clips.frames[:, :1], frames), 1), strict=True)
+
+def sampler(cfg: Config, stage: Stage, actions: Conditioning, clips: data.Batch) -> Callable:
+    """A function that draws held-out clips above rollouts from their first frames."""
+
+    def sample(params: Tree, path: Path) -> None:
+        model = World(stage, Stage(cfg.model, params, cfg.backend), actions.lam(params))
+        between = world.infer_actions(model, clips.frames) if model.lam else clips.actions
+        prompt = clips.frames[:, :1]
+        key = random.key(cfg.seed, prompt.device)
+        generated = world.rollout(model, prompt, between, key, cfg.sample)
+        pairs = zip(clips.frames, torch.cat((prompt, generated), 1), strict=True)
         setup.draw(path, *(row for pair in pairs for row in pair))
 
-    step, first = make_step(objective(cfg, along), spec, cfg, update), int(state.step)
-    tokenize, name = encoders(cfg, coder, namer)
+    return sample
 
-    def step_on_frames(state, batch: data.Batch, key):
-        """Frames → ids and actions by the frozen models; frames for actions where these are trained along."""
-        batch = augment.flip_odd_steps(batch, state.step, swap) if cfg.mirror else batch
-        given = name(batch.frames) if name else batch.frames if along else batch.actions
-        return step(state, (tokenize(batch.frames), given), key)
 
+def main(cfg: Config) -> None:
+    cfg, store, device = setup.prepare(cfg)
+    stage = load_frozen(cfg, "tokenizer", cfg.tokenizer, store, device)
+    bundle.check_framewise(stage, cfg.tokenizer)
+    actions = conditioning(cfg, store, device)
+    swap_A = None
+    if cfg.flip and cfg.actions == "recorded":
+        swap_A = torch.tensor(augment.flipped_actions(store.action_names), device=device)
+    cfg = fitted(cfg, store, stage, actions)
+
+    spec = dynamics.spec(cfg.model) | actions.spec
+    setup.announce("dynamics model", spec, cfg, device)
+    state = setup.start(spec, actions.stats, cfg, "dynamics", device)
+    first = int(state.step)
+    step = make_step(actions.objective(cfg), spec, cfg)
+    sample = sampler(cfg, stage, actions, setup.held_out(store, cfg, 4, device))
+
+    tokenize = frozen_tokenizer(stage, cfg)
     if cfg.cache:
-        identity = f"{bundle.fingerprint(coder, namer)} {cfg.actions}"
-        loop.fit(
-            step,
-            state,
-            cached_batches(cfg, store, identity, tokenize, name, device, first),
-            cfg,
-            sample,
-        )
+        encoder = cache_encoder(cfg, stage, tokenize, actions, device)
+        batches = cached_batches(cfg, store, encoder, first, device)
     else:
-        loop.fit(step_on_frames, state, setup.batches(store, cfg, first, device), cfg, sample)
+        step = on_frames(step, tokenize, actions, swap_A, cfg.flip)
+        batches = setup.batches(store, cfg, first, device)
+    loop.fit(step, state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

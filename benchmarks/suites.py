@@ -22,11 +22,11 @@ from genie_fn.errors import UserError
 from genie_fn.kernels import attention, lfq
 from genie_fn.layers import DTYPES
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.runtime import backend, graphs
+from genie_fn.runtime import backend, compilation
 from genie_fn.runtime.console import console
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import init_state, make_step
+from genie_fn.training.step import Objective, init_state, make_step
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"cpu": {"demo": (16, 4), "small": (2, 4), "coinrun": (1, 4)}}
@@ -67,8 +67,7 @@ def compiled(function: Callable, cfg, device: torch.device) -> Callable:
     """`function` as scripts run it: compiled if this machine can, and on a GPU replayed as a CUDA graph."""
     if backend.pick_compile(cfg.compile, device) == "off":
         return function
-    fast = torch.compile(function, fullgraph=True, dynamic=False)
-    return graphs.recorded(fast) if device.type == "cuda" else fast
+    return compilation.compiled(function, cuda_graph=device.type == "cuda")
 
 
 @torch.no_grad()
@@ -279,7 +278,7 @@ def _tokenizer_step(
         def loss(params, batch, key, step, microbatch):
             return tokenizer.loss(params, batch, model, microbatch, backend=run.backend)
 
-        step = make_step(loss, spec, run)
+        step = make_step(Objective(loss, summarise=tokenizer.summarise), spec, run)
         state = init_state(spec, random.key(0, device), optim, {})
         held = [state._replace(params=tree.map(torch.clone, params))]
 

@@ -67,6 +67,14 @@ class DynamicsConfig:
         )
 
 
+PRESETS = {
+    "demo": DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4)),
+    "small": DynamicsConfig(stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16")),
+    "coinrun": DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16")),
+}
+"""The models of train_dynamics.py's presets; `coinrun` is the paper's Appendix F.3."""
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """How a frame is sampled."""
@@ -215,6 +223,11 @@ def corrupt(key: Tensor, ids_BTN: Tensor, cfg: DynamicsConfig, first: int | Tens
     return torch.where(wrong_BTN, drawn_BTN, ids_BTN)
 
 
+def statistics(mask_BTN: Tensor) -> dict[str, Tensor]:
+    """The statistic, by name, whose average over the whole batch `loss` uses: how many tokens are hidden."""
+    return {"hidden_tokens": mask_BTN.sum().float()}
+
+
 def loss(
     params: Tree,
     ids_BTN: Tensor,
@@ -233,9 +246,8 @@ def loss(
     """
     hidden = torch.where(mask_BTN, cfg.codes, ids_BTN if shown_BTN is None else shown_BTN)
     logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg, backend=backend)
-    weight = mask_BTN.float() / microbatch.mean("hidden_tokens", mask_BTN.sum().float()).clamp(
-        min=1 / microbatch.count
-    )
+    hidden_tokens = microbatch.mean("hidden_tokens", statistics(mask_BTN)["hidden_tokens"])
+    weight = mask_BTN.float() / hidden_tokens.clamp(min=1 / microbatch.count)
     nats, right = 0.0, True
     for factor, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
         nats = nats + F.cross_entropy(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import layers, quantize
+from genie_fn import layers, metrics, quantize
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
@@ -157,6 +157,43 @@ class LamConfig:
     def actions(self) -> int:
         """The number of latent actions, A."""
         return self.quantizer.codes * (2 if self.facing.side else 1)
+
+
+def _st_vivit(patch: int, stack: STConfig) -> LamConfig:
+    return LamConfig(patch=patch, encoder=stack, decoder=stack)
+
+
+def _demo() -> LamConfig:
+    return LamConfig(
+        patch=8,
+        quantizer=QuantizerConfig(kind="vq", codes=3, reset_below=0.3),
+        facing=FacingConfig(side=12),
+        arch="blueprint",
+        blueprints=Blueprints(conv_encoder(), conv_decoder()),
+        motion=0.2,
+    )
+
+
+def _open_genie(patch: int, encoder: tuple, decoder: tuple, dtype: str) -> LamConfig:
+    quantizer = QuantizerConfig(codes=2**8, commit=0.25, entropy=0.1)
+    nets = Blueprints(encoder, decoder, dtype)
+    return LamConfig(patch=patch, arch="blueprint", blueprints=nets, quantizer=quantizer)
+
+
+PRESETS = {
+    "demo": _demo(),
+    "small": _st_vivit(8, STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")),
+    "coinrun": _st_vivit(16, STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")),
+    "open-genie-demo": _open_genie(
+        4,
+        latent_act_encoder(dim=64, repeats=1),
+        latent_act_decoder(dim=64, repeats=1),
+        "float32",
+    ),
+    "open-genie-coinrun": _open_genie(2, LATENT_ACT_ENC, LATENT_ACT_DEC, "bfloat16"),
+}
+"""The models of train_lam.py's presets, and of train_dynamics.py's where the latent action model is trained jointly;
+`coinrun` is the paper's Appendix F.3."""
 
 
 def spec(cfg: LamConfig) -> Tree:
@@ -298,6 +335,38 @@ def decode(
     return video_BTHWC + layers.unpatchify(change, cfg.patch, cfg.height)
 
 
+def _motion(video_BTHWC: Tensor) -> Tensor:
+    """|x_{t+1} - x_t| per pixel of video in [-1, 1], (B, T-1, H, W, 1): the mean over the colours."""
+    return (video_BTHWC[:, 1:] - video_BTHWC[:, :-1]).abs().mean(-1, keepdim=True)
+
+
+def statistics(
+    params: Tree,
+    video_BTHWC: Tensor,
+    cfg: LamConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
+) -> dict[str, Tensor]:
+    """The statistics of uint8 video, by name, whose averages over the whole batch `loss` uses."""
+    video = layers.to_float(video_BTHWC)
+    values = {"motion": _motion(video).mean()}
+    if quantize.has_statistics(cfg.quantizer):
+        z_BTK = encode(params, video, cfg, backend=backend)
+        q = quantize.quantize(
+            params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend
+        )
+        values |= quantize.statistics(q, cfg.quantizer, microbatch, backend=backend)
+    if cfg.facing.side:
+        values |= facing.statistics(video, cfg.facing, microbatch)
+    return values
+
+
+def summarise(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The reported metrics, from the scores of `loss` averaged over a batch: with PSNR and use of the actions."""
+    return quantize.summarise(scores) | {"psnr": metrics.psnr(scores["mse"])}
+
+
 def loss(
     params: Tree,
     video_BTHWC: Tensor,
@@ -317,7 +386,7 @@ def loss(
     z_BTK = encode(params, video, cfg, backend=backend)
     q = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend)
     error = (decode(params, past, q.codes, cfg, backend=backend) - target).square()
-    moved = (target - past).abs().mean(-1, keepdim=True)
+    moved = _motion(video)
     weight = (1 - cfg.motion) + cfg.motion * moved / microbatch.mean("motion", moved.mean()).clamp(
         min=1e-6
     )

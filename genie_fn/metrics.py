@@ -13,25 +13,9 @@ def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
     return 10 * torch.log10(peak**2 / mse.clamp(min=1e-10 * peak**2))
 
 
-def summary(means: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is reported of a batch, from averages over its clips, of which functions are taken only now.
-
-    A PSNR joins each unweighted `mse`. Shares of `use` (V,) of codes become `codes_used`, the number of codes that
-    occur, and `perplexity`, exp of their entropy. Prefixes, as in `lam_mse`, are kept.
-    """
-    found = {}
-    for name, mean in means.items():
-        head, kind = name[: -len(name.split("_")[-1])], name.split("_")[-1]
-        if kind == "use":
-            found |= {
-                f"{head}codes_used": (mean > 0).sum(),
-                f"{head}perplexity": torch.special.entr(mean).sum().exp(),
-            }
-            continue
-        found[name] = mean
-        if kind == "mse" and not head.endswith("weighted_"):
-            found[f"{head}psnr"] = psnr(mean)
-    return found
+def code_usage(use_V: Tensor) -> dict[str, Tensor]:
+    """From each code's share of use: `codes_used`, how many occur, and `perplexity`, exp of the shares' entropy."""
+    return {"codes_used": (use_V > 0).sum(), "perplexity": torch.special.entr(use_V).sum().exp()}
 
 
 def frame_error(a: Tensor, b: Tensor) -> Tensor:

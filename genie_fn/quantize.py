@@ -6,13 +6,13 @@ say for itself stands in `KINDS`; docs/how-to/quantiser.md adds a third.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genie_fn import layers, random
+from genie_fn import layers, metrics, random
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq as lookup_free
 from genie_fn.microbatch import WHOLE_BATCH, CodebookUpdate, Microbatch
@@ -90,6 +90,10 @@ class Kind(NamedTuple):
     """Raises UserError where the options do not fit together."""
     spec: Callable[[QuantizerConfig], Tree] = lambda cfg: {}
     """Its own parameters."""
+    statistics: (
+        Callable[[Tensor, QuantizerConfig, Microbatch, Backend], dict[str, Tensor]] | None
+    ) = None
+    """(z (..., K), cfg, microbatch, backend) → the statistics whose averages over the whole batch its loss uses, by name."""
     restarts: bool = False
     """Whether it has a `codebook` whose dead codes are moved."""
 
@@ -132,6 +136,23 @@ def quantize(
     return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
 
 
+def has_statistics(cfg: QuantizerConfig) -> bool:
+    """Whether the loss depends on averages over the whole batch: see `statistics`."""
+    return KINDS[cfg.kind].statistics is not None
+
+
+def statistics(
+    q: Quantized,
+    cfg: QuantizerConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
+) -> dict[str, Tensor]:
+    """The statistics of what was quantised, by name, that `quantize` took from `microbatch.mean`."""
+    measure = KINDS[cfg.kind].statistics
+    return measure(q.z, cfg, microbatch, backend) if measure else {}
+
+
 def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     """The codes (..., width) of ids (...): the inverse of quantisation."""
     codes = KINDS[cfg.kind].lookup(params, ids, cfg)
@@ -151,14 +172,9 @@ def lfq(
 
     the entropies averaged over the codebooks.
     """
-    options = {
-        "books": cfg.books,
-        "temperature": cfg.temperature,
-        "share": cfg.frac_sample,
-        "impl": backend.lfq,
-    }
-    clips = len(z) if z.dim() > 2 else 1
-    r = lookup_free.quantize(z.flatten(0, -2), **options, clips=clips, microbatch=microbatch)
+    r = lookup_free.quantize(
+        z.flatten(0, -2), **_lfq_options(z, cfg, backend), microbatch=microbatch
+    )
     loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
     metrics = {
         "commit": r.commit,
@@ -168,6 +184,25 @@ def lfq(
     return _quantized(
         z.float(), r.codes_MK.reshape(z.shape), r.ids_M.reshape(z.shape[:-1]), loss, metrics, cfg
     )
+
+
+def lfq_statistics(
+    z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch, backend: Backend
+) -> dict[str, Tensor]:
+    """LFQ's statistic of the whole batch: how probable each code is on average."""
+    options = _lfq_options(z, cfg, backend)
+    average = lookup_free.code_probabilities(z.flatten(0, -2), **options, microbatch=microbatch)
+    return {"code_probabilities": average}
+
+
+def _lfq_options(z: Tensor, cfg: QuantizerConfig, backend: Backend) -> dict[str, Any]:
+    return {
+        "books": cfg.books,
+        "temperature": cfg.temperature,
+        "share": cfg.frac_sample,
+        "impl": backend.lfq,
+        "clips": len(z) if z.dim() > 2 else 1,
+    }
 
 
 def _quantized(
@@ -243,6 +278,12 @@ def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: 
     )
 
 
+def summarise(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The reported metrics: `codes_used` and `perplexity` in place of the shares of `use` of the codes."""
+    rest = {name: value for name, value in scores.items() if name != "use"}
+    return rest | metrics.code_usage(scores["use"])
+
+
 def code_use(ids: Tensor, codes: int) -> Tensor:
     """The share of each code in ids (...): float32 (V,)."""
     ones = torch.ones(ids.numel(), device=ids.device)
@@ -264,6 +305,7 @@ KINDS = {
         ),
         lookup=lambda params, ids, cfg: lookup_free.codes_of(ids, cfg.dim),
         check=_check_bits,
+        statistics=lfq_statistics,
     ),
     "vq": Kind(
         dim=lambda cfg: cfg.latent_dim,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import layers, quantize, tree
+from genie_fn import layers, metrics, quantize, tree
 from genie_fn.errors import UserError
 from genie_fn.layers import STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
@@ -196,6 +196,40 @@ def _st_vivit(patch: int, stack: STConfig, quantizer: QuantizerConfig) -> Tokeni
     return TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=quantizer)
 
 
+def _magvit2(
+    encoder: tuple, decoder: tuple, quantizer: QuantizerConfig, dtype: str = "bfloat16"
+) -> TokenizerConfig:
+    nets = Blueprints(encoder, decoder, dtype)
+    return TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=quantizer)
+
+
+def _small_magvit2_encoder() -> tuple:
+    return (
+        ("space_downsample", {"in_channels": 3, "out_channels": 64, "factor": 4}),
+        ("image-residual", {"in_channels": 64}),
+        ("spacetime_downsample", {"in_channels": 64, "out_channels": 96, "time_factor": 1}),
+        ("video-residual", {"in_channels": 96, "n_rep": 2}),
+        ("proj_out", {"in_channels": 96, "out_channels": 18, "kernel_size": 1}),
+    )
+
+
+def _small_magvit2_decoder() -> tuple:
+    return (
+        ("causal-conv3d", {"in_channels": 18, "out_channels": 96}),
+        _adaptive(96, 18),
+        ("video-residual", {"in_channels": 96, "n_rep": 2}),
+        ("depth2space_upsample", {"in_channels": 96, "out_channels": 64, "space_factor": 2}),
+        _adaptive(64, 18),
+        ("image-residual", {"in_channels": 64}),
+        ("group_norm", {"num_channels": 64}),
+        "silu",
+        ("depth2space_upsample", {"in_channels": 64, "out_channels": 3, "space_factor": 4}),
+    )
+
+
+_OPEN_GENIE_LFQ = QuantizerConfig(codes=2**18, commit=0.25, entropy=0.1, diversity=1.0)
+_EVERY_FRAME = (1, 1, 1)
+
 PRESETS = {
     "demo": _st_vivit(
         8, STConfig(2, 128, 4), QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25)
@@ -204,8 +238,18 @@ PRESETS = {
     "coinrun": _st_vivit(
         4, STConfig(8, 512, 8, dtype="bfloat16"), QuantizerConfig("vq", 1024, latent_dim=32)
     ),
+    "magvit2-demo": _magvit2(
+        _small_magvit2_encoder(),
+        _small_magvit2_decoder(),
+        QuantizerConfig(codes=2**18),
+        dtype="float32",
+    ),
+    "magvit2-coinrun": _magvit2(MAGVIT2_ENC_DESC, MAGVIT2_DEC_DESC, _OPEN_GENIE_LFQ),
+    "magvit2-framewise": _magvit2(
+        magvit2_encoder(times=_EVERY_FRAME), magvit2_decoder(times=_EVERY_FRAME), _OPEN_GENIE_LFQ
+    ),
 }
-"""Sizes, by the names of train_tokenizer.py's presets; `coinrun` is the paper's Appendix F.2."""
+"""The models of train_tokenizer.py's presets; `coinrun` is the paper's Appendix F.2."""
 
 
 def spec(cfg: TokenizerConfig) -> Tree:
@@ -352,6 +396,27 @@ def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
             "an adaptive weight needs a decoder that ends in a convolution or up-sampling: end it so"
         )
     return last["w"]
+
+
+def statistics(
+    params: Tree,
+    video_BTHWC: Tensor,
+    cfg: TokenizerConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    *,
+    backend: Backend = AUTO,
+) -> dict[str, Tensor]:
+    """The statistics of uint8 video, by name, whose averages over the whole batch `loss` uses: the quantiser's."""
+    if not quantize.has_statistics(cfg.quantizer):
+        return {}
+    z_BTNK = encode(params, layers.to_float(video_BTHWC), cfg, backend=backend)
+    q = quantize.quantize(params["quantizer"], z_BTNK, cfg.quantizer, microbatch, backend=backend)
+    return quantize.statistics(q, cfg.quantizer, microbatch, backend=backend)
+
+
+def summarise(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The reported metrics, from the scores of `loss` averaged over a batch: with PSNR and use of the codes."""
+    return quantize.summarise(scores) | {"psnr": metrics.psnr(scores["mse"])}
 
 
 def loss(

@@ -17,6 +17,7 @@ from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import Cache
+from genie_fn.runtime import compilation
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
@@ -80,20 +81,8 @@ EAGER = Programs()
 
 def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> Programs:
     """`Programs` compiled for one batch size; on a GPU they run as CUDA graphs."""
-    if torch.device(device).type != "cuda":
-        return Programs(*(torch.compile(f, fullgraph=True, dynamic=False) for f in programs))
-    options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
-    return Programs(*(_with_own_results(torch.compile(f, **options)) for f in programs))
-
-
-def _with_own_results(function: Callable) -> Callable:
-    """`function` with copied results: a CUDA graph overwrites its results when it runs again."""
-
-    @functools.wraps(function)
-    def call(*args):
-        return tree.map(torch.clone, function(*args))
-
-    return call
+    cuda_graph = torch.device(device).type == "cuda"
+    return Programs(*(compilation.compiled(f, cuda_graph=cuda_graph) for f in programs))
 
 
 def chunks(*clips: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -208,12 +208,11 @@ def test_lfq_keeps_no_statistics():
 def test_use_counts_codes_not_tokens():
     use = quantize.code_use(torch.tensor([[0, 0, 3], [3, 0, 0]]), 5)
     torch.testing.assert_close(use, torch.tensor([4, 0, 0, 2, 0]) / 6)
-    used = metrics.summary({"use": use})
+    used = quantize.summarise({"use": use})
     assert used["codes_used"].item() == 2
     assert used["perplexity"].item() == pytest.approx(3 / 2 ** (2 / 3))
-    assert metrics.summary({"lam_use": torch.full((8,), 1 / 8)})[
-        "lam_perplexity"
-    ].item() == pytest.approx(8)
+    even = metrics.code_usage(torch.full((8,), 1 / 8))
+    assert even["perplexity"].item() == pytest.approx(8)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from genie_fn.nets.blueprint import Blueprint
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import init_state, make_step
+from genie_fn.training.step import Objective, init_state, make_step
 from genie_fn.tree import Tree
 
 STAGES = (1, 2, 4)  # widths, in multiples of the first; each halves the sides
@@ -104,7 +104,7 @@ def descend(
     """
     key = random.key(cfg.seed, cfg.device)
     state = init_state(parameters, key, cfg.optim, {})
-    step = make_step(loss, parameters, cfg)
+    step = make_step(Objective(loss), parameters, cfg)
     for _, batch in zip(range(cfg.steps) if steps is None else steps, batches, strict=False):
         state, _ = step(state, batch, key)
     return state.ema

@@ -82,7 +82,7 @@ def _quantize_triton(
             0, rows_S, once
         )
     codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / temperature)
-    average_XBA = lfq_triton.sum_codes(seen_SK, books, 4 / temperature) / len(seen_SK)
+    average_XBA = _average_triton(seen_SK, books, temperature)
     average_XBA = microbatch.mean("code_probabilities", average_XBA)
     sample, code = sample / (len(seen_SK) * books), _entropy(average_XBA) / books
     return Rounded(codes, ids, commit / z_MK.numel(), sample, code)
@@ -102,6 +102,35 @@ def _spread(
     step_S = torch.arange(clips * count, device=device)
     row_S = ((step_S + first * count).double() * 0.6180339887498949 % 1 * rows).long()
     return row_S + step_S // count * rows
+
+
+def code_probabilities(
+    z_MK: Tensor,
+    *,
+    books: int = 1,
+    temperature: float = 1.0,
+    share: float = 1.0,
+    impl: str = "reference",
+    clips: int = 1,
+    microbatch: Microbatch = WHOLE_BATCH,
+) -> Tensor:
+    """The average probability of every code, (books, B, A), over the same rows as in `quantize`, with its arguments.
+
+    It is the statistic `code_probabilities` whose average over all microbatches `quantize` uses.
+    """
+    rows_S = _spread(len(z_MK), share, z_MK.device, clips, microbatch.first_clip(clips))
+    seen_SK = z_MK if rows_S is None else z_MK[rows_S]
+    if impl == "triton":
+        return _average_triton(seen_SK, books, temperature)
+    chunks = seen_SK.float().chunk(books, -1)
+    return torch.stack([_soft_assignment(book_SK, temperature)[1] for book_SK in chunks])
+
+
+def _average_triton(seen_SK: Tensor, books: int, temperature: float) -> Tensor:
+    require_triton()
+    from genie_fn.kernels import lfq_triton
+
+    return lfq_triton.sum_codes(seen_SK, books, 4 / temperature) / len(seen_SK)
 
 
 def entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

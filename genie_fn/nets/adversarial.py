@@ -139,14 +139,44 @@ def adaptive_weight(
 
     Both are losses, and w is `last_weight`.
     """
-    a = microbatch.mean("reconstruction_slope", slope(reconstruction, last_weight)).norm()
-    b = microbatch.mean("generator_slope", slope(generator, last_weight)).norm()
+    own = slopes(reconstruction, generator, last_weight)
+    a, b = (microbatch.mean(name, slope).norm() for name, slope in own.items())
     return (a / (b + 1e-4)).clamp(max=1e4).detach()
 
 
-def slope(loss: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of a loss with respect to one weight; the loss can be differentiated again."""
+def slopes(reconstruction: Tensor, generator: Tensor, last_weight: Tensor) -> dict[str, Tensor]:
+    """The gradients of both losses with respect to one weight, by the names of the statistics.
+
+    The losses can be differentiated again.
+    """
+    return {
+        "reconstruction_slope": _slope(reconstruction, last_weight),
+        "generator_slope": _slope(generator, last_weight),
+    }
+
+
+def _slope(loss: Tensor, weight: Tensor) -> Tensor:
     return torch.autograd.grad(loss, weight, retain_graph=True)[0]
+
+
+def has_statistics(cfg: AdversarialConfig) -> bool:
+    """Whether `losses` depends on averages over the whole batch: see `statistics`."""
+    return cfg.gan > 0 and cfg.adaptive
+
+
+def statistics(
+    params: Tree, networks: Networks, reconstruction: Reconstruction, cfg: AdversarialConfig
+) -> dict[str, Tensor]:
+    """The statistics, by name, whose averages over the whole batch `losses` uses.
+
+    `params` are the discriminator's; `reconstruction.last_weight` must require a gradient.
+    """
+    if not has_statistics(cfg):
+        return {}
+    perceptual, _ = _perceptual_term(networks, reconstruction, cfg)
+    generator = _generator_loss(params, networks.discriminator, reconstruction.fake_MHWC)
+    other_losses = reconstruction.loss + perceptual
+    return slopes(other_losses, generator, reconstruction.last_weight)
 
 
 def losses(
@@ -161,12 +191,7 @@ def losses(
 
     `params` are the discriminator's.
     """
-    total = reconstruction.loss.new_zeros(())
-    metrics = {}
-    if cfg.perceptual and networks.vgg:
-        real, fake = reconstruction.real_MHWC, reconstruction.fake_MHWC
-        metrics["perceptual"] = perceptual_loss(networks.vgg, real, fake, cfg.features)
-        total = total + cfg.perceptual * metrics["perceptual"]
+    total, metrics = _perceptual_term(networks, reconstruction, cfg)
     if cfg.gan:
         so_far = reconstruction._replace(loss=reconstruction.loss + total)
         terms, gan_metrics = _gan_losses(
@@ -176,6 +201,23 @@ def losses(
             total = total + term
         metrics |= gan_metrics
     return total, metrics
+
+
+def _perceptual_term(
+    networks: Networks, reconstruction: Reconstruction, cfg: AdversarialConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted perceptual loss, 0 without VGG16, and its value as a metric."""
+    nothing = reconstruction.loss.new_zeros(())
+    if not cfg.perceptual or not networks.vgg:
+        return nothing, {}
+    real, fake = reconstruction.real_MHWC, reconstruction.fake_MHWC
+    value = perceptual_loss(networks.vgg, real, fake, cfg.features)
+    return nothing + cfg.perceptual * value, {"perceptual": value}
+
+
+def _generator_loss(params: Tree, net: Blueprint, fake_MHWC: Tensor) -> Tensor:
+    frozen = tree.map(Tensor.detach, params)
+    return -discriminator.logits(frozen, fake_MHWC, net).mean()
 
 
 def _gan_losses(
@@ -192,8 +234,7 @@ def _gan_losses(
     """
     real, fake, other_losses, last_weight = reconstruction
     active = (step >= cfg.start).float()
-    frozen = tree.map(Tensor.detach, params)
-    generator = -discriminator.logits(frozen, fake, net).mean()
+    generator = _generator_loss(params, net, fake)
     weight = torch.ones_like(active)
     if cfg.adaptive:
         weight = adaptive_weight(other_losses, generator, last_weight, microbatch)

@@ -136,6 +136,28 @@ def targets(video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
     return spans.mean(-1)
 
 
+def _flip_every_second(video_BTHWC: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
+    """The video with every second clip of the whole batch flipped, and which clips these are, (B,)."""
+    clips = len(video_BTHWC)
+    index_B = torch.arange(clips, device=video_BTHWC.device) + microbatch.first_clip(clips)
+    flipped_B = index_B % 2 == 1
+    chosen = flipped_B[:, None, None, None, None]
+    return torch.where(chosen, video_BTHWC.flip(3), video_BTHWC), flipped_B
+
+
+def _contrast(targets_BTHWC: Tensor) -> Tensor:
+    """The mean square of each transition's target, (B, T')."""
+    return targets_BTHWC.square().mean((2, 3, 4))
+
+
+def statistics(
+    video_BTHWC: Tensor, cfg: FacingConfig, microbatch: Microbatch = WHOLE_BATCH
+) -> dict[str, Tensor]:
+    """The statistic of video in [-1, 1], by name, whose average over the whole batch `loss` uses."""
+    video, _ = _flip_every_second(video_BTHWC, microbatch)
+    return {"facing_contrast": _contrast(targets(video, cfg)).mean()}
+
+
 def loss(
     params: Tree, video_BTHWC: Tensor, cfg: FacingConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> tuple[Tensor, tuple[dict, Tensor]]:
@@ -145,20 +167,17 @@ def loss(
     horizontally, so that both directions are equally frequent. Returns the loss and (metrics, bits
     (B, T-1)).
     """
-    clips = len(video_BTHWC)
-    index_B = torch.arange(clips, device=video_BTHWC.device) + microbatch.first_clip(clips)
-    flipped = index_B % 2 == 1
-    video = torch.where(flipped[:, None, None, None, None], video_BTHWC.flip(3), video_BTHWC)
+    video, flipped_B = _flip_every_second(video_BTHWC, microbatch)
     facing = quantize(params, encode(params, video, cfg), cfg)
     target = targets(video, cfg)
     frames = target.shape[1]
     predicted = draw(params, video[:, :frames], facing.codes_BTK[:, :frames], cfg)
     error = (predicted - target).square().mean((2, 3, 4))
-    contrast = target.square().mean((2, 3, 4))
+    contrast = _contrast(target)
     relative = (error * (contrast + 0.01).rsqrt()).mean()
     code = params["code"]
     lean = F.softplus(-(encode(params, video_BTHWC, cfg) @ code) / code.square().sum()).mean()
     mean_contrast = microbatch.mean("facing_contrast", contrast.mean())
     metrics = {"facing_error": error.mean() / mean_contrast.clamp(min=1e-6)}
     total = 3 * relative + facing.loss + cfg.lean * lean
-    return total, (metrics, facing.bits_BT ^ flipped[:, None])
+    return total, (metrics, facing.bits_BT ^ flipped_B[:, None])

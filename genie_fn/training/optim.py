@@ -4,14 +4,13 @@ Every hyperparameter that changes during a run is a 0-D tensor, so that nothing 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from genie_fn import tree
-from genie_fn.errors import UserError
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -23,8 +22,9 @@ class OptimConfig:
     muon: bool = False
     """Move the matrices of stacked blocks by Muon (Jordan et al. 2024), scaled to AdamW's size of step; the rest by
     AdamW."""
-    schedule: str = "constant"
-    """`constant`, `cosine`, or `wsd` (warm up, stay, decay linearly)."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """How the learning rate goes on after its warm-up: `constant`, `cosine` decay, or `wsd` (warm-up, stable, linear
+    decay)."""
     warmup: int = 100
     """Steps of linear warm-up."""
     final: float = 0.1
@@ -40,22 +40,22 @@ class OptimConfig:
     ema: float = 0.0
     """Decay of the average of the weights that later stages use; 0 keeps none."""
 
-    def __post_init__(self):
-        if self.schedule not in ("constant", "cosine", "wsd"):
-            raise UserError(
-                f"the schedule is constant, cosine or wsd, not {self.schedule!r}: change --cfg.optim.schedule"
-            )
-
 
 def learning_rate(step: Tensor, steps: int, cfg: OptimConfig) -> Tensor:
     """The learning rate of step 0..steps-1, a 0-D float32 tensor."""
     warm = ((step + 1) / max(cfg.warmup, 1)).clamp(max=1.0)
     if cfg.schedule == "constant":
         return cfg.lr * warm
-    start = steps * (1 - cfg.decay) if cfg.schedule == "wsd" else cfg.warmup
-    progress = ((step - start) / max(steps - start, 1)).clamp(0.0, 1.0)
-    left = 1 - progress if cfg.schedule == "wsd" else 0.5 * (1 + torch.cos(math.pi * progress))
+    if cfg.schedule == "cosine":
+        left = 0.5 * (1 + torch.cos(math.pi * _progress(step, cfg.warmup, steps)))
+    else:
+        left = 1 - _progress(step, steps * (1 - cfg.decay), steps)
     return cfg.lr * warm * (cfg.final + (1 - cfg.final) * left)
+
+
+def _progress(step: Tensor, start: float, end: int) -> Tensor:
+    """How far a step is from `start` to `end`, in [0, 1]."""
+    return ((step - start) / max(end - start, 1)).clamp(0.0, 1.0)
 
 
 def global_norm(grads: Tree) -> Tensor:
@@ -63,11 +63,13 @@ def global_norm(grads: Tree) -> Tensor:
     return torch.stack([g.float().square().sum() for g in tree.leaves(grads)]).sum().sqrt()
 
 
-def clip(
-    grads: Tree, limit: float, norm_of: Callable[[Tree], Tensor] = global_norm
-) -> tuple[Tree, Tensor]:
-    """Scale the gradients so that their global norm is at most `limit`; also returns the norm before."""
-    norm = norm_of(grads)
+def clip(grads: Tree, limit: float, norm: Tensor | None = None) -> tuple[Tree, Tensor]:
+    """Scale the gradients so that their global norm is at most `limit`; also returns the norm before.
+
+    `norm` is that norm where the leaves are shards, from which it cannot be computed here.
+    """
+    if norm is None:
+        norm = global_norm(grads)
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     return tree.map(lambda g: g * scale, grads), norm
 
@@ -115,13 +117,11 @@ def adamw(
 
     `decay` is a tree of bools: the leaves that weight decay applies to. Returns the new parameters and moments.
     """
-    corrections = (
-        lr / (1 - cfg.b1 ** (step + 1)),
-        (1 - cfg.b2 ** (step + 1)).rsqrt(),
-        1 - lr * cfg.weight_decay,
-    )
+    m_scale = lr / (1 - cfg.b1 ** (step + 1))
+    v_scale = (1 - cfg.b2 ** (step + 1)).rsqrt()
+    keep = 1 - lr * cfg.weight_decay
     # Stacking them makes the compiler compute these scalars once, not again in the kernel of every leaf.
-    rate, v_scale, keep = torch.stack(corrections).unbind()
+    rate, v_scale, keep = torch.stack((m_scale, v_scale, keep)).unbind()
     by_muon = tree.map(lambda p, decayed: cfg.muon and _is_stacked(p, decayed), params, decay)
 
     def first(m: Tensor, g: Tensor, muon: bool) -> Tensor:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from genie_fn.training.config import RunConfig
 from genie_fn.training.step import TrainState, init_state
 from genie_fn.tree import Tree
 
+Config = TypeVar("Config", bound=RunConfig)
 
-def prepare(cfg: RunConfig) -> tuple[RunConfig, data.Store, torch.device]:
+
+def prepare(cfg: Config) -> tuple[Config, data.Store, torch.device]:
     """The configuration resolved for this machine, the dataset, and the device. Joins the other
     processes."""
     device = backend.pick_device(cfg.device)

@@ -61,7 +61,7 @@ class Layout:
         return self.row.size() if self.row else 1
 
 
-ALONE = Layout()
+SINGLE_PROCESS = Layout()
 
 
 def join(device: torch.device) -> None:
@@ -87,7 +87,7 @@ def layout(kind: str) -> Layout:
     """`replicated`: everything on every process; `sharded`: divided between all of them; `hybrid`: divided between the
     processes of a node; `auto`: hybrid, which on a single node is sharded."""
     if count() == 1:
-        return ALONE
+        return SINGLE_PROCESS
     node = int(os.environ.get("LOCAL_WORLD_SIZE", count()))
     if kind in ("hybrid", "auto") and count() % node:
         raise UserError(

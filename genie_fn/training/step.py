@@ -1,18 +1,31 @@
-"""The state of a run, and one pure step of it: on one device or many, in one go or in parts, eager or compiled."""
+"""The state of a training run and one step of it, a pure function `(state, batch, key) -> (state, metrics)`.
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+`train_step` is the whole step, from gathered parameters to metrics. The functions after `make_step` wrap it: in several
+microbatches one after the other, on a state that is divided between processes, compiled in one graph or in two.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    _foreach_add_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_copy_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_div_,  # pyright: ignore[reportPrivateImportUsage]
+)
 
-from genie_fn import metrics, random, tree
+from genie_fn import random, tree
 from genie_fn.microbatch import CodebookUpdate, Microbatch
-from genie_fn.runtime import graphs
+from genie_fn.runtime.compilation import compiled
 from genie_fn.training import optim, sharding
+from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.sharding import Layout
 from genie_fn.tree import Tree
+
+Metrics = dict[str, Tensor]
+Step = Callable[["TrainState", Any, Tensor], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -24,10 +37,65 @@ class TrainState(NamedTuple):
     ema: Tree
     stats: Tree
     skipped: Tensor
-    """Steps that changed nothing, for their loss or a gradient was not finite: all, and those in a row up to now."""
+    """Steps skipped for a non-finite loss or gradient: (all of them, the latest ones in a row), int64."""
 
 
-NO_COUNTS = {"step": (), "skipped": ()}  # what `_replace` takes to leave the counters out
+def _unchanged(scores: Metrics) -> Metrics:
+    return scores
+
+
+class Objective(NamedTuple):
+    """What a training stage minimises, and what it reports."""
+
+    loss: Callable
+    """`(params, batch, key, step, microbatch) -> (loss, (scores, aux))`: a scalar, a dict of scores that are means over
+    clips, and what `update` works on."""
+    statistics: Callable | None = None
+    """`(params, batch, key, step, microbatch) -> {name: value}`: the statistics of a microbatch whose averages over the
+    whole batch `loss` takes from `microbatch.mean`. Only accumulation needs it."""
+    summarise: Callable[[Metrics], Metrics] = _unchanged
+    """The reported metrics, from scores averaged over the whole batch."""
+    update: CodebookUpdate | None = None
+
+
+class Gradients(NamedTuple):
+    """The result of the backward pass over this process's clips."""
+
+    grads: Tree
+    """Averages over the clips; so are the scores."""
+    scores: Metrics
+    """The loss, and the scores of `Objective.loss`."""
+    sums: Tree
+    """What `CodebookUpdate.collect` returned; {} without one."""
+
+
+class Group(NamedTuple):
+    """Top-level networks with an optimizer and a gradient clip of their own."""
+
+    networks: tuple[str, ...]
+    cfg: OptimConfig
+    suffix: str
+    """Of the names of the group's metrics."""
+
+
+class Recipe(NamedTuple):
+    """What all steps of a run have in common."""
+
+    objective: Objective
+    spec: Tree
+    cfg: RunConfig
+    layout: Layout
+    groups: tuple[Group, ...]
+
+    @property
+    def microbatches(self) -> int:
+        """The number of microbatches of a batch, over all processes."""
+        return self.layout.count * self.cfg.accumulate
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The networks that have a moving average of their weights: those of the first group."""
+        return self.groups[0].networks
 
 
 def init_state(
@@ -35,289 +103,315 @@ def init_state(
     key: Tensor,
     cfg: OptimConfig,
     stats: Tree,
-    apart: Collection[str] = (),
-    layout: Layout = sharding.ALONE,
+    separate: Collection[str] = (),
+    layout: Layout = sharding.SINGLE_PROCESS,
 ) -> TrainState:
-    """The state before the first step; the networks named in `apart` get no moving average."""
+    """The state before the first step. The networks named in `separate` get no moving average."""
     params = sharding.place(tree.init(spec, key), optim.divisible(spec, cfg), layout)
-    average = tree.map(torch.clone, _without(params, apart)) if cfg.ema else {}
+    average = {}
+    if cfg.ema:
+        networks = [name for name in params if name not in separate]
+        average = tree.map(torch.clone, _select(params, networks))
     step = torch.zeros((), dtype=torch.int64, device=key.device)
     return TrainState(step, params, optim.adamw_init(params), average, stats, step.new_zeros(2))
 
 
-def _without(params: Tree, names: Collection[str]) -> Tree:
-    return {name: value for name, value in params.items() if name not in names}
-
-
-class Found(NamedTuple):
-    """What the backward pass over some clips gives."""
-
-    grads: Tree
-    scores: Tree
-    """Metrics that are means over clips."""
-    sums: Tree
-    """What an `CodebookUpdate` collects."""
-
-
-class Backward(NamedTuple):
-    """The functions of one part of a batch; `where` is its index, `known` the averages over all parts it asks for."""
-
-    loss: Callable
-    survey: Callable
-    found: Callable
-
-
 def make_step(
-    loss_fn: Callable,
+    objective: Objective,
     spec: Tree,
-    cfg: Any,
-    update: CodebookUpdate | None = None,
-    apart: Mapping[str, OptimConfig] | None = None,
-) -> Callable:
-    """`step(state, batch, run_key) -> (state, metrics)`: loss, gradients, clipping, AdamW, moving average.
+    cfg: RunConfig,
+    separate: Mapping[str, OptimConfig] | None = None,
+) -> Step:
+    """`train_step` for an objective and the parameters of `spec`, wrapped as `cfg` asks for.
 
-    `loss_fn(params, batch, key, step, part) -> (loss, (metrics, aux))`: the metrics are means over clips, of which
-    `metrics.summary` makes what is reported; `update` works on aux. `apart` names top-level networks that have an
-    optimizer and a gradient clip of their own. `cfg` is a `train.RunConfig`. Each of several processes gives its own
-    clips of the batch. A step whose loss or gradients are not finite changes nothing but the counts. Compiled, the step
-    is called like the pure one but overwrites the state that it is given.
+    `separate` gives top-level networks an optimizer and a gradient clip of their own. Each of several processes passes
+    its own clips of the batch. A compiled step overwrites the state that it is given; otherwise the step is pure.
     """
-    layout, spec = sharding.layout(cfg.sharding), optim.divisible(spec, cfg.optim)
-    part = _backward(loss_fn, cfg.accumulate, layout, update)
-    apply = _apply(spec, cfg, layout, update, apart or {})
-
-    def gather(params: Tree) -> Tree:
-        return sharding.gather(params, spec, layout)
-
-    def whole(
-        state: TrainState, batch: Any, key: Tensor, loss: Callable = part.loss
-    ) -> tuple[TrainState, dict]:
-        return apply(
-            state,
-            *part.found(gather(state.params), batch, key, state.step, sharding.rank(), None, loss),
-        )
-
+    recipe = _recipe(objective, spec, cfg, separate or {})
     if cfg.accumulate > 1:
-        step = _accumulated(gather, part, apply, cfg, layout)
+        step = accumulated(recipe)
     elif cfg.compile == "split":
-        fast_loss, fast_apply, fast_gather = (
-            _compiled(part.loss),
-            in_place(apply),
-            _compiled(gather),
-        )
-
-        def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
-            params = fast_gather(state.params)
-            return fast_apply(
-                state, *part.found(params, batch, key, state.step, sharding.rank(), None, fast_loss)
-            )
-
+        step = split(recipe)
+    elif cfg.compile == "step":
+        step = in_place(whole(recipe), _uses_cuda_graph(recipe))
     else:
-        step = whole if cfg.compile == "off" else in_place(whole)
-    if layout.shards > 1:
-        return _on_shards(step)
-    replay = (
-        cfg.cuda_graph
-        and cfg.device.startswith("cuda")
-        and cfg.compile != "off"
-        and layout.count == 1
+        step = whole(recipe)
+    return on_shards(step) if recipe.layout.shards > 1 else step
+
+
+def train_step(
+    state: TrainState, batch: Any, key: Tensor, recipe: Recipe
+) -> tuple[TrainState, Metrics]:
+    """One step on one batch. `key` is the run's; the step's own key derives from it and the step's number."""
+    params = gather(state.params, recipe)
+    microbatch = _own_microbatch(recipe)
+    gradients = backward(params, batch, key, state.step, microbatch, recipe.objective)
+    return apply_gradients(state, gradients, recipe)
+
+
+def gather(params: Tree, recipe: Recipe) -> Tree:
+    """The whole parameters, from the shards that the processes hold."""
+    return sharding.gather(params, recipe.spec, recipe.layout)
+
+
+def backward(
+    params: Tree,
+    batch: Any,
+    key: Tensor,
+    step: Tensor,
+    microbatch: Microbatch,
+    objective: Objective,
+) -> Gradients:
+    """Loss, scores and gradients of the clips of a microbatch."""
+    key = random.fold_in(key, step)
+    value_and_grad = tree.value_and_grad(objective.loss)
+    (loss, (scores, aux)), grads = value_and_grad(params, batch, key, step, microbatch)
+    sums = {}
+    if objective.update:
+        sums = objective.update.collect(aux, random.fold_in(key, 1), microbatch)
+    return Gradients(grads, {"loss": loss} | scores, sums)
+
+
+def apply_gradients(
+    state: TrainState, gradients: Gradients, recipe: Recipe
+) -> tuple[TrainState, Metrics]:
+    """The step from gradients on: exchange, clipping, optimizers, codebook update, moving average, metrics.
+
+    If the loss or a gradient is not finite, the new state differs from the old one in its counters only.
+    """
+    objective, spec, cfg, layout, _ = recipe
+
+    # Averages over all processes; of the gradients each process gets those of its own shards.
+    grads = sharding.scatter(gradients.grads, spec, layout)
+    scores, sums = sharding.total((gradients.scores, gradients.sums), layout)
+    scores = tree.map(lambda x: x / layout.count, scores)
+
+    params, opt, rates, norms = _clip_and_optimize(state, grads, recipe)
+
+    stats = state.stats
+    if objective.update:
+        params, stats = objective.update.apply(params, stats, sums)
+
+    average = {}
+    if cfg.optim.ema:
+        average = optim.ema(state.ema, _select(params, recipe.averaged), state.step, cfg.optim.ema)
+
+    new = TrainState(state.step + 1, params, opt, average, stats, state.skipped)
+    new = _skip_unless_finite(state, new, [scores["loss"], *norms.values()])
+
+    counts = {"skipped": new.skipped[0], "skipped_in_a_row": new.skipped[1]}
+    return new, objective.summarise(scores) | rates | norms | counts
+
+
+def _clip_and_optimize(
+    state: TrainState, grads: Tree, recipe: Recipe
+) -> tuple[Tree, Tree, Metrics, Metrics]:
+    """Clip the gradients and step the optimizer of each group; the trees keep the order of their networks.
+
+    Returns the new parameters and moments, and each group's learning rate and gradient norm.
+    """
+    params = dict(state.params)
+    opt = {moment: dict(networks) for moment, networks in state.opt.items()}
+    rates = {}
+    norms = {}
+    for networks, cfg, suffix in recipe.groups:
+        spec = _select(recipe.spec, networks)
+        own = _select(grads, networks)
+        clipped, norm = optim.clip(own, cfg.clip, sharding.norm(own, spec, recipe.layout))
+        lr = optim.learning_rate(state.step, recipe.cfg.steps, cfg)
+        decay = tree.map(lambda s: s.decay, spec)
+        moments = {moment: _select(all_networks, networks) for moment, all_networks in opt.items()}
+        new, moments = optim.adamw(
+            clipped, moments, _select(params, networks), state.step, lr, decay, cfg
+        )
+        params |= new
+        opt = {moment: opt[moment] | moments[moment] for moment in opt}
+        rates[f"lr{suffix}"] = lr
+        norms[f"grad_norm{suffix}"] = norm
+    return params, opt, rates, norms
+
+
+def _skip_unless_finite(state: TrainState, new: TrainState, values: list[Tensor]) -> TrainState:
+    """`new` if all of the scalar `values` are finite; otherwise `state` with its counters moved on."""
+    finite = torch.stack(values).isfinite().all()
+    chosen = tree.map(
+        lambda a, b: torch.where(finite, a, b),
+        _without_counters(new),
+        _without_counters(state),
     )
-    return graphs.recorded(step) if replay else step
+    total, in_a_row = state.skipped.unbind()
+    skipped = torch.stack((total + ~finite, (in_a_row + 1) * ~finite))
+    return chosen._replace(step=new.step, skipped=skipped)
 
 
-def _backward(
-    loss_fn: Callable, accumulate: int, layout: Layout, update: CodebookUpdate | None
-) -> Backward:
-    count = layout.count * accumulate
-
-    def average(name: str, x: Tensor) -> Tensor:
-        return sharding.average(x, layout)
-
-    def loss(
-        params: Tree,
-        batch: Any,
-        key: Tensor,
-        step: Tensor,
-        where: int | Tensor,
-        known: dict[str, Tensor],
-    ):
-        mean = (lambda name, x: known[name] + (x - x.detach())) if accumulate > 1 else average
-        return loss_fn(params, batch, key, step, Microbatch(where, count, mean))
-
-    def survey(
-        params: Tree, batch: Any, key: Tensor, step: Tensor, where: Tensor
-    ) -> dict[str, Tensor]:
-        """What the loss averages over the parts, of this one. Compiled, nothing else of the loss is computed."""
-        asked = {}
-
-        def note(name: str, x: Tensor) -> Tensor:
-            asked[name] = x.detach()
-            return x
-
-        with torch.enable_grad():  # a loss may derive by a parameter
-            loose = tree.map(lambda x: x.detach().requires_grad_(), params)
-            loss_fn(loose, batch, random.fold_in(key, step), step, Microbatch(where, count, note))
-        return asked
-
-    def found(params, batch, key, step, where, known=None, loss: Callable = loss) -> Found:
-        key = random.fold_in(key, step)
-        (value, (scores, aux)), grads = tree.value_and_grad(loss)(
-            params, batch, key, step, where, known
-        )
-        sums = (
-            update.collect(aux, random.fold_in(key, 1), Microbatch(where, count)) if update else {}
-        )
-        return Found(grads, {"loss": value} | scores, sums)
-
-    return Backward(loss, survey, found)
+def _without_counters(state: TrainState) -> TrainState:
+    return state._replace(step=(), skipped=())
 
 
-def _accumulated(
-    gather: Callable, part: Backward, apply: Callable, cfg: Any, layout: Layout
-) -> Callable:
-    """A step that computes its gradients in `cfg.accumulate` parts: programs for a part, and one for the optimizer."""
+def _select(networks: Tree, names: Collection[str]) -> Tree:
+    return {name: networks[name] for name in names}
 
-    def add(grads: Tree, *args) -> tuple[Tree, Tree]:
-        found = part.found(*args)
-        torch._foreach_add_(tree.leaves(grads), tree.leaves(found.grads))
-        return found.scores, found.sums
 
-    def average(asked: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        means = {name: torch.stack([one[name] for one in asked]).mean(0) for name in asked[0]}
-        return {name: sharding.average(x, layout) for name, x in means.items()}
+def _recipe(
+    objective: Objective, spec: Tree, cfg: RunConfig, separate: Mapping[str, OptimConfig]
+) -> Recipe:
+    rest = tuple(name for name in spec if name not in separate)
+    groups = [Group(rest, cfg.optim, "")]
+    groups += [Group((name,), own, f"_{name}") for name, own in separate.items()]
+    layout = sharding.layout(cfg.sharding)
+    return Recipe(objective, optim.divisible(spec, cfg.optim), cfg, layout, tuple(groups))
 
-    survey = part.survey
-    if cfg.compile != "off":
-        gather, survey, add, average = map(_compiled, (gather, survey, add, average))
-        apply = in_place(apply)
 
-    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
-        params, times = gather(state.params), cfg.accumulate
-        wheres = torch.arange(times, device=key.device) + sharding.rank() * times
-        split = [tree.map(lambda x, k=k: x.chunk(times)[k], batch) for k in range(times)]
-        parts = [
-            (params, clips, key, state.step, where)
-            for clips, where in zip(split, wheres, strict=True)
-        ]
-        known = average([survey(*one) for one in parts])
-        grads = tree.map(torch.zeros_like, params)
-        added = [add(grads, *one, known) for one in parts]
-        scores, sums = tree.map(lambda *xs: torch.stack(xs).sum(0), added[0], *added[1:])
-        return apply(state, grads, scores, sums)
+def _own_microbatch(recipe: Recipe) -> Microbatch:
+    """This process's clips, all at once: statistics are averaged over the processes inside the loss."""
+
+    def mean(name: str, x: Tensor) -> Tensor:
+        return sharding.average(x, recipe.layout)
+
+    return Microbatch(sharding.rank(), recipe.layout.count, mean)
+
+
+# How a step is carried out
+
+
+def whole(recipe: Recipe) -> Step:
+    """The step as one pure function."""
+
+    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, key, recipe)
 
     return step
 
 
-def _apply(
-    spec: Tree,
-    cfg: Any,
-    layout: Layout,
-    update: CodebookUpdate | None,
-    apart: Mapping[str, OptimConfig],
-) -> Callable[..., tuple[TrainState, dict]]:
-    """What follows the gradients: averages over the processes, the optimizers, `update`, the average of the weights."""
-    decay, count = tree.map(lambda s: s.decay, spec), layout.count * cfg.accumulate
-    groups = [("", cfg.optim, tuple(_without(spec, apart)))] + [
-        (f"_{n}", c, (n,)) for n, c in apart.items()
-    ]
+def split(recipe: Recipe) -> Step:
+    """The step as two compiled graphs, the loss and what follows the gradients, with autograd between them.
 
-    def optimize(state: TrainState, grads: Tree) -> tuple[Tree, Tree, dict]:
-        """Every group by its own optimizer; the trees come back in the order in which they were."""
-        params, opt, found = (
-            dict(state.params),
-            {name: dict(moment) for name, moment in state.opt.items()},
-            {},
-        )
-        for suffix, optimizer, names in groups:
-            trees = (state.params, grads, decay, spec)
-            own, gradient, mask, specs = ({name: whole[name] for name in names} for whole in trees)
-            moments = {
-                moment: {name: whole[name] for name in names} for moment, whole in state.opt.items()
-            }
-            gradient, norm = optim.clip(
-                gradient, optimizer.clip, lambda g, s=specs: sharding.norm(g, s, layout)
-            )
-            lr = optim.learning_rate(state.step, cfg.steps, optimizer)
-            own, moments = optim.adamw(gradient, moments, own, state.step, lr, mask, optimizer)
-            params |= own
-            opt = {name: opt[name] | moments[name] for name in opt}
-            found |= {f"lr{suffix}": lr, f"grad_norm{suffix}": norm}
-        return params, opt, found
+    The compiler may then choose which activations to compute again in the backward pass.
+    """
+    loss = compiled(recipe.objective.loss)
+    objective = recipe.objective._replace(loss=loss)
+    gather_params = compiled(lambda params: gather(params, recipe))
+    apply = in_place(lambda state, gradients: apply_gradients(state, gradients, recipe))
 
-    def apply(state: TrainState, grads: Tree, scores: Tree, sums: Tree) -> tuple[TrainState, dict]:
-        if cfg.accumulate > 1:
-            grads = tree.map(lambda g: g / cfg.accumulate, grads)
-        grads = sharding.scatter(grads, spec, layout)
-        scores, sums = sharding.total((scores, sums), layout)
-        params, opt, found = optimize(state, grads)
-        stats = state.stats
-        if update:
-            params, stats = update.apply(params, stats, sums)
-        average = (
-            optim.ema(state.ema, _without(params, apart), state.step, cfg.optim.ema)
-            if cfg.optim.ema
-            else {}
-        )
-        scores = metrics.summary(tree.map(lambda x: x / count, scores))
-        new = TrainState(state.step + 1, params, opt, average, stats, state.skipped)
-        new = skip_unless_finite(
-            state, new, scores["loss"], [found[f"grad_norm{suffix}"] for suffix, _, _ in groups]
-        )
-        return new, scores | found | {"skipped": new.skipped[0], "skipped_in_a_row": new.skipped[1]}
+    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
+        params = gather_params(state.params)
+        microbatch = _own_microbatch(recipe)
+        return apply(state, backward(params, batch, key, state.step, microbatch, objective))
 
-    return apply
+    return step
 
 
-def skip_unless_finite(
-    state: TrainState, new: TrainState, loss: Tensor, norms: list[Tensor]
-) -> TrainState:
-    """`new`, if the loss and all gradients, by their norms, are finite; otherwise `state`, but for its counts."""
-    finite = torch.stack([loss, *norms]).isfinite().all()
-    kept = tree.map(
-        lambda a, b: torch.where(finite, a, b),
-        new._replace(**NO_COUNTS),
-        state._replace(**NO_COUNTS),
-    )
-    skipped, in_a_row = state.skipped.unbind()
-    skipped = torch.stack((skipped + ~finite, (in_a_row + 1) * ~finite))
-    return kept._replace(step=new.step, skipped=skipped)
+def accumulated(recipe: Recipe) -> Step:
+    """The step with its gradients computed in `cfg.accumulate` microbatches, one after the other, to save memory.
+
+    If the objective has statistics of the whole batch, a first pass over the microbatches averages them.
+    """
+    count = recipe.cfg.accumulate
+    eager = recipe.cfg.compile == "off"
+    prepare: Callable[[Callable], Callable] = _as_it_is if eager else compiled
+    prepare_update: Callable[[Callable], Callable] = _as_it_is if eager else in_place
+    gather_params = prepare(lambda params: gather(params, recipe))
+    measure = prepare(lambda *inputs: microbatch_statistics(*inputs, recipe))
+    average = prepare(lambda statistics: average_statistics(statistics, recipe.layout))
+    add = prepare(lambda total, *inputs: add_gradients(total, *inputs, recipe))
+    apply = prepare_update(lambda state, gradients: apply_gradients(state, gradients, recipe))
+
+    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
+        params = gather_params(state.params)
+        indices = torch.arange(count, device=key.device) + sharding.rank() * count
+        inputs = [
+            (params, tree.map(lambda x, i=i: x.chunk(count)[i], batch), key, state.step, indices[i])
+            for i in range(count)
+        ]
+        means = {}
+        if recipe.objective.statistics:
+            means = average([measure(*each) for each in inputs])
+        total = tree.map(torch.zeros_like, params)
+        results = [add(total, *each, means) for each in inputs]
+        _foreach_div_(tree.leaves(total), count)
+        scores, sums = tree.map(lambda *xs: torch.stack(xs).sum(0), *results)
+        scores = tree.map(lambda x: x / count, scores)
+        return apply(state, Gradients(total, scores, sums))
+
+    return step
 
 
-def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, fullgraph=True, dynamic=False)
+def _as_it_is(function: Callable) -> Callable:
+    return function
 
 
-def _on_shards(step: Callable) -> Callable:
-    """`step`, which works on a process's own tensors, on a state whose leaves are DTensors."""
+def microbatch_statistics(
+    params: Tree, clips: Any, key: Tensor, step: Tensor, index: Tensor, recipe: Recipe
+) -> Metrics:
+    """What the loss averages over the whole batch, of one microbatch."""
+    measure = recipe.objective.statistics
+    assert measure is not None
+    microbatch = Microbatch(index, recipe.microbatches)
+    return measure(params, clips, random.fold_in(key, step), step, microbatch)
 
-    def on_shards(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, dict]:
-        own, found = step(sharding.local(state), batch, key)
-        return sharding.wrap(own, state), found
 
-    return on_shards
+def average_statistics(statistics: list[Metrics], layout: Layout) -> Metrics:
+    """The averages over all microbatches of all processes, from those of this process."""
+    means = tree.map(lambda *values: torch.stack(values).mean(0), *statistics)
+    return tree.map(lambda x: sharding.average(x, layout), means)
 
 
-def in_place(step: Callable) -> Callable:
-    """Compile `step(state, ...) -> (state, metrics)` so that the new state is written over the old one's tensors.
+def add_gradients(
+    total: Tree,
+    params: Tree,
+    clips: Any,
+    key: Tensor,
+    step: Tensor,
+    index: Tensor,
+    means: Metrics,
+    recipe: Recipe,
+) -> tuple[Metrics, Tree]:  # noqa: PLR0913
+    """Add the gradients of one microbatch to `total`, in place; returns its scores and sums."""
 
-    Donation, as JAX calls it: without it a step needs the memory of a second state, and CUDA graphs move.
+    def mean(name: str, x: Tensor) -> Tensor:
+        return means[name] + (x - x.detach())
+
+    microbatch = Microbatch(index, recipe.microbatches, mean)
+    grads, scores, sums = backward(params, clips, key, step, microbatch, recipe.objective)
+    _foreach_add_(tree.leaves(total), tree.leaves(grads))
+    return scores, sums
+
+
+def on_shards(step: Step) -> Step:
+    """`step`, which works on a process's own tensors, for a state whose leaves are DTensors."""
+
+    def sharded_step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
+        own, metrics = step(sharding.local(state), batch, key)
+        return sharding.wrap(own, state), metrics
+
+    return sharded_step
+
+
+def _uses_cuda_graph(recipe: Recipe) -> bool:
+    cfg = recipe.cfg
+    return cfg.cuda_graph and cfg.device.startswith("cuda") and recipe.layout.count == 1
+
+
+def in_place(step: Callable, cuda_graph: bool = False) -> Callable:
+    """Compile `step(state, ...) -> (state, metrics)` so that it writes the new state over the tensors of the old one.
+
+    JAX calls this donation: without it a step needs the memory of a second state, and CUDA graphs would see new
+    addresses at every step.
     """
 
-    def overwrite(state: TrainState, *args) -> tuple[tuple[Tensor, Tensor], dict]:
+    def overwrite(state: TrainState, *args) -> tuple[tuple[Tensor, Tensor], Metrics]:
         new, metrics = step(state, *args)
-        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counts stay
-        # out of it: the compiler wrote the step before the moving average had read it.
-        torch._foreach_copy_(
-            tree.leaves(state._replace(**NO_COUNTS)), tree.leaves(new._replace(**NO_COUNTS))
-        )
+        # One foreach copy: with a copy_ per leaf the CPU backend of torch 2.13 fails in a fusion pass. The counters are
+        # left out of it: the compiler wrote the step before the moving average had read it.
+        _foreach_copy_(tree.leaves(_without_counters(state)), tree.leaves(_without_counters(new)))
         return (new.step, new.skipped), metrics
 
-    compiled = torch.compile(overwrite, fullgraph=True, dynamic=False)
+    fast = compiled(overwrite, cuda_graph=cuda_graph)
 
-    def donating(state: TrainState, *args) -> tuple[TrainState, dict]:
-        (step, skipped), metrics = compiled(state, *args)
+    def donating_step(state: TrainState, *args) -> tuple[TrainState, Metrics]:
+        (step, skipped), metrics = fast(state, *args)
         state.step.copy_(step)
         state.skipped.copy_(skipped)
         return state, metrics
 
-    return donating
+    return donating_step

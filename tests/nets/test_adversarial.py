@@ -91,7 +91,7 @@ def run(cfg, steps=1, vgg=None):
     apart = {"discriminator": cfg.critic}
     state = init_state(spec, random.key(0), cfg.optim, {}, apart)
     step, rows, first = (
-        make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, None, apart),
+        make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, apart),
         [],
         state,
     )
@@ -158,7 +158,8 @@ def separate_gradients(params, vgg, step):
 def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
     """One backward pass over one scalar gives what two separate losses give, the doubly derived penalty included."""
     params = tree.init(tokenizer.spec(MODEL), random.key(0)) | {"discriminator": critic}
-    loss, step = train_tokenizer.objective(CFG, {}), torch.tensor(0)
+    loss = train_tokenizer.objective(CFG, {}).loss
+    step = torch.tensor(0)
     _, grads = tree.value_and_grad(loss)(
         params, BATCH, random.fold_in(random.key(4), step), step, WHOLE_BATCH
     )
@@ -300,7 +301,7 @@ def test_frames_are_drawn_alike_from_every_video():
 def test_what_a_discriminator_cannot_have_is_refused():
     with pytest.raises(UserError, match="cannot be compiled alone"):
         replace(CFG, compile="split")
-    with pytest.raises(UserError, match="no average"):
+    with pytest.raises(UserError, match="no moving average"):
         replace(CFG, critic=OPTIM)
     with pytest.raises(UserError, match="differ in length"):
         DiscriminatorConfig(mults=(1, 2), down=(1, 2, 2))

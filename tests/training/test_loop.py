@@ -22,7 +22,7 @@ from genie_fn.training import checkpoint, loop, setup
 from genie_fn.training.checkpointer import Checkpointer
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import TrainState, init_state, make_step
+from genie_fn.training.step import Objective, TrainState, init_state, make_step
 
 SMALL = STConfig(layers=1, dim=32, heads=2, mlp=2, window=3)
 MODEL = TokenizerConfig(32, 32, 16, SMALL, SMALL, QuantizerConfig(kind="vq", codes=8, latent_dim=4))
@@ -44,7 +44,9 @@ def make(cfg=CFG, model=MODEL, noise=0.0, bad=()):
             value = torch.where(step == number, torch.nan, value)
         return value * (1 + noise * random.normal(key)) if noise else value, aux
 
-    return make_step(loss, tokenizer.spec(model), cfg, quantize.codebook_update(model.quantizer))
+    update = quantize.codebook_update(model.quantizer)
+    objective = Objective(loss, summarise=tokenizer.summarise, update=update)
+    return make_step(objective, tokenizer.spec(model), cfg)
 
 
 def fresh(model=MODEL):

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from benchmarks import scale
-from genie_fn import tree
+from genie_fn import random, tree
 from genie_fn.errors import UserError
+from genie_fn.microbatch import Microbatch
 from genie_fn.runtime import cli
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, sharding
 from genie_fn.training.sharding import cut, held
 from genie_fn.tree import ParamSpec
-from tests import ranks
+from tests.training import ranks
 
 ROOT = Path(__file__).parents[2]
 TWO = [
@@ -48,13 +49,13 @@ STAGE_OF |= {
 
 
 def together(folder: Path, count: int, node: int, jobs: list[str]) -> None:
-    """Run jobs of tests/ranks.py in so many processes, as many on a node as said."""
+    """Run jobs of tests/training/ranks.py in so many processes, as many on a node as said."""
     port = 20_000 + (os.getpid() + count) % 20_000
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(node)}
     processes = []
     for rank in range(count):
         environment = {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank % node)}
-        command = [sys.executable, "-m", "tests.ranks", str(folder), *jobs]
+        command = [sys.executable, "-m", "tests.training.ranks", str(folder), *jobs]
         log = (folder / f"log_{count}_{rank}").open("w")
         processes.append(
             subprocess.Popen(command, cwd=ROOT, env=os.environ | where | environment, stderr=log)
@@ -123,6 +124,28 @@ def test_many_processes_are_one(folder, alone, job):
 def test_compiled_many_processes_are_one(tmp_path, alone, job, count):
     together(tmp_path, count, 2, [job])
     assert_equal_runs(torch.load(tmp_path / f"{job}.pt"), alone(STAGE_OF[job]))
+
+
+@pytest.mark.parametrize("name", ranks.STAGES)
+def test_statistics_are_those_that_the_loss_asks_for(name):
+    """By name and by value: accumulation computes them in a pass of their own."""
+    stage = ranks.STAGES[name]()
+    params = tree.init(stage.spec, random.key(1))
+    asked = {}
+
+    def record(name: str, x: torch.Tensor) -> torch.Tensor:
+        assert name not in asked
+        asked[name] = x.detach()
+        return x
+
+    step = torch.tensor(7)
+    batch = tree.map(lambda x: x[4:], stage.batch(0))  # the second half of the batch
+    args = (batch, random.key(2), step)
+    tree.value_and_grad(stage.objective.loss)(params, *args, Microbatch(1, 2, record))
+    measured = stage.objective.statistics(params, *args, Microbatch(1, 2))
+    assert measured.keys() == asked.keys()
+    for statistic, value in measured.items():
+        torch.testing.assert_close(value.detach(), asked[statistic], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stage", ["gan", "dynamics"])

@@ -1,4 +1,4 @@
-"""What one of several processes does in tests/training/test_sharding.py: `python -m tests.ranks FOLDER JOB…`.
+"""What one of several processes does in tests/training/test_sharding.py: `python -m tests.training.ranks FOLDER JOB…`.
 
 The processes find each other as torchrun would let them, through environment variables. A job's result is what the
 first process saves as FOLDER/JOB.pt.
@@ -31,7 +31,7 @@ from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import loop, setup, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import init_state, make_step
+from genie_fn.training.step import Objective, init_state, make_step
 
 STEPS, BATCH, FRAMES, SIDE = 20, 8, 3, 16
 STACK = STConfig(
@@ -48,11 +48,10 @@ VQ = QuantizerConfig(kind="vq", codes=7, latent_dim=5, reset_below=0.5)
 class Stage:
     """What `make_step` and `init_state` take, and the batch of a step."""
 
-    loss: Callable
+    objective: Objective
     spec: Any
     stats: Any
-    update: Any
-    apart: dict
+    separate: dict
     batch: Callable
 
 
@@ -75,32 +74,32 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
     cfg = train_tokenizer.Config(
         model=model, adversarial=losses, critic=replace(OPTIM, ema=0.0, lr=5e-3)
     )
-    spec, apart = tokenizer.spec(model), {}
+    spec = tokenizer.spec(model)
+    separate = {}
     if gan:
         spec |= {"discriminator": blueprint.spec(discriminator.network(critic))}
-        apart = {"discriminator": cfg.critic}
-    stats, update = quantize.initial_use(quantizer), quantize.codebook_update(quantizer)
-    return Stage(train_tokenizer.objective(cfg, {}), spec, stats, update, apart, clips)
+        separate = {"discriminator": cfg.critic}
+    objective = train_tokenizer.objective(cfg, {})
+    return Stage(objective, spec, quantize.initial_use(quantizer), separate, clips)
 
 
 def dynamics_stage() -> Stage:
-    """With a latent action model trained along, which has every kind of its losses."""
-    along = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
+    """With a latent action model that is trained jointly and has every kind of its losses."""
+    joint = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
     model = DynamicsConfig(
-        codes=11, tokens=4, actions=along.actions, stack=replace(STACK, layers=2)
+        codes=11, tokens=4, actions=joint.actions, stack=replace(STACK, layers=2)
     )
-    cfg = train_dynamics.Config(model=model)
-    spec = dynamics.spec(model) | {"lam": lam.spec(along)}
+    spec = dynamics.spec(model) | {"lam": lam.spec(joint)}
 
-    def batch(step: int) -> tuple:
-        return random.randint(
-            random.fold_in(random.key(9), step), (BATCH, FRAMES, 4), 0, 11
-        ), video(step)
+    def batch(step: int) -> train_dynamics.JointBatch:
+        key = random.fold_in(random.key(9), step)
+        ids = random.randint(key, (BATCH, FRAMES, 4), 0, 11)
+        return train_dynamics.JointBatch(ids, video(step))
 
-    update = quantize.codebook_update(VQ, "lam")
-    return Stage(
-        train_dynamics.objective(cfg, along), spec, quantize.initial_use(VQ), update, {}, batch
+    objective = train_dynamics.joint_objective(
+        train_dynamics.Config(model=model, lam_model=joint, train_lam=True)
     )
+    return Stage(objective, spec, quantize.initial_use(VQ), {}, batch)
 
 
 def toy_stage() -> Stage:
@@ -108,8 +107,11 @@ def toy_stage() -> Stage:
     book = replace(LFQ, frac_sample=1.0)
     spec = {"in": layers.linear_spec(48, 5), "out": layers.linear_spec(5, 48, bias=True)}
 
+    def pixels(batch):
+        return layers.to_float(batch.frames[:, :, 0]).flatten(2)
+
     def loss(params, batch, key, step, microbatch):
-        x_BTI = layers.to_float(batch.frames[:, :, 0]).flatten(2)
+        x_BTI = pixels(batch)
         q = quantize.quantize({}, layers.linear(params["in"], x_BTI), book, microbatch)
         error = (layers.linear(params["out"], q.codes) - x_BTI).square() * x_BTI.abs()
         return error.mean() / microbatch.mean("size", x_BTI.abs().mean()) + q.loss, (
@@ -117,7 +119,14 @@ def toy_stage() -> Stage:
             q,
         )
 
-    return Stage(loss, spec, {}, None, {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}, clips)
+    def statistics(params, batch, key, step, microbatch):
+        x_BTI = pixels(batch)
+        q = quantize.quantize({}, layers.linear(params["in"], x_BTI), book, microbatch)
+        return {"size": x_BTI.abs().mean()} | quantize.statistics(q, book, microbatch)
+
+    objective = Objective(loss, statistics, tokenizer.summarise)
+    separate = {"out": replace(OPTIM, lr=3e-3, clip=0.1, ema=0.0)}
+    return Stage(objective, spec, {}, separate, clips)
 
 
 STAGES = {
@@ -140,9 +149,10 @@ def run(name: str, **options) -> dict:
     cfg = replace(cfg, optim=replace(cfg.optim, muon=name == "dynamics"))
     layout, share = sharding.layout(cfg.sharding), sharding.share(BATCH, cfg.accumulate)
     state = init_state(
-        stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.apart), layout
+        stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.separate), layout
     )
-    step, rows = make_step(stage.loss, stage.spec, cfg, stage.update, stage.apart), []
+    step = make_step(stage.objective, stage.spec, cfg, stage.separate)
+    rows = []
     for s in range(STEPS):
         batch = tree.map(lambda x: x[share], stage.batch(s))
         with torch._dynamo.config.patch(error_on_recompile=s > 0):
@@ -184,7 +194,7 @@ def counted(kind: str) -> dict:
     stage, cfg = dynamics_stage(), config(sharding=kind)
     layout = sharding.layout(kind)
     state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, layout=layout)
-    step = make_step(stage.loss, stage.spec, cfg, stage.update)
+    step = make_step(stage.objective, stage.spec, cfg)
     batch = tree.map(lambda x: x[sharding.share(BATCH, 1)], stage.batch(0))
     with Counted() as mode:
         step(state, batch, KEY)
@@ -222,7 +232,7 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
         assert sharding.rank() == 0 and tree.count(weights) == tree.count(stage.spec)
         path.touch()
 
-    step = make_step(stage.loss, stage.spec, cfg, stage.update)
+    step = make_step(stage.objective, stage.spec, cfg)
     try:
         state = loop.fit(step, state, batches(), cfg, sample)
     except (KeyboardInterrupt, SystemExit):
