@@ -4,7 +4,6 @@ The state of a session is a pytree, `State`: the caches of the dynamics model an
 `step` is a pure function of it, so a session can be kept, branched and replayed.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genie_fn import dynamics, lam, layers, quantize, random, tokenizer, tree
+from genie_fn import dynamics, lam, layers, quantize, random, tokenizer
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
