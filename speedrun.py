@@ -42,8 +42,9 @@ class Config:
     levels: int = 200
     frame_skip: int = 1
     """Frames of the game per step of the world, as in generate_dataset.py: more make a livelier world to play."""
-    actions: Literal["latent", "true"] = "latent"
-    """`true`: the recorded actions; the latent actions' share of the time is then the dynamics model's, too."""
+    actions: Literal["latent", "recorded"] = "latent"
+    """`recorded`: the dataset's own actions. The dynamics model then also gets the latent action model's share of
+    the time."""
     tokenizer: float = 0.33
     """Share of the time."""
     lam: float = 0.11
@@ -76,7 +77,7 @@ class Config:
     @property
     def shares(self) -> dict[str, float]:
         """What part of the time each stage has."""
-        if self.actions == "true":
+        if self.actions == "recorded":
             return {"tokenizer": self.tokenizer, "dynamics": self.lam + self.dynamics}
         return {stage: getattr(self, stage) for stage in STAGES}
 

@@ -341,6 +341,6 @@ def test_a_world_from_a_folder_of_videos_is_trained_evaluated_and_played(own_wor
 def test_true_actions_of_a_dataset_without_any_are_refused(own_world):
     with pytest.raises(UserError, match="no recorded actions"):
         train_dynamics.main(
-            replace(test_scripts.config(own_world, "dynamics", "true"), actions="true")
+            replace(test_scripts.config(own_world, "dynamics", "true"), actions="recorded")
         )
     assert bundle.load(own_world / "dynamics").world.lam is not None

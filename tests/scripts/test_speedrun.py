@@ -74,7 +74,7 @@ def test_time_becomes_steps_and_the_row_says_so(stand_ins, tmp_path):
 
 def test_logs_are_kept_beside_the_row_and_the_world_on_request(stand_ins, tmp_path):
     world = tmp_path / "made.safetensors"
-    speedrun.main(replace(stand_ins, world=str(world), actions="true"))
+    speedrun.main(replace(stand_ins, world=str(world), actions="recorded"))
     (path,) = (tmp_path / "records").glob("*.json")
     assert {log.name for log in path.with_suffix("").iterdir()} == {
         "tokenizer.jsonl",

@@ -140,7 +140,7 @@ def test_earlier_stages_are_frozen_and_stay_out_of_the_optimizer(trained):
 
 
 def test_true_actions(trained):
-    train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="true", steps=3))
+    train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="recorded", steps=3))
     dream = bundle.load(trained / "true").world
     assert dream.lam is None and dream.dynamics.cfg.actions == 3
     with pytest.raises(UserError, match="recorded actions"):
@@ -235,7 +235,7 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
 
 def test_evaluate_a_world_of_true_actions(trained):
     train_dynamics.main(
-        replace(config(trained, "dynamics", "true_evaluated"), actions="true", steps=3)
+        replace(config(trained, "dynamics", "true_evaluated"), actions="recorded", steps=3)
     )
     evaluate.main(evaluation(trained, "true_evaluated"))
     result = json.loads((trained / "true_evaluated" / "evaluation" / "metrics.json").read_text())
@@ -391,22 +391,22 @@ def test_latent_actions_trained_along(trained):
     frames = data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
     assert world.infer_actions(dream, torch.from_numpy(frames)).shape == (1, 2)
     with pytest.raises(UserError, match="leave one of them out"):
-        replace(cfg, actions="true")
+        replace(cfg, actions="recorded")
 
 
-def test_every_second_batch_is_seen_in_a_mirror(trained):
-    """Other parameters after the second step, not after the first: the actions change sides with the picture."""
+def test_every_second_batch_is_flipped(trained):
+    """Other parameters after the second step, not after the first: LEFT and RIGHT are swapped with the picture."""
 
-    def after(steps: int, mirror: bool) -> dict:
-        cfg = replace(
-            config(trained, "dynamics", f"mirror-{steps}-{mirror}"), steps=steps, actions="true"
-        )
-        train_dynamics.main(replace(cfg, mirror=mirror, optim=OptimConfig(lr=1e-3)))
+    def after(steps: int, flip: bool) -> dict:
+        cfg = config(trained, "dynamics", f"flip-{steps}-{flip}")
+        optim = OptimConfig(lr=1e-3)
+        train_dynamics.main(replace(cfg, steps=steps, actions="recorded", flip=flip, optim=optim))
         return tree.paths(checkpoint.load(Path(cfg.out), stage="dynamics").state["params"])
 
     for steps in (1, 2):
-        plain, turned = (after(steps, mirror) for mirror in (False, True))
-        assert all(torch.equal(plain[path], turned[path]) for path in plain) == (steps == 1)
+        plain = after(steps, flip=False)
+        flipped = after(steps, flip=True)
+        assert all(torch.equal(plain[path], flipped[path]) for path in plain) == (steps == 1)
 
 
 BAD = {
@@ -422,6 +422,7 @@ BAD = {
     ),
     "half of a metric": (["evaluate.py", "--cfg.weights.lpips", "a.pth"], "--cfg.weights.vgg"),
     "unknown preset": (["train_lam.py", "--cfg.preset", "cionrun"], "coinrun"),
+    "unknown schedule": (["train_lam.py", "--cfg.optim.schedule", "linear"], "wsd"),
     "negative batch": (["train_tokenizer.py", "--cfg.batch-size", "-4"], "batch-size"),
     "patch": (["train_tokenizer.py", "--cfg.model.patch", "7"], "patch"),
     "used folder": (
