@@ -93,7 +93,8 @@ class Kind(NamedTuple):
     statistics: (
         Callable[[Tensor, QuantizerConfig, Microbatch, Backend], dict[str, Tensor]] | None
     ) = None
-    """(z (..., K), cfg, microbatch, backend) → the statistics whose averages over the whole batch its loss uses, by name."""
+    """(z (..., K), cfg, microbatch, backend) → the statistics, by name, whose averages over the
+    whole batch `quantize` uses."""
     restarts: bool = False
     """Whether it has a `codebook` whose dead codes are moved."""
 
