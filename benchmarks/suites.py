@@ -179,7 +179,7 @@ def attention_suite(cfg, device: torch.device) -> list[dict]:
     inputs = (*packed.unbind(3), *(1 + 0.1 * random.normal(key, (dim,)) for key in keys[1:]))
     position, visible = (
         torch.arange(frames, device=device)[:, None],
-        layers._visible(frames, frames, None, device),
+        layers.visible_frames(frames, frames, None, device),
     )
     ceiling, rows = timing.measure_ceiling(device, dtype), []
 

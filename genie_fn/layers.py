@@ -1,14 +1,15 @@
-"""The layers that the three models share: linear, norm, rotary positions, MLP, and the space-time transformer.
+"""The layers that the three models share, from linear ones to the space-time transformer.
 
-Every layer is a pair: `<name>_spec(...)`, a tree of `ParamSpec`, and a pure function on the matching parameters.
-Parameters are float32; each product runs in the dtype of its input, so casting the input chooses the compute dtype.
+Every layer is a pair: `<name>_spec(...)`, a tree of `ParamSpec`, and a pure function of the
+matching parameters. Parameters are float32; each product is computed in the dtype of its input, so
+the dtype to which the input is cast is the compute dtype.
 
-ST-transformer: Genie (arXiv 2402.15391), section 2: per block spatial attention within a frame, causal temporal
-attention across frames, and one feed-forward layer after both.
+ST-transformer: Genie (arXiv 2402.15391), section 2: each block consists of spatial attention within
+a frame, causal temporal attention across frames, and one feed-forward layer after both.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -23,12 +24,7 @@ from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def check_dtype(name: str) -> None:
-    """Raise UserError if `name` is no dtype to compute in."""
-    if name not in DTYPES:
-        raise UserError(f"the compute dtype is {' or '.join(DTYPES)}, not {name!r}")
+DtypeName = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -41,31 +37,37 @@ class STConfig:
     mlp: int = 4
     """Width of the feed-forward layer, in multiples of `dim`."""
     window: int = 16
-    """Frames that temporal attention sees, the current one included."""
-    dtype: str = "float32"
-    """Compute dtype, float32 or bfloat16; parameters stay float32."""
+    """The number of frames that temporal attention sees, the current one included."""
+    dtype: DtypeName = "float32"
+    """The compute dtype; parameters are float32 in any case."""
 
     def __post_init__(self):
         if min(self.layers, self.dim, self.heads, self.window) < 1 or self.dim % (2 * self.heads):
             raise UserError(
-                f"a transformer of width {self.dim} cannot have {self.heads} heads in {self.layers} layers: "
-                "take a width that is an even multiple of the heads, and at least one layer"
+                f"a transformer of width {self.dim} cannot have {self.heads} heads in "
+                f"{self.layers} layers: choose a width that is an even multiple of the heads, and "
+                "at least one layer"
             )
-        check_dtype(self.dtype)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the last `window - 1` frames in every temporal layer, newest last, and the frames seen."""
+    """The temporal layers' keys and values of the last `window - 1` frames, newest last."""
 
     k_LBSNGE: Tensor
     v_LBSNGE: Tensor
     seen: Tensor
+    """How many frames have been processed, a 0-D int64 tensor; slots before the first are empty."""
+
+
+# Linear, norm, MLP
 
 
 def linear_spec(inputs: int, outputs: int, *, bias: bool = False, scale: float = 1.0) -> Tree:
     """Weight (inputs, outputs) with variance scale²/inputs, and an optional zero bias."""
     spec = {"w": ParamSpec((inputs, outputs), std=scale * inputs**-0.5)}
-    return spec | ({"b": ParamSpec((outputs,), "zeros", decay=False)} if bias else {})
+    if bias:
+        spec["b"] = ParamSpec((outputs,), "zeros", decay=False)
+    return spec
 
 
 def linear(params: Tree, x: Tensor) -> Tensor:
@@ -79,18 +81,22 @@ def norm_spec(dim: int) -> ParamSpec:
     return ParamSpec((dim,), "ones", decay=False)
 
 
-def mlp_spec(dim: int, hidden: int) -> Tree:
-    """Two linear layers, dim → hidden → dim."""
-    return {"up": linear_spec(dim, hidden), "down": linear_spec(hidden, dim)}
+def mlp_spec(dim: int, hidden: int, *, scale: float = 1.0) -> Tree:
+    """Two linear layers, dim → hidden → dim; `scale` is that of the second."""
+    return {"up": linear_spec(dim, hidden), "down": linear_spec(hidden, dim, scale=scale)}
 
 
 def mlp(params: Tree, x: Tensor) -> Tensor:
     """(..., dim) → (..., dim) through a GELU."""
-    return linear(params["down"], F.gelu(linear(params["up"], x), approximate="tanh"))
+    hidden = F.gelu(linear(params["up"], x), approximate="tanh")
+    return linear(params["down"], hidden)
+
+
+# Attention
 
 
 def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
-    """Pre-norm attention of `heads` heads over x (..., dim); `scale` is that of its output projection."""
+    """Pre-norm attention of `heads` heads over x (..., dim); `scale` is its output projection's."""
     return {
         "norm": norm_spec(dim),
         "qkv": linear_spec(dim, 3 * heads * head_dim),
@@ -101,28 +107,31 @@ def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
 
 
 def raw_qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of the normalised input, (B, T, N, G, E) each, views of one product."""
-    qkv = linear(params["qkv"], rms_norm(params["norm"], x_BTND))
-    return rearrange(qkv, "b t n (three g e) -> three b t n g e", three=3, g=heads).unbind(0)
+    """Queries, keys and values of the normalised input, (B, T, N, G, E): views of one product."""
+    product = linear(params["qkv"], rms_norm(params["norm"], x_BTND))
+    q, k, v = rearrange(product, "b t n (three g e) -> three b t n g e", three=3, g=heads).unbind(0)
+    return q, k, v
 
 
 def qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with queries and keys RMS-normalised per head (QK-norm, Dehghani et al. 2023)."""
+    """`raw_qkv` with queries and keys RMS-normalised per head (QK-norm, Dehghani et al. 2023)."""
     q, k, v = raw_qkv(params, x_BTND, heads)
     return rms_norm(params["q_norm"], q), rms_norm(params["k_norm"], k), v
 
 
+# The space-time transformer
+
+
 def st_spec(cfg: STConfig) -> Tree:
     """A stack of `layers` blocks with a leading layer axis, and the final norm."""
-    scale = (
-        3 * cfg.layers
-    ) ** -0.5  # three residual branches per block: keeps the sum's variance independent of depth
+    # Three residual branches per block: this keeps the variance of their sum independent of depth.
+    scale = (3 * cfg.layers) ** -0.5
+    head_dim = cfg.dim // cfg.heads
     block = {
-        "space": attention_spec(cfg.dim, cfg.heads, cfg.dim // cfg.heads, scale),
-        "time": attention_spec(cfg.dim, cfg.heads, cfg.dim // cfg.heads, scale),
+        "space": attention_spec(cfg.dim, cfg.heads, head_dim, scale),
+        "time": attention_spec(cfg.dim, cfg.heads, head_dim, scale),
         "mlp_norm": norm_spec(cfg.dim),
-        "mlp": mlp_spec(cfg.dim, cfg.mlp * cfg.dim)
-        | {"down": linear_spec(cfg.mlp * cfg.dim, cfg.dim, scale=scale)},
+        "mlp": mlp_spec(cfg.dim, cfg.mlp * cfg.dim, scale=scale),
     }
     return {"blocks": tree.stack(block, cfg.layers), "norm": norm_spec(cfg.dim)}
 
@@ -136,25 +145,30 @@ def st_transformer(
     extend: bool = True,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
-    """Run the stack on T frames of N tokens; frame t sees itself and the `window - 1` frames before it, nothing later.
+    """The output (B, T, N, D) of the stack on T frames of N tokens, and the extended cache.
 
-    With a cache, the frames follow those the cache has seen: the result equals that of the whole sequence in one call,
-    at the cost of the new frames alone, because the past's keys and values cannot depend on the future.
-    Returns the output (B, T, N, D) and the cache extended by these T frames (None if none was given, or not `extend`,
-    which spares a copy of it).
+    Frame t sees itself and the `window - 1` frames before it, nothing later. With a cache, the
+    frames follow those that the cache has seen. The result equals that of the whole sequence in one
+    call, at the cost of the new frames alone, because the past's keys and values cannot depend on
+    the future. The returned cache is None if there was none, or without `extend`, which saves a
+    copy of it.
     """
-    position_T1 = torch.arange(x_BTND.shape[1], device=x_BTND.device)[:, None] + (
-        0 if cache is None else cache.seen
-    )
-    visible_TS = _visible(x_BTND.shape[1], cfg.window, cache, x_BTND.device)
-    x, keys, values = x_BTND.to(DTYPES[cfg.dtype]), [], []
+    frames = x_BTND.shape[1]
+    first = 0 if cache is None else cache.seen
+    position_T1 = torch.arange(frames, device=x_BTND.device)[:, None] + first
+    visible_TS = visible_frames(frames, cfg.window, cache, x_BTND.device)
+    x = x_BTND.to(DTYPES[cfg.dtype])
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
     for i, block in enumerate(tree.unstack(params["blocks"])):
         past = None if cache is None else (cache.k_LBSNGE[i], cache.v_LBSNGE[i])
         x, k, v = _block(block, x, position_T1, visible_TS, past, cfg, backend)
         keys.append(k)
         values.append(v)
-    x = rms_norm(params["norm"], x)
-    return x, _extend(cache, keys, values) if cache is not None and extend else None
+    y = rms_norm(params["norm"], x)
+    if cache is None or not extend:
+        return y, None
+    return y, _extend(cache, torch.stack(keys), torch.stack(values))
 
 
 def _block(
@@ -166,55 +180,67 @@ def _block(
     cfg: STConfig,
     backend: Backend,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Space attention, time attention over the past's keys and values and the new, MLP.
+    """Spatial attention, temporal attention over the past's keys and values and the new ones, MLP.
 
-    Returns x, and if there is a past, the keys and values of the new frames.
+    Returns x (B, T, N, D) and the keys and values of the new frames for the cache (without a past,
+    keys are neither normalised nor rotated, and of no use).
     """
-    space, time = params["space"], params["time"]
+    space = params["space"]
     q, k, v = raw_qkv(space, x_BTND, cfg.heads)
     y = attention.attend_within(q, k, v, space["q_norm"], space["k_norm"], impl=backend.space)
     x = x_BTND + linear(space["out"], y.flatten(-2))
+
+    time = params["time"]
     q, k, v = raw_qkv(time, x, cfg.heads)
-    scales = time["q_norm"], time["k_norm"]
     if past is None:
         y = attention.attend_new_frames(
-            q, k, v, *scales, position_T1, visible_TS, impl=backend.time
+            q, k, v, time["q_norm"], time["k_norm"], position_T1, visible_TS, impl=backend.time
         )
     else:
-        q, k = (
-            rotary(rms_norm(scale, x), position_T1) for scale, x in zip(scales, (q, k), strict=True)
-        )
+        q = rotary(rms_norm(time["q_norm"], q), position_T1)
+        k = rotary(rms_norm(time["k_norm"], k), position_T1)
         y = attention.attend_time(q, k, v, visible_TS, past=past, impl=backend.time)
     x = x + linear(time["out"], y.flatten(-2))
+
     return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
 
 
-def _visible(frames: int, window: int, cache: Cache | None, device) -> Tensor:
-    """Which key frames each query frame sees, (T, S): causal, within the window, and only slots already filled."""
+def visible_frames(
+    frames: int, window: int, cache: Cache | None, device: torch.device | str | None
+) -> Tensor:
+    """Which key frames each query frame sees, bool (T, S): causal, windowed, no empty slots."""
     past = 0 if cache is None else cache.k_LBSNGE.shape[2]
     query = torch.arange(frames, device=device)[:, None] + past
     slot = torch.arange(past + frames, device=device)[None]
     visible = (slot <= query) & (slot > query - window)
-    return visible if cache is None else visible & (slot >= past - cache.seen)
+    if cache is None:
+        return visible
+    return visible & (slot >= past - cache.seen)
 
 
-def _extend(cache: Cache, keys: list[Tensor], values: list[Tensor]) -> Cache:
-    """Slide the cache on by the new frames, of which `keys` and `values` hold a tensor (B, T, N, G, E) per layer."""
-    k, v = torch.stack(keys), torch.stack(values)
-    new, past = k.shape[2], cache.k_LBSNGE.shape[2]
-    k, v = (torch.cat(x, 2) for x in ((cache.k_LBSNGE, k), (cache.v_LBSNGE, v)))
-    return Cache(k[:, :, new : new + past], v[:, :, new : new + past], cache.seen + new)
+def _extend(cache: Cache, k_LBTNGE: Tensor, v_LBTNGE: Tensor) -> Cache:
+    """The cache after T new frames: it keeps the newest keys and values, as many as before."""
+    new = k_LBTNGE.shape[2]
+    k = torch.cat((cache.k_LBSNGE, k_LBTNGE), 2)
+    v = torch.cat((cache.v_LBSNGE, v_LBTNGE), 2)
+    return Cache(k[:, :, new:], v[:, :, new:], cache.seen + new)
 
 
-def empty_cache(cfg: STConfig, batch: int, tokens: int, device=None) -> Cache:
-    """The cache of a stack that has seen no frame, for `batch` sessions of `tokens` tokens per frame."""
+def empty_cache(
+    cfg: STConfig, batch: int, tokens: int, device: torch.device | str | None = None
+) -> Cache:
+    """The cache of a stack before any frame, for `batch` sessions of `tokens` tokens per frame."""
     shape = (cfg.layers, batch, cfg.window - 1, tokens, cfg.heads, cfg.dim // cfg.heads)
     zeros = torch.zeros(shape, dtype=DTYPES[cfg.dtype], device=device)
-    return Cache(zeros, zeros.clone(), torch.zeros((), dtype=torch.int64, device=device))
+    seen = torch.zeros((), dtype=torch.int64, device=device)
+    return Cache(zeros, zeros.clone(), seen)
 
 
 def grid_spec(cfg: STConfig, inputs: int, outputs: int, tokens: int, *, scale: float = 1.0) -> Tree:
-    """A space-time transformer with its ends: input projection, learned places, stack, output projection (`scale`)."""
+    """A transformer over a grid of tokens, which have learned place embeddings.
+
+    It has a projection at each end; `scale` is that of the output.
+    """
     return {
         "embed": linear_spec(inputs, cfg.dim, bias=True),
         "place": ParamSpec((tokens, cfg.dim), decay=False),
@@ -232,10 +258,16 @@ def grid_transformer(
     condition: Tensor | float = 0.0,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
-    """(B, T, N, inputs) → (B, T, N, outputs), float32. `condition` (… N, D) is added to the input."""
+    """(B, T, N, inputs) → (B, T, N, outputs), float32, and the extended cache.
+
+    `condition` is added to the embedded input; it broadcasts to (B, T, N, D).
+    """
     x = linear(params["embed"], x_BTNI) + params["place"] + condition
     x, cache = st_transformer(params["stack"], x, cfg, cache, backend=backend)
     return linear(params["head"], x).float(), cache
+
+
+# Pixels
 
 
 def patchify(video_BTHWC: Tensor, patch: int) -> Tensor:
@@ -244,7 +276,7 @@ def patchify(video_BTHWC: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(x_BTNP: Tensor, patch: int, height: int) -> Tensor:
-    """The inverse of `patchify` for frames of `height` pixels: (B, T, N, patch·patch·C) → (B, T, H, W, C)."""
+    """(B, T, N, patch·patch·C) → (B, T, H, W, C): the inverse of `patchify` for `height` pixels."""
     return rearrange(
         x_BTNP, "b t (h w) (p q c) -> b t (h p) (w q) c", p=patch, q=patch, h=height // patch
     )

@@ -115,7 +115,7 @@ def qkv(frames, keys):
 
 def test_time_attention_implementations_agree():
     q, k, v = qkv(5, 8)
-    visible = layers._visible(5, 3, None, q.device)
+    visible = layers.visible_frames(5, 3, None, q.device)
     visible = torch.cat((torch.ones(5, 3, dtype=torch.bool).triu(1), visible), 1)
     expected = attention.attend_time(q, k, v, visible, impl="reference")
     for impl in ("fused", "sdpa"):

@@ -1,4 +1,7 @@
-"""Kernels: each with a plain reference, its fast twins, and one public function that chooses by `impl`."""
+"""Operations that have several implementations, chosen by the argument `impl` of one public function.
+
+Each has a plain reference in torch operations, against which the faster ones are tested.
+"""
 
 import torch
 
@@ -6,9 +9,10 @@ from genie_fn.errors import UserError
 
 
 def require_triton() -> None:
-    """Raise UserError where Triton is not installed or cannot run: to be called before a module of kernels is imported.
+    """Raise UserError if Triton is not installed or cannot run here.
 
-    Those are imported inside functions, when they are asked for: a CPU build of torch comes without Triton.
+    It is called before a module of kernels is imported. Functions import such modules only when
+    their kernels are asked for, because a CPU build of torch does not contain Triton.
     """
     try:
         from genie_fn.kernels import common

@@ -1,4 +1,4 @@
-"""What all Triton kernels share. It imports Triton: see `require_triton` beside it."""
+"""What all Triton kernels share. This module imports Triton: see `require_triton` in the package."""
 
 import torch
 import triton
@@ -8,4 +8,4 @@ INTERPRETED = triton.knobs.runtime.interpret
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """The type in which a kernel multiplies inputs of each dtype."""
 if INTERPRETED:
-    TYPES[torch.bfloat16] = tl.float32  # the interpreter multiplies bfloat16 as if it were integers
+    TYPES[torch.bfloat16] = tl.float32  # the interpreter multiplies bfloat16 like integers

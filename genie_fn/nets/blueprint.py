@@ -17,8 +17,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import layers, tree
+from genie_fn import tree
 from genie_fn.errors import UserError
+from genie_fn.layers import DtypeName
 from genie_fn.nets.causal import Context
 from genie_fn.nets.registry import ALIASES, REGISTRY, Layer
 from genie_fn.runtime.backend import AUTO, Backend
@@ -264,9 +265,8 @@ class Blueprints:
 
     encoder: tuple = ()
     decoder: tuple = ()
-    dtype: str = "float32"
+    dtype: DtypeName = "float32"
 
     def __post_init__(self):
         for side in ("encoder", "decoder"):
             object.__setattr__(self, side, parse(getattr(self, side)))
-        layers.check_dtype(self.dtype)
