@@ -1,4 +1,4 @@
-"""Operations that have several implementations, chosen by the argument `impl` of one public function.
+"""Operations with several implementations, chosen by the argument `impl` of one function.
 
 Each has a plain reference in torch operations, against which the faster ones are tested.
 """

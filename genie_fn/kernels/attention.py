@@ -1,11 +1,11 @@
-"""Softmax attention over one axis of (B, T, N, G, E): space (within a frame) or time (across frames).
+"""Softmax attention over one axis of (B, T, N, G, E): space or time.
 
 The argument `impl` names the implementation; the input never decides it:
 
 - "reference": scores in float32, written to memory; the definition against which others are tested;
 - "sdpa": torch's fused scaled_dot_product_attention;
-- "fused": products and sums that the compiler fuses. For the time axis, whose sequences are so short
-  that a fused attention kernel mostly computes padding;
+- "fused": products and sums that the compiler fuses. For the time axis, whose sequences are so
+  short that a fused attention kernel mostly computes padding;
 - "triton": for a GPU, genie_fn/kernels/space_attention.py and time_attention.py. These kernels read
   the axis in place, and normalise (and for time also rotate) what they read;
 - "auto": sdpa in space and fused in time, unless `Backend.resolve` has replaced it.
@@ -26,10 +26,10 @@ def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def rotary(x_BTNGE: Tensor, position: Tensor) -> Tensor:
-    """Rotate pairs of channels by a position (RoPE, Su et al. 2021): scores depend on distances alone.
+    """Rotate pairs of channels by a position, so that scores depend on distances alone.
 
-    `position` broadcasts to (B, T, N). Angles are computed in float64, so that the rotation per
-    frame is still exact after a million frames.
+    RoPE, Su et al. 2021. `position` broadcasts to (B, T, N). Angles are computed in float64, so
+    that the rotation per frame is still exact after a million frames.
     """
     half = x_BTNGE.shape[-1] // 2
     cos, sin = (x.to(x_BTNGE.dtype) for x in _angles(position, half))

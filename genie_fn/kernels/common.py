@@ -1,4 +1,4 @@
-"""What all Triton kernels share. This module imports Triton: see `require_triton` in the package."""
+"""What all Triton kernels share. It imports Triton: see `require_triton` in the package."""
 
 import torch
 import triton
