@@ -254,12 +254,11 @@ def evaluate_actions(
         transitions = actions.gather(store, offsets, actions.CLIP, codes)
         latent = world.lam is not None
         report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
-    if report.recorded is not None:
-        if cfg.probe_steps:
-            model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
-            report = replace(report, inverse_dynamics=model)
-        if not bundle.is_world_file(cfg.run):
-            action_map.save(actions.to_map(report.recorded), cfg.run)
+    if report.recorded is not None and not bundle.is_world_file(cfg.run):
+        action_map.save(actions.to_map(report.recorded), cfg.run)
+    if report.recorded is not None and cfg.probe_steps:
+        model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
+        report = replace(report, inverse_dynamics=model)
     examples = actions.examples(codes, choices, 8)
     strips = [pictures.transitions(store, offsets, pairs) for pairs in examples]
     shown = [

@@ -1,7 +1,7 @@
 """Behaviour cloning from latent actions: Genie (arXiv 2402.15391), section 3.3.
 
 An expert's video comes without actions. The latent action model labels every transition, a policy learns to predict
-the next label from a few frames, and a few transitions with recorded actions translate labels into real actions. The
+the next label from a few frames, and a few transitions with recorded actions translate labels into actions of the game. The
 oracle is the same network, trained on the recorded actions of the same transitions.
 """
 
@@ -31,7 +31,7 @@ from genie_fn.tree import Tree
 FRAMES = 3  # that a policy sees: the current one and the two before
 CLIP = 11  # frames of the clips that are labelled
 Policy = Callable[[Tensor], Tensor]
-"""Frames (B, FRAMES, H, W, 3) uint8 → probabilities of the real actions (B, ACTIONS)."""
+"""Frames (B, FRAMES, H, W, 3) uint8 → probabilities of the game's actions (B, ACTIONS)."""
 
 
 class Episode(NamedTuple):
@@ -171,7 +171,7 @@ def fit(store: Store, examples: Examples, dim: int, cfg: RunConfig, steps: Itera
 def translation(
     latent: np.ndarray, recorded: np.ndarray, codes: int, *, commonest: bool = False
 ) -> Tensor:
-    """p(real action | latent action) from N labelled transitions, (codes, ACTIONS).
+    """p(game action | latent action) from N labelled transitions, (codes, ACTIONS).
 
     Their frequencies, or 1 for the commonest action of each code. A code that does not occur among them has the
     frequencies of all of them.
@@ -191,7 +191,7 @@ def constant(probability_A: Tensor) -> Policy:
 
 
 def translated(policy: Policy, translation_KA: Tensor) -> Policy:
-    """A policy over latent actions as one over real actions."""
+    """A policy over latent actions as one over the game's actions."""
     return lambda frames: policy(frames).double() @ translation_KA
 
 

@@ -112,7 +112,7 @@ def score(starts: Starts, generated: Tensor) -> HeldKeys:
     """Displacements of the agent in generated frames, and in how many starts they have the held direction."""
     left, right = agent_displacement(generated)
     correct = (left < 0) & (right > 0)
-    recorded = dict(zip(KEYS, starts.displacement.tolist(), strict=True))
+    recorded_left, recorded_right = starts.displacement
     return HeldKeys(
         frames=FRAMES,
         starts=len(correct),
@@ -120,5 +120,5 @@ def score(starts: Starts, generated: Tensor) -> HeldKeys:
         share=round(correct.float().mean().item(), 4),
         separated=int((left < right).sum()),
         generated={"LEFT": left.tolist(), "RIGHT": right.tolist()},
-        recorded=recorded,
+        recorded={"LEFT": recorded_left.tolist(), "RIGHT": recorded_right.tolist()},
     )

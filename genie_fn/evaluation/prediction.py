@@ -12,7 +12,8 @@ from genie_fn.world import World
 def evaluate(world: World, clips: Clips, key: Tensor) -> Prediction:
     """Cross-entropy in nats per masked token, and the share of these predicted correctly."""
     model = world.dynamics
-    mask = dynamics.sample_mask(key, *clips.ids.shape[:2], model.cfg)
+    batch, frames = clips.ids.shape[:2]
+    mask = dynamics.sample_mask(key, batch, frames, model.cfg)
     masked = mask.sum()
     total = {"cross_entropy": 0.0, "accuracy": 0.0}
     for ids, actions, hidden in worlds.chunks(clips.ids, clips.actions, mask):

@@ -17,7 +17,11 @@ from genie_fn.runtime import files
 SCHEMA = 2
 FILE = "metrics.json"
 
-METHODS = {"own": "own_actions", "one_go": "joint", "true_past": "teacher_forcing"}
+METHODS = {
+    "own": "own_actions",
+    "one_go": "joint",  # language: allow
+    "true_past": "teacher_forcing",  # language: allow
+}
 AGREEMENT = {
     "information": "nmi",
     "by_chance": "permuted_nmi",
@@ -27,7 +31,7 @@ AGREEMENT = {
 HELD_KEYS = {
     "right_way": "correct",
     "apart": "separated",
-    "dreamed": "generated",
+    "dreamed": "generated",  # language: allow
     "real": "recorded",
 }
 """Names of schema 1, and those of schema 2."""
@@ -94,7 +98,7 @@ def _migrate_scores(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def _migrate_recorded(old: dict[str, Any]) -> dict[str, Any]:
-    new = {"sides": None} | old
+    new: dict[str, Any] = {"sides": None} | old
     for name in ("all", "sides"):
         new[name] = new[name] and _renamed(new[name], AGREEMENT)
     return new

@@ -67,13 +67,14 @@ def teacher_forcing(
 
 def joint(world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleConfig) -> Tensor:
     """The frames after the prompt, their tokens masked and revealed together in the steps of one frame."""
-    coder, model = world.tokenizer, world.dynamics
+    decoder = world.tokenizer
+    model = world.dynamics
 
     def generate(key: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
         ids = dynamics.generate_jointly(
             model.params, ids, actions, key, model.cfg, sample, backend=model.backend
         )
-        video = tokenizer.detokenize(coder.params, ids, coder.cfg, backend=coder.backend)
+        video = tokenizer.detokenize(decoder.params, ids, decoder.cfg, backend=decoder.backend)
         return video[:, prompt:]
 
     return batched(generate, key, clips.ids[:, :prompt], clips.actions)

@@ -30,9 +30,9 @@ def handmade(controllable: bool) -> World:
         params["action"] += torch.eye(ACTIONS + 1, 16)
     else:
         params["action"][:, :ACTIONS] += 1
-    coder = tree.init(tokenizer.spec(TOKENIZER), random.key(1))
-    coder["decoder"]["head"]["w"] *= 3  # codes that look different
-    return World(Stage(TOKENIZER, coder), Stage(MODEL, params), None)
+    decoder = tree.init(tokenizer.spec(TOKENIZER), random.key(1))
+    decoder["decoder"]["head"]["w"] *= 3  # codes that look different
+    return World(Stage(TOKENIZER, decoder), Stage(MODEL, params), None)
 
 
 def held_out(model: World, count: int = 24) -> Clips:

@@ -97,7 +97,7 @@ def test_the_table_shows_means_and_paired_differences(tmp_path):
     )
 
 
-def test_trained_worlds_take_the_place_of_seeds(monkeypatch):
+def test_trained_worlds_replace_seeds(monkeypatch):
     cfg = replace(CFG, choices=("steps",), worlds=("runs/a/dynamics", "runs/b/dynamics"))
     every = list(ablate.variants(cfg))
     assert len(every) == 2 * len(ablate.CHOICES["steps"].variants)
