@@ -1,8 +1,8 @@
 """Behaviour cloning from latent actions: Genie (arXiv 2402.15391), section 3.3.
 
 An expert's video comes without actions. The latent action model labels every transition, a policy learns to predict
-the next label from a few frames, and a few transitions with recorded actions translate labels into actions of the game. The
-oracle is the same network, trained on the recorded actions of the same transitions.
+the next label from a few frames, and a few transitions with recorded actions translate labels into actions of the
+game. The oracle is the same network, trained on the recorded actions of the same transitions.
 """
 
 import itertools
