@@ -245,7 +245,7 @@ def _both_ways(way: Callable, inputs: tuple, mode: str) -> Callable:
     function = (
         forward_and_backward
         if mode == "off"
-        else torch.compile(forward_and_backward, dynamic=False)
+        else compilation.with_traced_gradients(torch.compile(forward_and_backward, dynamic=False))
     )
     return partial(function, list(inputs))
 

@@ -19,9 +19,6 @@ from torch.utils import _pytree as pytree
 
 from genie_fn import random
 
-# Without this option, torch.autograd.grad is a graph break in a compiled function.
-torch._dynamo.config.trace_autograd_ops = True
-
 Tree = Any
 """A leaf, or a nested dict, tuple or NamedTuple of leaves."""
 

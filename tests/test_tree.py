@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genie_fn import random, tree
+from genie_fn.runtime import compilation
 from genie_fn.tree import ParamSpec
 
 MARK = 123.0
@@ -95,7 +96,7 @@ def test_canary_a_custom_backward_is_used(compiled):
         return Marked.apply(params["w"]).sum(), {"twice": params["w"] * 2}
 
     f = tree.value_and_grad(loss)
-    f = torch.compile(f, fullgraph=True) if compiled else f
+    f = compilation.compiled(f) if compiled else f
     (value, aux), grads = f({"w": torch.tensor([2.0, 3.0]), "unused": torch.ones(3)})
     assert value.item() == 13.0
     assert torch.equal(aux["twice"], torch.tensor([4.0, 6.0]))

@@ -12,6 +12,7 @@ from genie_fn.quantize import QuantizerConfig
 
 lfq_triton = pytest.importorskip("genie_fn.kernels.lfq_triton", reason="Triton is not installed")
 from genie_fn.kernels.common import INTERPRETED
+from genie_fn.runtime import compilation
 from genie_fn.runtime.backend import Backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,7 +124,7 @@ def test_a_step_through_the_quantiser_is_the_references(compiled):
 
         return tree.value_and_grad(loss)(params)
 
-    way = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
+    way = compilation.compiled(step) if compiled else step
     both = (
         tree.leaves(way(params, x, Backend(lfq="triton"))),
         tree.leaves(step(params, x, Backend())),

@@ -9,6 +9,7 @@ from genie_fn import layers, random, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import attention
 from genie_fn.runtime.backend import Backend
+from genie_fn.runtime.compilation import compiled
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,7 +83,7 @@ def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
         return tree.value_and_grad(loss)(params)
 
     (expected, _), expected_grads = step(params, x, Backend(space="reference", time="reference"))
-    fast = torch.compile(step, fullgraph=True, dynamic=False)
+    fast = compiled(step)
     (value, _), grads = fast(params, x, Backend(space="triton", time="triton"))
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
     for ours, theirs in zip(tree.leaves(grads), tree.leaves(expected_grads), strict=True):

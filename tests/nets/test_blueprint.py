@@ -11,6 +11,7 @@ from genie_fn import random, tree
 from genie_fn.errors import UserError
 from genie_fn.nets import blueprint, registry
 from genie_fn.runtime import stored_config
+from genie_fn.runtime.compilation import compiled
 
 # One or more entries for every name: (layer, channels that it takes, width of its condition).
 ENTRIES = [
@@ -255,7 +256,7 @@ def test_compiled_is_eager():
         return tree.value_and_grad(loss)(params)
 
     (expected, _), expected_grads = step(params, x)
-    (value, _), grads = torch.compile(step, fullgraph=True, dynamic=False)(params, x)
+    (value, _), grads = compiled(step)(params, x)
     torch.testing.assert_close(value, expected)
     for ours, theirs in zip(tree.leaves(grads), tree.leaves(expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
