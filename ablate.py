@@ -1,13 +1,16 @@
-"""Ablations: one choice at a time, everything else as in the demo, several seeds; tables go to docs/ablations.md.
+"""Ablations: one choice at a time, everything else as in the demo, several seeds.
 
-    python ablate.py                              # every choice: hours on two CPU cores; the same command continues
-    python ablate.py --cfg.choices actions        # one of them
-    python ablate.py --cfg.choices order steps temperature --cfg.worlds runs/a/dynamics runs/b/dynamics
-                                                  # choices of sampling, in trained worlds
-    python ablate.py --cfg.choices table          # the tables, from earlier measurements
+Tables go to docs/ablations.md. A run that was stopped continues with the same command.
 
-Variants share the stages that their choice does not affect: a choice of sampling trains nothing, one of the dynamics
-model uses the same tokenizer and latent actions. Every world is evaluated on the same held-out clips.
+    python ablate.py                          # every choice: hours on two CPU cores
+    python ablate.py --cfg.choices actions    # one of them
+    python ablate.py --cfg.choices order steps --cfg.worlds runs/a/dynamics runs/b/dynamics
+                                              # choices of sampling, in trained worlds
+    python ablate.py --cfg.choices table      # the tables, from earlier measurements
+
+Variants share the stages that their choice does not affect: a choice of sampling trains nothing,
+one of the dynamics model uses the same tokenizer and latent actions. Every world is evaluated on
+the same held-out clips.
 """
 
 import json
@@ -49,11 +52,14 @@ ChoiceName = Literal[
 
 
 class Choice(NamedTuple):
-    """What is varied: the stage that it changes, a heading, and the flags of every variant (the demo's come first)."""
+    """What is varied."""
 
     stage: Stage
+    """The stage that it changes."""
     about: str
+    """Its heading."""
     variants: dict[str, str]
+    """The flags of every variant; the demo's come first."""
 
 
 CHOICES: dict[ChoiceName, Choice] = {
@@ -126,10 +132,16 @@ class Config:
     )
     """What to vary; `table` writes the tables from earlier measurements."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """The seeds, not their number. Once the dataset exists, several processes can train one each, with the same `out`;
-    afterwards, one command that names them all writes the tables."""
+    """The seeds, not their number.
+
+    Once the dataset exists, several processes can train one each, with the same `out`; afterwards,
+    one command that names them all writes the tables.
+    """
     worlds: tuple[str, ...] = ()
-    """Runs of dynamics models to evaluate instead of training one per seed; for choices of sampling only."""
+    """Runs of dynamics models to evaluate instead of training one per seed.
+
+    This is for choices of sampling only.
+    """
     data: str = "data/coinrun"
     """The demo's dataset, which is also evaluated on."""
     levels: int = 200
@@ -157,16 +169,19 @@ class Config:
         steps = (self.tokenizer_steps, self.lam_steps, self.dynamics_steps)
         if not self.seeds or min(self.levels, *steps) < 1:
             raise UserError(
-                "--cfg.seeds must name at least one seed, and --cfg.levels and all steps must be at least 1"
+                "--cfg.seeds must name at least one seed, and --cfg.levels and all steps "
+                "must be at least 1"
             )
         if self.clips < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(
-                f"--cfg.clips must be at least 2 and --cfg.frames {rollouts.HEADLINE}, as for evaluate.py"
+                f"--cfg.clips must be at least 2 and --cfg.frames {rollouts.HEADLINE}, "
+                "as for evaluate.py"
             )
         trained = [name for name in self.choices if _needs_training(name)]
         if self.worlds and trained:
             raise UserError(
-                f"--cfg.worlds are trained already, but {trained[0]} changes training: leave it out of --cfg.choices"
+                f"--cfg.worlds are trained already, but {trained[0]} changes training: "
+                "leave it out of --cfg.choices"
             )
 
     @property
@@ -180,7 +195,7 @@ def _needs_training(name: ChoiceName | Literal["table"]) -> bool:
 
 
 class Variant(NamedTuple):
-    """One world: a choice, the variant's name, and the training's seed (or the index of a trained world)."""
+    """A choice, the variant's name, and the training's seed (or a trained world's index)."""
 
     choice: ChoiceName
     name: str
@@ -192,7 +207,7 @@ class Variant(NamedTuple):
         return choice.variants[self.name] if choice.stage == stage else ""
 
     def changes(self, stage: Stage) -> bool:
-        """Whether a stage differs from the demo's, by its own flags or by those of a stage that it reads."""
+        """Whether a stage, or one that it reads, has other flags than the demo's."""
         return bool(self.flags(stage)) or any(map(self.changes, INPUTS[stage]))
 
 
@@ -300,7 +315,8 @@ def run_stage(words: list[str], stage: Stage) -> None:
         raise KeyboardInterrupt
     if code:
         raise UserError(
-            f"the {stage} failed for the reason above: correct it and run the same command, which continues"
+            f"the {stage} failed for the reason above: "
+            "correct it and run the same command, which continues"
         )
 
 

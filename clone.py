@@ -1,13 +1,14 @@
 """Behaviour cloning from an expert's video without its actions, evaluated in the real game.
 
-    python clone.py                                     # the demo's latent actions, 5 seeds: about twenty minutes
+    python clone.py                          # the demo's latent actions, 5 seeds: twenty minutes
     python clone.py --cfg.run runs/small/dynamics --cfg.levels 500 --cfg.steps 5000
 
-Genie (arXiv 2402.15391), section 3.3. The expert is the dataset's policy, of whose episodes the solved ones are kept. A
-policy learns to predict the next latent action; 50 to 200 transitions with recorded actions translate latent actions.
-It plays held-out levels of the real game beside an oracle, trained on recorded actions, and beside policies that ignore
-the frames: one draws actions with the expert's frequencies, one always takes the expert's commonest, one is random.
-Finished seeds are kept: the same command continues.
+Genie (arXiv 2402.15391), section 3.3. The expert is the dataset's policy, of whose episodes the
+solved ones are kept. A policy learns to predict the next latent action; 50 to 200 transitions with
+recorded actions translate latent actions. It plays held-out levels of the real game beside an
+oracle, trained on recorded actions, and beside policies that ignore the frames: one draws actions
+with the expert's frequencies, one always takes the expert's commonest, one is random. Finished
+seeds are kept: the same command continues.
 """
 
 import json
@@ -49,7 +50,10 @@ class Config:
     data: str = "data/coinrun"
     """The dataset with the expert's video."""
     out: str = ""
-    """The folder of clone.json and clone.html; by default the run's, or one beside the world file."""
+    """The folder of clone.json and clone.html.
+
+    The default is the run's folder, or one beside the world file.
+    """
     seeds: int = 5
     """Repetitions, each with other initial parameters and other labelled transitions."""
     levels: int = 100
@@ -113,7 +117,10 @@ def main(cfg: Config) -> None:
 
 
 def open_record(cfg: Config, out: Path, lam: str, data_hash: str) -> CloneRecord:
-    """The record to continue, or a new one. Raises UserError if other options made the existing one."""
+    """The record to continue, or a new one.
+
+    Raises UserError if other options made the existing one.
+    """
     options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
     new = CloneRecord(config=json.loads(json.dumps(options)), lam=lam, data=data_hash)
     stored = clone_record.read(out)

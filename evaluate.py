@@ -1,13 +1,13 @@
-"""Evaluate a trained world on held-out levels: numbers to metrics.json, and a page that explains them.
+"""Evaluate a trained world on held-out levels: metrics.json, and a page that explains it.
 
     python evaluate.py                                  # the demo's world
     python evaluate.py --cfg.run runs/small/dynamics --cfg.clips 256
-    python evaluate.py --cfg.world coinrun.safetensors                    # a file of export_world.py
-    python evaluate.py --cfg.compare runs/a/dynamics runs/b/dynamics      # earlier evaluations side by side
+    python evaluate.py --cfg.world coinrun.safetensors                # a file of export_world.py
+    python evaluate.py --cfg.compare runs/a/dynamics runs/b/dynamics  # side by side
 
-Every PSNR is reported beside that of copying the last prompt frame and that under other actions: where little moves, a
-high PSNR alone says nothing. "moving" is the half of the clips in which the image changes most. docs/evaluation.md
-defines every number.
+Every PSNR is reported beside that of copying the last prompt frame and that under other actions:
+where little moves, a high PSNR alone says nothing. "moving" is the half of the clips in which the
+image changes most. docs/evaluation.md defines every number.
 """
 
 import time
@@ -81,16 +81,31 @@ class Config:
     action_clips: int = 1000
     """Clips of 11 frames that actions are analysed on; fewer if the split has fewer."""
     held: int = 20
-    """Frames from which LEFT and RIGHT are held, for data of a game with such keys; 0 leaves this out."""
+    """Frames from which LEFT and RIGHT are held, for data of a game with such keys.
+
+    0 leaves this out.
+    """
     probe_steps: int = 400
-    """Training steps of the supervised inverse dynamics model, for latent actions; 0 leaves it out."""
+    """Training steps of the supervised inverse dynamics model, for latent actions.
+
+    0 leaves it out.
+    """
     brief: bool = False
-    """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, held keys and the
-    inverse dynamics model, whatever --cfg.held and --cfg.probe-steps say."""
+    """Leave out what takes long and is not in the headlines.
+
+    That is joint decoding, teacher forcing, held keys and the inverse dynamics model, whatever
+    --cfg.held and --cfg.probe-steps say.
+    """
     out: str = ""
-    """The folder of the results; by default `evaluation` in the run's folder, or in one named like the world file."""
+    """The folder of the results.
+
+    The default is `evaluation` in the run's folder, or in a folder named like the world file.
+    """
     compare: tuple[str, ...] = ()
-    """Folders of runs or of evaluations to print side by side and write to compare.html; nothing is measured."""
+    """Folders of runs or of evaluations to print side by side and write to compare.html.
+
+    Nothing is measured.
+    """
     seed: int = 0
     """Seed of the clips and of all random numbers."""
     device: str = "auto"
@@ -240,7 +255,8 @@ def evaluate_actions(
 ) -> tuple[Actions, list[Picture]]:
     """Statistics of the actions, and pictures of examples of each.
 
-    Also writes the map between latent and recorded actions to the folder of a run; a world file has its own.
+    Also writes the map between latent and recorded actions to the folder of a run; a world file has
+    its own.
     """
     world, store, device = subject
     choices = world.dynamics.cfg.actions
@@ -276,7 +292,7 @@ def evaluate_inverse_dynamics(
     report: Actions,
     watch: Stopwatch,
 ) -> InverseDynamics:
-    """Train the supervised inverse dynamics model on the train split and score it on the same clips."""
+    """Train the supervised inverse dynamics model on the train split, and score it."""
     world, store, device = subject
     assert world.lam is not None and report.recorded is not None
     size = tree.count(lam.encoder(world.lam.params))
@@ -298,7 +314,10 @@ def evaluate_inverse_dynamics(
 def evaluate_held_keys(
     cfg: Config, subject: Subject, report: Actions, key: Tensor
 ) -> tuple[HeldKeys | None, list[Picture]]:
-    """Displacement of the agent while keys are held, and videos; nothing for data without such keys."""
+    """Displacement of the agent while keys are held, and videos.
+
+    Both are empty for data without such keys.
+    """
     world, store, _ = subject
     mapping = None if report.recorded is None else actions.to_map(report.recorded)
     named = Bundle(world, action_names=store.action_names, action_map=mapping)

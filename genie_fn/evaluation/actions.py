@@ -1,8 +1,8 @@
-"""How a world's actions are used, what they do to the image, and how they depend on the recorded actions.
+"""How a world's actions are used, move the image, and depend on the recorded actions.
 
-Transitions of one clip resemble each other, so intervals, permutation tests and halves are over whole clips or whole
-levels, never over single transitions. scikit-learn's normalized_mutual_info_score takes labels, not counts, which
-would be slow for 999 permutations.
+Transitions of one clip resemble each other, so intervals, permutation tests and halves are over
+whole clips or whole levels, never over single transitions. scikit-learn's
+normalized_mutual_info_score takes labels, not counts, which is slow for 999 permutations.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def map_clips(
     function: Callable[[Tensor, Tensor], Tensor],
     device: torch.device,
 ) -> Tensor:
-    """`function(frames, recorded actions)` of the clips, 32 at a time, concatenated on the CPU: (M, ...)."""
+    """`function(frames, recorded actions)` of the clips, 32 at a time: (M, ...) on the CPU."""
     results = []
     for part in np.array_split(offsets, -(-len(offsets) // 32)):
         clips = setup.to_device(data.read_clips(store, part, num_frames), device)
@@ -76,7 +76,10 @@ def gather(store: Store, offsets: np.ndarray, num_frames: int, codes: Tensor) ->
 
 
 def sides(names: tuple[str, ...]) -> Tensor | None:
-    """The index into SIDES of each recorded action, by its name; None if no name says left or right."""
+    """The index into SIDES of each recorded action, by its name.
+
+    The result is None if no name says left or right.
+    """
     indices = [0 if "LEFT" in name else 2 if "RIGHT" in name else 1 for name in names]
     return torch.tensor(indices) if {0, 2} <= set(indices) else None
 
@@ -110,7 +113,10 @@ def _state(share: Tensor, used: int) -> str:
 
 
 def halves(level: Tensor) -> tuple[Tensor, Tensor]:
-    """(M,) bool each: the clips of every other level and the rest; every other clip if there is one level."""
+    """(M,) bool each: the clips of every other level and the rest.
+
+    They are every other clip if there is one level.
+    """
     levels, rank = level.unique(return_inverse=True)
     order = rank if len(levels) > 1 else torch.arange(len(level))
     return order % 2 == 0, order % 2 == 1
@@ -127,7 +133,10 @@ def best_map(table: Tensor) -> Tensor:
 def agreement(
     codes: Tensor, recorded: Tensor, level: Tensor, sizes: tuple[int, int], key: Tensor
 ) -> Agreement:
-    """Dependence between codes and recorded actions, of which there are `sizes`; see `record.Agreement`."""
+    """Dependence between codes and recorded actions, of which there are `sizes`.
+
+    See `record.Agreement`.
+    """
     actions, kinds = sizes
 
     def count(codes: Tensor, recorded: Tensor) -> Tensor:
@@ -158,12 +167,12 @@ def agreement(
 
 
 def _correct(table: Tensor, predicted: Tensor) -> int:
-    """Transitions of a contingency table whose recorded action is the predicted one of their code."""
+    """Number of transitions whose recorded action is the one predicted from their code."""
     return int(table.gather(0, predicted[None]).sum())
 
 
 class Axis(NamedTuple):
-    """Displacement along one axis: mean and standard error by action, the overall mean, and the p-value."""
+    """Displacement along one axis, by action and overall, with its p-value."""
 
     mean: Tensor
     error: Tensor
@@ -174,8 +183,9 @@ class Axis(NamedTuple):
 def displacement(codes: Tensor, shift: Tensor, actions: int, key: Tensor) -> Displacement:
     """Mean displacement of the image under each action; see `record.Displacement`.
 
-    Standard errors are by bootstrap over clips. The p-values are of the hypothesis that all actions displace the
-    image alike, by permuting clips. The view follows the agent, so the image moves against it.
+    Standard errors are by bootstrap over clips. The p-values are of the hypothesis that all actions
+    displace the image alike, by permuting clips. The view follows the agent, so the image moves
+    against it.
     """
     dx, dy = (axis_displacement(codes, shift[..., i].float(), actions, key) for i in (0, 1))
     difference, limit = dx.mean - dx.overall, 3 * dx.error
@@ -211,7 +221,10 @@ def axis_displacement(codes: Tensor, value: Tensor, actions: int, key: Tensor) -
 
 
 def _standard_error(total: Tensor, count: Tensor, key: Tensor) -> Tensor:
-    """Of each action's mean minus the overall mean, by bootstrap over the clips' totals and counts (M, A)."""
+    """The standard error of each action's mean minus the overall mean.
+
+    By bootstrap over the clips' totals and counts, (M, A).
+    """
     weight = statistics.resampling(key, len(total))
     drawn, drawn_count = weight @ total, weight @ count
     overall = drawn.sum(1, keepdim=True) / drawn_count.sum(1, keepdim=True)
@@ -222,14 +235,17 @@ def _standard_error(total: Tensor, count: Tensor, key: Tensor) -> Tensor:
 
 
 def _between(total: Tensor, count: Tensor) -> float:
-    """Σ n_a · mean_a²: up to constants the variance between groups, the numerator of an analysis of variance."""
+    """Σ n_a · mean_a²: up to constants, the variance between groups."""
     return (total.double().square() / count.clamp(min=1)).sum().item()
 
 
 def describe(
     transitions: Transitions, actions: int, names: tuple[str, ...], latent: bool, key: Tensor
 ) -> Actions:
-    """Use and effect of the actions; `names` are those of the recorded ones, with which latent ones are compared."""
+    """Use and effect of the actions.
+
+    `names` are those of the recorded ones, with which latent ones are compared.
+    """
     codes = transitions.codes
     use = usage(codes, actions)
     return Actions(
@@ -251,7 +267,10 @@ def describe(
 def compare(
     transitions: Transitions, actions: int, names: tuple[str, ...], key: Tensor
 ) -> Recorded | None:
-    """Agreement of latent with recorded actions, and with left / none / right if the names say; None without any."""
+    """Agreement of latent with recorded actions, and with left / none / right if the names say.
+
+    The result is None without recorded actions.
+    """
     codes, recorded, level, shift = transitions
     if recorded is None:
         return None
@@ -285,7 +304,10 @@ def rounded(values: Tensor) -> list[float | None]:
 
 
 def examples(codes: Tensor, actions: int, count: int) -> list[list[tuple[int, int]]]:
-    """For each action up to `count` transitions (clip, t), each the first of its clip, from clips all over."""
+    """For each action up to `count` transitions (clip, t), from clips all over.
+
+    Each is the first of its action in its clip.
+    """
     result = []
     for action in range(actions):
         occurs = codes == action

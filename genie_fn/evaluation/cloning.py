@@ -1,8 +1,9 @@
 """Behaviour cloning from latent actions: Genie (arXiv 2402.15391), section 3.3.
 
-An expert's video comes without actions. The latent action model labels every transition, a policy learns to predict
-the next label from a few frames, and a few transitions with recorded actions translate labels into actions of the
-game. The oracle is the same network, trained on the recorded actions of the same transitions.
+An expert's video comes without actions. The latent action model labels every transition, a policy
+learns to predict the next label from a few frames, and a few transitions with recorded actions
+translate labels into actions of the game. The oracle is the same network, trained on the recorded
+actions of the same transitions.
 """
 
 import itertools
@@ -50,7 +51,7 @@ class Episode(NamedTuple):
 
 
 class Expert(NamedTuple):
-    """S moments of solved episodes: FRAMES frames from each offset, and the action that followed."""
+    """S moments of solved episodes: FRAMES frames and the action that followed."""
 
     offsets: np.ndarray
     """(S,)."""
@@ -117,7 +118,10 @@ def label(
 
 
 def _clip_starts(episode: Episode) -> np.ndarray:
-    """Where clips begin that cover an episode's transitions; the last one may overlap the one before."""
+    """Where clips begin that cover an episode's transitions.
+
+    The last one may overlap the one before.
+    """
     last = episode.end - CLIP
     return np.append(np.arange(episode.start, last, CLIP - 1), last)
 
@@ -125,7 +129,8 @@ def _clip_starts(episode: Episode) -> np.ndarray:
 def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
     """Logits of the action that follows FRAMES uint8 frames, (B, kinds).
 
-    The input is the last frame and the last two differences, where the inverse dynamics model also sees the next frame.
+    The input is the last frame and the last two differences, where the inverse dynamics model also
+    sees the next frame.
     """
     x = layers.to_float(frames_BTHWC)
     change = 4 * torch.diff(x, dim=1)
@@ -135,7 +140,7 @@ def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
 
 
 class Examples(NamedTuple):
-    """What a policy learns: `target` (S,) of `kinds` follows the FRAMES frames from `offsets` (S,)."""
+    """What a policy learns: `target` (S,) follows the FRAMES frames from `offsets` (S,)."""
 
     offsets: np.ndarray
     target: np.ndarray
@@ -173,8 +178,8 @@ def translation(
 ) -> Tensor:
     """p(game action | latent action) from N labelled transitions, (codes, ACTIONS).
 
-    Their frequencies, or 1 for the commonest action of each code. A code that does not occur among them has the
-    frequencies of all of them.
+    Their frequencies, or 1 for the commonest action of each code. A code that does not occur among
+    them has the frequencies of all of them.
     """
     table = metrics.contingency(
         torch.from_numpy(latent), torch.from_numpy(recorded), codes, len(ACTIONS)
@@ -206,8 +211,8 @@ def open_levels(count: int, meta: dict) -> list[tuple[Game, bytes]]:
 def play(policy: Policy, levels: list[tuple[Game, bytes]], chance_LT: np.ndarray) -> np.ndarray:
     """Play every level once, from its beginning, for at most T steps: which were solved, (L,) bool.
 
-    `chance` is uniform on [0, 1): each action is that number's quantile of the policy's distribution, so that policies
-    that meet the same numbers differ by their probabilities only.
+    `chance` is uniform on [0, 1): each action is that number's quantile of the policy's
+    distribution, so that policies that meet the same numbers differ by their probabilities only.
     """
     for game, saved in levels:
         procgen.load(game, saved)
@@ -231,7 +236,7 @@ def play(policy: Policy, levels: list[tuple[Game, bytes]], chance_LT: np.ndarray
 
 
 def share(solved_SL: Tensor, key: Tensor) -> list[float]:
-    """[mean, low, high] over S seeds and L levels, with the 95% percentile interval of a bootstrap over both."""
+    """[mean, low, high] over S seeds and L levels, by a bootstrap over both."""
     seed_key, level_key = random.split(key).unbind(0)
     seeds, levels = solved_SL.shape
     seed_weights = statistics.resampling(seed_key, seeds) / seeds

@@ -1,7 +1,7 @@
-"""Whether a held key moves the agent: rollouts under LEFT and RIGHT, beside the real game from the same frames.
+"""Whether a held key moves the agent, in rollouts and in the real game.
 
-A PSNR is high where nothing moves; a player needs an agent that moves. The view follows the agent, so an agent that
-moves left appears as an image that moves right.
+A PSNR is high where nothing moves; a player needs an agent that moves. The view follows the agent,
+so an agent that moves left appears as an image that moves right.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Starts(NamedTuple):
     """N held-out frames from which the real agent can move both ways."""
 
     frames: Tensor
-    """(2, N, FRAMES + 1, H, W, 3) uint8 of the real game under each of KEYS, from the same first frame."""
+    """(2, N, FRAMES + 1, H, W, 3) uint8 of the real game under each of KEYS."""
     displacement: Tensor
     """(2, N): by how many pixels the real agent moves to the right."""
 
@@ -41,9 +41,10 @@ def agent_displacement(frames: Tensor) -> Tensor:
 
 
 def find_starts(store: Store, split: str, count: int, seed: int) -> Starts | None:
-    """Up to `count` frames of a split, reached by replaying the recorded actions, from which each key is then held.
+    """Up to `count` frames of a split, and what holding each key leads to.
 
-    None if the data is not of an installed game with such keys, or if the agent can move both ways from no frame.
+    The frames are reached by replaying the recorded actions. The result is None if the data is not
+    of an installed game with such keys, or if the agent can move both ways from no frame.
     """
     if not procgen.available(store.meta) or not set(KEYS) <= set(store.action_names):
         return None
@@ -67,7 +68,10 @@ def _moves_both_ways(frames: Tensor) -> bool:
 
 
 def _replay(store: Store, offset: int) -> Tensor | None:
-    """The frames that each key leads to from a recorded frame, (2, FRAMES + 1, H, W, 3); None if the episode ends."""
+    """The frames that each key leads to from a recorded frame, (2, FRAMES + 1, H, W, 3).
+
+    The result is None if the episode ends.
+    """
     segment = next(s for s in store.segments if s.offset <= offset < s.offset + s.length)
     actions = np.asarray(store.arrays["actions"][segment.offset : offset].read().result())
     game = procgen.open_game(segment.level, store.meta)
@@ -96,7 +100,7 @@ def _hold_in_game(game: Game, saved: bytes, action: int) -> np.ndarray | None:
 def hold(
     world: World, starts: Starts, key_actions: dict[str, int], key: Tensor, sample: SampleConfig
 ) -> Tensor:
-    """Rollouts from the first frames under the world's action for each key: frames as in `Starts`, on the CPU."""
+    """Rollouts under the world's action for each key: frames as in `Starts`, on the CPU."""
 
     def rollout(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:
         return torch.cat((first, worlds.rollout(world, first, actions, key, sample)), 1)
@@ -109,7 +113,7 @@ def hold(
 
 
 def score(starts: Starts, generated: Tensor) -> HeldKeys:
-    """Displacements of the agent in generated frames, and in how many starts they have the held direction."""
+    """Displacements of the agent in generated frames, and how often they are correct."""
     left, right = agent_displacement(generated)
     correct = (left < 0) & (right > 0)
     recorded_left, recorded_right = starts.displacement

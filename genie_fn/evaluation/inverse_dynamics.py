@@ -1,7 +1,8 @@
 """A supervised inverse dynamics model: the reference that latent actions are compared with.
 
-A convolutional network with at most as many parameters as a given number, so that a latent action model is compared
-with a network of its own size: from a frame, the next one and the last two differences, to the recorded action between.
+A convolutional network with at most as many parameters as a given number, so that a latent action
+model is compared with a network of its own size: from a frame, the next one and the last two
+differences, to the recorded action between.
 """
 
 from collections.abc import Callable, Iterable
@@ -78,7 +79,7 @@ def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
 
 
 def fit(store: Store, size: int, cfg: RunConfig) -> Model:
-    """A model of at most `size` parameters, trained on the recorded actions of the train split as `cfg` says."""
+    """A model of at most `size` parameters, trained on the train split's recorded actions."""
     dim = width_for(size, store.height, store.width, store.num_actions)
     net = network(dim)
     parameters = spec(dim, store.height, store.width, store.num_actions)

@@ -1,13 +1,16 @@
-"""Metrics of pretrained networks: LPIPS, FID and FVD, from files of weights that the user has. Nothing is downloaded.
+"""Metrics of pretrained networks: LPIPS, FID and FVD, from files of weights that the user has.
 
-| metric | files, in their usual formats |
-|---|---|
-| LPIPS, VGG (Zhang et al. 2018, arXiv 1801.03924) | torchvision's vgg16-397923af.pth; the authors' v0.1/vgg.pth |
-| FID (Heusel et al. 2017, arXiv 1706.08500) | TorchScript inception-2015-12-05.pt, as published with StyleGAN2-ADA |
-| FVD (Unterthiner et al. 2018, arXiv 1812.01717) | TorchScript i3d_torchscript.pt, as published with StyleGAN-V |
+Nothing is downloaded.
 
-FID and FVD of few clips are biased upwards: compare them only between evaluations of equally many. torchmetrics brings
-its own weights by download and has no FVD, so its classes are not used.
+- LPIPS, VGG (Zhang et al. 2018, arXiv 1801.03924): torchvision's vgg16-397923af.pth and the
+  authors' v0.1/vgg.pth
+- FID (Heusel et al. 2017, arXiv 1706.08500): TorchScript inception-2015-12-05.pt, as published with
+  StyleGAN2-ADA
+- FVD (Unterthiner et al. 2018, arXiv 1812.01717): TorchScript i3d_torchscript.pt, as published with
+  StyleGAN-V
+
+FID and FVD of few clips are biased upwards: compare them only between evaluations of equally many.
+torchmetrics brings its own weights by download and has no FVD, so its classes are not used.
 """
 
 from collections.abc import Callable
@@ -48,7 +51,8 @@ class WeightsConfig:
     def __post_init__(self):
         if bool(self.vgg) != bool(self.lpips):
             raise UserError(
-                "LPIPS needs two files: give both --cfg.weights.vgg and --cfg.weights.lpips, or neither"
+                "LPIPS needs two files: "
+                "give both --cfg.weights.vgg and --cfg.weights.lpips, or neither"
             )
 
 
@@ -95,7 +99,7 @@ def _read(name: str, path: str, reader: Callable[[str], T]) -> T | None:
 
 
 def lpips(vgg: Tree, linear: list[Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """The learned distance of each pair of frames, (M, H, W, 3) uint8 → (M,): 0 for equal frames."""
+    """The learned distance of pairs of frames, (M, H, W, 3) uint8 → (M,)."""
     features_a, features_b = (vgg16.features(vgg, layers.to_float(x), STAGES) for x in (a, b))
     total = torch.zeros(len(a), device=a.device)
     for x, y, weight in zip(features_a, features_b, linear, strict=True):

@@ -1,6 +1,7 @@
 """The record of an evaluation: a tree of dataclasses, stored as metrics.json.
 
-Numbers with intervals are 95% percentile bootstrap intervals over clips. docs/evaluation.md defines every metric.
+Numbers with intervals are 95% percentile bootstrap intervals over clips. docs/evaluation.md defines
+every metric.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The dynamics model's loss on masked tokens, in nats per token, and the share that it predicts correctly."""
+    """The dynamics model's cross-entropy and accuracy on masked tokens, in nats per token."""
 
     cross_entropy: float
     accuracy: float
@@ -61,7 +62,7 @@ class Scores:
     pooled: dict[str, Curve]
     """PSNR in dB of the mean squared error over clips."""
     delta: dict[str, Curve]
-    """Gain of `own_actions` in dB: over `random` and `shuffled` by PSNR, over `copy_last` by pooled PSNR."""
+    """Gain of `own_actions` in dB, by PSNR, over `copy_last` by pooled PSNR."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,15 @@ class Protocol:
 
     all: Scores
     moving: Scores
-    """On the half of the clips for which copying the last prompt frame has the lowest PSNR at t = 4."""
+    """On the half of the clips with the lowest PSNR at t = 4 of `copy_last`."""
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """Mean displacement of the image under each action, in pixels per frame, to the right (dx) and down (dy).
+    """Mean displacement of the image under each action, in pixels per frame.
 
-    None for an action that does not occur. `error` is the standard error of the difference to the overall mean.
+    dx is to the right and dy down. None stands for an action that does not occur. `error` is the
+    standard error of the difference to the overall mean.
     """
 
     dx: list[float | None]
@@ -107,7 +109,7 @@ class Agreement:
     halves_of: Literal["levels", "clips"]
     halves_nmi: list[float]
     accuracy: float
-    """Of the best map from latent to recorded actions, fitted on one half and tested on the other."""
+    """Of the best map to recorded actions, fitted on one half and tested on the other."""
     majority_accuracy: float
     """Of always predicting the most frequent recorded action, fitted and tested likewise."""
     stability: float
@@ -122,7 +124,10 @@ class Recorded:
     displacement: Displacement
     all: Agreement
     sides: Agreement | None
-    """With recorded actions grouped into left, none and right; None where their names do not say."""
+    """With recorded actions grouped into left, none and right.
+
+    It is None where their names do not say.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Rollouts from held-out clips under several action sequences, scored against the recorded frames.
 
-The protocol is GenieRedux's (arXiv 2409.06445): a few prompt frames, then ten generated ones, given all actions.
-Controllability is the Δ_t PSNR of Genie (arXiv 2402.15391), section 3: the PSNR lost at frame t with other actions.
+The protocol is GenieRedux's (arXiv 2409.06445): a few prompt frames, then ten generated ones, given
+all actions. Controllability is the Δ_t PSNR of Genie (arXiv 2402.15391), section 3: the PSNR lost
+at frame t with other actions.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def batched(function: Callable[..., Tensor], key: Tensor, *tensors: Tensor) -> T
 def free_running(
     world: World, clips: Clips, prompt: int, actions: Tensor, key: Tensor, sample: SampleConfig
 ) -> Tensor:
-    """The frames after the prompt, each generated from the prompt and the generated frames before."""
+    """The frames after the prompt, each generated from the generated frames before it."""
 
     def generate(key: Tensor, codes: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
         given = actions[:, : prompt - 1]
@@ -66,7 +67,7 @@ def teacher_forcing(
 
 
 def joint(world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleConfig) -> Tensor:
-    """The frames after the prompt, their tokens masked and revealed together in the steps of one frame."""
+    """The frames after the prompt, their tokens masked and revealed together."""
     decoder = world.tokenizer
     model = world.dynamics
 
@@ -81,7 +82,10 @@ def joint(world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleCo
 
 
 def action_sequences(clips: Clips, prompt: int, choices: int, key: Tensor) -> dict[Method, Tensor]:
-    """The clip's own actions, another clip's and uniform ones; in the prompt always the clip's own."""
+    """The clip's own actions, another clip's and uniform ones.
+
+    Between prompt frames they are always the clip's own.
+    """
     uniform = random.randint(key, clips.actions.shape, 0, choices)
     others: dict[Method, Tensor] = {
         "own_actions": clips.actions,
@@ -105,11 +109,12 @@ def generate_all(
 ) -> Videos:
     """The frames after the prompt by every method.
 
-    `own_actions`: free-running rollout under the clip's own (inferred or recorded) actions; `shuffled`: another
-    clip's; `random`: uniform ones. These three share random numbers, so that a world that ignores its actions
-    generates the same frames. `joint`: joint decoding of all frames; `teacher_forcing`: every frame from the recorded
-    ones before it (from one prompt frame only: with more, the methods hardly differ); `copy_last`: the last prompt
-    frame. `brief` leaves out `joint` and `teacher_forcing`.
+    `own_actions`: free-running rollout under the clip's own (inferred or recorded) actions;
+    `shuffled`: another clip's; `random`: uniform ones. These three share random numbers, so that a
+    world that ignores its actions generates the same frames. `joint`: joint decoding of all frames;
+    `teacher_forcing`: every frame from the recorded ones before it (from one prompt frame only:
+    with more, the methods hardly differ); `copy_last`: the last prompt frame. `brief` leaves out
+    `joint` and `teacher_forcing`.
     """
     action_key, key = random.split(key).unbind(0)
     sequences = action_sequences(clips, prompt, world.dynamics.cfg.actions, action_key)
@@ -127,7 +132,7 @@ def generate_all(
 
 
 def moving_half(copy_psnr_BT: Tensor) -> Tensor:
-    """(B,) bool: the half of the clips with the lowest PSNR of copying the last prompt frame at t = 4."""
+    """(B,) bool: the clips with the lowest PSNR at t = 4 of copying the last prompt frame."""
     at = copy_psnr_BT[:, HEADLINE - 1]
     return at <= at.median()
 

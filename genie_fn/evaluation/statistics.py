@@ -1,7 +1,7 @@
 """Bootstrap intervals and permutation tests.
 
-scipy.stats.bootstrap and permutation_test draw from NumPy generators. These draw from keys, so that an interval is a
-function of the seed, and take all resamples in one matrix product.
+scipy.stats.bootstrap and permutation_test draw from NumPy generators. These draw from keys, so that
+an interval is a function of the seed, and take all resamples in one matrix product.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def identity(x: Tensor) -> Tensor:
 
 
 def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
-    """How often each of `count` items occurs in each resample with replacement: (resamples, count)."""
+    """How often each item occurs in each resample with replacement: (resamples, count)."""
     drawn = random.randint(key, (resamples, count), 0, count)
     zeros = torch.zeros((resamples, count), device=key.device)
     return zeros.scatter_add_(1, drawn, torch.ones_like(drawn).float())
@@ -42,9 +42,10 @@ def bootstrap(
     level: float = 0.95,
     of: Callable[[Tensor], Tensor] = identity,
 ) -> Interval:
-    """The mean of values (B, ...) over B independent items, with its percentile bootstrap interval (Efron 1979).
+    """The mean over B independent values (B, ...), with its percentile interval (Efron 1979).
 
-    With a function `of` the mean (PSNR of a mean error, a difference of two means), the interval is that function's.
+    With a function `of` the mean (PSNR of a mean error, a difference of two means), the interval is
+    that function's.
     """
     values = values.float()
     weights = resampling(key, len(values), resamples)

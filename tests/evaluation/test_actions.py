@@ -19,7 +19,7 @@ def draw(seed: int, high: int) -> torch.Tensor:
 
 @pytest.fixture
 def transitions(monkeypatch) -> Transitions:
-    """Codes that identify the recorded action except in one tenth, and an image that moves against LEFT and RIGHT."""
+    """Codes that identify nine in ten actions, and an image that moves against LEFT and RIGHT."""
     monkeypatch.setattr(statistics, "PERMUTATIONS", 99)
     recorded = draw(1, 4)
     codes = torch.where(draw(2, 10) == 0, draw(3, 4), torch.tensor([2, 3, 0, 1])[recorded])
@@ -64,7 +64,7 @@ def test_codes_of_other_clips_are_independent(transitions):
 
 
 def test_maps_are_fitted_on_other_levels_than_they_are_tested_on(transitions):
-    """Codes that mean one thing on even levels and another on odd ones: perfect within a half, wrong across."""
+    """Codes with one meaning on even levels and another on odd ones."""
     recorded, level = transitions.recorded, transitions.level
     turned = torch.where(level[:, None] % 2 == 0, recorded, (recorded + 1) % 4)
     found = actions.agreement(turned, recorded, level, (4, 4), KEY)

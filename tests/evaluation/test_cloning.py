@@ -1,4 +1,4 @@
-"""Behaviour cloning: the expert's moments, the translation of latent actions, and play in the real game."""
+"""Behaviour cloning: labels, translation of latent actions, and play in the real game."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,10 @@ def always(action: int) -> cloning.Policy:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Episodes of 20, 15 (solved), 8 (solved) and 37 (cut off) frames in two levels of train and one of test. A frame
-    is dark or bright by the action that is taken at it, and its first pixel is its time."""
+    """Episodes of 20, 15 (solved), 8 (solved) and 37 (cut off) frames, on three levels.
+
+    A frame is dark or bright by the action that is taken at it, and its first pixel is its time.
+    """
     store = data.create(tmp_path_factory.mktemp("cloning") / "data", META, 32, 32, 15, ACTIONS)
     for level in (1, 2, 9):
         rng = np.random.default_rng(level)
@@ -59,7 +61,7 @@ def recorded_actions(frames: torch.Tensor, recorded: torch.Tensor) -> torch.Tens
 
 
 def test_the_expert_is_labelled_where_it_solves_a_level(store):
-    """Its latent actions, here the time that a frame shows, belong to the moments that they are given to."""
+    """Its latent actions, here the time in a frame, are those of their moments."""
     found = cloning.episodes(store)
     expert = cloning.label(store, found, lambda frames, _: frames[:, :-1, 0, 0, 0].long(), CPU, 100)
     # 8 frames are too few, level 9 is held out
@@ -122,7 +124,10 @@ def test_levels_are_held_out_and_play_repeats(levels):
 
 
 def test_policies_see_the_last_frames_and_are_drawn_from(levels):
-    """A policy that sees NOOP's stillness first, and then what moved; its draws follow the probabilities."""
+    """A policy that sees NOOP's stillness first, and then what moved.
+
+    Its draws follow the probabilities.
+    """
     seen = []
 
     def look(frames):

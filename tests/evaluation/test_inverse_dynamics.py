@@ -1,4 +1,4 @@
-"""The supervised inverse dynamics model: of the size asked for, and able to predict actions that can be seen."""
+"""The supervised inverse dynamics model: its size, and that it predicts visible actions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""LPIPS, FID and FVD from files: the networks are small stand-ins of the files' formats, as none is downloaded."""
+"""LPIPS, FID and FVD, with small stand-ins in the formats of the networks' files."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""metrics.json: what is written is read back, earlier schemas are migrated, and anything else is refused."""
+"""metrics.json is read as written, earlier schemas are migrated, anything else is refused."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Rollouts and their scores, on two handmade worlds: one copies the action into the frame, one ignores it."""
+"""Rollouts and scores of two handmade worlds: one copies actions into frames, one ignores them."""
 
 import pytest
 import torch
@@ -22,7 +22,10 @@ SAMPLE = SampleConfig(steps=2)
 
 
 def handmade(controllable: bool) -> World:
-    """Every token of a frame is the number of the action that led to it; or, if not controllable, any number."""
+    """Every token of a frame is the number of the action that led to it.
+
+    If the world is not controllable, it is any number.
+    """
     params = tree.map(torch.zeros_like, tree.init(dynamics.spec(MODEL), random.key(0)))
     params["stack"]["norm"] += 1
     params["head"]["w"] += 4 * torch.eye(16)  # code i where direction i is on

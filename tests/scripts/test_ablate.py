@@ -1,4 +1,4 @@
-"""Ablations: what variants share, that every command is one that its script understands, and the tables."""
+"""Ablations: what variants share, that scripts understand every command, and the tables."""
 
 import importlib
 import json

@@ -1,4 +1,6 @@
-"""Charts as SVG elements within a page: lines with intervals, and bars. Colours come from the page's style, by class.
+"""Charts as SVG elements within a page: lines with intervals, and bars.
+
+Colours come from the page's style, by class.
 
 matplotlib would embed its own fonts and colours; these follow the page's light and dark style.
 """
@@ -20,7 +22,10 @@ ROW = 24  # height of a bar with its margin
 
 
 class Line(NamedTuple):
-    """A curve over frames 1, 2, …; `name` is its class. Without `low` and `high` it has no interval."""
+    """A curve over frames 1, 2, …; `name` is its class.
+
+    Without `low` and `high` it has no interval.
+    """
 
     name: str
     mean: list[float]
@@ -69,7 +74,8 @@ class Axes(NamedTuple):
 def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> Markup:
     """Curves with their intervals over the frames; `zero` includes 0 in the scale and marks it.
 
-    `copy_last` does not affect the scale beside other curves, because it may be far above: it is clipped.
+    `copy_last` does not affect the scale beside other curves, because it may be far above: it is
+    clipped.
     """
     scaling = [curve for curve in curves if curve.name != "copy_last"] or curves
     values = [x for curve in scaling for x in (*curve.mean, *curve.low, *curve.high)]
@@ -125,7 +131,10 @@ class Bar(NamedTuple):
 
 
 def bars(rows: list[Bar], title: str, name: str, left: int = 70) -> Markup:
-    """Shares as horizontal bars of class `name` with their percentages; the labels are `left` wide."""
+    """Shares as horizontal bars of class `name` with their percentages.
+
+    The labels are `left` wide.
+    """
     largest = max([1e-6, *(row.value for row in rows), *(row.high or 0 for row in rows)])
     scale = (WIDTH - left - 52) / largest
     parts = [part for i, row in enumerate(rows) for part in _bar(row, ROW * i, left, scale, name)]

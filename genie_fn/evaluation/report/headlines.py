@@ -187,7 +187,10 @@ def results(folder: str | Path) -> dict[str, Values]:
 
 
 def card(folder: str | Path) -> dict[str, str]:
-    """The first headlines of a run's evaluation as texts by label; empty for a run that was not evaluated."""
+    """The first headlines of a run's evaluation as texts by label.
+
+    There are none for a run that was not evaluated.
+    """
     try:
         found = results(folder)
     except UserError:

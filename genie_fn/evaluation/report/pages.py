@@ -1,6 +1,7 @@
 """The HTML pages: one evaluation, several side by side, and behaviour cloning.
 
-Each is one file that needs nothing else: no script, no request, pictures and charts within it. Jinja2 escapes texts.
+Each is one file that needs nothing else: no script, no request, pictures and charts within it.
+Jinja2 escapes texts.
 """
 
 import base64
@@ -99,7 +100,10 @@ def clone(record: CloneRecord) -> str:
 
 
 def protocol_charts(protocol: Protocol) -> list[Markup]:
-    """PSNR of every method, and the PSNR lost with other actions; on the moving half, then on all clips."""
+    """PSNR of every method, and the PSNR lost with other actions.
+
+    The first two are of the moving half, the others of all clips.
+    """
     drawn = []
     for scores, clips in ((protocol.moving, "moving half"), (protocol.all, "all clips")):
         methods = [method for method in METHODS if method in scores.psnr]
@@ -120,7 +124,10 @@ def comparison_charts(prompt: str, protocol: Protocol) -> list[Markup]:
 
 
 def _psnr_chart(scores: Scores, methods: list, title: str) -> Markup:
-    """The clip's own actions with their interval; the others without, which would hide each other."""
+    """The clip's own actions with their interval.
+
+    The others are without, because intervals would hide each other.
+    """
     curves = [charts.line("own_actions", scores.psnr["own_actions"])]
     curves += [
         Line(method, scores.psnr[method].mean) for method in methods if method != "own_actions"

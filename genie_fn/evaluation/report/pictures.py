@@ -31,8 +31,8 @@ def choose_clips(
 ) -> tuple[list[Picture], list[Picture]]:
     """Clips from those that change most to those that change least, and those of the lowest PSNR.
 
-    `frames` begin with the last prompt frame. Each picture stacks the recorded frames and the rollouts under the clip's
-    own actions and under another clip's.
+    `frames` begin with the last prompt frame. Each picture stacks the recorded frames and the
+    rollouts under the clip's own actions and under another clip's.
     """
     future = frames[:, 1:]
     own = metrics.frame_psnr(future, videos["own_actions"]).mean(1)
@@ -54,7 +54,10 @@ def choose_clips(
 def held_keys(
     recorded: Tensor, generated: Tensor, keys: tuple[str, ...], count: int = COUNT
 ) -> list[Picture]:
-    """A video per held key of up to `count` starts side by side, recorded above generated; (K, N, T, H, W, 3) each."""
+    """A video per held key of up to `count` starts side by side, recorded above generated.
+
+    `recorded` and `generated` are (K, N, T, H, W, 3).
+    """
     pictures = []
     for key, real, rollout in zip(keys, recorded[:, :count], generated[:, :count], strict=True):
         rows = (torch.cat(tuple(videos), 2) for videos in (real, rollout))  # N videos side by side
@@ -68,7 +71,10 @@ def rows(*videos: Tensor) -> np.ndarray:
 
 
 def write(out: Path, clips: list[Picture], height: int, held: list[Picture]) -> list[Path]:
-    """Write rollouts.gif, strip.png (recorded above generated) and, if keys were held, held.gif; returns the files."""
+    """Write rollouts.gif, strip.png (recorded above generated) and, if keys were held, held.gif.
+
+    Returns the files.
+    """
     pairs = [picture.frames[:, : 2 * height] for picture in clips]
     video.write_video(out / "rollouts.gif", np.concatenate(pairs, 2), fps=5, scale=2)
     strips = np.concatenate([np.stack((pair[:, :height], pair[:, height:])) for pair in pairs])
@@ -82,7 +88,10 @@ def write(out: Path, clips: list[Picture], height: int, held: list[Picture]) -> 
 
 
 def transitions(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Transitions (clip, t) side by side, (H', W', 3) uint8: frame, next frame, and their difference around grey."""
+    """Transitions (clip, t) side by side, (H', W', 3) uint8.
+
+    Above each other stand frame, next frame, and their difference around grey.
+    """
     if not pairs:
         return np.empty((0, 0, 3), np.uint8)
     starts = np.array([offsets[clip] + t for clip, t in pairs])
