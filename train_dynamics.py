@@ -26,7 +26,7 @@ from genie_fn.lam import LamConfig
 from genie_fn.microbatch import Microbatch
 from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
-from genie_fn.training import loop, setup, sharding
+from genie_fn.training import loop, processes, setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import Objective, Step, make_step
@@ -286,7 +286,7 @@ def load_frozen(
 ) -> Stage:
     """A trained stage that fits the dataset and is the same on all processes."""
     loaded, _ = bundle.load_stage(folder, stage, device, cfg.compile != "off")
-    sharding.check_same(bundle.fingerprint(loaded), f"the model in {folder}")
+    processes.check_same(bundle.fingerprint(loaded), f"the model in {folder}")
     bundle.check_resolution(loaded, store.height, store.width, folder)
     return loaded
 
@@ -343,10 +343,10 @@ def cached_batches(
     def to_batch(*arrays) -> TokenBatch:
         return TokenBatch(*setup.to_device(arrays, device))
 
-    sharding.by_first(fill)
+    processes.on_first(fill)
     cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
     cached = token_cache.cached_reader(cache, reader, to_batch)
-    share = sharding.share(cfg.batch_size, cfg.accumulate)
+    share = processes.own_clips(cfg.batch_size, cfg.accumulate)
     return cached.batches(cfg.batch_size, cfg.seed, start, share)
 
 

@@ -18,7 +18,7 @@ from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training.sharding import cut, held
+from genie_fn.training.sharding import largest_shard, shard_axis
 from genie_fn.tree import Tree
 
 NUMBER = 4  # bytes of a float32: parameters, moments, averages and gradients
@@ -50,12 +50,12 @@ class Wire(NamedTuple):
 
 def state_bytes(spec: Tree, shards: int, copies: int = 3) -> int:
     """What lies on a process between steps, at most: `copies` of its parameters (two are moments; a fourth, `ema`)."""
-    return copies * NUMBER * sum(held(s, shards) for s in tree.leaves(spec))
+    return copies * NUMBER * sum(largest_shard(s, shards) for s in tree.leaves(spec))
 
 
 def step_bytes(spec: Tree, shards: int) -> int:
     """What a step adds to that beside activations: the gathered parameters, and the gradients of all."""
-    divided = [s for s in tree.leaves(spec) if cut(s, shards) is not None]
+    divided = [s for s in tree.leaves(spec) if shard_axis(s, shards) is not None]
     return NUMBER * (tree.count(divided) + tree.count(spec))
 
 
@@ -63,9 +63,9 @@ def traffic(spec: Tree, shards: int, rows: int) -> Traffic:
     """Of parameters and gradients; beside them go a few thousand numbers, for metrics and codebooks."""
     if shards * rows == 1:
         return Traffic(0, 0, 0, 0)
-    divided = [s for s in tree.leaves(spec) if cut(s, shards) is not None]
-    padded = NUMBER * shards * sum(held(s, shards) for s in divided)
-    columns = NUMBER * sum(held(s, shards) for s in divided) if rows > 1 else 0
+    divided = [s for s in tree.leaves(spec) if shard_axis(s, shards) is not None]
+    padded = NUMBER * shards * sum(largest_shard(s, shards) for s in divided)
+    columns = NUMBER * sum(largest_shard(s, shards) for s in divided) if rows > 1 else 0
     return Traffic(padded, padded, columns, NUMBER * (tree.count(spec) - tree.count(divided)))
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint, sharding
+from genie_fn.training import checkpoint, processes, sharding
 from genie_fn.tree import Tree
 
 
@@ -49,7 +49,7 @@ class Checkpointer:
         """The step of the last save, whether or not it is written yet."""
 
     def __enter__(self) -> "Checkpointer":
-        if sharding.rank() == 0:
+        if processes.rank() == 0:
             with files.writing(self._run):
                 checkpoint.folder_of(self._run).mkdir(parents=True, exist_ok=True)
                 checkpoint.sweep(self._run)
@@ -70,7 +70,7 @@ class Checkpointer:
         """
         whole = sharding.to_first(state)
         self.saved = step
-        if sharding.rank() > 0:
+        if processes.rank() > 0:
             return
         arrays = checkpoint.as_arrays(whole)
         self._wait()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
-from genie_fn.training import sharding
+from genie_fn.training import processes
 
 SinkName = Literal["jsonl", "tensorboard", "trackio"]
 Row = Mapping[str, float]
@@ -171,7 +171,7 @@ class MetricLogger:
         row = {name: float(value) for name, value in metrics.items()}
         self.not_finite_in_a_row = int(row.pop("skipped_in_a_row", 0))
         if self._count_skipped is not None:
-            row["clips_skipped"] = sharding.summed(self._count_skipped())
+            row["clips_skipped"] = processes.sum_of(self._count_skipped())
         row = {"seconds": seconds, "data_wait": data_wait} | row
         for sink in self._sinks:
             sink.write(step, row)

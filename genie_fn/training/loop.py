@@ -27,7 +27,7 @@ from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.runtime.console import console
 from genie_fn.runtime.signals import Stop
-from genie_fn.training import checkpoint, log, sharding
+from genie_fn.training import checkpoint, log, processes, sharding
 from genie_fn.training.checkpointer import Checkpointer, Unsaved
 from genie_fn.training.config import RunConfig
 from genie_fn.training.log import Measurement, MetricLogger
@@ -62,11 +62,11 @@ def fit(
     source = iter(batches)
     errors = FirstError()
     clock = Clock(cfg)
-    with Stop(single_process=sharding.count() == 1) as stop, _open_run(cfg, batches, first) as run:
+    with Stop(single_process=processes.count() == 1) as stop, _open_run(cfg, batches, first) as run:
         while not (clock.is_over(done) or is_stuck(run.logger)):
             with record_function("wait for batch"), clock.waiting():
                 batch = errors.attempt(next, source)
-            if sharding.anyone(bool(stop or errors)):
+            if processes.is_any(bool(stop or errors)):
                 break
             with record_function("step"):
                 state, metrics = step(state, batch, key)
@@ -90,10 +90,10 @@ def fit(
         run.logger.flush()
         errors.attempt(run.checkpointer.poll)
         if run.checkpointer.saved != done and done > first:
-            if not sharding.anyone(isinstance(errors.first, Unsaved)):
+            if not processes.is_any(isinstance(errors.first, Unsaved)):
                 errors.attempt(run.checkpointer.save, done, state, cfg)
         errors.attempt(run.checkpointer.finish)
-        sharding.end_together(errors.first)
+        processes.raise_together(errors.first)
     clock.report(done - first)
     if is_stuck(run.logger):
         raise UserError(
@@ -185,7 +185,7 @@ def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
     folder's lock."""
     folder = Path(cfg.out)
     checkpointer = Checkpointer(folder)
-    profiler = Profiler(cfg.profile if sharding.rank() == 0 else 0, folder / "trace.json")
+    profiler = Profiler(cfg.profile if processes.rank() == 0 else 0, folder / "trace.json")
     sinks: list[log.Sink] = []
     with ExitStack() as stack:
 
@@ -200,7 +200,7 @@ def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
                 stack.callback(sink.close)
                 sinks.append(sink)
 
-        sharding.by_first(open_files)
+        processes.on_first(open_files)
         stack.enter_context(profiler)
         bar = stack.enter_context(_progress_bar())
         task = bar.add_task(folder.name, total=cfg.steps, completed=first, metrics="compiling")
@@ -223,7 +223,7 @@ def draw(sample: Sample, state: TrainState, path: Path) -> None:
     """Let the first process draw a picture with the state's weights. A full disk costs the picture,
     not the run."""
     weights = sharding.full(state.ema or state.params)
-    if sharding.rank() > 0:
+    if processes.rank() > 0:
         return
     try:
         sample(weights, path)

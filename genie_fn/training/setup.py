@@ -15,7 +15,7 @@ from genie_fn.data import video
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint, sharding
+from genie_fn.training import checkpoint, processes, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.step import TrainState, init_state
 from genie_fn.tree import Tree
@@ -27,16 +27,16 @@ def prepare(cfg: Config) -> tuple[Config, data.Store, torch.device]:
     """The configuration resolved for this machine, the dataset, and the device. Joins the other
     processes."""
     device = backend.pick_device(cfg.device)
-    sharding.join(device)
-    sharding.share(cfg.batch_size, cfg.accumulate)
-    console.quiet = sharding.rank() > 0
+    processes.join(device)
+    processes.own_clips(cfg.batch_size, cfg.accumulate)
+    console.quiet = processes.rank() > 0
     if cfg.deterministic:
         _use_deterministic_algorithms()
     mode = backend.pick_compile(cfg.compile, device)
     resolved = cfg.backend.resolve(device, mode != "off")
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved)
-    store = sharding.by_all(lambda: data.open_store(cfg.data))
-    sharding.check_same(store.data_hash, cfg.data)
+    store = processes.on_all(lambda: data.open_store(cfg.data))
+    processes.check_same(store.data_hash, cfg.data)
     return cfg, store, device
 
 
@@ -72,7 +72,7 @@ def start(
         resumed = _newest(state, cfg, stage, device)
         return resumed is not None
 
-    return sharding.from_first(resumed, state) if sharding.by_first(load) else state
+    return sharding.from_first(resumed, state) if processes.on_first(load) else state
 
 
 def _newest(
@@ -87,7 +87,7 @@ def _newest(
             f"{cfg.out} already holds a run, saved at step {step}: "
             "pass --cfg.resume to continue it, or another folder with --cfg.out"
         )
-    host = device if sharding.count() == 1 else torch.device("cpu")
+    host = device if processes.count() == 1 else torch.device("cpu")
     loaded = checkpoint.load(cfg.out, stage=stage, device=host).state
     loaded = {"skipped": state.skipped} | loaded  # the earliest checkpoints do not count them
     checked = checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}")
@@ -101,9 +101,9 @@ def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> No
     parameters = f"{tree.count(spec) / 1e6:.1f}M parameters"
     length = f"{cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
     where = str(device)
-    if sharding.count() > 1:
+    if processes.count() > 1:
         shards = sharding.layout(cfg.sharding).shards
-        where = f"{sharding.count()} processes, state in {shards} shards, {device}"
+        where = f"{processes.count()} processes, state in {shards} shards, {device}"
     console.print(
         f"{stage} ({cfg.preset}): {parameters}, {length}, on {where}, "
         f"compile {cfg.compile}, in {cfg.out}",
@@ -134,7 +134,7 @@ def batches(
         return data.Batch(*to_device(clips, device))  # in a reading thread: copied ahead, too
 
     reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged, load)
-    share = sharding.share(cfg.batch_size, cfg.accumulate)
+    share = processes.own_clips(cfg.batch_size, cfg.accumulate)
     return reader.batches(cfg.batch_size, cfg.seed, start_step, share)
 
 

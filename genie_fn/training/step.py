@@ -18,7 +18,7 @@ from torch import (
 from genie_fn import random, tree
 from genie_fn.microbatch import CodebookUpdate, Microbatch
 from genie_fn.runtime.compilation import compiled
-from genie_fn.training import optim, sharding
+from genie_fn.training import exchange, optim, processes, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.sharding import Layout
@@ -151,7 +151,7 @@ def train_step(
 
 def gather(params: Tree, recipe: Recipe) -> Tree:
     """The whole parameters, from the shards that the processes hold."""
-    return sharding.gather(params, recipe.spec, recipe.layout)
+    return exchange.gather(params, recipe.spec, recipe.layout)
 
 
 def backward(
@@ -182,8 +182,8 @@ def apply_gradients(
     objective, spec, cfg, layout, _ = recipe
 
     # Averages over all processes; of the gradients each process gets those of its own shards.
-    grads = sharding.scatter(gradients.grads, spec, layout)
-    scores, sums = sharding.total((gradients.scores, gradients.sums), layout)
+    grads = exchange.scatter(gradients.grads, spec, layout)
+    scores, sums = exchange.total((gradients.scores, gradients.sums), layout)
     scores = tree.map(lambda x: x / layout.count, scores)
 
     params, opt, rates, norms = _clip_and_optimize(state, grads, recipe)
@@ -217,7 +217,7 @@ def _clip_and_optimize(
     for networks, cfg, suffix in recipe.groups:
         spec = _select(recipe.spec, networks)
         own = _select(grads, networks)
-        clipped, norm = optim.clip(own, cfg.clip, sharding.norm(own, spec, recipe.layout))
+        clipped, norm = optim.clip(own, cfg.clip, exchange.norm(own, spec, recipe.layout))
         lr = optim.learning_rate(state.step, recipe.cfg.steps, cfg)
         decay = tree.map(lambda s: s.decay, spec)
         moments = {moment: _select(all_networks, networks) for moment, all_networks in opt.items()}
@@ -266,9 +266,9 @@ def _own_microbatch(recipe: Recipe) -> Microbatch:
     """This process's clips, all at once: statistics are averaged over the processes inside the loss."""
 
     def mean(name: str, x: Tensor) -> Tensor:
-        return sharding.average(x, recipe.layout)
+        return exchange.average(x, recipe.layout)
 
-    return Microbatch(sharding.rank(), recipe.layout.count, mean)
+    return Microbatch(processes.rank(), recipe.layout.count, mean)
 
 
 # How a step is carried out
@@ -318,7 +318,7 @@ def accumulated(recipe: Recipe) -> Step:
 
     def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
         params = gather_params(state.params)
-        indices = torch.arange(count, device=key.device) + sharding.rank() * count
+        indices = torch.arange(count, device=key.device) + processes.rank() * count
         inputs = [
             (params, tree.map(lambda x, i=i: x.chunk(count)[i], batch), key, state.step, indices[i])
             for i in range(count)
@@ -353,7 +353,7 @@ def microbatch_statistics(
 def average_statistics(statistics: list[Metrics], layout: Layout) -> Metrics:
     """The averages over all microbatches of all processes, from those of this process."""
     means = tree.map(lambda *values: torch.stack(values).mean(0), *statistics)
-    return tree.map(lambda x: sharding.average(x, layout), means)
+    return tree.map(lambda x: exchange.average(x, layout), means)
 
 
 def add_gradients(

@@ -28,7 +28,7 @@ from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import loop, setup, sharding
+from genie_fn.training import loop, processes, setup, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import Objective, init_state, make_step
@@ -147,7 +147,7 @@ def run(name: str, **options) -> dict:
     """The state of a stage after so many steps, and the metrics of each: the same on all processes, or it fails."""
     stage, cfg = STAGES[name](), config(**options)
     cfg = replace(cfg, optim=replace(cfg.optim, muon=name == "dynamics"))
-    layout, share = sharding.layout(cfg.sharding), sharding.share(BATCH, cfg.accumulate)
+    layout, share = sharding.layout(cfg.sharding), processes.own_clips(BATCH, cfg.accumulate)
     state = init_state(
         stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.separate), layout
     )
@@ -161,7 +161,7 @@ def run(name: str, **options) -> dict:
     whole = sharding.full(state)
     for leaf in tree.leaves(whole):
         first = leaf.clone()
-        if sharding.count() > 1:
+        if processes.count() > 1:
             torch.distributed.broadcast(first, 0)
         assert torch.equal(first, leaf), "the processes have drifted apart"
     held = sum(x.numel() for x in tree.leaves(sharding.local(state)))
@@ -195,13 +195,13 @@ def counted(kind: str) -> dict:
     layout = sharding.layout(kind)
     state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, layout=layout)
     step = make_step(stage.objective, stage.spec, cfg)
-    batch = tree.map(lambda x: x[sharding.share(BATCH, 1)], stage.batch(0))
+    batch = tree.map(lambda x: x[processes.own_clips(BATCH, 1)], stage.batch(0))
     with Counted() as mode:
         step(state, batch, KEY)
     held = torch.tensor(
         sum(x.nbytes for x in tree.leaves(sharding.local((state.params, state.opt, state.ema))))
     )
-    if sharding.count() > 1:
+    if processes.count() > 1:
         torch.distributed.all_reduce(held, torch.distributed.ReduceOp.MAX)
     return {"bytes": mode.bytes, "held": held.item(), "shards": layout.shards}
 
@@ -217,19 +217,19 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
         resume=resume,
         sharding="sharded",
     )
-    share = sharding.share(BATCH, 1)
+    share = processes.own_clips(BATCH, 1)
     state = setup.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
     begun = sharding.full(state)._asdict()
 
     def batches():
         for s in range(int(state.step), cfg.steps):
-            if s == stop_at and sharding.rank() == sharding.count() - 1:
+            if s == stop_at and processes.rank() == processes.count() - 1:
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGTERM)  # as torchrun does once more
             yield tree.map(lambda x: x[share], stage.batch(s))
 
     def sample(weights, path: Path) -> None:
-        assert sharding.rank() == 0 and tree.count(weights) == tree.count(stage.spec)
+        assert processes.rank() == 0 and tree.count(weights) == tree.count(stage.spec)
         path.touch()
 
     step = make_step(stage.objective, stage.spec, cfg)
@@ -242,28 +242,28 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
 
 def agreed(folder: Path) -> list[dict]:
     """What each process is told where one fails, or has something else than the others."""
-    last = sharding.rank() == sharding.count() - 1
+    last = processes.rank() == processes.count() - 1
 
     def fail(here: bool) -> None:
         if here:
-            raise data.DamagedClips({0: f"level {sharding.rank()}"})
+            raise data.DamagedClips({0: f"level {processes.rank()}"})
 
     attempts = {
-        "by_first": lambda: sharding.by_first(lambda: fail(not sharding.rank())),
-        "by_all": lambda: sharding.by_all(lambda: fail(last)),
-        "end_together": lambda: sharding.end_together(
+        "on_first": lambda: processes.on_first(lambda: fail(not processes.rank())),
+        "on_all": lambda: processes.on_all(lambda: fail(last)),
+        "raise_together": lambda: processes.raise_together(
             UserError("the last has ended") if last else None
         ),
-        "check_same": lambda: sharding.check_same(str(sharding.rank()), "the data"),
+        "check_same": lambda: processes.check_same(str(processes.rank()), "the data"),
     }
-    told, everyone = {}, [None] * sharding.count()
+    told, everyone = {}, [None] * processes.count()
     for name, attempt in attempts.items():
         try:
             attempt()
         except UserError as error:
             told[name] = str(error)
-    sharding.end_together(None)
-    sharding.check_same("one", "the data")
+    processes.raise_together(None)
+    processes.check_same("one", "the data")
     torch.distributed.all_gather_object(everyone, told)
     return everyone
 
@@ -290,10 +290,10 @@ JOBS = {
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    sharding.join(torch.device("cpu"))
+    processes.join(torch.device("cpu"))
     for job in sys.argv[2:]:
         result = JOBS[job](folder)
-        if sharding.rank() == 0:
+        if processes.rank() == 0:
             torch.save(result, folder / f"{job}.pt")
 
 

@@ -15,8 +15,8 @@ from genie_fn.errors import UserError
 from genie_fn.microbatch import Microbatch
 from genie_fn.runtime import cli
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint, sharding
-from genie_fn.training.sharding import cut, held
+from genie_fn.training import checkpoint, processes, sharding
+from genie_fn.training.sharding import largest_shard, shard_axis
 from genie_fn.tree import ParamSpec
 from tests.training import ranks
 
@@ -205,11 +205,11 @@ def test_all_leave_at_the_same_step_and_the_first_writes(folder):
 def test_all_are_told_why_one_fails(folder):
     one, other = torch.load(folder / "agreed.pt")
     assert one == other and len(one) == 4
-    assert one["by_first"].startswith("level 0: restore it") and one["by_all"].startswith(
+    assert one["on_first"].startswith("level 0: restore it") and one["on_all"].startswith(
         "level 1: restore it"
     )
     assert (
-        one["end_together"] == "the last has ended"
+        one["raise_together"] == "the last has ended"
         and "the data is not the same" in one["check_same"]
     )
 
@@ -242,23 +242,29 @@ def test_a_checkpoint_fits_any_number_of_processes_to_the_bit(folder, alone):
 
 def test_leaves_are_cut_as_torch_cuts_and_small_ones_are_not(monkeypatch):
     monkeypatch.setattr(sharding, "SMALL", 100)
-    assert cut(ParamSpec((3, 64, 50)), 8) == 1 and cut(ParamSpec((8, 64)), 8) == 0
-    assert cut(ParamSpec((9, 9)), 2) is None and cut(ParamSpec((64, 64), whole=True), 2) is None
+    assert shard_axis(ParamSpec((3, 64, 50)), 8) == 1 and shard_axis(ParamSpec((8, 64)), 8) == 0
+    assert (
+        shard_axis(ParamSpec((9, 9)), 2) is None
+        and shard_axis(ParamSpec((64, 64), whole=True), 2) is None
+    )
     for shape, shards in (((7, 30), 4), ((11, 10), 4), ((5, 25), 8)):
-        axis = cut(ParamSpec(shape), shards)
-        assert held(ParamSpec(shape), shards) == torch.empty(shape).chunk(shards, axis)[0].numel()
+        axis = shard_axis(ParamSpec(shape), shards)
+        assert (
+            largest_shard(ParamSpec(shape), shards)
+            == torch.empty(shape).chunk(shards, axis)[0].numel()
+        )
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch):
     with pytest.raises(UserError, match="8 clips.*3 equal parts.*multiple of 3"):
-        sharding.share(8, 3)
-    monkeypatch.setattr(sharding, "count", lambda: 4)
-    monkeypatch.setattr(sharding, "rank", lambda: 2)
-    assert sharding.share(8, 2) == slice(4, 6)
+        processes.own_clips(8, 3)
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    monkeypatch.setattr(processes, "rank", lambda: 2)
+    assert processes.own_clips(8, 2) == slice(4, 6)
     with pytest.raises(
         UserError, match="10 clips.*processes: 4.*make --cfg.batch-size a multiple of 4"
     ):
-        sharding.share(10, 1)
+        processes.own_clips(10, 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="rows of 3"):
+    with pytest.raises(UserError, match="nodes of 3"):
         sharding.layout("hybrid")
