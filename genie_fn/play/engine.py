@@ -188,9 +188,9 @@ class Engine:
             programs = world.compiled(self.device)
             runner = Runner(_resolved(self.world, self.device, True), programs)
             self._try_out(runner)
-            self._finish_compiling(runner)
-        except Exception:  # without a working compiler play goes on as it began
-            self._finish_compiling(None)
+        except Exception:  # without a working compiler play continues as it began
+            runner = None
+        self._finish_compiling(runner)
 
     def _finish_compiling(self, runner: Runner | None) -> None:
         """Use compiled programs from now on, or none."""
