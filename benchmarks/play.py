@@ -143,10 +143,10 @@ async def play_together(port: int, players: int, steps: int) -> list[float]:
 async def play(port: int, steps: int, barrier: asyncio.Barrier) -> list[float]:
     """One player's waits."""
     from websockets.asyncio.client import connect
+    from websockets.typing import Origin
 
-    async with connect(
-        f"ws://localhost:{port}/play", origin=f"http://localhost:{port}", compression=None
-    ) as page:
+    origin = Origin(f"http://localhost:{port}")
+    async with connect(f"ws://localhost:{port}/play", origin=origin, compression=None) as page:
 
         async def ask(**message) -> None:
             await page.send(json.dumps(message))

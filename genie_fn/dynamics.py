@@ -379,20 +379,12 @@ def next_frame(
     cfg: DynamicsConfig,
     sample: SampleConfig,
     programs: Programs = EAGER,
-    temperature: Tensor | None = None,
     *,
     backend: Backend = AUTO,
 ) -> Sampled:
-    """Sample the frame that `action_B` leads to. A tensor `temperature` takes the place of the configuration's.
-
-    With `vmapped` programs every argument but `params` has one more axis in front, that of the sessions.
-    """
+    """Sample the frame that `action_B` leads to."""
     count = torch.arange(sample.steps + 1, device=action_B.device)
-    temperature = (
-        torch.tensor(sample.temperature, device=action_B.device)
-        if temperature is None
-        else temperature
-    )
+    temperature = torch.tensor(sample.temperature, device=action_B.device)
     ids = torch.full((*action_B.shape, cfg.tokens), cfg.codes, device=action_B.device)
     step_of = torch.zeros_like(ids)
     fixed = replace(

@@ -6,7 +6,7 @@ The state of a session is a pytree, `State`: the caches of the dynamics model an
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,13 @@ from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
 
+ConfigT = TypeVar("ConfigT", bound=TokenizerConfig | LamConfig | DynamicsConfig)
 
-class Stage(NamedTuple):
+
+class Stage(NamedTuple, Generic[ConfigT]):
     """One trained model: its configuration, its parameters, and how it is computed."""
 
-    cfg: TokenizerConfig | LamConfig | DynamicsConfig
+    cfg: ConfigT
     params: Tree
     backend: Backend = AUTO
 
@@ -33,9 +35,9 @@ class Stage(NamedTuple):
 class World(NamedTuple):
     """The three models; `lam` is None where the dynamics was trained on recorded actions."""
 
-    tokenizer: Stage
-    dynamics: Stage
-    lam: Stage | None
+    tokenizer: Stage[TokenizerConfig]
+    dynamics: Stage[DynamicsConfig]
+    lam: Stage[LamConfig] | None
 
 
 class State(NamedTuple):
@@ -124,8 +126,8 @@ def reset(
 
     A prompt of a single frame needs no actions. Returns the state and the encoded prompt.
     """
-    coder = world.tokenizer
-    codes, ids = tokenizer.tokenize(coder.params, prompt_BTHWC, coder.cfg, backend=coder.backend)
+    cfg, params, backend = world.tokenizer
+    codes, ids = tokenizer.tokenize(params, prompt_BTHWC, cfg, backend=backend)
     if actions_BT is None:
         actions_BT = ids.new_zeros((len(ids), 0))
     state, frames = start(world, codes, ids, actions_BT, programs)
@@ -140,10 +142,9 @@ def start(
     programs: Programs = EAGER,
 ) -> tuple[State, Tensor]:
     """Start B sessions from a tokenized prompt. Returns the state and the decoded prompt, uint8."""
-    coder = world.tokenizer
-    model = world.dynamics
-    empty = empty_state(coder.cfg, model.cfg, len(ids_BTN), ids_BTN.device)
-    entering_BT = dynamics.entering(actions_BT, model.cfg)
+    cfg = world.dynamics.cfg
+    empty = empty_state(world.tokenizer.cfg, cfg, len(ids_BTN), ids_BTN.device)
+    entering_BT = dynamics.entering(actions_BT, cfg)
     return observe(world, empty, codes_BTNK, ids_BTN, entering_BT, programs)
 
 
@@ -159,14 +160,10 @@ def observe(
 
     Returns the state and the decoded frames, uint8.
     """
-    coder = world.tokenizer
-    model = world.dynamics
-    cache = programs.remember(
-        model.params, ids_BTN, entering_BT, state.dynamics, model.cfg, model.backend
-    )
-    video, decoder = programs.decode(
-        coder.params, codes_BTNK, state.decoder, coder.cfg, coder.backend
-    )
+    cfg, params, backend = world.dynamics
+    cache = programs.remember(params, ids_BTN, entering_BT, state.dynamics, cfg, backend)
+    cfg, params, backend = world.tokenizer
+    video, decoder = programs.decode(params, codes_BTNK, state.decoder, cfg, backend)
     return State(cache, decoder), layers.to_uint8(video)
 
 
@@ -182,20 +179,20 @@ def step(
 
     The function is pure: the same state, action and key give the same frame.
     """
-    coder = world.tokenizer
-    model = world.dynamics
+    cfg, params, backend = world.dynamics
     ids, probability, revealed, cache = dynamics.next_frame(
-        model.params,
+        params,
         action_B,
         state.dynamics,
         key,
-        model.cfg,
+        cfg,
         sample,
         dynamics.Programs(programs.unmask, programs.remember),
-        backend=model.backend,
+        backend=backend,
     )
-    codes = quantize.lookup(coder.params["quantizer"], ids.unsqueeze(-2), coder.cfg.quantizer)
-    video, decoder = programs.decode(coder.params, codes, state.decoder, coder.cfg, coder.backend)
+    cfg, params, backend = world.tokenizer
+    codes = quantize.lookup(params["quantizer"], ids.unsqueeze(-2), cfg.quantizer)
+    video, decoder = programs.decode(params, codes, state.decoder, cfg, backend)
     pixels = layers.to_uint8(video.squeeze(-4))
     return State(cache, decoder), Frame(pixels, ids, probability, revealed)
 
@@ -220,9 +217,9 @@ def rollout(
     programs: Programs = EAGER,
 ) -> Tensor:
     """The F frames that continue T prompt frames, given T-1+F actions: uint8 (B, F, H, W, 3)."""
-    given = prompt_BTHWC.shape[1] - 1
-    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :given], programs)
-    return generate(world, state, actions_BT[:, given:], key, sample, programs, first=given)
+    first = prompt_BTHWC.shape[1] - 1
+    state, _ = reset(world, prompt_BTHWC, actions_BT[:, :first], programs)
+    return generate(world, state, actions_BT[:, first:], key, sample, programs, first=first)
 
 
 def generate(
@@ -237,7 +234,7 @@ def generate(
 ) -> Tensor:
     """Continue a session by one frame per action: uint8 (B, T, H, W, 3).
 
-    The frame that action t leads to is sampled with fold_in(key, t); `first` is the t of the first of these actions.
+    The frame that action t leads to is sampled with fold_in(key, t), with t counted from `first`.
     """
     frames = []
     for t, action_B in enumerate(actions_BT.unbind(1), first):

@@ -8,7 +8,7 @@ the dynamics run.
 import json
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,5 +87,5 @@ def is_valid(mapping: ActionMap, latent_actions: int = 0) -> bool:
     )
 
 
-def _is_share(value: object) -> bool:
+def _is_share(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 <= value <= 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,12 +66,12 @@ class Engine:
         self._compiled: Runner | None = None
         self._games: dict[int, tuple[procgen.Game, bytes]] = {}
         self._queue: queue.Queue = queue.Queue()
-        self._on_ready: Callable[[], None] = lambda: None
+        self._on_ready: Callable[[], Any] = lambda: None
         threading.Thread(target=self._serve, daemon=True, name="engine").start()
         if compiled:
             threading.Thread(target=self._compile, daemon=True, name="compiling").start()
 
-    def when_ready(self, callback: Callable[[], None]) -> None:
+    def when_ready(self, callback: Callable[[], Any]) -> None:
         """Call `callback()` when `ready` changes, from another thread."""
         self._on_ready = callback
 
@@ -125,6 +125,8 @@ class Engine:
     def _start(self, image: np.ndarray | None, seed: int, level: int | None) -> Session:
         """Without compiled programs, so that every session starts alike."""
         if level is None:
+            if image is None:
+                raise ValueError("a session starts from an image or a level")
             return session.begin(self._eager.world, image, seed)
         game, saved = self._game(level)
         procgen.load(game, saved)
@@ -136,8 +138,7 @@ class Engine:
     def _act(self, act: Act) -> Session:
         began = time.perf_counter()
         new, compiled = self._advance(act)
-        record = new.present.record._replace(recorded=act.recorded, compiled=compiled)
-        new = session.amended(new, record=record)
+        new = session.relabelled(new, recorded=act.recorded, compiled=compiled)
         if act.session.level is not None:
             new = self._with_game(new, act)
         return session.amended(new, ms=1000 * (time.perf_counter() - began))
@@ -158,6 +159,8 @@ class Engine:
     def _with_game(self, new: Session, act: Act) -> Session:
         """The session with the real game's frame after the same action, and the PSNR against it."""
         before = act.session.present
+        assert act.session.level is not None and act.recorded is not None
+        assert before.saved is not None
         game, _ = self._game(act.session.level)
         procgen.load(game, before.saved)
         frame = procgen.step(game, act.recorded).frame
@@ -215,7 +218,11 @@ def _advance(runner: Runner, act: Act, sample: SampleConfig) -> Session:
 def _resolved(world: World, device: torch.device, compiled: bool) -> World:
     """The world with the implementations that are fastest on this device."""
     backend = AUTO.resolve(device, compiled)
-    return World(*(stage and stage._replace(backend=backend) for stage in world))
+    return World(
+        world.tokenizer._replace(backend=backend),
+        world.dynamics._replace(backend=backend),
+        world.lam and world.lam._replace(backend=backend),
+    )
 
 
 def _psnr(pixels: np.ndarray, reference: np.ndarray) -> float:

@@ -85,7 +85,7 @@ class WorldEnv(gymnasium.Env):
         if not self.action_space.contains(action):
             raise UserError(
                 f"there is no action {action!r}: "
-                f"choose an integer from 0 to {self.action_space.n - 1}"
+                f"choose an integer from 0 to {self._world.dynamics.cfg.actions - 1}"
             )
         self._session = session.advance(
             self._world, self._session, action, self._sample, self._programs, keep=1

@@ -30,7 +30,7 @@ MAX_RECORDS = 10_000  # frames whose actions are kept, for a recording
 class ActionRecord(NamedTuple):
     """What generates a frame again, and the hash of its pixels."""
 
-    action: int | None
+    action: int
     """The world's action."""
     recorded: int | None
     """The recorded action, where one was chosen and mapped to `action`."""
@@ -159,7 +159,7 @@ def advance(
 
 def frame_hash(pixels_HWC: np.ndarray) -> str:
     """Equal hashes, equal frames."""
-    return f"{zlib.crc32(np.ascontiguousarray(pixels_HWC)):08x}"
+    return f"{zlib.crc32(pixels_HWC.tobytes()):08x}"
 
 
 # What a session keeps
@@ -199,6 +199,14 @@ def amended(session: Session, **fields: Any) -> Session:
     at = session.at - session.first
     moments[at] = _with_size(moments[at]._replace(**fields))
     return replace(session, moments=tuple(moments))
+
+
+def relabelled(session: Session, **fields: Any) -> Session:
+    """The session with other fields of its present moment's record; it has one if generated."""
+    record = session.present.record
+    if record is None:
+        raise ValueError("a start frame has no record")
+    return amended(session, record=record._replace(**fields))
 
 
 def moved(session: Session, frame: int) -> Session:

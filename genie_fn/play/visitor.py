@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from genie_fn.errors import UserError
 from genie_fn.play import recording
 from genie_fn.play.recording import MAX_LEVEL, MAX_SEED, MAX_STEPS, number, temperature
-from genie_fn.play.session import ActionRecord, Session, frame_hash, moved
+from genie_fn.play.session import Moment, Session, frame_hash, moved
 
 MAX_MESSAGE = 8 << 20  # bytes: a long recording
 MAX_WAITING = 100  # unanswered messages of one visitor
@@ -214,7 +214,7 @@ class Visitor:
         different = None
         for t, record in enumerate(replayed.records, 1):
             await self.generate(self.session(), *record[:-1])
-            if different is None and self.session().present.record.hash != record.hash:
+            if different is None and frame_hash(self.session().present.pixels) != record.hash:
                 different = t
         verdict = {"type": "replayed", "frames": len(replayed.records), "same": different is None}
         if different is not None:
@@ -248,20 +248,23 @@ def _position(session: Session) -> dict[str, int]:
     return {"frame": session.at, "oldest": session.oldest, "newest": session.newest}
 
 
+def _record(moment: Moment) -> dict:
+    """What led to a frame, for its header."""
+    record = moment.record
+    if record is None:  # a start frame
+        start = {"action": None, "recorded": None, "temperature": 1.0, "steps": 0}
+        return start | {"hash": frame_hash(moment.pixels)}
+    fields = record._asdict()
+    del fields["compiled"]
+    return fields
+
+
 def pack(session: Session, grid: tuple[int, int]) -> bytes:
     """The present frame as the page reads it: length of the header, header, and arrays."""
     moment = session.present
-    record = moment.record
-    if record is None:  # a start frame's
-        record = ActionRecord(None, None, 1.0, 0, False, frame_hash(moment.pixels))
     height, width, _ = moment.pixels.shape
-    header = _position(session) | {
+    header = {
         "seed": session.seed,
-        "action": record.action,
-        "recorded": record.recorded,
-        "temperature": record.temperature,
-        "steps": record.steps,
-        "hash": record.hash,
         "ms": round(moment.ms, 1),
         "psnr": moment.psnr,
         "mean_psnr": moment.mean_psnr,
@@ -270,6 +273,7 @@ def pack(session: Session, grid: tuple[int, int]) -> bytes:
         "grid": list(grid),
         "game": moment.game is not None,
     }
+    header |= _position(session) | _record(moment)
     arrays = [moment.pixels, moment.probability, moment.revealed, moment.ids.astype("<u4")]
     if moment.game is not None:
         arrays.append(moment.game)
