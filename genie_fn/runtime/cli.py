@@ -21,12 +21,14 @@ def run(main: Callable[[Any], None], presets: Presets | None = None) -> None:
     """Parse the command line into `main(cfg)` and call it; a `UserError` becomes one sentence and
     exit code 2.
 
-    `presets` are functions that return a config: `--cfg.preset NAME` chooses one, and the other
-    flags override it. Ctrl-C exits with code 130, as a shell expects; `main` has saved its work by
-    then. Of several processes that fail with the same error only the first reports it.
+    --help begins with the docstring of the script. `presets` are functions that return a config:
+    `--cfg.preset NAME` chooses one, and the other flags override it. Ctrl-C exits with code 130, as
+    a shell expects; `main` has saved its work by then. Of several processes that fail with the same
+    error only the first reports it.
     """
     try:
-        tyro.cli(_with_preset(main, presets) if presets else main)
+        description = inspect.getdoc(sys.modules[main.__module__])
+        tyro.cli(_with_preset(main, presets) if presets else main, description=description)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -53,7 +55,6 @@ def _with_preset(main: Callable[[Any], None], presets: Presets) -> Callable[...,
     def entry(cfg=preset) -> None:
         main(cfg)
 
-    entry.__doc__ = inspect.getdoc(sys.modules[main.__module__])
     entry.__annotations__ = {"cfg": type(preset)}
     return entry
 
