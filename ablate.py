@@ -132,16 +132,10 @@ class Config:
     )
     """What to vary; `table` writes the tables from earlier measurements."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """The seeds, not their number.
-
-    Once the dataset exists, several processes can train one each, with the same `out`; afterwards,
-    one command that names them all writes the tables.
-    """
+    """The seeds, not their number. Once the dataset exists, several processes can train one each,
+    with the same `out`; afterwards, one command that names them all writes the tables."""
     worlds: tuple[str, ...] = ()
-    """Runs of dynamics models to evaluate instead of training one per seed.
-
-    This is for choices of sampling only.
-    """
+    """Runs of dynamics models to evaluate instead of training; for choices of sampling only."""
     data: str = "data/coinrun"
     """The demo's dataset, which is also evaluated on."""
     levels: int = 200

@@ -50,10 +50,7 @@ class Config:
     data: str = "data/coinrun"
     """The dataset with the expert's video."""
     out: str = ""
-    """The folder of clone.json and clone.html.
-
-    The default is the run's folder, or one beside the world file.
-    """
+    """The folder of clone.json and clone.html; by default the run's, or one beside the file."""
     seeds: int = 5
     """Repetitions, each with other initial parameters and other labelled transitions."""
     levels: int = 100

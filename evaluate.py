@@ -81,31 +81,18 @@ class Config:
     action_clips: int = 1000
     """Clips of 11 frames that actions are analysed on; fewer if the split has fewer."""
     held: int = 20
-    """Frames from which LEFT and RIGHT are held, for data of a game with such keys.
-
-    0 leaves this out.
-    """
+    """Frames from which LEFT and RIGHT are held, for data of a game with such keys; 0: none."""
     probe_steps: int = 400
-    """Training steps of the supervised inverse dynamics model, for latent actions.
-
-    0 leaves it out.
-    """
+    """Training steps of the supervised inverse dynamics model, for latent actions; 0: none."""
     brief: bool = False
-    """Leave out what takes long and is not in the headlines.
-
-    That is joint decoding, teacher forcing, held keys and the inverse dynamics model, whatever
-    --cfg.held and --cfg.probe-steps say.
-    """
+    """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, held
+    keys and the inverse dynamics model, whatever --cfg.held and --cfg.probe-steps say."""
     out: str = ""
-    """The folder of the results.
-
-    The default is `evaluation` in the run's folder, or in a folder named like the world file.
-    """
+    """The folder of the results; by default `evaluation` in the run's folder, or in a folder named
+    like the world file."""
     compare: tuple[str, ...] = ()
-    """Folders of runs or of evaluations to print side by side and write to compare.html.
-
-    Nothing is measured.
-    """
+    """Folders of runs or evaluations to print side by side, and write to compare.html; nothing is
+    measured."""
     seed: int = 0
     """Seed of the clips and of all random numbers."""
     device: str = "auto"

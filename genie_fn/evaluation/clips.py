@@ -25,13 +25,19 @@ class Clips(NamedTuple):
 
 def encode(world: World, frames: Tensor, recorded: Tensor) -> Clips:
     """Clips of these frames and recorded actions (B, T-1)."""
+    codes, ids = tokenize(world, frames)
+    return Clips(frames, conditioning(world, frames, recorded), codes, ids)
+
+
+def tokenize(world: World, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (B, T, N, K) and ids (B, T, N) of uint8 frames, a few clips at a time."""
     model = world.tokenizer
     tokens = [
         tokenizer.tokenize(model.params, chunk, model.cfg, backend=model.backend)
         for (chunk,) in worlds.chunks(frames)
     ]
-    codes, ids = (torch.cat(parts) for parts in zip(*tokens, strict=True))
-    return Clips(frames, conditioning(world, frames, recorded), codes, ids)
+    codes, ids = zip(*tokens, strict=True)
+    return torch.cat(codes), torch.cat(ids)
 
 
 def conditioning(world: World, frames: Tensor, recorded: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genie_fn import data, metrics
-from genie_fn import world as worlds
 from genie_fn.data import Store, procgen
 from genie_fn.data.procgen import Game
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import rollouts
+from genie_fn.evaluation.clips import tokenize
 from genie_fn.evaluation.record import HeldKeys
 from genie_fn.world import World
 
@@ -102,13 +102,13 @@ def hold(
 ) -> Tensor:
     """Rollouts under the world's action for each key: frames as in `Starts`, on the CPU."""
 
-    def rollout(key: Tensor, first: Tensor, actions: Tensor) -> Tensor:
-        return torch.cat((first, worlds.rollout(world, first, actions, key, sample)), 1)
-
+    first = starts.frames[0, :, :1].to(key.device)
+    codes, ids = tokenize(world, first)
     videos = []
-    for frames, name in zip(starts.frames.to(key.device), KEYS, strict=True):
-        held = torch.full((len(frames), FRAMES), key_actions[name], device=key.device)
-        videos.append(rollouts.batched(rollout, key, frames[:, :1], held))
+    for name in KEYS:
+        held = torch.full((len(first), FRAMES), key_actions[name], device=key.device)
+        frames = rollouts.free_running(world, codes, ids, held, key, sample)
+        videos.append(torch.cat((first, frames), 1))
     return torch.stack(videos).cpu()
 
 

@@ -31,18 +31,25 @@ def batched(function: Callable[..., Tensor], key: Tensor, *tensors: Tensor) -> T
 
 
 def free_running(
-    world: World, clips: Clips, prompt: int, actions: Tensor, key: Tensor, sample: SampleConfig
+    world: World,
+    codes: Tensor,
+    ids: Tensor,
+    actions: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
 ) -> Tensor:
-    """The frames after the prompt, each generated from the generated frames before it."""
+    """The frames after a tokenized prompt, each generated from the prompt and the frames before it.
+
+    Of T prompt frames, `codes` are (B, T, N, K) and `ids` (B, T, N). With `actions` (B, T - 1 + F)
+    the result is (B, F, H, W, 3) uint8.
+    """
+    given = ids.shape[1] - 1
 
     def generate(key: Tensor, codes: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
-        given = actions[:, : prompt - 1]
-        state, _ = worlds.start(world, codes, ids, given)
-        return worlds.generate(
-            world, state, actions[:, prompt - 1 :], key, sample, first=prompt - 1
-        )
+        state, _ = worlds.start(world, codes, ids, actions[:, :given])
+        return worlds.generate(world, state, actions[:, given:], key, sample, first=given)
 
-    return batched(generate, key, clips.codes[:, :prompt], clips.ids[:, :prompt], actions)
+    return batched(generate, key, codes, ids, actions)
 
 
 def teacher_forcing(
@@ -119,7 +126,9 @@ def generate_all(
     action_key, key = random.split(key).unbind(0)
     sequences = action_sequences(clips, prompt, world.dynamics.cfg.actions, action_key)
     videos: Videos = {
-        method: free_running(world, clips, prompt, actions, key, sample)
+        method: free_running(
+            world, clips.codes[:, :prompt], clips.ids[:, :prompt], actions, key, sample
+        )
         for method, actions in sequences.items()
     }
     if not brief:

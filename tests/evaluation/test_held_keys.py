@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("procgen")
 
 import generate_dataset  # noqa: E402
-from genie_fn import data, random, world
+from genie_fn import data, random
 from genie_fn.data import procgen
 from genie_fn.dynamics import SampleConfig
-from genie_fn.evaluation import held_keys
+from genie_fn.evaluation import held_keys, rollouts
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,11 @@ def test_the_score_counts_correct_directions(starts):
 def test_rollouts_are_under_the_world_s_action_for_each_key(starts, monkeypatch):
     """Which action reaches which half of the rollouts, each from its own first frame."""
 
-    def rollout(_, prompt, actions, key, sample):
-        return (prompt + actions[:, :, None, None, None]).to(torch.uint8)
+    def free_running(_, codes, ids, actions, key, sample):
+        return (codes + actions[:, :, None, None, None]).to(torch.uint8)
 
-    monkeypatch.setattr(world, "rollout", rollout)
+    monkeypatch.setattr(held_keys, "tokenize", lambda _, first: (first, first))
+    monkeypatch.setattr(rollouts, "free_running", free_running)
     key_actions = {"LEFT": 3, "RIGHT": 1}
     generated = held_keys.hold(None, starts, key_actions, random.key(0), SampleConfig())
     assert generated.shape == starts.frames.shape

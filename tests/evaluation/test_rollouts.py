@@ -93,7 +93,8 @@ def test_actions_between_prompt_frames_are_always_the_clip_s_own():
 def test_a_free_running_rollout_is_that_of_the_world():
     model = handmade(controllable=True)
     shown = held_out(model, 4)
-    found = rollouts.free_running(model, shown, 2, shown.actions, random.key(3), SAMPLE)
+    codes, ids = shown.codes[:, :2], shown.ids[:, :2]
+    found = rollouts.free_running(model, codes, ids, shown.actions, random.key(3), SAMPLE)
     key = random.fold_in(random.key(3), 0)
     expected = world.rollout(model, shown.frames[:, :2], shown.actions, key, SAMPLE)
     assert torch.equal(found, expected)
@@ -114,7 +115,8 @@ def test_teacher_forcing_generates_later_frames_from_recorded_ones():
     model = handmade(controllable=True)
     shown = held_out(model, 4)
     first = rollouts.teacher_forcing(model, shown, 1, random.key(3), SAMPLE)
-    free = rollouts.free_running(model, shown, 1, shown.actions, random.key(3), SAMPLE)
+    codes, ids = shown.codes[:, :1], shown.ids[:, :1]
+    free = rollouts.free_running(model, codes, ids, shown.actions, random.key(3), SAMPLE)
     assert torch.equal(first[:, 0], free[:, 0])  # nothing but the prompt precedes the first
     frames = shown.frames.clone()
     frames[:, 2] = 255 - frames[:, 2]

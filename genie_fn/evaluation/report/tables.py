@@ -235,8 +235,8 @@ def facts(evaluations: dict[str, Evaluation]) -> Rows:
 
 POLICIES = {
     "random": "random",
-    "frequencies": "the expert's frequencies, without looking",
-    "commonest": "always the expert's commonest action",
+    "frequencies": "expert's frequencies",
+    "commonest": "expert's commonest action",
     "oracle": "oracle, of recorded actions",
 }
 
