@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Config:
     """A world file to evaluate instead of a run."""
     data: str = "data/coinrun"
     """The dataset to evaluate on."""
-    split: str = "test"
+    split: Literal["train", "val", "test"] = "test"
     """The split of the dataset to evaluate on."""
     clips: int = 64
     """Held-out clips that rollouts are scored on."""
