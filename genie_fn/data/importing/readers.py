@@ -104,9 +104,8 @@ def _stream_frames(file: InputContainer, stream: av.VideoStream) -> Iterator[Sou
     # Only the first frame is asked: side data keeps its frame until garbage is collected.
     rotation = None
     for number, frame in enumerate(_decoded(file, stream)):
-        if frame.pts is None or not frame.time_base:
-            time = number / rate
-        else:
+        time = number / rate
+        if frame.pts is not None and frame.time_base:
             time = frame.pts * frame.time_base
         if rotation is None:
             rotation = _rotation(frame)
