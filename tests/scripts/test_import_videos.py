@@ -338,7 +338,7 @@ def test_a_world_from_a_folder_of_videos_is_trained_evaluated_and_played(own_wor
     assert np.array(Image.open(output)).shape == (64, 3 * 64 + 2, 3)
 
 
-def test_true_actions_of_a_dataset_without_any_are_refused(own_world):
+def test_recorded_actions_of_a_dataset_without_any_are_refused(own_world):
     with pytest.raises(UserError, match="no recorded actions"):
         train_dynamics.main(
             replace(test_scripts.config(own_world, "dynamics", "true"), actions="recorded")
