@@ -50,7 +50,7 @@ class Config(RunConfig):
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
     flip: bool = False
     """Horizontal-flip augmentation: every second batch is flipped, and of recorded actions LEFT and RIGHT are swapped.
-    It helps where most of the motion goes one way. The frozen models have not seen such frames: CoinRun's tokenizer
+    It helps if most of the motion has one direction. The frozen models have not seen such frames: CoinRun's tokenizer
     loses 0.4 dB on them."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
     """The latent action model of joint training."""

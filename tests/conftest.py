@@ -91,19 +91,14 @@ def world_model():
 
 
 @pytest.fixture(scope="session")
-def dream(world_model):
-    """Another name of `world_model`."""
-    return world_model
-
-
-@pytest.fixture(scope="session")
 def stage(tmp_path_factory):
-    """What a play server needs, for 64 x 64 frames: a random world, a map of its actions, a dataset."""
-    coder = replace(TOKENIZER, height=64, width=64)
-    model = DynamicsConfig(coder.quantizer.codes, coder.tokens, LAM.actions, stack=STACK)
-    namer = replace(LAM, height=64, width=64)
-    stages = ((tokenizer, coder), (dynamics, model), (lam, namer))
-    dream = world.World(
+    """A random world for frames of 64 x 64 pixels, an action map, and a dataset."""
+    tokenizer_cfg = replace(TOKENIZER, height=64, width=64)
+    codes, tokens = tokenizer_cfg.quantizer.codes, tokenizer_cfg.tokens
+    dynamics_cfg = DynamicsConfig(codes, tokens, LAM.actions, stack=STACK)
+    lam_cfg = replace(LAM, height=64, width=64)
+    stages = ((tokenizer, tokenizer_cfg), (dynamics, dynamics_cfg), (lam, lam_cfg))
+    model = world.World(
         *(world.Stage(c, tree.init(m.spec(c), random.key(i))) for i, (m, c) in enumerate(stages))
     )
     rng, names = np.random.default_rng(0), procgen.ACTIONS
@@ -111,12 +106,12 @@ def stage(tmp_path_factory):
     store = data.create(tmp_path_factory.mktemp("stage") / "data", meta, 64, 64, len(names), names)
     frames = rng.integers(0, 256, (40, 64, 64, 3), np.uint8)
     recording = data.Recording(9, frames, rng.integers(0, 15, 40), np.zeros(40), np.zeros(40, bool))
-    real, latent = (
+    recorded, latent = (
         torch.from_numpy(rng.integers(0, n, (50, 9))) for n in (len(names), LAM.actions)
     )
-    table = metrics.contingency(real, latent, len(names), LAM.actions)
-    found = action_map.make([*names], table.tolist(), agreement=0.3, chance=0.2)
-    return dream, found, data.append_segments(store, [recording])
+    table = metrics.contingency(recorded, latent, len(names), LAM.actions)
+    mapping = action_map.make([*names], table.tolist(), agreement=0.3, chance=0.2)
+    return model, mapping, data.append_segments(store, [recording])
 
 
 @pytest.fixture(scope="session")

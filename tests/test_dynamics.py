@@ -370,7 +370,7 @@ def test_an_action_changes_its_frame_and_no_earlier_one(dynamics_params, dynamic
     assert not torch.equal(a[:, 3], b[:, 3])
 
 
-def test_guidance_exaggerates_what_the_action_changes_and_nothing_else(
+def test_guidance_amplifies_the_effect_of_the_action_and_nothing_else(
     dynamics_params, dynamics_cfg
 ):
     cfg, ids, moves = dynamics_cfg, tokens(dynamics_cfg, 2, 1), actions(dynamics_cfg, 2, 1)
@@ -504,8 +504,8 @@ def test_factors_generate_ids_of_the_whole_vocabulary():
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_all_frames_in_one_go(dynamics_cfg, dynamics_params, steps):
-    """One frame in one go is a frame; of several all tokens are revealed, and the prompt stays."""
+def test_joint_decoding(dynamics_cfg, dynamics_params, steps):
+    """For one frame it equals `next_frame`; for several it reveals all tokens and keeps the prompt."""
     cfg, sample = dynamics_cfg, SampleConfig(steps=steps)
     ids = random.randint(random.key(0), (2, 2, cfg.tokens), 0, cfg.codes)
     actions = random.randint(random.key(1), (2, 4), 0, cfg.actions)

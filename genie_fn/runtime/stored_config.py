@@ -20,7 +20,7 @@ T = TypeVar("T")
 LARGEST_INT = 2**53
 """JSON readers represent integers up to this one exactly."""
 
-RUN_FIELDS = {"mirror": "flip"}
+RUN_FIELDS = {"mirror": "flip"}  # language: allow
 """Renamed fields of a run's configuration: the old name and the new."""
 
 RUN_VALUES = {"actions": {"true": "recorded"}}

@@ -168,7 +168,7 @@ def kills_while_collecting(home: Path, chance: random.Random, count: int = 30) -
 
 
 def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int = 3) -> str:
-    """One bit, or the end of a file, of the newest checkpoint: whoever loads it has the right bits, or older ones."""
+    """One bit, or the end of a file, of the newest checkpoint: loading gives the same bits, or an older checkpoint."""
     passed, run = 0, home / f"damaged_{stage}"
     for at in range(count):
         shutil.rmtree(run, ignore_errors=True)

@@ -51,7 +51,7 @@ def test_a_dynamics_run():
         "lam": "runs/demo/lam",
         "actions": "true",
         "train_lam": False,
-        "mirror": True,
+        "mirror": True,  # language: allow
         "lam_model": with_implementations(TOKENIZER),
         "model": with_implementations(DYNAMICS),
         "sample": {"steps": 8, "guidance": None},
@@ -80,7 +80,7 @@ def test_latent_actions_stay_latent():
     assert stored_config.update_model({"actions": 6}) == {"actions": 6}
 
 
-@pytest.mark.parametrize("value", [None, 3, "true", [{"mirror": True}], {}])
+@pytest.mark.parametrize("value", [None, 3, "true", [{"mirror": True}], {}])  # language: allow
 def test_anything_else_is_left_as_it_is(value):
     assert stored_config.update_run(value) == value
     assert stored_config.update_model(value) == value

@@ -139,12 +139,14 @@ def test_earlier_stages_are_frozen_and_stay_out_of_the_optimizer(trained):
     assert tree.paths(state["opt"]["m"]).keys() == tree.paths(state["params"]).keys()
 
 
-def test_true_actions(trained):
-    train_dynamics.main(replace(config(trained, "dynamics", "true"), actions="recorded", steps=3))
-    dream = bundle.load(trained / "true").world
-    assert dream.lam is None and dream.dynamics.cfg.actions == 3
+def test_recorded_actions(trained):
+    train_dynamics.main(
+        replace(config(trained, "dynamics", "recorded"), actions="recorded", steps=3)
+    )
+    model = bundle.load(trained / "recorded").world
+    assert model.lam is None and model.dynamics.cfg.actions == 3
     with pytest.raises(UserError, match="recorded actions"):
-        world.infer_actions(dream, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
+        world.infer_actions(model, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
 
 
 def evaluation(trained: Path, run: str, **options) -> evaluate.Config:
@@ -233,12 +235,14 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
             export_world.Config(**wrong)
 
 
-def test_evaluate_a_world_of_true_actions(trained):
+def test_evaluate_a_world_with_recorded_actions(trained):
     train_dynamics.main(
-        replace(config(trained, "dynamics", "true_evaluated"), actions="recorded", steps=3)
+        replace(config(trained, "dynamics", "recorded_evaluated"), actions="recorded", steps=3)
     )
-    evaluate.main(evaluation(trained, "true_evaluated"))
-    result = json.loads((trained / "true_evaluated" / "evaluation" / "metrics.json").read_text())
+    evaluate.main(evaluation(trained, "recorded_evaluated"))
+    result = json.loads(
+        (trained / "recorded_evaluated" / "evaluation" / "metrics.json").read_text()
+    )
     assert result["actions"]["kind"] == "recorded" and result["actions"]["names"] == [
         "LEFT",
         "NOOP",
@@ -246,7 +250,7 @@ def test_evaluate_a_world_of_true_actions(trained):
     ]
     assert (
         result["actions"]["recorded"] is None
-        and action_map.load(trained / "true_evaluated") is None
+        and action_map.load(trained / "recorded_evaluated") is None
     )
 
 
@@ -266,15 +270,15 @@ def test_play_writes_the_same_video_again(trained, tmp_path):
 
 def test_world_session_is_a_pure_pytree(trained):
     """Branching: the same state stepped twice gives the same frame, and another action may give another."""
-    dream = bundle.load(trained / "dynamics").world
+    model = bundle.load(trained / "dynamics").world
     prompt = torch.from_numpy(
         data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
     )
-    state, encoded = world.reset(dream, prompt, torch.tensor([[0, 1]]))
+    state, encoded = world.reset(model, prompt, torch.tensor([[0, 1]]))
     assert encoded.pixels.shape == prompt.shape and encoded.pixels.dtype == torch.uint8
     before = [leaf.clone() for leaf in tree.leaves(state)]
     results = [
-        world.step(dream, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3))
+        world.step(model, state, torch.tensor([action]), random.key(1), SampleConfig(steps=3))
         for action in (2, 2, 4)
     ]
     assert all(torch.equal(a, b) for a, b in zip(before, tree.leaves(state), strict=True))
@@ -307,8 +311,8 @@ def magvit2(home) -> Path:
 def test_a_vocabulary_of_2_to_the_18_from_tokenizer_to_play(trained, magvit2, tmp_path):
     cfg = replace(config(trained, "dynamics", "large"), tokenizer=str(magvit2), steps=20)
     train_dynamics.main(cfg)
-    dream = bundle.load(trained / "large").world
-    assert dream.dynamics.cfg.sizes == (512, 512)
+    model = bundle.load(trained / "large").world
+    assert model.dynamics.cfg.sizes == (512, 512)
     play.main(
         play.Config(
             run=str(trained / "large"),
@@ -372,24 +376,24 @@ def test_a_tokenizer_that_compresses_time_is_refused_by_the_dynamics(trained):
         )
 
 
-def test_latent_actions_trained_along(trained):
-    """One run holds both models; the world made from it finds its latent actions there."""
+def test_joint_training_of_latent_actions(trained):
+    """One run contains both models, and its world infers latent actions."""
     lam_model = LamConfig(
         patch=16, encoder=STACK, decoder=STACK, quantizer=QuantizerConfig(kind="vq", codes=4)
     )
     cfg = replace(
-        config(trained, "dynamics", "along"), train_lam=True, lam_model=lam_model, lam="nowhere"
+        config(trained, "dynamics", "joint"), train_lam=True, lam_model=lam_model, lam="nowhere"
     )
     train_dynamics.main(replace(cfg, steps=50))
     rows = [
-        json.loads(line) for line in (trained / "along" / "metrics.jsonl").read_text().splitlines()
+        json.loads(line) for line in (trained / "joint" / "metrics.jsonl").read_text().splitlines()
     ]
     assert rows[-1]["lam_weighted_mse"] < rows[0]["lam_weighted_mse"]
     assert rows[-1]["cross_entropy"] < rows[0]["cross_entropy"]
-    dream = bundle.load(trained / "along").world
-    assert dream.lam.cfg.actions == dream.dynamics.cfg.actions == 4
+    model = bundle.load(trained / "joint").world
+    assert model.lam.cfg.actions == model.dynamics.cfg.actions == 4
     frames = data.read_clips(data.open_store(trained / "data"), np.array([0]), 3).frames
-    assert world.infer_actions(dream, torch.from_numpy(frames)).shape == (1, 2)
+    assert world.infer_actions(model, torch.from_numpy(frames)).shape == (1, 2)
     with pytest.raises(UserError, match="leave one of them out"):
         replace(cfg, actions="recorded")
 
