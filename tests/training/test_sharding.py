@@ -115,7 +115,7 @@ def assert_close(ours: tree.Tree, theirs: tree.Tree, tolerance: float) -> None:
 
 @pytest.mark.parametrize("job", ["sharded", "hybrid", "replicated", "compiled"])
 def test_many_processes_are_one(folder, alone, job):
-    """A tokenizer with its discriminator, VQ, the dynamics with jointly trained latent actions, a toy compiled whole."""
+    """A tokenizer with its discriminator, VQ, dynamics with jointly trained latent actions, a compiled toy."""
     assert_equal_runs(torch.load(folder / f"{job}.pt"), alone(STAGE_OF[job]))
 
 
