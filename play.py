@@ -77,6 +77,7 @@ class Config:
     """`step` compiles the models, which takes a minute; `auto` does so for the page, where play
     begins meanwhile."""
     device: str = "auto"
+    """The device of the models: auto, cpu, cuda or cuda:1."""
     sample: SampleConfig = PLAY
 
     def __post_init__(self):

@@ -163,6 +163,11 @@ def status(game: Game, actions: int, fps: float) -> str:
     return f"frame {game.session.at} · {action} · {fps:.1f} FPS · {running} · {keys}"
 
 
+def frame_rate(seconds: float, running: bool) -> float:
+    """Frames per second of one frame's time; a running game is slowed down to MAX_FPS."""
+    return min(1 / seconds, MAX_FPS) if running else 1 / seconds
+
+
 @contextlib.contextmanager
 def _raw_keys(fd: int) -> Iterator[None]:
     """Keys arrive as they are pressed, without echo. The terminal is restored however this ends."""
@@ -219,12 +224,12 @@ def _console() -> Console:
     return console
 
 
-def _draw(live: Live, console: Console, game: Game, line: str, scale: int) -> None:
+def _draw(live: Live, game: Game, line: str, scale: int) -> None:
     """Draw the present frame; the start frame is the image itself, not its reconstruction."""
     now = game.session
     pixels = now.start if now.at == 0 else now.present.pixels
     height, width, _ = pixels.shape
-    size = fit(height, width, *console.size, scale)
+    size = fit(height, width, *live.console.size, scale)
     text = Text(line, no_wrap=True, overflow="ellipsis")
     live.update(Group(picture(pixels, *size), text), refresh=True)
 
@@ -250,20 +255,20 @@ def play(
     def advance(now: Session, action: int) -> Session:
         return session.advance(world_model, now, action, sample, programs)
 
-    due = 0.0
-    fps = 0.0
     screen = Live(console=console, screen=True, auto_refresh=False)
     with torch.no_grad(), _raw_keys(fd), screen as live:
         start = session.begin(world_model, image_HWC, seed, programs=programs)
         game = Game(start, start)
+        due = 0.0
+        fps = 0.0
         while not game.quit:
-            before = game.session.at
             began = time.monotonic()
-            _draw(live, console, game, status(game, actions, fps), scale)
+            _draw(live, game, status(game, actions, fps), scale)
             drawing = time.monotonic() - began
-
             typed = _read_keys(fd, max(0.0, due - time.monotonic()) if game.running else None)
+
             began = time.monotonic()
+            before = game.session.at
             for command in commands(typed, keys):
                 game = apply(game, command, advance)
             if game.running and began >= due:
@@ -271,5 +276,4 @@ def play(
                 due = began + 1 / MAX_FPS
             frames = game.session.at - before
             if frames > 0:
-                fps = 1 / ((time.monotonic() - began) / frames + drawing)
-                fps = min(fps, MAX_FPS) if game.running else fps
+                fps = frame_rate((time.monotonic() - began) / frames + drawing, game.running)
