@@ -6,8 +6,8 @@
 
 The dataset holds lossless frames, actions, rewards, level seeds and episode starts. The data of a
 level is a function of (config, seed, level seed) alone, whatever the number of workers. A killed
-run keeps the levels it had finished: the same command continues, and with a larger
---cfg.num-levels it appends.
+run keeps the levels it had finished, and the same command continues. With a larger number of
+levels it appends.
 """
 
 import functools
