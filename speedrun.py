@@ -1,25 +1,24 @@
-"""From nothing to a measured world in a fixed time: collect, train the three stages, evaluate; one row of results.
+"""From nothing to a measured world in a fixed time: collect data, train three stages, evaluate.
 
     python speedrun.py                                            # 20 minutes, for a CPU
     python speedrun.py --cfg.preset small --cfg.minutes 30 --cfg.levels 5000     # for a large GPU
-    python speedrun.py --cfg.frame-skip 2 --cfg.world coinrun.safetensors        # and keep the world as one file
+    python speedrun.py --cfg.frame-skip 2 --cfg.world coinrun.safetensors        # save the world, too
 
-Each stage has a share of the time. It begins, is timed, stops and saves, and goes on for as many steps as its share has
-room for: the learning rate's plan needs to know its end, and the clock decides where that is. The evaluation is the
-brief one of evaluate.py: for the probe, held keys and all ways to dream run that by itself. The row goes to
-benchmarks/records/, beside a folder with what every stage logged. What was interrupted is no record, and is begun anew.
+Each stage trains for its share of the time (--cfg.minutes of the training scripts), and its
+learning-rate schedule ends with it. The evaluation is the brief one of evaluate.py; run evaluate.py
+itself for the probe, held keys and all kinds of rollouts. The results are one row in
+benchmarks/records/, beside a folder with every stage's metrics. A speedrun that is interrupted is
+not a record: start it again in a new folder.
 """
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -31,7 +30,10 @@ from genie_fn.runtime.cli import run
 
 ROOT = Path(__file__).parent
 STAGES = ("tokenizer", "lam", "dynamics")
-OPEN_END = 1_000_000  # steps, while nobody knows how many there will be; no saving or drawing in between either
+NEVER = 1_000_000
+"""Steps between checkpoints and between pictures: more than any stage here has."""
+START_SECONDS = 10
+"""What a training script takes besides training: importing torch, reading the data, saving."""
 console = Console(stderr=True, highlight=False)
 
 
@@ -41,154 +43,144 @@ class Config:
     preset: str = "demo"
     levels: int = 200
     frame_skip: int = 1
-    """Frames of the game per step of the world, as in generate_dataset.py: more make a livelier world to play."""
+    """Frames of the game per step of the world, as in generate_dataset.py: with more, the world
+    moves faster when it is played."""
     actions: Literal["latent", "recorded"] = "latent"
-    """`recorded`: the dataset's own actions. The dynamics model then also gets the latent action model's share of
-    the time."""
+    """What the dynamics model is conditioned on. Recorded actions need no latent action model,
+    whose share of the time then goes to the dynamics model."""
     tokenizer: float = 0.33
-    """Share of the time."""
+    """The tokenizer's share of the time."""
     lam: float = 0.11
+    """The latent action model's share of the time."""
     dynamics: float = 0.45
-    """What the three leave is for collecting and evaluating: two minutes on two CPU cores, also of five."""
+    """The dynamics model's share of the time. What the three leave is for collecting data and for
+    the evaluation, which together take about two minutes on two CPU cores."""
     clips: int = 64
-    """Of the evaluation."""
+    """The number of clips of the evaluation."""
     seed: int = 0
     out: str = "runs/speedrun"
     """A new folder, for the dataset and the runs."""
     records: str = "benchmarks/records"
+    """The folder for the row of results."""
     world: str = ""
-    """A file for the world, as of export_world.py; empty: none."""
+    """A file for the world, as export_world.py writes it; empty: none."""
 
     def __post_init__(self):
-        if (
-            min(self.tokenizer, self.lam, self.dynamics) <= 0
-            or self.tokenizer + self.lam + self.dynamics >= 1
-        ):
+        shares = (self.tokenizer, self.lam, self.dynamics)
+        if min(shares) <= 0 or sum(shares) >= 1:
             raise UserError(
-                "the shares --cfg.tokenizer, lam and dynamics are above 0, and together below 1"
+                "the shares --cfg.tokenizer, lam and dynamics must be above 0, and together below 1"
             )
         if self.minutes <= 0 or self.levels < 10:
             raise UserError(
-                "--cfg.minutes is above 0, and --cfg.levels at least 10, so that every split has one"
+                "--cfg.minutes must be above 0, and --cfg.levels at least 10, "
+                "so that every split has a level"
             )
         if self.world and Path(self.world).suffix != ".safetensors":
             raise UserError(f"--cfg.world {self.world} should end in .safetensors")
 
     @property
     def shares(self) -> dict[str, float]:
-        """What part of the time each stage has."""
+        """Each stage's share of the time."""
         if self.actions == "recorded":
             return {"tokenizer": self.tokenizer, "dynamics": self.lam + self.dynamics}
         return {stage: getattr(self, stage) for stage in STAGES}
 
 
-def start(name: str, **flags) -> subprocess.Popen:
-    """One of the scripts, with --cfg.* flags; True is a flag without a value."""
-    words = [
-        f"--cfg.{flag}".replace("_", "-") + ("" if x is True else f"={x}")
-        for flag, x in flags.items()
-    ]
-    return subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *words])
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> None:
-    """Wait for a script that should end with `code`."""
+def call(script: str, **flags) -> None:
+    """Run one of the scripts with --cfg.* flags; True is a flag without a value."""
+    process = subprocess.Popen([sys.executable, str(ROOT / f"{script}.py"), *words(flags)])
     try:
-        found = process.wait()
+        code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # Ctrl-C has reached it, too: let it save
+        process.wait()  # Ctrl-C has reached it, too: it saves
         raise
-    if found != code:
+    if code:
         raise UserError(
-            "a part of the speedrun failed for the reason above: mend it, and begin anew"
+            "a part of the speedrun failed for the reason above: correct it, and start again"
         )
 
 
-def rows(folder: Path) -> list[dict]:
-    """The metrics of a run so far."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def words(flags: dict[str, Any]) -> list[str]:
+    """Flags as the words of a command line."""
+    return [
+        f"--cfg.{name}".replace("_", "-") + ("" if value is True else f"={value}")
+        for name, value in flags.items()
+    ]
 
 
-def train(cfg: Config, stage: str, seconds: float) -> dict:
-    """Train a stage for about so many seconds. Returns its steps, and the seconds that it took."""
-    began, folder = time.monotonic(), Path(cfg.out) / stage
-    flags = {"preset": cfg.preset, "out": folder, "data": Path(cfg.out) / "data", "seed": cfg.seed}
-    flags |= {"save_every": OPEN_END, "sample_every": OPEN_END}
+def train(cfg: Config, stage: str) -> dict[str, float]:
+    """Train a stage for its share of the time. Returns its steps, and the seconds that it took."""
+    start = time.monotonic()
+    folder = Path(cfg.out) / stage
+    seconds = 60 * cfg.minutes * cfg.shares[stage]
+    flags = {
+        "preset": cfg.preset,
+        "out": folder,
+        "data": Path(cfg.out) / "data",
+        "seed": cfg.seed,
+        "save_every": NEVER,
+        "sample_every": NEVER,
+        "minutes": max(seconds - START_SECONDS, seconds / 2) / 60,
+    }
     if stage == "dynamics":
-        flags |= {name: Path(cfg.out) / name for name in STAGES[:2]} | {"actions": cfg.actions}
-    process = start(f"train_{stage}", **flags, steps=OPEN_END)
-    while process.poll() is None and (
-        time.monotonic() < began + 0.15 * seconds or len(rows(folder)) < 3
-    ):
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)  # it saves, and ends as after Ctrl-C
-    finish(process, 130)
-    last, pace = rows(folder)[-1], _pace(rows(folder))
-    again = (
-        time.monotonic() - began - last["step"] * pace
-    )  # what a start takes; compiling comes from a cache by then
-    steps = last["step"] + max(10, int((began + seconds - time.monotonic() - again) / pace))
-    console.rule(f"{stage}: {1 / pace:.2f} steps/s, {steps} steps in all")
-    finish(start(f"train_{stage}", **flags, steps=steps, resume=True))
-    return {"steps": steps, "seconds": round(time.monotonic() - began, 1)}
+        flags |= {name: Path(cfg.out) / name for name in ("tokenizer", "lam")}
+        flags |= {"actions": cfg.actions}
+    console.rule(stage)
+    call(f"train_{stage}", **flags)
+    return {"steps": metrics(folder)[-1]["step"], "seconds": seconds_since(start)}
 
 
-def _pace(measured: list[dict]) -> float:
-    """Seconds per step, the median: other work on the machine for a moment should not count for the whole run."""
-    pairs = zip(measured[:-1], measured[1:], strict=True)
-    return median((b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairs)
+def metrics(folder: Path) -> list[dict]:
+    """The rows of a run's metrics."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def record(cfg: Config, stages: dict, began: float) -> dict:
-    """The row of results."""
-    took = {"minutes": round((time.monotonic() - began) / 60, 2), "stages": stages}
-    where = provenance.describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return (
-        where
-        | took
-        | {
-            "config": asdict(cfg),
-            "results": headlines.results(Path(cfg.out) / "dynamics"),
-        }
-    )
+def seconds_since(start: float) -> float:
+    return round(time.monotonic() - start, 1)
 
 
 def main(cfg: Config) -> None:
-    if Path(cfg.out).exists():
+    out = Path(cfg.out)
+    if out.exists():
         raise UserError(
-            f"{cfg.out} is there already, and a speedrun begins with nothing: delete it, or name --cfg.out"
+            f"{out} exists, and a speedrun starts from nothing: delete it, or name --cfg.out"
         )
-    began, stages = time.monotonic(), {}
-    collected = {
-        "root": Path(cfg.out) / "data",
-        "num_levels": cfg.levels,
-        "frame_skip": cfg.frame_skip,
-    }
-    finish(start("generate_dataset", **collected, seed=cfg.seed))
-    stages["dataset"] = {"levels": cfg.levels, "seconds": round(time.monotonic() - began, 1)}
-    for stage, share in cfg.shares.items():
-        stages[stage] = train(cfg, stage, 60 * cfg.minutes * share)
-    evaluated = time.monotonic()
-    flags = {
-        "run": Path(cfg.out) / "dynamics",
-        "data": Path(cfg.out) / "data",
-        "clips": cfg.clips,
-        "prompts": 1,
-    }
-    finish(start("evaluate", **flags, brief=True))
-    stages["evaluation"] = {"clips": cfg.clips, "seconds": round(time.monotonic() - evaluated, 1)}
-    row = record(cfg, stages, began)
-    path = keep(cfg, row)
+    start = time.monotonic()
+    collection = {"num_levels": cfg.levels, "frame_skip": cfg.frame_skip, "seed": cfg.seed}
+    call("generate_dataset", root=out / "data", **collection)
+    stages = {"dataset": {"levels": cfg.levels, "seconds": seconds_since(start)}}
+    for stage in cfg.shares:
+        stages[stage] = train(cfg, stage)
+
+    evaluation_start = time.monotonic()
+    places = {"run": out / "dynamics", "data": out / "data"}
+    call("evaluate", **places, clips=cfg.clips, prompts=1, brief=True)
+    stages["evaluation"] = {"clips": cfg.clips, "seconds": seconds_since(evaluation_start)}
+
+    row = describe(cfg, stages, seconds_since(start) / 60)
+    path = save(cfg, row)
     if cfg.world:
-        finish(start("export_world", run=flags["run"], data=flags["data"], output=cfg.world))
+        call("export_world", **places, output=cfg.world)
     print(f"{row['minutes']} of {cfg.minutes:g} minutes: {path}")
 
 
-def keep(cfg: Config, row: dict) -> Path:
-    """Write the row and the stages' logs; where they were written."""
+def describe(cfg: Config, stages: dict, minutes: float) -> dict[str, Any]:
+    """The row of results."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return provenance.describe(device) | {
+        "minutes": round(minutes, 2),
+        "stages": stages,
+        "config": asdict(cfg),
+        "results": headlines.results(Path(cfg.out) / "dynamics"),
+    }
+
+
+def save(cfg: Config, row: dict[str, Any]) -> Path:
+    """Write the row, and copies of the stages' metrics. Returns the row's path."""
     name = f"{row['date']}-{cfg.preset}-{cfg.actions}-{cfg.minutes:g}min-seed{cfg.seed}"
-    path, logs = Path(cfg.records) / f"{name}.json", Path(cfg.records) / name
+    path = Path(cfg.records) / f"{name}.json"
+    logs = Path(cfg.records) / name
     logs.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row, indent=1) + "\n")
     for stage in cfg.shares:

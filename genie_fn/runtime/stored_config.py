@@ -42,7 +42,7 @@ def update_run(config: Any) -> Any:
         return config
     updated = {}
     for name, value in config.items():
-        current = RUN_FIELDS.get(name, name)
+        current = RUN_FIELDS[name] if name in RUN_FIELDS else name
         updated[current] = _update_value(current, value)
     return updated
 
@@ -122,7 +122,9 @@ def _is_valid(hint: Any, value: Any) -> bool:
 
 
 def _value(hint: Any, value: Any) -> Any:
-    return from_dict(hint, value) if dataclasses.is_dataclass(hint) else as_tuples(value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)
+    return as_tuples(value)
 
 
 def as_tuples(value: Any) -> Any:

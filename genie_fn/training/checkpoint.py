@@ -1,12 +1,13 @@
-"""Checkpoints on disk: a run's state and configuration by step, written with orbax, with checksums
-of every array.
+"""Checkpoints on disk: a run's state and configuration by step, with checksums of every array.
+
+A single process writes the state with orbax. Several processes write their own shards (see shards),
+so that no process ever holds the whole state; any number of processes reads either.
 
 A checkpoint appears atomically: it is written beside its place and renamed. Loading compares the
 checksums and takes the newest checkpoint that is intact. The configuration is stored with the
 state, so that a later stage never declares an earlier stage's configuration again.
 """
 
-import gc
 import json
 import logging
 import math
@@ -27,6 +28,8 @@ from genie_fn import tree
 from genie_fn.errors import UserError
 from genie_fn.runtime import files, stored_config
 from genie_fn.runtime.console import console
+from genie_fn.training import processes, sharding, shards
+from genie_fn.training.shards import Damaged
 from genie_fn.tree import Tree
 
 KEEP = 2
@@ -53,16 +56,12 @@ class Loaded(NamedTuple):
     """Tensors as leaves."""
 
 
-class Damaged(Exception):
-    """The content of a checkpoint is not what was saved."""
-
-
 def folder_of(run: str | Path) -> Path:
     """The folder of a run's checkpoints, each in a folder named by its step."""
     return Path(run).absolute() / "checkpoints"
 
 
-def _steps(run: str | Path) -> list[int]:
+def steps_of(run: str | Path) -> list[int]:
     """The steps saved in a run's folder, newest first."""
     folder = folder_of(run)
     if not folder.is_dir():
@@ -74,7 +73,7 @@ def _steps(run: str | Path) -> list[int]:
 
 def latest(run: str | Path) -> int | None:
     """The newest step saved in a run's folder; None if there is none."""
-    return next(iter(_steps(run)), None)
+    return next(iter(steps_of(run)), None)
 
 
 @contextmanager
@@ -103,40 +102,6 @@ def quiet_orbax() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# Writing
-
-
-def write(run: Path, step: int, arrays: Tree, config: dict, seconds: float, keep: int) -> None:
-    """Write a checkpoint, and remove all but the newest `keep`. `seconds` is how long the run has
-    trained."""
-    import orbax.checkpoint as ocp  # imports JAX, which only training and loading should wait for
-
-    checksums = {"config": _config_checksum(config), "state": _checksums(arrays)}
-    content = ocp.args.Composite(
-        state=ocp.args.StandardSave(arrays),
-        config=ocp.args.JsonSave(config),
-        checksums=ocp.args.JsonSave(checksums),
-        progress=ocp.args.JsonSave({"seconds": seconds}),
-    )
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-            writer.save(folder_of(run) / str(step), content)
-    except BaseException:
-        gc.collect()  # orbax's coroutines warn when they are collected: now, while that is silenced
-        raise
-    finally:
-        sweep(run)  # the partial files of a failed save would keep a full disk full
-    for old in _steps(run)[keep:]:
-        _remove(run, old)
-
-
-def _remove(run: Path, step: int) -> None:
-    """Remove a checkpoint; one that is half removed must not look like a checkpoint."""
-    doomed = folder_of(run) / f"{step}.old"
-    (folder_of(run) / str(step)).rename(doomed)
-    shutil.rmtree(doomed)
-
-
 def sweep(run: str | Path) -> None:
     """Remove from the folder of checkpoints what is none: partial saves, and old ones that were
     being removed."""
@@ -145,7 +110,7 @@ def sweep(run: str | Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _checksums(arrays: Tree) -> dict[str, int]:
+def checksums_of(arrays: Tree) -> dict[str, int]:
     """A checksum of every array with its type and shape, by path."""
     leaves = tree.paths(arrays)
     with ThreadPoolExecutor() as pool:
@@ -154,10 +119,10 @@ def _checksums(arrays: Tree) -> dict[str, int]:
 
 def _checksum(array: np.ndarray) -> int:
     kind = f"{array.dtype} {array.shape}".encode()
-    return zlib.crc32(np.ascontiguousarray(array), zlib.crc32(kind))
+    return zlib.crc32(np.ascontiguousarray(array).data, zlib.crc32(kind))
 
 
-def _config_checksum(config: dict) -> int:
+def config_checksum(config: dict) -> int:
     return zlib.crc32(json.dumps(config, sort_keys=True).encode())
 
 
@@ -183,7 +148,7 @@ def _read_newest(run: str | Path, stage: str) -> Loaded:
     some meanwhile."""
     damage = None
     tried = set()
-    while untried := [step for step in _steps(run) if step not in tried]:
+    while untried := [step for step in steps_of(run) if step not in tried]:
         step = untried[0]
         tried.add(step)
         path = folder_of(run) / str(step)
@@ -213,19 +178,101 @@ def _reason(error: Exception) -> str:
 def _read(path: Path) -> Loaded:
     """The checkpoint in a folder, its leaves arrays. Raises exceptions of many kinds if it is not
     what was saved."""
-    import orbax.checkpoint as ocp
-
     config = files.read_json(path / "config" / "metadata", CONFIG_BYTES)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        metadata = reader.metadata(path / "state").item_metadata.tree
-        _check_size(path / "state", tree.leaves(metadata))
-        state = tree.map(np.array, reader.restore(path / "state"))
+    state = _read_pieces(path / "state") if _is_in_pieces(path) else _read_whole(path / "state")
     if not isinstance(config, dict) or not {"params", "ema"} <= state.keys():
         raise Damaged("it is not of a training run")
     if (path / "checksums").exists():  # the earliest checkpoints have none
         stored = files.read_json(path / "checksums" / "metadata", CHECKSUMS_BYTES)
-        _compare(stored, {"config": _config_checksum(config), "state": _checksums(state)})
+        checksums = {} if _is_in_pieces(path) else checksums_of(state)
+        _compare(stored, {"config": config_checksum(config), "state": checksums})
     return Loaded(int(path.name), config, state)
+
+
+def _read_whole(folder: Path) -> Tree:
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        metadata = reader.metadata(folder).item_metadata.tree
+        _check_size(folder, tree.leaves(metadata))
+        return tree.map(np.array, reader.restore(folder))
+
+
+def _is_in_pieces(path: Path) -> bool:
+    """Whether several processes wrote the checkpoint."""
+    return (path / "state" / shards.INDEX).exists()
+
+
+def _read_pieces(folder: Path) -> Tree:
+    """A state that several processes wrote, put together."""
+    leaves = shards.read_index(folder)
+    parts = {path: shards.part_of(leaf) for path, leaf in tree.paths(leaves).items()}
+    arrays = shards.read_parts(folder, parts, leaves)
+    return tree.map_with_path(lambda path, _: arrays[path], leaves)
+
+
+def load_together(run: str | Path, state: Tree) -> Tree:
+    """The state of the newest intact checkpoint for several processes, who all call this.
+
+    `state` is laid out as the result will be. Each process reads its own part; of a checkpoint that
+    a single process wrote, the first process reads all and sends the others theirs.
+    """
+    damage = None
+    for step in processes.on_first(lambda: steps_of(run)):
+        path = folder_of(run) / str(step)
+        what = f"the checkpoint in {run}"
+        in_pieces = processes.on_first(lambda path=path: _is_in_pieces(path))
+        read = _read_own if in_pieces else _read_and_send
+        loaded, reason = read(path, state, what)
+        if reason is None:
+            if damage:
+                message = f"{damage}: step {step} is used instead"
+                console.print(message, soft_wrap=True, markup=False)
+            return loaded
+        damage = damage or f"the checkpoint {path} cannot be read ({reason})"
+    raise UserError(f"{damage}, and there is no older one: train it again")
+
+
+def _read_own(path: Path, state: Tree, what: str) -> tuple[Tree, str | None]:
+    """Each process's part of a checkpoint in pieces, or the reason why some process cannot read
+    it."""
+    own = None
+    reason = None
+    try:
+        leaves = check(shards.read_index(path / "state"), state, what)
+        parts = {name: shards.part_of(leaf) for name, leaf in tree.paths(state).items()}
+        arrays = shards.read_parts(path / "state", parts, leaves)
+
+        def to_tensor(name: str, leaf: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(arrays[name]).clone().to(leaf.device)
+
+        own = tree.map_with_path(to_tensor, sharding.local(state))
+    except UserError:  # it does not fit, for all processes alike
+        raise
+    except Exception as error:
+        reason = _reason(error)
+    reason = processes.first_of(reason)
+    return (None, reason) if reason else (sharding.wrap(own, state), None)
+
+
+def _read_and_send(path: Path, state: Tree, what: str) -> tuple[Tree, str | None]:
+    """A checkpoint of a single process, read by the first process and sent to the others."""
+    whole = None
+
+    def read() -> str | None:
+        nonlocal whole
+        try:
+            with quiet_orbax():
+                loaded = _read(path).state
+        except Exception as error:
+            return _reason(error)
+        counters = {"skipped": state["skipped"].cpu()}  # the earliest checkpoints have none
+        loaded = counters | tree.map(lambda x: torch.from_numpy(x).clone(), loaded)
+        whole = check(loaded, state, what)
+        return None
+
+    reason = processes.on_first(read)
+    return (None, reason) if reason else (sharding.from_first(whole, state), None)
 
 
 def _compare(stored: dict, computed: dict) -> None:
@@ -263,7 +310,7 @@ def seconds_trained(run: str | Path, step: int) -> float:
 def move_damaged(run: str | Path, step: int) -> None:
     """Move the checkpoints newer than `step`, which `load` passed over, out of the way of training
     on from there."""
-    for newer in (saved for saved in _steps(run) if saved > step):
+    for newer in (saved for saved in steps_of(run) if saved > step):
         path = folder_of(run) / str(newer)
         try:
             with quiet_orbax():
@@ -323,10 +370,3 @@ def check(params: Tree, spec: Tree, what: str) -> Tree:
                 f"not {expected.get(path)}; train it again"
             )
     return tree.map(lambda _, x: x, spec, params)
-
-
-def as_arrays(state: Tree) -> Tree:
-    """A copy of a state in host memory: a training step may overwrite the state's tensors
-    afterwards."""
-    as_dict = state._asdict() if hasattr(state, "_asdict") else state
-    return tree.map(lambda x: x.detach().cpu().numpy().copy(), as_dict)

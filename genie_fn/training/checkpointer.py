@@ -6,16 +6,27 @@ next created, and with several processes it needs jax.distributed.
 """
 
 import dataclasses
+import gc
+import json
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genie_fn import tree
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint, processes, sharding
+from genie_fn.training import checkpoint, processes, shards
 from genie_fn.tree import Tree
+
+
+class Snapshot(NamedTuple):
+    """A copy, in host memory, of what one of several processes writes of a state."""
+
+    index: dict[str, Any]
+    pieces: shards.Pieces
 
 
 class Unsaved(UserError):
@@ -33,8 +44,8 @@ class Checkpointer:
     """Writes the checkpoints of one run, one after another, in a thread. A context: its end waits
     for the last one.
 
-    All processes call the same methods, and the first one writes; the caller holds the run's folder
-    exclusively. A save that fails, as on a full disk, leaves the earlier checkpoints as they were.
+    All processes call the same methods, and each writes its own part; the caller holds the run's
+    folder exclusively. A save that fails, as on a full disk, leaves the earlier checkpoints as they were.
     The failure is printed and the next save tries again; a second failure in a row, or one of the
     last save, raises Unsaved.
     """
@@ -49,12 +60,15 @@ class Checkpointer:
         """The step of the last save, whether or not it is written yet."""
 
     def __enter__(self) -> "Checkpointer":
-        if processes.rank() == 0:
+        def prepare() -> None:
             with files.writing(self._run):
                 checkpoint.folder_of(self._run).mkdir(parents=True, exist_ok=True)
                 checkpoint.sweep(self._run)
-            self._stack.enter_context(checkpoint.quiet_orbax())
-            self._thread = self._stack.enter_context(ThreadPoolExecutor(1, "checkpoint"))
+
+        processes.on_first(prepare)
+        processes.prepare_saving()
+        self._stack.enter_context(checkpoint.quiet_orbax())
+        self._thread = self._stack.enter_context(ThreadPoolExecutor(1, "checkpoint"))
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
@@ -68,14 +82,11 @@ class Checkpointer:
         The state is copied first, so that the caller may overwrite it at once. All processes have
         to call this.
         """
-        whole = sharding.to_first(state)
         self.saved = step
-        if processes.rank() > 0:
-            return
-        arrays = checkpoint.as_arrays(whole)
+        content = snapshot(state)
         self._wait()
-        content = (step, arrays, dataclasses.asdict(config), seconds, self._keep)
-        self._pending = Pending(step, self._thread.submit(checkpoint.write, self._run, *content))
+        arguments = (self._run, step, content, dataclasses.asdict(config), seconds, self._keep)
+        self._pending = Pending(step, self._thread.submit(write, *arguments))
 
     def poll(self) -> None:
         """Report a save that has failed now, rather than at the next save."""
@@ -111,3 +122,100 @@ class Checkpointer:
             soft_wrap=True,
             markup=False,
         )
+
+
+# Writing one checkpoint
+
+
+def snapshot(state: Tree) -> Tree | Snapshot:
+    """A copy, in host memory, of this process's part of a state, which may be overwritten
+    afterwards."""
+    state = state._asdict() if hasattr(state, "_asdict") else state
+    if processes.count() > 1:
+        return Snapshot(shards.index_of(state), shards.own_pieces(state))
+    return tree.map(lambda x: x.detach().cpu().numpy().copy(), state)
+
+
+def write(
+    run: Path, step: int, content: Tree | Snapshot, config: dict, seconds: float, keep: int
+) -> None:
+    """Write a checkpoint, and remove all but the newest `keep`. `seconds` is how long the run has
+    trained. All processes have to call this, each with its `snapshot`."""
+    if isinstance(content, Snapshot):
+        _write_together(run, step, content, config, seconds, keep)
+    else:
+        _write_whole(run, step, content, config, seconds)
+        _prune(run, keep)
+
+
+def _write_whole(run: Path, step: int, arrays: Tree, config: dict, seconds: float) -> None:
+    import orbax.checkpoint as ocp  # imports JAX, which only training and loading should wait for
+
+    checksums = {
+        "config": checkpoint.config_checksum(config),
+        "state": checkpoint.checksums_of(arrays),
+    }
+    content = ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays),
+        config=ocp.args.JsonSave(config),
+        checksums=ocp.args.JsonSave(checksums),
+        progress=ocp.args.JsonSave({"seconds": seconds}),
+    )
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+            writer.save(checkpoint.folder_of(run) / str(step), content)
+    except BaseException:
+        gc.collect()  # orbax's coroutines warn when they are collected: now, while that is silenced
+        raise
+    finally:
+        checkpoint.sweep(run)  # the partial files of a failed save would keep a full disk full
+
+
+def _write_together(
+    run: Path, step: int, own: Snapshot, config: dict, seconds: float, keep: int
+) -> None:
+    """Write this process's pieces; once all have, the first process completes the checkpoint."""
+    partial = checkpoint.folder_of(run) / f"{step}.partial"
+    error = None
+    try:
+        shards.write_pieces(partial / "state", own.pieces)
+    except Exception as failure:  # the other processes have to know
+        error = files.reason(failure)
+    errors = processes.gather_saved(error)
+    error = next(filter(None, errors), None)
+    if processes.rank() == 0:
+        try:
+            if error is None:
+                _complete(run, step, partial, own.index, config, seconds)
+                _prune(run, keep)
+        except Exception as failure:
+            error = files.reason(failure.__cause__ or failure)
+        finally:
+            checkpoint.sweep(run)
+    error = processes.gather_saved(error)[0]  # no process begins another save before the sweep
+    if error:
+        raise OSError(None, error)
+
+
+def _complete(
+    run: Path, step: int, partial: Path, index: dict, config: dict, seconds: float
+) -> None:
+    """Add to a folder of pieces what belongs to a checkpoint, and give it the name of one."""
+    files.write_atomically(partial / "state" / shards.INDEX, json.dumps(index).encode())
+    contents = {
+        "config": config,
+        "checksums": {"config": checkpoint.config_checksum(config), "state": {}},
+        "progress": {"seconds": seconds},
+    }
+    for name, content in contents.items():
+        (partial / name).mkdir()
+        files.write_atomically(partial / name / "metadata", json.dumps(content).encode())
+    partial.rename(checkpoint.folder_of(run) / str(step))
+
+
+def _prune(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest; one that is half removed must not look like one."""
+    for step in checkpoint.steps_of(run)[keep:]:
+        doomed = checkpoint.folder_of(run) / f"{step}.old"
+        (checkpoint.folder_of(run) / str(step)).rename(doomed)
+        shutil.rmtree(doomed)

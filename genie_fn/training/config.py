@@ -9,7 +9,7 @@ from genie_fn.training.log import SinkName
 from genie_fn.training.optim import OptimConfig
 
 AT_LEAST_ONE = ("steps", "batch_size", "num_frames", "save_every", "sample_every", "accumulate")
-AT_LEAST_ZERO = ("profile",)
+AT_LEAST_ZERO = ("minutes", "profile")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class RunConfig:
     data: str = "data/coinrun"
     out: str = "runs/demo/stage"
     steps: int = 1000
+    minutes: float = 0
+    """Train for this long instead of for `steps`; the learning rate then follows the share of the
+    time that has elapsed. 0: train for `steps`."""
     batch_size: int = 16
     num_frames: int = 8
     seed: int = 0

@@ -5,7 +5,6 @@ so is its batch. A checkpoint therefore holds no random state, and a killed run 
 bits.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,8 +28,9 @@ from genie_fn.runtime.console import console
 from genie_fn.runtime.signals import Stop
 from genie_fn.training import checkpoint, log, processes, sharding
 from genie_fn.training.checkpointer import Checkpointer, Unsaved
+from genie_fn.training.clock import Clock
 from genie_fn.training.config import RunConfig
-from genie_fn.training.log import Measurement, MetricLogger
+from genie_fn.training.log import MetricLogger
 from genie_fn.training.profile import Profiler
 from genie_fn.training.step import TrainState
 from genie_fn.tree import Tree
@@ -47,9 +47,10 @@ Sample = Callable[[Tree, Path], None]
 def fit(
     step: Step, state: TrainState, batches: Iterable, cfg: RunConfig, sample: Sample
 ) -> TrainState:
-    """Train until `cfg.steps`, with metrics, pictures and checkpoints in `cfg.out`. Returns the
-    last state.
+    """Train for `cfg.steps` or `cfg.minutes`, with metrics, pictures and checkpoints in `cfg.out`.
 
+    Returns the last state. `step(state, batch, key) -> (state, metrics)`; with `cfg.minutes` it
+    also takes the expected total number of steps, a 0-D tensor, for the learning rate.
     `batches` yields the batch of the state's step first; `sample(weights, png_path)` draws a
     picture. Four things end a run early, with its state saved: Ctrl-C, SIGTERM, data that cannot be
     read, and PATIENCE steps in a row whose loss or gradients were not finite. --cfg.resume
@@ -61,7 +62,7 @@ def fit(
     done = first
     source = iter(batches)
     errors = FirstError()
-    clock = Clock(cfg)
+    clock = Clock(cfg, spent=checkpoint.seconds_trained(cfg.out, first))
     with Stop(single_process=processes.count() == 1) as stop, _open_run(cfg, batches, first) as run:
         while not (clock.is_over(done) or is_stuck(run.logger)):
             with record_function("wait for batch"), clock.waiting():
@@ -69,8 +70,9 @@ def fit(
             if processes.is_any(bool(stop or errors)):
                 break
             with record_function("step"):
-                state, metrics = step(state, batch, key)
+                state, metrics = step(state, batch, key, *clock.schedule(done, key.device))
             done += 1
+            clock.tick()
             stop.can_save = True
             is_last = clock.is_over(done)
             with record_function("log"):
@@ -78,20 +80,20 @@ def fit(
                 errors.attempt(run.checkpointer.poll)
                 if is_last or done % LOG_EVERY == 0:
                     run.logger.record(clock.measure(done, metrics))
-                run.show_progress(completed=done)
+                run.show_progress(completed=done, total=clock.expected_steps(done))
             if is_last or done % cfg.sample_every == 0:
                 with record_function("sample"):
                     draw(sample, state, run.folder / "samples" / f"{done:07d}.png")
             if is_last or done % cfg.save_every == 0:
                 with record_function("save"):
                     run.logger.flush()  # the metrics never lack the step of a checkpoint
-                    errors.attempt(run.checkpointer.save, done, state, cfg)
+                    errors.attempt(run.checkpointer.save, done, state, cfg, clock.elapsed)
             run.profiler.step()
         run.logger.flush()
         errors.attempt(run.checkpointer.poll)
-        if run.checkpointer.saved != done and done > first:
-            if not processes.is_any(isinstance(errors.first, Unsaved)):
-                errors.attempt(run.checkpointer.save, done, state, cfg)
+        unsaved = done > first and run.checkpointer.saved != done
+        if unsaved and not processes.is_any(isinstance(errors.first, Unsaved)):
+            errors.attempt(run.checkpointer.save, done, state, cfg, clock.elapsed)
         errors.attempt(run.checkpointer.finish)
         processes.raise_together(errors.first)
     clock.report(done - first)
@@ -136,37 +138,6 @@ class FirstError:
                 self.first = error
 
 
-class Clock:
-    """When a run ends, and how long this process has trained and waited for batches."""
-
-    def __init__(self, cfg: RunConfig):
-        self._steps = cfg.steps
-        self._start = time.perf_counter()
-        self._waited = 0.0
-
-    def is_over(self, done: int) -> bool:
-        return done >= self._steps
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside the context as waiting for a batch."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    def measure(self, step: int, metrics: dict[str, Tensor]) -> Measurement:
-        return Measurement(step, self.seconds(), self._waited, metrics)
-
-    def report(self, steps: int) -> None:
-        """Print how long this process has taken for so many steps."""
-        seconds = self.seconds()
-        waited = self._waited / seconds
-        console.print(f"{steps} steps in {seconds:.0f} s, {waited:.1%} of it waiting for batches")
-
-
 class _Run(NamedTuple):
     """The files of a run while it trains. All processes call the same methods; the first one
     writes."""
@@ -195,15 +166,16 @@ def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
             checkpoint.put_last(folder)
             with files.writing(folder):
                 (folder / "samples").mkdir(exist_ok=True)
-            stack.enter_context(checkpointer)
             for sink in log.open_sinks(cfg.log, folder, first):
                 stack.callback(sink.close)
                 sinks.append(sink)
 
         processes.on_first(open_files)
+        stack.enter_context(checkpointer)
         stack.enter_context(profiler)
         bar = stack.enter_context(_progress_bar())
-        task = bar.add_task(folder.name, total=cfg.steps, completed=first, metrics="compiling")
+        total = None if cfg.minutes else cfg.steps
+        task = bar.add_task(folder.name, total=total, completed=first, metrics="compiling")
 
         def show_progress(**fields) -> None:
             bar.update(task, **fields)

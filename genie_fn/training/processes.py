@@ -81,6 +81,24 @@ def sum_of(number: int) -> int:
     return int(total)
 
 
+def max_of(number: float) -> float:
+    """The largest of a number over all processes."""
+    if count() == 1:
+        return number
+    largest = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_host_group())
+    return float(largest)
+
+
+def first_of(value: Any) -> Any:
+    """The first value that is not None, in the order of the processes."""
+    if count() == 1:
+        return value
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value, group=_host_group())
+    return next((value for value in values if value is not None), None)
+
+
 def on_first(function: Callable[[], Result]) -> Result:
     """Call `function` in the first process; returns its result, or raises its UserError, in all."""
     if count() == 1:
@@ -134,3 +152,25 @@ def check_same(value: str, name: str) -> None:
         raise UserError(
             f"{name} is not the same for all processes: let nothing write there, or copy it again"
         )
+
+
+# In the threads that write checkpoints
+
+
+@functools.cache
+def _saving_group() -> dist.ProcessGroup | None:
+    """The processes' saving threads: their messages must not mix with those of the main threads."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
+def prepare_saving() -> None:
+    """Let saving threads use `gather_saved`. The main threads must call this before."""
+    if count() > 1:
+        _saving_group()
+
+
+def gather_saved(value: Any) -> list[Any]:
+    """The values of all processes, by their number. All saving threads must call this."""
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value, group=_saving_group())
+    return values

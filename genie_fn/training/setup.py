@@ -44,7 +44,7 @@ def _use_deterministic_algorithms() -> None:
     # cuBLAS reads the variable when a matrix product is first computed.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def start(
@@ -57,7 +57,7 @@ def start(
 ) -> TrainState:
     """The state to train from: initialised, or with --cfg.resume that of the newest checkpoint.
 
-    The first of several processes reads the checkpoint and sends the others theirs. Raises
+    Each of several processes reads its own part of a checkpoint. Raises
     UserError if the checkpoint does not fit `spec`, and if there is one but --cfg.resume is not
     given.
     """
@@ -65,47 +65,44 @@ def start(
     layout = sharding.layout(cfg.sharding)
     stats = tree.map(lambda x: x.to(device), stats)
     state = init_state(spec, key, cfg.optim, stats, apart, layout)
-    resumed: TrainState | None = None
-
-    def load() -> bool:
-        nonlocal resumed
-        resumed = _newest(state, cfg, stage, device)
-        return resumed is not None
-
-    return sharding.from_first(resumed, state) if processes.on_first(load) else state
+    if processes.on_first(lambda: _step_to_resume(cfg)) is None:
+        return state
+    resumed = _resume(state, cfg, stage, device)
+    console.print(f"continuing {cfg.out} from step {int(resumed.step)}", soft_wrap=True)
+    return resumed
 
 
-def _newest(
-    state: TrainState, cfg: RunConfig, stage: str, device: torch.device
-) -> TrainState | None:
-    """The state of the newest checkpoint, whole; None if there is none."""
+def _step_to_resume(cfg: RunConfig) -> int | None:
+    """The newest step saved in the run's folder; None if there is none."""
     step = checkpoint.latest(cfg.out)
-    if step is None:
-        return None
-    if not cfg.resume:
+    if step is not None and not cfg.resume:
         raise UserError(
             f"{cfg.out} already holds a run, saved at step {step}: "
             "pass --cfg.resume to continue it, or another folder with --cfg.out"
         )
-    host = device if processes.count() == 1 else torch.device("cpu")
-    loaded = checkpoint.load(cfg.out, stage=stage, device=host).state
+    return step
+
+
+def _resume(state: TrainState, cfg: RunConfig, stage: str, device: torch.device) -> TrainState:
+    """The state of the newest checkpoint, laid out like `state`."""
+    if processes.count() > 1:
+        return TrainState(**checkpoint.load_together(cfg.out, state._asdict()))
+    loaded = checkpoint.load(cfg.out, stage=stage, device=device).state
     loaded = {"skipped": state.skipped} | loaded  # the earliest checkpoints do not count them
-    checked = checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}")
-    resumed = TrainState(**checked)
-    console.print(f"continuing {cfg.out} from step {int(resumed.step)}", soft_wrap=True)
-    return resumed
+    return TrainState(**checkpoint.check(loaded, state._asdict(), f"the checkpoint in {cfg.out}"))
 
 
 def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> None:
     """Print what is about to be trained, and where."""
     parameters = f"{tree.count(spec) / 1e6:.1f}M parameters"
-    length = f"{cfg.steps} steps of {cfg.batch_size} x {cfg.num_frames} frames"
+    length = f"{cfg.minutes:g} minutes" if cfg.minutes else f"{cfg.steps} steps"
+    batch = f"{cfg.batch_size} x {cfg.num_frames} frames"
     where = str(device)
     if processes.count() > 1:
         shards = sharding.layout(cfg.sharding).shards
         where = f"{processes.count()} processes, state in {shards} shards, {device}"
     console.print(
-        f"{stage} ({cfg.preset}): {parameters}, {length}, on {where}, "
+        f"{stage} ({cfg.preset}): {parameters}, {length} of {batch}, on {where}, "
         f"compile {cfg.compile}, in {cfg.out}",
         soft_wrap=True,
     )

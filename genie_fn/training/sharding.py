@@ -188,25 +188,8 @@ def _full(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def to_first(state: Tree) -> Tree | None:
-    """Whole leaves in the host memory of the first process; None on the others.
-
-    All processes must call this. A device holds one whole leaf at a time.
-    """
-    if processes.count() == 1:
-        return state
-    is_first = processes.rank() == 0
-
-    def collect(x: Tensor) -> Tensor | None:
-        whole = _full(x)
-        return whole.cpu() if is_first else None
-
-    collected = tree.map(collect, state)
-    return collected if is_first else None
-
-
 def from_first(whole: Tree | None, like: Tree) -> Tree:
-    """The inverse of `to_first`: the first process's leaves, laid out on all like those of `like`."""
+    """The whole leaves that the first process has, laid out on all processes like those of `like`."""
     if processes.count() == 1:
         return whole
 

@@ -1,6 +1,8 @@
-"""Every fault in the way of every stage: python -m tests.faults --kills 30. Prints what was done and what came of it.
+"""Injects every fault into every stage: python -m tests.faults --kills 30. Prints a table of the
+results.
 
-Takes some minutes on one core; as root on Linux, since full disks are small file systems of their own.
+It takes some minutes on one core, and needs root on Linux: full disks are small file systems of
+their own.
 """
 
 import io
@@ -25,21 +27,23 @@ from tests.faults import cases, rig
 def main(
     kills: int = 30, seed: int = 0, stages: tuple[str, ...] = rig.STAGES, only: str = ""
 ) -> None:
-    """Inject everything, or only the cases that have a word in their names."""
+    """Run all cases, or only those with the word `only` in their names."""
     jobs = [(case, stage) for case in (*cases.CASES, *cases.RANKS) for stage in stages] + [
         (case, "") for case in cases.COLLECTING
     ]
     jobs = [(case, stage) for case, stage in jobs if only in case.__name__]
-    table, bad = Table("fault", "stage", "what came of it", "seconds"), 0
+    table = Table("fault", "stage", "result", "seconds")
+    bad = 0
     console.quiet = True  # what training prints would hide the table
     output = Progress(console=Console(stderr=True))
     with tempfile.TemporaryDirectory() as folder, output as bar, redirect_stdout(io.StringIO()):
-        task = bar.add_task("training undisturbed", total=len(jobs))
+        task = bar.add_task("training without faults", total=len(jobs))
         home = cases.prepare(Path(folder))
         for case, stage in jobs:
             name = case.__name__.replace("_", " ")
             bar.update(task, description=f"{name} {stage}")
-            began, count = time.monotonic(), {"count": kills} if name.startswith("kill") else {}
+            began = time.monotonic()
+            count = {"count": kills} if name.startswith("kill") else {}
             try:
                 verdict = case(
                     home,
@@ -50,7 +54,8 @@ def main(
             except pytest.skip.Exception as skipped:
                 verdict = f"skipped: {skipped}"
             except (Exception, pytest.fail.Exception):
-                verdict, bad = f"[red]FAILED[/red] {traceback.format_exc(limit=-3)}", bad + 1
+                verdict = f"[red]FAILED[/red] {traceback.format_exc(limit=-3)}"
+                bad = bad + 1
             bar.console.print(f"{name} {stage}: {verdict}")
             table.add_row(name, stage, verdict, f"{time.monotonic() - began:.0f}")
             bar.advance(task)

@@ -1,6 +1,7 @@
-"""The faults, one function each: put it in the way of a stage, and assert that nothing was lost. Returns what was done.
+"""The faults, a function each: it injects the fault into a stage, asserts that nothing was lost,
+and returns what happened.
 
-`home` holds the dataset, the finished stages of `rig.prepare`, and what the cases leave.
+`home` holds the dataset, the finished stages of `prepare`, and what the cases write.
 """
 
 import os
@@ -24,7 +25,7 @@ from tests.faults import rig
 
 
 def prepare(home: Path) -> Path:
-    """The dataset, and every stage trained to its end with nothing in its way."""
+    """Make the dataset, and train every stage to its end without a fault."""
     rig.make_data(home / "data")
     for stage in rig.STAGES:
         rig.train_stage(home, stage, stage)
@@ -40,17 +41,21 @@ def assert_same(home: Path, stage: str, out: str) -> None:
     )
 
 
-def said(capture: str) -> str:
-    """Console output as one line."""
+def in_a_line(capture: str) -> str:
+    """Console output in one line."""
     return " ".join(capture.split())
 
 
 def kills(home: Path, stage: str, chance: random.Random, count: int = 30) -> str:
-    """kill -9: the end is that of an undisturbed run, and every start continues from the newest save there was."""
-    moments, done, begun = [], 0, time.monotonic()
+    """kill -9: the final state is that of an undisturbed run, and every start resumes from the
+    newest checkpoint."""
+    moments = []
+    done = 0
+    begun = time.monotonic()
     while done < count:
         out = f"killed_{stage}_{done}"
-        log, saves = home / f"{out}.log", home / out / "checkpoints"
+        log = home / f"{out}.log"
+        saves = home / out / "checkpoints"
 
         def saving(saves: Path = saves) -> bool:
             return saves.is_dir() and any(not path.name.isdigit() for path in saves.iterdir())
@@ -64,16 +69,14 @@ def kills(home: Path, stage: str, chance: random.Random, count: int = 30) -> str
             moments.append(moment)
             newest.append(checkpoint.latest(home / out))
         done += len(newest)
-        told = [
+        resumed_at = [
             int(line.split()[-1])
             for line in log.read_text().splitlines()
             if line.startswith("continuing")
         ]
-        # A start that was killed before it had read its checkpoint says nothing.
-        assert set(told) <= {step for step in newest if step} and told == sorted(told), (
-            told,
-            newest,
-        )
+        # A start that was killed before it had read its checkpoint prints nothing.
+        assert set(resumed_at) <= {step for step in newest if step}, (resumed_at, newest)
+        assert resumed_at == sorted(resumed_at), (resumed_at, newest)
         assert_same(home, stage, out)
         if not newest:
             break  # it had ended before it could be killed
@@ -81,7 +84,8 @@ def kills(home: Path, stage: str, chance: random.Random, count: int = 30) -> str
 
 
 def full_disk(home: Path, stage: str, chance: random.Random) -> str:
-    """Two saves in a row that fail end the run, and the last good one is intact; after a single one it goes on."""
+    """Two failed saves in a row end the run, and the last good checkpoint is intact; after a single
+    one it continues."""
     with rig.small_disk(home / "small", 4096) as fill:
         if fill is None:
             pytest.skip("no file system of its own may be mounted here")
@@ -98,7 +102,7 @@ def full_disk(home: Path, stage: str, chance: random.Random) -> str:
             rig.train_stage(home, stage, out)
         assert rig.final(home / out)[0] == 8
         assert all(path.name.isdigit() for path in (home / out / "checkpoints").iterdir()), (
-            "a save that failed is left"
+            "partial files of a failed save are left"
         )
         fill(free=True)
 
@@ -114,11 +118,12 @@ def full_disk(home: Path, stage: str, chance: random.Random) -> str:
             rig.train_stage(home, stage, out, resume=True)
         assert failed == [12]
         assert_same(home, stage, out)
-    return "ended after two failed saves, step 8 intact; after one that failed it went on"
+    return "ended after two failed saves, step 8 intact; continued after a single one"
 
 
 def full_disk_while_collecting(home: Path, chance: random.Random) -> str:
-    """The levels that were finished are kept, and the same command collects the others to the same bytes."""
+    """The finished levels are kept, and the same command collects the others with the same
+    bytes."""
     whole = home / "collected"
     if not whole.exists():
         rig.collect(whole)
@@ -133,7 +138,7 @@ def full_disk_while_collecting(home: Path, chance: random.Random) -> str:
         shutil.copytree(root, home / "grown")
     rig.collect(home / "grown")
     assert content(home / "grown") == content(whole)
-    return f"{kept} of 12 levels were kept, the others collected afterwards"
+    return f"{kept} of 12 levels were kept, the others were collected afterwards"
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -143,7 +148,8 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def kills_while_collecting(home: Path, chance: random.Random, count: int = 30) -> str:
-    whole, moments = home / "collected", []
+    whole = home / "collected"
+    moments = []
     if not whole.exists():
         rig.collect(whole)
     while len(moments) < count:
@@ -168,8 +174,10 @@ def kills_while_collecting(home: Path, chance: random.Random, count: int = 30) -
 
 
 def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int = 3) -> str:
-    """One bit, or the end of a file, of the newest checkpoint: loading gives the same bits, or an older checkpoint."""
-    passed, run = 0, home / f"damaged_{stage}"
+    """One flipped bit, or a truncated file, in the newest checkpoint: loading gives the right state
+    or an older one."""
+    passed = 0
+    run = home / f"damaged_{stage}"
     for at in range(count):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(home / stage, run)
@@ -197,12 +205,14 @@ def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int
         rig.flip(rig.largest(newest))
     with pytest.raises(UserError, match="cannot be read.*no older one"):
         rig.train_stage(home, stage, run.name, resume=True)
-    return f"{count} damaged, {passed} told and passed over, the others of no consequence"
+    return f"{count} damaged, {passed} reported and passed over, the others without consequence"
 
 
 def damaged_data(home: Path, stage: str, chance: random.Random) -> str:
-    """Refused with level and file, or skipped, and a run that was stopped then ends as one that was not."""
-    places, name = home / f"places_{stage}", f"frames/c/{3}/0/0/0"
+    """Refused, naming level and file, or skipped; a stopped run then ends with the same state as
+    one that was not."""
+    places = home / f"places_{stage}"
+    name = f"frames/c/{3}/0/0/0"
     shutil.copytree(home / "data", places / "data", ignore=shutil.ignore_patterns("tokens"))
     path = places / "data" / name
     rig.flip(path, 0.4)
@@ -225,7 +235,8 @@ def damaged_data(home: Path, stage: str, chance: random.Random) -> str:
 
 
 def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
-    """NaN now and then changes nothing but counts; NaN without end stops the run with the state from before it."""
+    """A NaN now and then changes only the counters; NaN at every step stops the run with the state
+    before it."""
     out = f"nan_{stage}"
     with rig.poisoned({3, 5, 6}):
         rig.train_stage(home, stage, out)
@@ -242,11 +253,12 @@ def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
     assert 14 <= step < rig.STEPS and all(x.isfinite().all() for x in stuck.values())
     rig.train_stage(home, stage, f"{out}_stuck", resume=True)
     assert rig.final(home / f"{out}_stuck")[0] == rig.STEPS
-    return f"3 steps skipped; stopped at step {step} after 6 in a row, and went on"
+    return f"3 steps skipped; stopped at step {step} after 6 in a row, and continued"
 
 
 def sigterm(home: Path, stage: str, chance: random.Random) -> str:
-    """What a scheduler sends: a save, exit code 0, and the end of an undisturbed run when resumed."""
+    """SIGTERM, as from a scheduler: a save, exit code 0, and the final state of an undisturbed run
+    when resumed."""
     out = f"terminated_{stage}"
     process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
@@ -263,7 +275,8 @@ def sigterm(home: Path, stage: str, chance: random.Random) -> str:
 
 
 def two_at_once(home: Path, stage: str, chance: random.Random) -> str:
-    """Two runs in one folder: the second is refused, until the first is dead, however it died."""
+    """Two runs in one folder: the second is refused until the first has ended, even if it was
+    killed."""
     out = f"shared_{stage}"
     process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
@@ -276,12 +289,14 @@ def two_at_once(home: Path, stage: str, chance: random.Random) -> str:
     process.join()
     rig.train_stage(home, stage, out, resume=True)
     assert_same(home, stage, out)
-    return "the second was refused, and let in when the first was killed"
+    return "the second was refused, and could train once the first was killed"
 
 
 def jumping_clock(home: Path, stage: str, chance: random.Random) -> str:
-    """A clock that jumps, and files with times from anywhere: neither order nor bits change."""
-    out, real, ahead = f"clock_{stage}", time.time, [0.0]
+    """A clock that jumps, and files with arbitrary times: neither the order nor the bits change."""
+    out = f"clock_{stage}"
+    real = time.time
+    ahead = [0.0]
 
     def jump() -> None:
         ahead[0] = chance.uniform(-1e9, 1e9)
@@ -301,7 +316,7 @@ def jumping_clock(home: Path, stage: str, chance: random.Random) -> str:
         rig.train_stage(home, stage, out, resume=True)
     assert_same(home, stage, out)
     assert all(0 <= row["seconds"] < 600 for row in rig.metrics(home / out))
-    return "stopped and resumed to the same bits"
+    return "stopped, and resumed to the same bits"
 
 
 def two_collectors(home: Path, chance: random.Random) -> str:
@@ -340,7 +355,7 @@ def two_fillers(home: Path, chance: random.Random) -> str:
 
 
 def prepare_ranks(home: Path, stage: str) -> Path:
-    """The run of two processes with nothing in its way, made when it is first asked for."""
+    """The undisturbed run of two processes, trained when it is first needed."""
     if not (home / f"two_{stage}").exists():
         finish_ranks(home, stage, f"two_{stage}", False)
     return home / f"two_{stage}"
@@ -353,7 +368,7 @@ def finish_ranks(home: Path, stage: str, out: str, resume: bool = True) -> None:
 
 
 def logs(home: Path, out: str) -> list[str]:
-    return [said((home / f"{out}.{rank}").read_text()) for rank in (0, 1)]
+    return [in_a_line((home / f"{out}.{rank}").read_text()) for rank in (0, 1)]
 
 
 def assert_resumes_to_the_same(home: Path, stage: str, out: str) -> None:
@@ -363,7 +378,8 @@ def assert_resumes_to_the_same(home: Path, stage: str, out: str) -> None:
 
 
 def ranks_terminated(home: Path, stage: str, chance: random.Random) -> str:
-    """SIGTERM to all processes, and once more, as torchrun sends it on: one save, and all leave with 0."""
+    """SIGTERM to all processes, twice, because torchrun forwards it: one save, and all exit with
+    0."""
     out = f"ranks_terminated_{stage}"
     processes = rig.start_ranks(home / out, rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), processes[0])
@@ -379,8 +395,10 @@ def ranks_terminated(home: Path, stage: str, chance: random.Random) -> str:
 
 
 def ranks_killed(home: Path, stage: str, chance: random.Random) -> str:
-    """kill -9 of one process ends the other; of all; a second run beside them is refused in all its processes."""
-    out, resume = f"ranks_killed_{stage}", False
+    """kill -9 of one process, then of the other, then of both; a second run at the same time is
+    refused in all its processes."""
+    out = f"ranks_killed_{stage}"
+    resume = False
     for victims in ([1], [0], [0, 1]):
         before = checkpoint.latest(home / out) or 0
         processes = rig.start_ranks(home / out, rig.slowly, home, stage, out, resume)
@@ -398,13 +416,16 @@ def ranks_killed(home: Path, stage: str, chance: random.Random) -> str:
         assert all(codes) and checkpoint.latest(home / out) < rig.STEPS, (codes, logs(home, out))
         resume = True
     assert_resumes_to_the_same(home, stage, out)
-    return "the others ended, too; resumed to the same bits; a second run was refused"
+    return "the other process ended, too; resumed to the same bits; a second run was refused"
 
 
 def ranks_damaged_data(home: Path, stage: str, chance: random.Random) -> str:
-    """A file that only the second process reads: both end with the same sentence, saved, and go on once it is back."""
-    out, store = f"ranks_damaged_{stage}", data.open_store(home / "data")
-    starts, first = data.clip_starts(store, "train", 4), {}
+    """A damaged file that only the second process reads: both save and end with the same error, and
+    resume once it is restored."""
+    out = f"ranks_damaged_{stage}"
+    store = data.open_store(home / "data")
+    starts = data.clip_starts(store, "train", 4)
+    first = {}
     for step in range(rig.STEPS):
         for rank, offset in enumerate(data.clip_offsets(starts, 0, step, 2).tolist()):
             first.setdefault(offset // storage.BLOCK, (step, rank))
@@ -424,15 +445,17 @@ def ranks_damaged_data(home: Path, stage: str, chance: random.Random) -> str:
     )
     assert (checkpoint.latest(home / out) or 0) == step > 0
     assert_resumes_to_the_same(home, stage, out)
-    return f"both ended with its name, saved at step {step}"
+    return f"both ended, naming the file, saved at step {step}"
 
 
 def ranks_full_disk(home: Path, stage: str, chance: random.Random) -> str:
-    """Two saves of the first process fail: both end with the same sentence, and the last good step is intact."""
+    """Two saves of the first process fail: both end with the same error, and the last good
+    checkpoint is intact."""
     with rig.small_disk(home / "small", 4096) as fill:
         if fill is None:
             pytest.skip("no file system of its own may be mounted here")
-        out, log = f"small/{stage}", f"ranks_full_{stage}"
+        out = f"small/{stage}"
+        log = f"ranks_full_{stage}"
         processes = rig.start_ranks(home / log, rig.slowly, home, stage, out)
         assert rig.wait_for(lambda: checkpoint.latest(home / out), processes[0])
         fill()
@@ -440,7 +463,7 @@ def ranks_full_disk(home: Path, stage: str, chance: random.Random) -> str:
         fill(free=True)
         step = checkpoint.latest(home / out)
         wanted = f"No space left on device); the last saved step is {step}"
-        assert codes == [2, 2] and all(wanted in told for told in logs(home, log)), (
+        assert codes == [2, 2] and all(wanted in printed for printed in logs(home, log)), (
             codes,
             logs(home, log),
         )
@@ -449,8 +472,9 @@ def ranks_full_disk(home: Path, stage: str, chance: random.Random) -> str:
 
 
 def ranks_poisoned(home: Path, stage: str, chance: random.Random) -> str:
-    """NaN gradients in one process are skipped by both, as if they were in both."""
-    one, both = f"ranks_nan_{stage}", f"ranks_nans_{stage}"
+    """Both processes skip a step with NaN gradients in one of them."""
+    one = f"ranks_nan_{stage}"
+    both = f"ranks_nans_{stage}"
     for out, ranks in ((one, "1"), (both, "01")):
         codes = rig.end_ranks(
             rig.start_ranks(home / out, rig.poisoned_in, tuple(ranks), home, stage, out)

@@ -1,4 +1,5 @@
-"""What the fault tests share: tiny stages as processes that can be killed, and the faults that are put in their way."""
+"""What the fault tests share: tiny stages in processes that can be killed, and the faults that are
+injected."""
 
 import json
 import multiprocessing
@@ -29,10 +30,12 @@ from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import checkpoint, loop, sharding
+from genie_fn.training import checkpoint, checkpointer, loop, sharding
 from genie_fn.training.optim import OptimConfig
 
-SIDE, STEPS, SAVE = 32, 24, 4
+SIDE = 32
+STEPS = 24
+SAVE = 4
 STAGES = ("tokenizer", "lam", "dynamics", "cached")  # the last is the dynamics from the token cache
 STACK = STConfig(layers=1, dim=16, heads=2, window=4)
 MODELS = {
@@ -51,17 +54,14 @@ SCRIPTS = {
 
 
 def make_data(root: Path, length: int = 40) -> data.Store:
-    """Ten levels of noise that moves by the action: a file per level and array, so that each can be damaged alone."""
-    store, rng = (
-        data.create(root, {}, SIDE, SIDE, 3, ("LEFT", "NOOP", "RIGHT")),
-        np.random.default_rng(0),
-    )
+    """Ten levels of noise that the action shifts: a file per level and array, so that each can be
+    damaged separately."""
+    store = data.create(root, {}, SIDE, SIDE, 3, ("LEFT", "NOOP", "RIGHT"))
+    rng = np.random.default_rng(0)
     recordings = []
     for level in range(10):
-        picture, actions = (
-            rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8),
-            rng.integers(0, 3, length),
-        )
+        picture = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        actions = rng.integers(0, 3, length)
         frames = np.stack([np.roll(picture, int(x), 1) for x in np.cumsum(actions - 1)])
         recordings.append(
             data.Recording(level, frames, actions, np.zeros(length), np.zeros(length, bool))
@@ -70,8 +70,9 @@ def make_data(root: Path, length: int = 40) -> data.Store:
 
 
 def config(home: Path, stage: str, out: str, **options):
-    """The tiny configuration of a stage that writes to home/out."""
-    script, model = SCRIPTS[stage], MODELS["dynamics" if stage == "cached" else stage]
+    """The configuration of a tiny stage that writes to home/out."""
+    script = SCRIPTS[stage]
+    model = MODELS["dynamics" if stage == "cached" else stage]
     if script is train_dynamics:
         options |= {
             "tokenizer": str(home / "tokenizer"),
@@ -106,13 +107,14 @@ def final(run: Path) -> tuple[int, dict[str, torch.Tensor]]:
 
 def differing(run: Path, other: Path) -> list[str]:
     """The paths whose bits differ between the newest checkpoints of two runs."""
-    (step, left), (other_step, right) = final(run), final(other)
+    (step, left) = final(run)
+    (other_step, right) = final(other)
     assert left.keys() == right.keys()
     steps = [] if step == other_step else [f"step {step}, not {other_step}"]
     return steps + [path for path in left if not torch.equal(left[path], right[path])]
 
 
-# Processes: forked from a server that has imported everything, for a start in a tenth of a second
+# Processes: forked from a server that has imported everything, so that they start in a tenth of a second
 
 
 def _server():
@@ -145,7 +147,8 @@ def start(log: Path, work: Callable, *arguments) -> multiprocessing.Process:
 def start_ranks(
     log: Path, work: Callable, *arguments, count: int = 2
 ) -> list[multiprocessing.Process]:
-    """So many processes of one run, as torchrun would start them, each with a clock that is off by its own decades.
+    """`count` processes of one run, as torchrun would start them, each with a clock that is off by
+    decades.
 
     The log of each has its number as a suffix.
     """
@@ -160,13 +163,15 @@ def start_ranks(
 def _rank(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
     os.environ.update(environment)
     sharding.SMALL = 30  # most leaves are to be divided
-    real, off = time.time, random.Random(str(environment)).uniform(-1e9, 1e9)
+    real = time.time
+    off = random.Random(str(environment)).uniform(-1e9, 1e9)
     with mock.patch("time.time", lambda: real() + off):
         work(*arguments)
 
 
 def end_ranks(processes: list[multiprocessing.Process], seconds: float = 600) -> list[int]:
-    """The exit codes of processes that have to end by themselves, the others soon after the first."""
+    """The exit codes of processes that have to end by themselves: the others soon after the
+    first."""
     for process in processes:
         process.join(seconds)
     codes = [process.exitcode for process in processes]
@@ -176,24 +181,24 @@ def end_ranks(processes: list[multiprocessing.Process], seconds: float = 600) ->
 
 
 def work_of(home: Path, stage: str, out: str, resume: bool = False) -> None:
-    """What a process of a training stage does."""
+    """Train a stage, in a process."""
     train_stage(home, stage, out, resume=resume)
 
 
 def slowly(home: Path, stage: str, out: str, resume: bool = False) -> None:
-    """The same, slow enough not to be over before it is disturbed."""
+    """Train a stage slowly, so that it is not over before it is disturbed."""
     with at_step(None, lambda: time.sleep(0.2)):
         train_stage(home, stage, out, resume=resume)
 
 
 def poisoned_in(ranks: tuple[str, ...], home: Path, stage: str, out: str) -> None:
-    """A run in which the gradients of some steps are NaN in some of its processes."""
+    """Train a stage with NaN gradients at some steps in some of its processes."""
     with poisoned({3, 5, 6} if os.environ["RANK"] in ranks else ()):
         train_stage(home, stage, out)
 
 
 def collect(root: Path, levels: int = 12) -> None:
-    """What a process that collects does."""
+    """Collect a dataset, in a process."""
     generate_dataset.main(collection(root, levels))
 
 
@@ -225,15 +230,18 @@ def kill_repeatedly(
     longest: float,
     chance: random.Random,
 ) -> Iterator[str]:
-    """Start `work(resume)` and kill it, again and again, yielding when it was killed, until it has ended by itself.
+    """Start `work(resume)` and kill it, again and again, yielding when it was killed, until it has
+    ended by itself.
 
-    Half of the moments are drawn evenly from [0, longest] seconds, the others are such that `saving()` is true.
+    Half of the moments are drawn uniformly from [0, longest] seconds; the others are while
+    `saving()` is true.
     """
     killed = 0
     while True:
         process = start(log, *work(killed > 0))
         if killed < kills:
-            began, after = time.monotonic(), chance.uniform(0, longest)
+            began = time.monotonic()
+            after = chance.uniform(0, longest)
             aimed = chance.random() < 0.5
             wait_for(lambda: saving() if aimed else time.monotonic() - began > after, process)  # noqa: B023
             if aimed:
@@ -256,7 +264,7 @@ def kill_repeatedly(
 
 
 def flip(path: Path, at: float = 0.5) -> None:
-    """Turn round one bit of a file, at so much of its length."""
+    """Flip one bit of a file, at the fraction `at` of its length."""
     content = bytearray(path.read_bytes())
     content[min(int(at * len(content)), len(content) - 1)] ^= 4
     path.write_bytes(content)
@@ -270,7 +278,8 @@ def largest(folder: Path) -> Path:
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None] | None]:
-    """`folder` on a small file system of its own: yields what fills it up and frees it, None where none is allowed."""
+    """`folder` on a small file system of its own. Yields a function that fills it up and frees it;
+    None if mounting is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     if (
@@ -301,9 +310,9 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 @contextmanager
 def failed_saves() -> Iterator[list[int]]:
-    """The steps whose checkpoints could not be written since."""
+    """The steps whose checkpoints could not be written within the context."""
     failed = []
-    original = checkpoint.write
+    original = checkpointer.write
 
     def write(run, step, *content):
         try:
@@ -312,13 +321,14 @@ def failed_saves() -> Iterator[list[int]]:
             failed.append(step)
             raise
 
-    with mock.patch.object(checkpoint, "write", write):
+    with mock.patch.object(checkpointer, "write", write):
         yield failed
 
 
 @contextmanager
 def at_step(step: int | None, act: Callable[[], object]) -> Iterator[None]:
-    """Within it, training calls `act` before it takes the batch of `step`, counted from 0; None: of every step."""
+    """Within it, training calls `act` before it takes the batch of `step`, counted from 0; None: of
+    every step."""
     original = loop.fit
 
     def fit(step_fn, state, batches, cfg, sample):
@@ -356,7 +366,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def scramble_times(folder: Path, chance: random.Random) -> None:
-    """Give every file and folder a time of its own, from 1970 to 2100, as a clock that jumps would."""
+    """Give every file and folder a random time, from 1970 to 2100, as a clock that jumps would."""
     for path in folder.rglob("*"):
         moment = chance.uniform(0, 4e9)
         with suppress(FileNotFoundError):

@@ -1,4 +1,5 @@
-"""Faults put in the way of training, collecting and caching, in short forms; the long: `python -m tests.faults`."""
+"""Faults while training, collecting and caching, in short forms; `python -m tests.faults` runs the
+long ones."""
 
 import random
 
@@ -17,7 +18,7 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(home, stage):
     cases.kills(home, stage, random.Random(stage), 2)
 
 
-# The others go through the same loop in every stage, so each is put in the way of one; the long form tries them all.
+# The other faults meet the same loop in every stage, so each is injected into one; the long form tries all stages.
 @pytest.mark.parametrize(
     ("case", "stage"),
     [

@@ -1,4 +1,5 @@
-"""Everything that is read from disk, with made-up damage: a UserError or a good answer, and no great memory."""
+"""Fuzz tests of everything that is read from disk: a UserError or a correct result, with bounded
+memory."""
 
 import json
 import resource
@@ -20,7 +21,7 @@ from genie_fn import data, tree
 from genie_fn.bundle import action_map, run
 from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
-from genie_fn.training import checkpoint
+from genie_fn.training import checkpoint, checkpointer
 from tests.faults import rig
 
 LIMIT = 2**20  # kilobytes
@@ -67,13 +68,14 @@ def changed(value, path, act):
 
 @st.composite
 def damaged(draw, valid):
-    """JSON like `valid`, with a few values replaced, removed or doubled; or anything at all."""
+    """JSON like `valid`, with a few values replaced, removed or repeated; or arbitrary JSON."""
     value = valid
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from([*places(value)]))
         if not path:
             return draw(junk)
-        new, how = draw(junk), draw(st.sampled_from(["put", "put", "put", "remove", "double"]))
+        new = draw(junk)
+        how = draw(st.sampled_from(["put", "put", "put", "remove", "double"]))
         if how == "put":
             value = changed(value, path, lambda inner, key, new=new: inner.__setitem__(key, new))
         elif how == "remove":
@@ -84,7 +86,7 @@ def damaged(draw, valid):
 
 
 def as_bytes(valid) -> st.SearchStrategy[bytes]:
-    """A file's content: damaged JSON, a JSON file cut short, or no JSON."""
+    """A file's content: damaged JSON, truncated JSON, or no JSON."""
     text = json.dumps(valid).encode()
     cut = st.integers(0, len(text)).map(lambda end: text[:end])
     deep = st.sampled_from([b"[" * 50_000, b'{"a":' * 50_000, b"\xff" * 99, b"1" * 9_999])
@@ -93,7 +95,8 @@ def as_bytes(valid) -> st.SearchStrategy[bytes]:
 
 
 def fuzz(read: Callable, inputs: st.SearchStrategy, count: int) -> None:
-    """Call `read` on so many inputs: it may raise UserError and nothing else, and take no more than a GB of memory."""
+    """Call `read` on `count` inputs: it may raise UserError and nothing else, and take at most a GB
+    of memory."""
 
     def attempt(content):
         try:
@@ -114,9 +117,9 @@ def fuzz(read: Callable, inputs: st.SearchStrategy, count: int) -> None:
 
 
 def peak(anew: bool = False) -> int:
-    """The most kilobytes of memory that this process has had at once; `anew`: from now on, where Linux forgets them.
+    """The peak memory of this process in kilobytes; with `anew`, Linux starts to measure it again.
 
-    Otherwise what an earlier test has taken would hide what a reader takes.
+    Otherwise the memory of an earlier test would hide that of a reader.
     """
     try:
         if anew:
@@ -146,7 +149,7 @@ def store(tmp_path_factory):
 
 
 def use(root) -> None:
-    """What programs do with a dataset."""
+    """Use a dataset as programs do."""
     store = data.open_store(root)
     starts = data.clip_starts(store, "train", 3)
     data.read_clips(store, starts[:: max(1, len(starts) // 3)][:4], 3)
@@ -255,11 +258,11 @@ def test_token_cache_manifests(store, tmp_path, count):
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_checkpoints(tmp_path, count):
-    """Any file of a checkpoint with other bytes: the right state, an older one, or a sentence."""
+    """A checkpoint with changed bytes in any file loads the right state, or raises UserError."""
     state = {"params": {"w": np.ones((3, 4), np.float32)}, "ema": {}, "step": np.array(3)}
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    checkpoint.write(run, 3, state, {"model": {}}, seconds=0.0, keep=2)
+    checkpointer.write(run, 3, state, {"model": {}}, seconds=0.0, keep=2)
     folder = run / "checkpoints" / "3"
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     valid = {path: path.read_bytes() for path in files}

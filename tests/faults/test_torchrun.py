@@ -1,4 +1,5 @@
-"""A real torchrun and what happens to its processes; what one of many meets is tried without it in `cases.RANKS`."""
+"""Signals and kills of a real torchrun and its processes; `cases.RANKS` tries other faults without
+torchrun."""
 
 import os
 import signal
@@ -30,7 +31,7 @@ FLAGS |= {
 
 
 def torchrun(home: Path, out: str) -> subprocess.Popen:
-    """train_tokenizer.py in two processes, from its newest checkpoint on."""
+    """train_tokenizer.py in two processes, resumed from its newest checkpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,8 +57,10 @@ def torchrun(home: Path, out: str) -> subprocess.Popen:
 
 
 def disturbed(home: Path, out: str, disturb: Callable[[int, list[int]], None]) -> tuple[int, str]:
-    """torchrun's exit code and what was printed, when `disturb(torchrun, its processes)` is called after a save."""
-    before, log = checkpoint.latest(home / out) or 0, home / f"{out}.log"
+    """torchrun's exit code and output, when `disturb(torchrun, its processes)` is called after a
+    save."""
+    before = checkpoint.latest(home / out) or 0
+    log = home / f"{out}.log"
     printed = len(log.read_text()) if log.exists() else 0
     process = torchrun(home, out)
     try:
