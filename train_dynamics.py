@@ -313,11 +313,11 @@ def on_frames(
 ) -> Step:
     """`step` on batches of frames, which the frozen models encode first."""
 
-    def encode_and_step(state, batch: data.Batch, key):
+    def encode_and_step(state, batch: data.Batch, key, *total_steps):
         if flip:
             batch = augment.flip_odd_steps(batch, state.step, swap_A)
         ids = tokenize(batch.frames)
-        return step(state, actions.make_batch(ids, batch), key)
+        return step(state, actions.make_batch(ids, batch), key, *total_steps)
 
     return encode_and_step
 

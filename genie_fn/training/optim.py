@@ -41,8 +41,9 @@ class OptimConfig:
     """Decay of the average of the weights that later stages use; 0 keeps none."""
 
 
-def learning_rate(step: Tensor, steps: int, cfg: OptimConfig) -> Tensor:
-    """The learning rate of step 0..steps-1, a 0-D float32 tensor."""
+def learning_rate(step: Tensor, steps: int | Tensor, cfg: OptimConfig) -> Tensor:
+    """The learning rate of step 0..steps-1, a 0-D float32 tensor. A 0-D tensor `steps` may change
+    from step to step without a new compilation."""
     warm = ((step + 1) / max(cfg.warmup, 1)).clamp(max=1.0)
     if cfg.schedule == "constant":
         return cfg.lr * warm
@@ -53,9 +54,11 @@ def learning_rate(step: Tensor, steps: int, cfg: OptimConfig) -> Tensor:
     return cfg.lr * warm * (cfg.final + (1 - cfg.final) * left)
 
 
-def _progress(step: Tensor, start: float, end: int) -> Tensor:
+def _progress(step: Tensor, start: float | Tensor, end: int | Tensor) -> Tensor:
     """How far a step is from `start` to `end`, in [0, 1]."""
-    return ((step - start) / max(end - start, 1)).clamp(0.0, 1.0)
+    length = end - start
+    length = length.clamp(min=1) if isinstance(length, Tensor) else max(length, 1)
+    return ((step - start) / length).clamp(0.0, 1.0)
 
 
 def global_norm(grads: Tree) -> Tensor:

@@ -25,7 +25,8 @@ from genie_fn.training.sharding import Layout
 from genie_fn.tree import Tree
 
 Metrics = dict[str, Tensor]
-Step = Callable[["TrainState", Any, Tensor], tuple["TrainState", Metrics]]
+Step = Callable[..., tuple["TrainState", Metrics]]
+"""`step(state, batch, key, total_steps=None)`: see `train_step`."""
 
 
 class TrainState(NamedTuple):
@@ -140,13 +141,14 @@ def make_step(
 
 
 def train_step(
-    state: TrainState, batch: Any, key: Tensor, recipe: Recipe
+    state: TrainState, batch: Any, key: Tensor, recipe: Recipe, total_steps: Tensor | None = None
 ) -> tuple[TrainState, Metrics]:
-    """One step on one batch. `key` is the run's; the step's own key derives from it and the step's number."""
+    """One step on one batch. `key` is the run's; the step's own key derives from it and the step's
+    number. `total_steps`, a 0-D tensor, replaces `cfg.steps` in the learning rate's schedule."""
     params = gather(state.params, recipe)
     microbatch = _own_microbatch(recipe)
     gradients = backward(params, batch, key, state.step, microbatch, recipe.objective)
-    return apply_gradients(state, gradients, recipe)
+    return apply_gradients(state, gradients, recipe, total_steps)
 
 
 def gather(params: Tree, recipe: Recipe) -> Tree:
@@ -173,7 +175,7 @@ def backward(
 
 
 def apply_gradients(
-    state: TrainState, gradients: Gradients, recipe: Recipe
+    state: TrainState, gradients: Gradients, recipe: Recipe, total_steps: Tensor | None = None
 ) -> tuple[TrainState, Metrics]:
     """The step from gradients on: exchange, clipping, optimizers, codebook update, moving average, metrics.
 
@@ -186,7 +188,7 @@ def apply_gradients(
     scores, sums = exchange.total((gradients.scores, gradients.sums), layout)
     scores = tree.map(lambda x: x / layout.count, scores)
 
-    params, opt, rates, norms = _clip_and_optimize(state, grads, recipe)
+    params, opt, rates, norms = _clip_and_optimize(state, grads, recipe, total_steps)
 
     stats = state.stats
     if objective.update:
@@ -204,12 +206,13 @@ def apply_gradients(
 
 
 def _clip_and_optimize(
-    state: TrainState, grads: Tree, recipe: Recipe
+    state: TrainState, grads: Tree, recipe: Recipe, total_steps: Tensor | None
 ) -> tuple[Tree, Tree, Metrics, Metrics]:
     """Clip the gradients and step the optimizer of each group; the trees keep the order of their networks.
 
     Returns the new parameters and moments, and each group's learning rate and gradient norm.
     """
+    steps = recipe.cfg.steps if total_steps is None else total_steps
     params = dict(state.params)
     opt = {moment: dict(networks) for moment, networks in state.opt.items()}
     rates = {}
@@ -218,7 +221,7 @@ def _clip_and_optimize(
         spec = _select(recipe.spec, networks)
         own = _select(grads, networks)
         clipped, norm = optim.clip(own, cfg.clip, exchange.norm(own, spec, recipe.layout))
-        lr = optim.learning_rate(state.step, recipe.cfg.steps, cfg)
+        lr = optim.learning_rate(state.step, steps, cfg)
         decay = tree.map(lambda s: s.decay, spec)
         moments = {moment: _select(all_networks, networks) for moment, all_networks in opt.items()}
         new, moments = optim.adamw(
@@ -277,8 +280,10 @@ def _own_microbatch(recipe: Recipe) -> Microbatch:
 def whole(recipe: Recipe) -> Step:
     """The step as one pure function."""
 
-    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, key, recipe)
+    def step(
+        state: TrainState, batch: Any, key: Tensor, total_steps: Tensor | None = None
+    ) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, key, recipe, total_steps)
 
     return step
 
@@ -291,12 +296,15 @@ def split(recipe: Recipe) -> Step:
     loss = compiled(recipe.objective.loss)
     objective = recipe.objective._replace(loss=loss)
     gather_params = compiled(lambda params: gather(params, recipe))
-    apply = in_place(lambda state, gradients: apply_gradients(state, gradients, recipe))
+    apply = in_place(lambda state, grads, *total: apply_gradients(state, grads, recipe, *total))
 
-    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Any, key: Tensor, *total_steps: Tensor
+    ) -> tuple[TrainState, Metrics]:
         params = gather_params(state.params)
         microbatch = _own_microbatch(recipe)
-        return apply(state, backward(params, batch, key, state.step, microbatch, objective))
+        gradients = backward(params, batch, key, state.step, microbatch, objective)
+        return apply(state, gradients, *total_steps)
 
     return step
 
@@ -314,9 +322,13 @@ def accumulated(recipe: Recipe) -> Step:
     measure = prepare(lambda *inputs: microbatch_statistics(*inputs, recipe))
     average = prepare(lambda statistics: average_statistics(statistics, recipe.layout))
     add = prepare(lambda total, *inputs: add_gradients(total, *inputs, recipe))
-    apply = prepare_update(lambda state, gradients: apply_gradients(state, gradients, recipe))
+    apply = prepare_update(
+        lambda state, grads, *total: apply_gradients(state, grads, recipe, *total)
+    )
 
-    def step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Any, key: Tensor, *total_steps: Tensor
+    ) -> tuple[TrainState, Metrics]:
         params = gather_params(state.params)
         indices = torch.arange(count, device=key.device) + processes.rank() * count
         inputs = [
@@ -331,7 +343,7 @@ def accumulated(recipe: Recipe) -> Step:
         _foreach_div_(tree.leaves(total), count)
         scores, sums = tree.map(lambda *xs: torch.stack(xs).sum(0), *results)
         scores = tree.map(lambda x: x / count, scores)
-        return apply(state, Gradients(total, scores, sums))
+        return apply(state, Gradients(total, scores, sums), *total_steps)
 
     return step
 
@@ -380,8 +392,8 @@ def add_gradients(
 def on_shards(step: Step) -> Step:
     """`step`, which works on a process's own tensors, for a state whose leaves are DTensors."""
 
-    def sharded_step(state: TrainState, batch: Any, key: Tensor) -> tuple[TrainState, Metrics]:
-        own, metrics = step(sharding.local(state), batch, key)
+    def sharded_step(state: TrainState, *inputs) -> tuple[TrainState, Metrics]:
+        own, metrics = step(sharding.local(state), *inputs)
         return sharding.wrap(own, state), metrics
 
     return sharded_step

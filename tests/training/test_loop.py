@@ -162,6 +162,31 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_given_total_replaces_the_number_of_steps_in_the_schedule(accumulate):
+    step = make(replace(CFG, accumulate=accumulate))
+    state = run(step, fresh())[0]
+    _, usual = step(state, batch_of(3), KEY)
+    _, same = step(state, batch_of(3), KEY, torch.tensor(float(CFG.steps)))
+    _, longer = step(state, batch_of(3), KEY, torch.tensor(100.0))
+    assert float(same["lr"]) == pytest.approx(float(usual["lr"]))
+    assert float(longer["lr"]) > float(usual["lr"]), "its decay has hardly begun"
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_totals_that_change_compile_once():
+    step = make(replace(CFG, compile="step"))
+    state = fresh()
+    for s in range(4):
+        with torch._dynamo.config.patch(error_on_recompile=s > 0):
+            state, row = step(state, batch_of(s), KEY, torch.tensor(6.0 + s))
+    expected = run(lambda *args: make()(*args, torch.tensor(9.0)), state, 4, 5)[1][0]["lr"]
+    assert float(step(state, batch_of(4), KEY, torch.tensor(9.0))[1]["lr"]) == pytest.approx(
+        expected
+    )
+
+
 # Checkpoints
 
 

@@ -8,7 +8,8 @@ import torch
 
 from genie_fn import random, tree
 from genie_fn.errors import UserError
-from genie_fn.training import checkpoint, optim
+from genie_fn.runtime import stored_config
+from genie_fn.training import optim
 from genie_fn.training.optim import OptimConfig
 
 DECAY = {"w": True, "b": False}
@@ -134,6 +135,17 @@ def test_a_schedule_without_warm_up_or_of_one_step_is_finite():
         assert 0 < optim.learning_rate(torch.tensor(0), 1, cfg).item() <= cfg.lr * 1.001
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd"])
+def test_the_number_of_steps_may_be_a_tensor(schedule):
+    """As in a run with a time budget, which only expects a number of steps."""
+    for steps in (1, 11, 100):
+        for step in (0, 5, 10, 11, 40, 85, 99):
+            expected = rate(step, steps, schedule=schedule)
+            assert rate(step, torch.tensor(float(steps)), schedule=schedule) == pytest.approx(
+                expected, rel=1e-5
+            )
+
+
 def test_ema_follows_at_first_and_ends_at_its_decay():
     zeros, ones = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
     assert optim.ema(zeros, ones, torch.tensor(0), 0.99)["w"][0].item() == pytest.approx(0.9)
@@ -155,4 +167,4 @@ def test_the_optimiser_keeps_the_shape_of_every_leaf_scalars_too():
 def test_an_unknown_schedule_in_a_stored_configuration_is_refused():
     """On the command line tyro refuses it: see tests/scripts/test_training.py."""
     with pytest.raises(UserError):
-        checkpoint.from_dict(OptimConfig, asdict(OptimConfig()) | {"schedule": "linear"})
+        stored_config.from_dict(OptimConfig, asdict(OptimConfig()) | {"schedule": "linear"})
