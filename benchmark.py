@@ -1,10 +1,11 @@
-"""Measure speed as ratios: every variant against a named baseline, in turns, on one machine.
+"""Measure speed as ratios: every variant against a named baseline, alternately, on one machine.
 
-    python benchmark.py                                     # every suite; results go to benchmarks/results
+    python benchmark.py                                     # every suite, into benchmarks/results
     python benchmark.py --cfg.suite step --cfg.presets demo small coinrun
     python benchmark.py --cfg.suite table                   # the tables of docs/performance.md and results.md
 
-Tables show the median and range of ratios; absolute times, which hold for one machine, go into JSON with its name.
+Tables show the median and range of ratios. Absolute times depend on the machine and are stored as JSON
+with its name.
 """
 
 import json
@@ -27,90 +28,93 @@ TRANSFORMERS = [name for name, cfg in tokenizer.PRESETS.items() if cfg.arch == "
 """The presets that can be measured."""
 
 
+Suite = Literal["all", "table", "data", "lfq", "attention", "generate", "step", "play"]
+
+
 @dataclass(frozen=True)
 class Config:
-    suite: str = "all"  # one of the suites, all of them, or `table`
-    presets: tuple[
-        str, ...
-    ] = ()  # whose training step is measured; by default demo, on a GPU small and coinrun
-    shape: tuple[
-        int, ...
-    ] = ()  # step: clips and frames; attention: clips, frames, places, heads, width of a head
-    split: bool = False  # step: also the loss and the optimizer compiled apart
-    repeats: int = 7  # measurements of each variant, after the first ones, which do not count
+    suite: Suite = "all"
+    """The suite to measure; `table` writes the tables of docs from stored results."""
+    presets: tuple[str, ...] = ()
+    """step, play: the presets to measure. Default: demo; on a GPU small and coinrun, or demo and coinrun for play."""
+    shape: tuple[int, ...] = ()
+    """step: clips and frames; attention: clips, frames, places, heads and width of a head."""
+    split: bool = False
+    """step: also measure the loss and the optimizer compiled separately."""
+    repeats: int = 7
+    """Measurements of each variant, after a warm-up."""
     out: str = "benchmarks/results"
-    data: str = ""  # dataset to read clips from; empty: one that is collected here
-    levels: int = 8  # collected in one measurement
-    batches: int = 64  # of 16 clips, read in one measurement
+    data: str = ""
+    """data: the dataset to read clips from; by default a new one is collected."""
+    levels: int = 8
+    """data: the number of levels collected in one measurement."""
+    batches: int = 64
+    """data: the number of batches of 16 clips read in one measurement."""
     compile: Literal["off", "step"] = "step"
     device: str = "auto"
-    backend: Backend = field(default_factory=Backend)  # of the models; attention is measured in all
-    model: dynamics.DynamicsConfig = field(
-        default_factory=dynamics.DynamicsConfig
-    )  # that generates
+    backend: Backend = field(default_factory=Backend)
+    """Implementations of the models' operations; the suite attention measures all of them."""
+    model: dynamics.DynamicsConfig = field(default_factory=dynamics.DynamicsConfig)
+    """generate: the dynamics model."""
     sample: dynamics.SampleConfig = field(default_factory=dynamics.SampleConfig)
 
     def __post_init__(self):
-        if self.suite not in (*SUITES, "all", "table"):
-            raise UserError(
-                f"there is no suite {self.suite!r}: --cfg.suite is one of {', '.join(SUITES)}, all and table"
-            )
         for preset in self.presets:
             if preset not in TRANSFORMERS:
                 raise UserError(
                     f"there is no preset {preset!r}: choose from {', '.join(TRANSFORMERS)}"
                 )
-        if self.shape and (
-            len(self.shape) != (5 if self.suite == "attention" else 2) or min(self.shape) < 1
-        ):
+        sizes = 5 if self.suite == "attention" else 2
+        if self.shape and (len(self.shape) != sizes or min(self.shape) < 1):
             raise UserError(
-                "--cfg.shape is two sizes for the suite step, five for attention, all at least 1"
+                "--cfg.shape takes two sizes for the suite step, five for attention, all at least 1"
             )
         if min(self.repeats, self.levels, self.batches, self.model.stack.window - 1) < 1:
             raise UserError(
-                "--cfg.repeats, levels and batches are at least 1, and --cfg.model.stack.window at least 2"
+                "--cfg.repeats, levels and batches must be at least 1, "
+                "--cfg.model.stack.window at least 2"
             )
 
 
+FORMATS = {
+    "frames/s": "{:,.1f}",
+    "peak bytes": "{:,.0f}",
+    "first": "{:.1f} s",
+    "share": "{:.1%}",
+    "p95": "{:.0f} ms",
+}
+HEADS = {"first": "first call", "share": "of the ceiling"}
+
+
 def table(name: str, rows: list[dict], device: str) -> Table:
-    """What a suite found, for people."""
-    shown = Table("case", "variant", "speed", title=f"{name}: {device}")
-    units = {
-        "frames/s": "{:,.1f}",
-        "peak bytes": "{:,.0f}",
-        "first": "{:.1f} s",
-        "share": "{:.1%}",
-        "p95": "{:.0f} ms",
-    }
-    units = {unit: how for unit, how in units.items() if unit in rows[0]}
-    for unit in units:
-        shown.add_column(
-            {"first": "first call", "share": "of the ceiling"}.get(unit, unit), justify="right"
-        )
+    """A suite's rows for the console."""
+    result = Table("case", "variant", "speed", title=f"{name}: {device}")
+    columns = [column for column in FORMATS if column in rows[0]]
+    for column in columns:
+        result.add_column(HEADS.get(column, column), justify="right")
     for row in rows:
-        speed = (
-            "baseline"
-            if row["variant"] == row["baseline"]
-            else "{median:.2f} ({min:.2f}..{max:.2f})"
-        )
-        values = [how.format(row[unit]) for unit, how in units.items()]
-        shown.add_row(row["case"], row["variant"], speed.format(**row["ratio"]), *values)
-    return shown
+        speed = "baseline"
+        if row["variant"] != row["baseline"]:
+            speed = "{median:.2f} ({min:.2f}..{max:.2f})".format(**row["ratio"])
+        values = [FORMATS[column].format(row[column]) for column in columns]
+        result.add_row(row["case"], row["variant"], speed, *values)
+    return result
 
 
 def main(cfg: Config) -> None:
     out = Path(cfg.out)
     if cfg.suite == "table":
-        report.put(report.PERFORMANCE, report.BEGIN, report.END, report.table(out))
+        report.put(report.PERFORMANCE, *report.RATIOS, report.table(out))
         report.put(report.RESULTS, *report.RUNS, report.speedruns(out.parent / "records"))
         return
     device = backend.pick_device(cfg.device)
     out.mkdir(parents=True, exist_ok=True)
-    where = provenance.describe(device)
+    machine = provenance.describe(device)
     for name in SUITES if cfg.suite == "all" else [cfg.suite]:
-        rows, path = SUITES[name](cfg, device), out / f"{name}-{device.type}.json"
-        path.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n")
-        Console().print(table(name, rows, where["device"]), f"absolute times: {path}")
+        rows = SUITES[name](cfg, device)
+        path = out / f"{name}-{device.type}.json"
+        path.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+        Console().print(table(name, rows, machine["device"]), f"absolute times: {path}")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
     return step
 
 
-def uncached_unmask(
+def uncached_unmask(  # noqa: PLR0913 the arguments of dynamics.unmask
     params, ids_BN, action_B, past, step, key, cfg, sample, backend
 ) -> tuple[Tensor, Tensor]:
     """`dynamics.unmask` on the past's ids and actions instead of a cache: it recomputes all frames."""

@@ -14,27 +14,22 @@ from statistics import median, quantiles
 import numpy as np
 import torch
 
+from benchmarks.timing import summarise
 from genie_fn import dynamics, random, tokenizer, tree
 from genie_fn.bundle import Bundle
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
-from genie_fn.layers import STConfig
 from genie_fn.runtime import backend
 from genie_fn.world import Stage, World
 
-STACKS = {
-    "demo": STConfig(4, 128, 4),
-    "small": STConfig(8, 384, 6, dtype="bfloat16"),
-    "coinrun": STConfig(12, 512, 8, dtype="bfloat16"),
-}
-"""The dynamics models of train_dynamics.py's presets."""
 FRAMES = 20  # per measurement and player
 
 
 def random_world(preset: str, device: torch.device) -> World:
     """An untrained world of a preset's sizes, with recorded actions."""
     frames = tokenizer.PRESETS[preset]
-    model = DynamicsConfig(frames.quantizer.codes, frames.tokens, stack=STACKS[preset])
+    stack = dynamics.PRESETS[preset].stack
+    model = DynamicsConfig(frames.quantizer.codes, frames.tokens, stack=stack)
     return World(
         Stage(frames, tree.init(tokenizer.spec(frames), random.key(0, device))),
         Stage(model, tree.init(dynamics.spec(model), random.key(1, device))),
@@ -120,17 +115,12 @@ def row(case: str, variant: str, waits: list[list[float]], base: list[float]) ->
         "case": case,
         "variant": variant,
         "baseline": "1 player",
-        "seconds": summary(medians),
-        "ratio": summary(ratios),
+        "seconds": summarise(medians),
+        "ratio": summarise(ratios),
         "frames/s": 1 / median(flat),
         "p50": 1000 * median(flat),
         "p95": 1000 * quantiles(flat, n=20)[-1],
     }
-
-
-def summary(values: list[float]) -> dict:
-    """Median and range of repeated measurements."""
-    return {"median": median(values), "min": min(values), "max": max(values), "all": values}
 
 
 async def play_together(port: int, players: int, steps: int) -> list[float]:

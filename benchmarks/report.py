@@ -1,4 +1,4 @@
-"""The tables of docs, made from the results of benchmark.py and ablate.py and never typed."""
+"""Tables of docs, generated from the results of benchmark.py, speedrun.py and ablate.py."""
 
 import json
 from pathlib import Path
@@ -9,90 +9,96 @@ from genie_fn.evaluation.report import headlines
 
 PERFORMANCE = Path("docs/performance.md")
 RESULTS = Path("docs/results.md")
-BEGIN, END = (
+# The lines between which `put` writes a table.
+RATIOS = (
     "<!-- performance: python benchmark.py --cfg.suite table -->",
     "<!-- end of performance -->",
 )
-RUNS = "<!-- speedruns: python benchmark.py --cfg.suite table -->", "<!-- end of speedruns -->"
+RUNS = (
+    "<!-- speedruns: python benchmark.py --cfg.suite table -->",
+    "<!-- end of speedruns -->",
+)
 
 
 def table(results: Path) -> str:
-    """Markdown: per machine the ratios of every variant to its baseline, with memory and share of the ceiling."""
-    parts = []
+    """Markdown: for each machine the ratios of all variants to their baselines, with memory and
+    share of the ceiling."""
+    lines = {}
     for path in sorted(results.glob("*.json")):
         record = json.loads(path.read_text())
+        machine = f"{record['device']}, torch {record['torch']}, threads: {record['threads']}"
+        baselines = {
+            row["case"]: row for row in record["rows"] if row["variant"] == row["baseline"]
+        }
         for row in record["rows"]:
             if row["variant"] != row["baseline"]:
-                base = next(
-                    r
-                    for r in record["rows"]
-                    if (r["case"], r["variant"]) == (row["case"], row["baseline"])
-                )
-                where = (
-                    record["device"],
-                    f"torch {record['torch']}",
-                    f"threads: {record['threads']}",
-                )
-                parts.append((*where, _line(row, base)))
-    if not parts:
+                line = _ratio_line(row, baselines[row["case"]])
+                lines.setdefault(machine, []).append(line)
+    if not lines:
         raise UserError(f"there are no results in {results}: run `python benchmark.py` first")
-    lines = []
-    for machine in dict.fromkeys(part[:3] for part in parts):
-        lines += [
-            f"*{', '.join(machine)}*",
-            "",
-            "| | against | times as fast | memory | of the ceiling |",
-        ]
-        lines += [
-            "|---|---|---|---|---|",
-            *(line for *where, line in parts if tuple(where) == machine),
-            "",
-        ]
-    return "\n".join(lines).strip()
+    head = ["", "against", "times as fast", "memory", "of the ceiling"]
+    return "\n\n".join(
+        "\n".join([f"*{machine}*", "", *_head(head), *rows]) for machine, rows in lines.items()
+    )
 
 
-def _line(row: dict, base: dict) -> str:
+def _ratio_line(row: dict, base: dict) -> str:
     ratio = "{median:.2f} ({min:.2f} to {max:.2f})".format(**row["ratio"])
     memory = f"1/{base['peak bytes'] / row['peak bytes']:.1f}" if "peak bytes" in row else ""
     share = f"{row['share']:.0%}" if "share" in row else ""
-    return f"| {row['case']}: {row['variant']} | {row['baseline']} | {ratio} | {memory} | {share} |"
+    return _line([f"{row['case']}: {row['variant']}", row["baseline"], ratio, memory, share])
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _head(cells: list[str]) -> list[str]:
+    head = "| " + " | ".join(cells) + " |"
+    return [head, "|---" * len(cells) + "|"]
 
 
 def ablations(records: dict[str, dict], columns: dict[str, int]) -> str:
-    """Markdown: for every choice its variants, by the columns (with as many digits) that it has values of."""
-    lines = []
+    """Markdown: for every choice its variants, in those of the columns that it has values for.
+
+    `columns` gives the number of digits of each.
+    """
+    sections = []
     for choice, record in records.items():
         rows = record["rows"]
-        seeds = len({row["seed"] for row in rows})
-        shown = {
+        present = {
             label: digits for label, digits in columns.items() if any(label in row for row in rows)
         }
-        scale = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in record["scale"].items())
-        among = (
-            f"{seeds} seeds"
-            if "lam_steps" in record["scale"]
-            else f"{seeds} trained worlds (`--cfg.worlds`)"
-        )
-        measured = f"`python ablate.py --cfg.choices {choice}`: {among}, {scale}"
-        lines += [f"### {record['about']}", "", measured, ""]
-        lines += ["| " + " | ".join(["", *shown]) + " |", "|---" * (len(shown) + 1) + "|"]
+        lines = [f"### {record['about']}", "", _ablation_scale(choice, record), ""]
+        lines += _head(["", *present])
         for name in dict.fromkeys(row["name"] for row in rows):
-            cells = (_cell(rows, name, label, digits) for label, digits in shown.items())
-            lines.append("| " + " | ".join([name, *cells]) + " |")
-        lines.append("")
-    return "\n".join(lines).strip()
+            cells = [_cell(rows, name, label, digits) for label, digits in present.items()]
+            lines.append(_line([name, *cells]))
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections)
+
+
+def _ablation_scale(choice: str, record: dict) -> str:
+    """The command of an ablation, and the numbers of its runs and clips."""
+    seeds = len({row["seed"] for row in record["rows"]})
+    runs = f"{seeds} trained worlds (`--cfg.worlds`)"
+    if "lam_steps" in record["scale"]:
+        runs = f"{seeds} seeds"
+    scale = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in record["scale"].items())
+    return f"`python ablate.py --cfg.choices {choice}`: {runs}, {scale}"
 
 
 def _cell(rows: list[dict], name: str, label: str, digits: int) -> str:
-    """The mean over seeds; for all but the first variant also the range of differences to it, seed by seed."""
-    base = {row["seed"]: row[label] for row in rows if row["name"] == rows[0]["name"]}
-    own = {row["seed"]: row[label] for row in rows if row["name"] == name}
-    gains, shown = [own[seed] - base[seed] for seed in own], f"{mean(own.values()):.{digits}f}"
-    return (
-        shown
-        if name == rows[0]["name"]
-        else f"{shown} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
-    )
+    """The mean over seeds and, except for the first variant, the range of differences to the first
+    variant with the same seed."""
+    values = {row["seed"]: row[label] for row in rows if row["name"] == name}
+    cell = f"{mean(values.values()):.{digits}f}"
+    first = rows[0]["name"]
+    if name == first:
+        return cell
+    base = {row["seed"]: row[label] for row in rows if row["name"] == first}
+    gains = [values[seed] - base[seed] for seed in values]
+    return f"{cell} ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})"
 
 
 def speedruns(records: Path) -> str:
@@ -100,41 +106,38 @@ def speedruns(records: Path) -> str:
     runs = [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
     if not runs:
         raise UserError(f"there are no records in {records}: run `python speedrun.py` first")
-    configs = [run["config"] for run in runs]
-    lines = [
-        "| | "
-        + " | ".join(f"{c['preset']}, {c['minutes']:g} min, seed {c['seed']}" for c in configs)
-        + " |"
-    ]
-    lines += ["|---" * (len(runs) + 1) + "|"]
-
-    def line(label: str, cells: list[str]) -> None:
-        lines.append("| " + " | ".join([label, *cells]) + " |")
-
-    line("machine", [run["device"] for run in runs])
-    line("minutes taken", [f"{run['minutes']:.1f}" for run in runs])
-    stages = list(
-        dict.fromkeys(
-            name for run in runs for name in run["stages"] if "steps" in run["stages"][name]
-        )
-    )
-    steps = [
-        [str(run["stages"].get(stage, {}).get("steps", "–")) for stage in stages] for run in runs
-    ]
-    line("steps: " + ", ".join(stages), [", ".join(each) for each in steps])
+    titles = []
+    for run in runs:
+        config = run["config"]
+        titles.append(f"{config['preset']}, {config['minutes']:g} min, seed {config['seed']}")
+    lines = _head(["", *titles])
+    lines.append(_line(["machine", *(run["device"] for run in runs)]))
+    lines.append(_line(["minutes taken", *(f"{run['minutes']:.1f}" for run in runs)]))
+    lines.append(_steps_line([run["stages"] for run in runs]))
     for row in headlines.ROWS:
         values = [run["results"].get(row.label) for run in runs]
         if row.summary and any(values):
-            line(row.label, [headlines.show(x, row.digits, row.unit) for x in values])
+            cells = [headlines.show(value, row.digits, row.unit) for value in values]
+            lines.append(_line([row.label, *cells]))
     return "\n".join(lines)
 
 
+def _steps_line(runs: list[dict[str, dict]]) -> str:
+    """The training steps of every stage; `runs` are the records' stages."""
+    trained = [name for stages in runs for name, stage in stages.items() if "steps" in stage]
+    names = list(dict.fromkeys(trained))
+    cells = [
+        ", ".join(str(stages.get(name, {}).get("steps", "–")) for name in names) for stages in runs
+    ]
+    return _line(["steps: " + ", ".join(names), *cells])
+
+
 def put(path: Path, begin: str, end: str, content: str) -> None:
-    """Replace what stands between two marks in a file."""
+    """Replace the text between two lines of a file."""
     text = path.read_text()
     if begin not in text or end not in text:
         raise UserError(
-            f"{path} lacks the lines {begin} and {end}: put them where the table should stand"
+            f"{path} lacks the lines {begin} and {end}: add them where the table belongs"
         )
     before, rest = text.split(begin, 1)
     path.write_text(f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}")

@@ -155,6 +155,11 @@ def peak_bytes(function: Callable, device: torch.device) -> int:
     return peak
 
 
+def with_peaks(rows: list[dict], variants: dict[str, Callable], device: torch.device) -> list[dict]:
+    """The rows with the peak memory of each variant, measured in another call."""
+    return [row | {"peak bytes": peak_bytes(variants[row["variant"]], device)} for row in rows]
+
+
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Discard what the profiler's library prints to standard error when it starts and stops."""

@@ -14,6 +14,7 @@ Not torch.nn.attention.flex_attention, which can modify scores, but not normalis
 where it reads them.
 """
 
+# ruff: noqa: PLR0913 a kernel takes every tensor, stride and size as an argument of its own
 import torch
 import triton
 import triton.language as tl
@@ -303,7 +304,7 @@ def _results(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("genie_fn::attend_space_backward", mutates_args=())
-def attend_space_backward(  # noqa: PLR0913 the arguments of the kernel
+def attend_space_backward(
     dy: Tensor,
     q: Tensor,
     k: Tensor,

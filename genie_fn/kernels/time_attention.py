@@ -10,6 +10,7 @@ backward pass recomputes the weights in one program, without atomic additions, s
 decodes a frame from a cache of S > T key frames.
 """
 
+# ruff: noqa: PLR0913 a kernel takes every tensor, stride and size as an argument of its own
 import torch
 import triton
 import triton.language as tl
@@ -235,7 +236,7 @@ def _launch(
 
 
 @torch.library.custom_op("genie_fn::attend_time", mutates_args=())
-def attend_time(  # noqa: PLR0913 the arguments of the kernel
+def attend_time(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -262,7 +263,7 @@ def _(q, k, v, visible, q_scale, k_scale, cos, sin):
 
 
 @torch.library.custom_op("genie_fn::attend_time_backward", mutates_args=())
-def attend_time_backward(  # noqa: PLR0913 the arguments of the kernel
+def attend_time_backward(
     dy: Tensor,
     q: Tensor,
     k: Tensor,

@@ -155,7 +155,7 @@ def test_step_compares_training_steps(monkeypatch):
     rows = suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
     check_rows(rows, 2)
     assert [row["variant"] for row in rows] == ["nn.Module", "functional, off"]
-    assert all(row["peak bytes"] > 4 * 2 * 3 * 32 * 32 * 3 and 0 < row["share"] for row in rows)
+    assert all(row["peak bytes"] > 4 * 2 * 3 * 32 * 32 * 3 and row["share"] > 0 for row in rows)
 
 
 def test_step_refuses_ways_that_disagree(monkeypatch):
@@ -219,9 +219,9 @@ def test_the_table_is_made_from_results(tmp_path):
     where = {"device": "a machine", "torch": "2.0", "threads": 1}
     (tmp_path / "lfq-cpu.json").write_text(json.dumps(where | {"rows": rows}))
     readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    readme.write_text(f"above\n{report.RATIOS[0]}\nold\n{report.RATIOS[1]}\nbelow\n")
     for _ in range(2):  # writing it again changes nothing
-        report.put(readme, report.BEGIN, report.END, report.table(tmp_path))
+        report.put(readme, *report.RATIOS, report.table(tmp_path))
         text = readme.read_text()
         assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
         assert (
@@ -231,7 +231,7 @@ def test_the_table_is_made_from_results(tmp_path):
         report.table(tmp_path / "none")
     readme.write_text("no marks")
     with pytest.raises(UserError, match="lacks the lines"):
-        report.put(readme, report.BEGIN, report.END, report.table(tmp_path))
+        report.put(readme, *report.RATIOS, report.table(tmp_path))
 
 
 def test_the_table_of_speedruns_is_made_from_records(tmp_path):
@@ -271,7 +271,7 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
 @pytest.mark.parametrize(
     ("page", "marks", "made", "folder"),
     [
-        (report.PERFORMANCE, (report.BEGIN, report.END), report.table, "results"),
+        (report.PERFORMANCE, report.RATIOS, report.table, "results"),
         (report.RESULTS, report.RUNS, report.speedruns, "records"),
     ],
 )
@@ -300,7 +300,7 @@ def test_turns_are_taken_in_alternating_order():
 
 def test_main_writes_what_was_measured_and_where(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmark.SUITES, "lfq", tiny_lfq)
-    flags = "--cfg.suite lfq --cfg.repeats 2 --cfg.device cpu --cfg.out".split()
+    flags = ["--cfg.suite", "lfq", "--cfg.repeats", "2", "--cfg.device", "cpu", "--cfg.out"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags, str(tmp_path / "new")])
     run(benchmark.main)
     (path,) = (tmp_path / "new").iterdir()
@@ -316,8 +316,15 @@ def test_main_writes_what_was_measured_and_where(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [{"suite": "lfqq"}, {"repeats": 0}, {"model": DynamicsConfig(stack=STConfig(window=1))}],
+    [{"repeats": 0}, {"model": DynamicsConfig(stack=STConfig(window=1))}],
 )
 def test_wrong_flags_are_one_sentence(flags):
     with pytest.raises(UserError, match="--cfg"):
         benchmark.Config(**flags)
+
+
+def test_an_unknown_suite_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--cfg.suite", "lfqq"])
+    with pytest.raises(SystemExit):
+        run(benchmark.main)
+    assert "--cfg.suite" in capsys.readouterr().err
