@@ -1,4 +1,4 @@
-"""The suite `attention`: QK-norm, rotary positions and attention, forward and backward, over each axis."""
+"""The suite `attention`: QK-norm, rotary positions and attention over each axis, with gradients."""
 
 from collections.abc import Callable
 from functools import partial

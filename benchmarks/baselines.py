@@ -22,7 +22,7 @@ from genie_fn.training.config import RunConfig
 
 
 class Attention(nn.Module):
-    """Pre-norm attention over the second last axis of (batch, length, D), by scaled_dot_product_attention."""
+    """Pre-norm attention over (batch, length, D) by scaled_dot_product_attention."""
 
     def __init__(self, dim: int, heads: int, causal: bool):
         super().__init__()
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Space attention, time attention, MLP; transposes bring the attended axis next to the channels."""
+    """Space attention, time attention, MLP; transposes move the attended axis."""
 
     def __init__(self, cfg: STConfig):
         super().__init__()
@@ -171,7 +171,7 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
 def uncached_unmask(  # noqa: PLR0913 the arguments of dynamics.unmask
     params, ids_BN, action_B, past, step, key, cfg, sample, backend
 ) -> tuple[Tensor, Tensor]:
-    """`dynamics.unmask` on the past's ids and actions instead of a cache: it recomputes all frames."""
+    """`dynamics.unmask` from the past's ids and actions: it recomputes all frames."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(
         params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg, backend=backend
@@ -218,7 +218,7 @@ def with_backend(name: str, attend: Callable) -> Callable:
 
 
 def check_same(a: Tensor, b: Tensor, what: str, tolerance: float = 0.0) -> None:
-    """Raise RuntimeError if two results differ by more than `tolerance`, relative to the norm of b."""
+    """Raise RuntimeError if the results differ by more than `tolerance` · |b|."""
     difference = (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
     if not difference <= tolerance:
         raise RuntimeError(

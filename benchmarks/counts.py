@@ -49,7 +49,7 @@ def state_bytes(spec: tree.Tree) -> float:
 
 
 def frame(cfg: DynamicsConfig, steps: int) -> float:
-    """FLOPs of one cached frame: `steps` passes over its tokens, and a pass that extends the cache."""
+    """FLOPs of one cached frame: `steps` passes over its tokens, and one to extend the cache."""
     places = cfg.tokens + (cfg.action_mode == "prepend")
     passes = (steps + 1) * places * stack(cfg.stack, 2 * cfg.stack.window - 1, places)
     return passes + steps * 2 * cfg.stack.dim * sum(cfg.sizes) * cfg.tokens

@@ -1,7 +1,7 @@
-"""What one process of many holds, and what it exchanges in a step: formulae, and a table of them.
+"""Memory of one process, and its traffic in a training step, as formulas; the tables of docs/scale.md.
 
-`python -m benchmarks.scale` prints the tables of docs/scale.md. tests/benchmarks/test_scale.py compares the formulae
-with what running processes hold and send.
+`python -m benchmarks.scale` prints the tables. tests/training/test_sharding.py compares the formulas
+with the memory and traffic of running processes.
 """
 
 from collections.abc import Callable
@@ -27,40 +27,49 @@ GPUS = (8, 64, 512, 4096)
 
 
 class Traffic(NamedTuple):
-    """Bytes of the tensors that each kind of exchange of a step is given or gives, whichever is larger."""
+    """Bytes of the inputs or outputs of each kind of exchange, whichever are larger.
+
+    A copy of the state is divided between the processes of one row.
+    """
 
     gather: int
     """Parameters, within a row of `shards` processes."""
     scatter: int
     """Gradients, within a row."""
     columns: int
-    """The shards' gradients, between rows; 0 if there is one row."""
+    """The shards' gradients, between rows; 0 with one row."""
     everyone: int
-    """Gradients of undivided leaves, between all processes."""
+    """Gradients of replicated leaves, between all processes."""
 
 
 class Wire(NamedTuple):
-    """Bytes that a process sends in a step, by ring algorithms."""
+    """Bytes that a process sends in a step with ring algorithms."""
 
     within: float
-    """To others of its row, which is a node's where the layout is `hybrid`."""
+    """To processes of its row (its node, with `hybrid`)."""
     between: float
-    """To processes that hold what it holds."""
+    """To processes that hold the same shards."""
 
 
 def state_bytes(spec: Tree, shards: int, copies: int = 3) -> int:
-    """What lies on a process between steps, at most: `copies` of its parameters (two are moments; a fourth, `ema`)."""
+    """Bytes of the state on the process with most of it.
+
+    `copies` are the parameters and their two moments; 4 with averaged weights.
+    """
     return copies * NUMBER * sum(largest_shard(s, shards) for s in tree.leaves(spec))
 
 
 def step_bytes(spec: Tree, shards: int) -> int:
-    """What a step adds to that beside activations: the gathered parameters, and the gradients of all."""
+    """Bytes that a step adds, beside activations: gathered parameters, and all gradients."""
     divided = [s for s in tree.leaves(spec) if shard_axis(s, shards) is not None]
     return NUMBER * (tree.count(divided) + tree.count(spec))
 
 
 def traffic(spec: Tree, shards: int, rows: int) -> Traffic:
-    """Of parameters and gradients; beside them go a few thousand numbers, for metrics and codebooks."""
+    """The exchanges of parameters and gradients.
+
+    A few thousand numbers for metrics and codebooks are not counted.
+    """
     if shards * rows == 1:
         return Traffic(0, 0, 0, 0)
     divided = [s for s in tree.leaves(spec) if shard_axis(s, shards) is not None]
@@ -70,50 +79,53 @@ def traffic(spec: Tree, shards: int, rows: int) -> Traffic:
 
 
 def wire(spec: Tree, shards: int, rows: int) -> Wire:
-    """A ring of n sends (n-1)/n of what it gathers or scatters, and twice that of what it sums."""
-    moved, count = traffic(spec, shards, rows), shards * rows
+    """What a process sends: of n, (n-1)/n of a gather or scatter, and twice that of a sum."""
+    moved = traffic(spec, shards, rows)
+    count = shards * rows
     within = (moved.gather + moved.scatter) * (shards - 1) / shards
     between = 2 * moved.columns * (rows - 1) / rows
     everyone = 2 * moved.everyone * (count - 1) / count
-    return Wire(within + everyone, between) if rows == 1 else Wire(within, between + everyone)
+    if rows == 1:
+        return Wire(within + everyone, between)
+    return Wire(within, between + everyone)
 
 
 def activation_bytes(loss: Callable[[Tree, int], Tensor], spec: Tree) -> tuple[int, int]:
-    """What the backward pass of `loss(params, clips)` finds saved: (copies of the weights, for each clip).
+    """Bytes that the backward pass of `loss(params, clips)` needs: (casts of the weights, per clip).
 
-    Counted on tensors without content, uncompiled.
+    Counted on tensors without content, not compiled.
     """
-
-    def saved(clips: int) -> int:
-        with FakeTensorMode():
-            params = tree.map(lambda s: torch.empty(s.shape, requires_grad=True), spec)
-            own = {x.untyped_storage()._cdata for x in tree.leaves(params)}
-            kept: dict[int, torch.UntypedStorage] = {}
-
-            def keep(x: Tensor) -> Tensor:
-                storage = x.untyped_storage()
-                if storage._cdata not in own:
-                    kept[storage._cdata] = storage
-                return x
-
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                result = loss(params, clips)
-            found = sum(storage.nbytes() for storage in kept.values())
-            del result
-        return found
-
-    one, two = saved(1), saved(2)
+    one = _saved_bytes(loss, spec, 1)
+    two = _saved_bytes(loss, spec, 2)
     return 2 * one - two, two - one
 
 
+def _saved_bytes(loss: Callable[[Tree, int], Tensor], spec: Tree, clips: int) -> int:
+    """Bytes that autograd saves for the backward pass, without the parameters."""
+    with FakeTensorMode():
+        params = tree.map(lambda s: torch.empty(s.shape, requires_grad=True), spec)
+        own = {x.untyped_storage()._cdata for x in tree.leaves(params)}
+        saved: dict[int, torch.UntypedStorage] = {}
+
+        def save(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
+            result = loss(params, clips)
+        total = sum(storage.nbytes() for storage in saved.values())
+        del result  # after the count, because it keeps the saved tensors alive
+    return total
+
+
 class Model(NamedTuple):
-    """A stage at the size of a preset: its parameters, and its loss on so many clips of 16 frames."""
+    """A model: its parameters, and its loss on a number of clips of 16 frames."""
 
     name: str
     spec: Tree
     loss: Callable[[Tree, int], Tensor]
-    batch: int
-    """Clips of a step in the paper."""
 
 
 FRAMES = 16
@@ -124,69 +136,60 @@ def _video(clips: int, cfg: TokenizerConfig | LamConfig) -> Tensor:
     return torch.empty((clips, FRAMES, cfg.height, cfg.width, 3), dtype=torch.uint8)
 
 
-def _tokenizer(name: str, batch: int, cfg: TokenizerConfig) -> Model:
-    return Model(
-        name,
-        tokenizer.spec(cfg),
-        lambda p, clips: tokenizer.loss(p, _video(clips, cfg), cfg, backend=EAGER)[0],
-        batch,
-    )
+def _tokenizer(name: str, cfg: TokenizerConfig) -> Model:
+    def loss(params: Tree, clips: int) -> Tensor:
+        return tokenizer.loss(params, _video(clips, cfg), cfg, backend=EAGER)[0]
+
+    return Model(name, tokenizer.spec(cfg), loss)
 
 
-def _lam(name: str, batch: int, cfg: LamConfig) -> Model:
-    return Model(
-        name,
-        lam.spec(cfg),
-        lambda p, clips: lam.loss(p, _video(clips, cfg), cfg, backend=EAGER)[0],
-        batch,
-    )
+def _lam(name: str, cfg: LamConfig) -> Model:
+    def loss(params: Tree, clips: int) -> Tensor:
+        return lam.loss(params, _video(clips, cfg), cfg, backend=EAGER)[0]
+
+    return Model(name, lam.spec(cfg), loss)
 
 
-def _dynamics(name: str, batch: int, cfg: DynamicsConfig) -> Model:
-
+def _dynamics(name: str, cfg: DynamicsConfig) -> Model:
     def loss(params: Tree, clips: int) -> Tensor:
         ids = torch.empty((clips, FRAMES, cfg.tokens), dtype=torch.int64)
         actions = torch.empty((clips, FRAMES - 1), dtype=torch.int64)
         mask = torch.empty(ids.shape, dtype=torch.bool)
         return dynamics.loss(params, ids, actions, mask, cfg, backend=EAGER)[0]
 
-    return Model(name, dynamics.spec(cfg), loss, batch)
+    return Model(name, dynamics.spec(cfg), loss)
 
 
 def models() -> list[Model]:
     """The presets `coinrun`, and Genie's 11B model on frames of 160 x 90, padded to whole patches.
 
-    Its tables give twice our number of layers: 48 of width 5120 with 10.1B parameters are 8 · width² a layer, and a
-    block here, of two attentions and one MLP four times as wide, has 16 · width².
+    The paper's tables give twice our number of layers: 48 layers of width 5120 with 10.1B parameters
+    have 8 · width² each, while a block here, of two attentions and an MLP four times as wide, has
+    16 · width².
     """
 
     def stack(count: int, dim: int, head: int = 64) -> STConfig:
         return STConfig(count, dim, dim // head, dtype="bfloat16")
 
     book = QuantizerConfig("vq", 1024, latent_dim=32)
+    small = LamConfig(encoder=stack(8, 512), decoder=stack(8, 512))
+    large_tokenizer = TokenizerConfig(92, 160, 4, stack(6, 512), stack(10, 1024), book)
+    large_lam = LamConfig(96, 160, 16, stack(10, 1024), stack(10, 1024))
+    large_dynamics = DynamicsConfig(tokens=23 * 40, actions=8, stack=stack(24, 5120, 128))
     return [
-        _tokenizer("coinrun tokenizer", 48, tokenizer.PRESETS["coinrun"]),
-        _lam("coinrun latent actions", 36, LamConfig(encoder=stack(8, 512), decoder=stack(8, 512))),
-        _dynamics("coinrun dynamics", 36, DynamicsConfig(tokens=256, stack=stack(12, 512))),
-        _tokenizer(
-            "11B tokenizer", 512, TokenizerConfig(92, 160, 4, stack(6, 512), stack(10, 1024), book)
-        ),
-        _lam("11B latent actions", 512, LamConfig(96, 160, 16, stack(10, 1024), stack(10, 1024))),
-        _dynamics(
-            "11B dynamics",
-            512,
-            DynamicsConfig(tokens=23 * 40, actions=8, stack=stack(24, 5120, 128)),
-        ),
+        _tokenizer("coinrun tokenizer", tokenizer.PRESETS["coinrun"]),
+        _lam("coinrun latent actions", small),
+        _dynamics("coinrun dynamics", DynamicsConfig(tokens=256, stack=stack(12, 512))),
+        _tokenizer("11B tokenizer", large_tokenizer),
+        _lam("11B latent actions", large_lam),
+        _dynamics("11B dynamics", large_dynamics),
     ]
 
 
 def row(cells: list) -> str:
-    """A line of a table in Markdown."""
-    return (
-        "| "
-        + " | ".join(cell if isinstance(cell, str) else f"{cell:,.2f}" for cell in cells)
-        + " |"
-    )
+    """A line of a Markdown table; numbers have two digits."""
+    texts = [cell if isinstance(cell, str) else f"{cell:,.2f}" for cell in cells]
+    return "| " + " | ".join(texts) + " |"
 
 
 def _table(head: list[str], rows: list[list]) -> str:
@@ -194,41 +197,28 @@ def _table(head: list[str], rows: list[list]) -> str:
 
 
 def needs(model: Model) -> list:
-    """GB on one GPU of a node: the state by layout, what a step adds, and all of it with one clip at a time."""
-    copies, clip = (x / 1e9 for x in activation_bytes(model.loss, model.spec))
-    whole, divided = (state_bytes(model.spec, shards) / 1e9 for shards in (1, NODE))
-    alone, step = (step_bytes(model.spec, shards) / 1e9 + copies for shards in (1, NODE))
+    """The cells of a row: parameters; GB of state, step and activations on one GPU and in 8 shards."""
+    casts, clip = activation_bytes(model.loss, model.spec)
+    states = [state_bytes(model.spec, shards) for shards in (1, NODE)]
+    steps = [step_bytes(model.spec, shards) + casts for shards in (1, NODE)]
+    totals = [state + step + clip for state, step in zip(states, steps, strict=True)]
     size = f"{tree.count(model.spec) / 1e6:,.0f}M"
-    return [
-        model.name,
-        size,
-        whole,
-        divided,
-        alone,
-        step,
-        clip,
-        whole + alone + clip,
-        divided + step + clip,
-    ]
+    return [model.name, size, *(number / 1e9 for number in (*states, *steps, clip, *totals))]
 
 
 def exchanges(model: Model, gpus: int) -> list:
-    """GB of state, and GB that a GPU sends in a step, hybrid and sharded, on so many GPUs in nodes."""
-    layouts = (NODE, gpus // NODE), (gpus, 1)
-    found = [
-        (state_bytes(model.spec, shards) / 1e9, wire(model.spec, shards, rows))
-        for shards, rows in layouts
-    ]
-    (mixed, sent), (divided, ring) = found
-    return [
-        model.name,
-        str(gpus),
-        mixed,
-        sent.within / 1e9,
-        sent.between / 1e9,
-        divided,
-        ring.within / 1e9,
-    ]
+    """The cells of a row: GB of state, and GB that a GPU sends in a step, hybrid and sharded."""
+    nodes = gpus // NODE
+    hybrid = wire(model.spec, NODE, nodes)
+    sharded = wire(model.spec, gpus, 1)
+    numbers = (
+        state_bytes(model.spec, NODE),
+        hybrid.within,
+        hybrid.between,
+        state_bytes(model.spec, gpus),
+        sharded.within,
+    )
+    return [model.name, str(gpus), *(number / 1e9 for number in numbers)]
 
 
 NEEDS = [
@@ -255,9 +245,8 @@ EXCHANGES = [
 
 def main() -> None:
     """Print both tables."""
-    every = models()
-    print(_table(NEEDS, [needs(model) for model in every]), end="\n\n")
-    print(_table(EXCHANGES, [exchanges(model, gpus) for model in every for gpus in GPUS]))
+    print(_table(NEEDS, [needs(model) for model in models()]), end="\n\n")
+    print(_table(EXCHANGES, [exchanges(model, gpus) for model in models() for gpus in GPUS]))
 
 
 if __name__ == "__main__":

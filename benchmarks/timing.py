@@ -133,7 +133,7 @@ def _best_time(function: Callable, repeats: int) -> float:
 
 
 def peak_bytes(function: Callable, device: torch.device) -> int:
-    """The peak memory of one call, compiled or not, beyond what was allocated before. Calls it once."""
+    """The peak memory of one call beyond what was allocated before. Calls the function once."""
     if device.type == "cuda":
         synchronize()
         torch.cuda.reset_peak_memory_stats()

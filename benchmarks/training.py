@@ -1,4 +1,4 @@
-"""The suite `step`: a training step of the tokenizer against an nn.Module's with the same weights."""
+"""The suite `step`: the tokenizer's training step against that of an nn.Module."""
 
 from collections.abc import Callable
 from dataclasses import replace

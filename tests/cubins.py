@@ -1,7 +1,8 @@
-"""Compile the Triton kernels to machine code without a GPU: `python -m tests.cubins time_attention 80 90 100`.
+"""Compile the Triton kernels to machine code without a GPU: `python -m tests.cubins time_attention
+80 90 100`.
 
-A process of its own, because where Triton's interpreter is on a kernel cannot be compiled. Prints the kernel's name,
-the case, the GPU's generation and the size of the code.
+A process of its own, because where Triton's interpreter is on a kernel cannot be compiled. Prints
+the kernel's name, the case, the GPU's generation and the size of the code.
 """
 
 import sys
@@ -14,7 +15,8 @@ from triton.compiler import ASTSource
 
 
 def time_attention() -> Iterator[tuple]:
-    """Kernel, constants, types of arguments other than i32 (":16": multiples of 16), and options."""
+    """Kernel, constants, types of arguments other than i32 (":16": multiples of 16), and
+    options."""
     from genie_fn.kernels import time_attention as module
 
     types = dict.fromkeys(("dy", "dq", "dk", "dv", "out", "q", "k", "v"), "*bf16") | {
@@ -32,9 +34,11 @@ def time_attention() -> Iterator[tuple]:
 
 
 def space_attention() -> Iterator[tuple]:
-    """A frame in one tile and in many, with and without the norm, and the widest heads in every type.
+    """A frame in one tile and in many, with and without the norm, and the widest heads in every
+    type.
 
-    As they are launched for a packed product: rows of whole cache lines, which the copies to shared memory want.
+    As they are launched for a packed product: rows of whole cache lines, which the copies to shared
+    memory want.
     """
     from genie_fn.kernels import space_attention as module
 
@@ -67,7 +71,8 @@ def space_attention() -> Iterator[tuple]:
 
 
 def lfq() -> Iterator[tuple]:
-    """18 bits and all rows, as it is trained; one bit and a share of the rows, where a half has no bits."""
+    """18 bits and all rows, as it is trained; one bit and a share of the rows, where a half has no
+    bits."""
     from genie_fn.kernels import lfq_triton as module
 
     types = dict.fromkeys(("codes", "sums", "dcodes", "dsums", "out", "g"), "*fp32") | {
@@ -87,7 +92,8 @@ def lfq() -> Iterator[tuple]:
             yield module._sum_codes_backward, tiling, types, {"num_warps": 4}
 
 
-# Memory for a program's tiles, on the GPU with the least of it that runs the code: of those that run sm_80's, an sm_86.
+# Memory for a program's tiles, on the GPU with the least of it that runs the code: of those that
+# run sm_80's, an sm_86.
 SHARED_KIB = {80: 99, 90: 227, 100: 227}
 CASES = {case.__name__: case for case in (time_attention, space_attention, lfq)}
 

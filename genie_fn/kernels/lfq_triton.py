@@ -131,8 +131,8 @@ def _sum_codes_backward(
     """Gradients of the logits of half a codebook, for some tokens, from g, the gradient of BᵀA.
 
     The gradient of the probability p_c of a code of this half is (g · the other half's
-    probabilities)_c, and the derivative of log p_c by s_k is (bit k of c) - σ(s_k). The spare column
-    of `sums` holds the factor of σ(s_k).
+    probabilities)_c, and the derivative of log p_c by s_k is (bit k of c) - σ(s_k). The spare
+    column of `sums` holds the factor of σ(s_k).
     """
     book = tl.program_id(1)
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -197,16 +197,17 @@ def gradient_tilings(width: int) -> list[dict[str, int]]:
 
 
 def _side(bits: int, side: int) -> int:
-    """The codes along a side of a tile, for half a codebook of `bits` bits; tl.dot takes at least 16."""
+    """The codes along a side of a tile of half a codebook; tl.dot takes at least 16."""
     return min(CODES[side], max(16, 1 << bits))
 
 
 @torch.library.custom_op("genie_fn::lfq_round", mutates_args=())
 def round_bits(z: Tensor, times: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """z (M, K) → codes ±1 float32 with a straight-through gradient, ids (M,) int64, sums (2,) float32.
+    """z (M, K) → codes ±1 float32, ids (M,) int64 and two sums, (2,) float32.
 
-    The sums run over all bits. The first is of (z - code)², the second of the entropies, in nats, of
-    bits with the logits scale · z, where row m counts times[m] times.
+    The gradient of the codes is passed straight through to z. The sums run over all bits. The first
+    is of (z - code)², the second of the entropies, in nats, of bits with the logits scale · z,
+    where row m counts times[m] times.
     """
     constants = round_tiling(z.shape[1])
     codes = torch.empty(z.shape, dtype=torch.float32, device=z.device)
@@ -283,8 +284,8 @@ def _(z, books, scale):
 @torch.library.custom_op("genie_fn::lfq_sum_codes_backward", mutates_args=())
 def sum_codes_backward(g: Tensor, z: Tensor, scale: float) -> Tensor:
     """The gradient of z (M, K) from g, the gradient of the sums (books, 2^⌈K'/2⌉, 2^⌊K'/2⌋)."""
-    # The probabilities of a row add up to 1 for any z, so a constant in g contributes nothing except
-    # large rounding errors.
+    # The probabilities of a row add up to 1 for any z, so a constant in g adds only rounding
+    # errors, large ones.
     books = len(g)
     g = (g - g.mean((1, 2), keepdim=True)).contiguous()
     dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)

@@ -1,4 +1,4 @@
-"""Attention within each frame as Triton kernels: QK-norm, scores and softmax in one pass over tiles.
+"""Attention within each frame as Triton kernels, with QK-norm.
 
 FlashAttention (Dao et al. 2022, arXiv 2205.14135; 2023, arXiv 2307.08691) without a mask: the
 softmax is updated tile by tile of keys, so no scores are written to memory. Queries and keys are
@@ -314,7 +314,7 @@ def attend_space_backward(
     y: Tensor,
     lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of the two scales, (2, E) float32, which are zeros without scales."""
+    """Gradients of q, k, v and of the two scales, (2, E) float32 (zeros without scales)."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(lse)
     tokens, head_dim = q.shape[2], q.shape[4]

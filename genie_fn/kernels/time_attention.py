@@ -246,10 +246,11 @@ def attend_time(
     cos: Tensor | None,
     sin: Tensor | None,
 ) -> Tensor:
-    """Attention of q (B, T, N, G, E) to k and v (B, S, N, G, E) where `visible` (T, S) int8 is not 0.
+    """Attention of q (B, T, N, G, E) to k and v (B, S, N, G, E).
 
-    With the scales (E,), and cos and sin (T, E/2), all float32, q and k are first normalised and
-    rotated (then S = T). The result has the shape and type of q, and is contiguous.
+    Query frame t attends to the key frames s where `visible` (T, S) int8 is not 0. With the scales
+    (E,), and cos and sin (T, E/2), all float32, q and k are first normalised and rotated (then S =
+    T). The result has the shape and type of q, and is contiguous.
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     tensors = [q, k, v, visible, q_scale, k_scale, cos, sin, out]
@@ -274,7 +275,7 @@ def attend_time_backward(
     cos: Tensor | None,
     sin: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of the two scales, (2, E) float32, which are zeros without scales."""
+    """Gradients of q, k, v and of the two scales, (2, E) float32 (zeros without scales)."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     batch, frames, places, heads, head_dim = q.shape
     programs = triton.cdiv(places, tiling(frames, k.shape[1], head_dim)["PLACES"]) * batch * heads

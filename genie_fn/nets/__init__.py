@@ -1,1 +1,1 @@
-"""Networks from descriptions: convolutions that are causal in time, blueprints, the discriminator, VGG16 features."""
+"""Networks from blueprints, whose layers are causal in time; the discriminator; VGG16."""

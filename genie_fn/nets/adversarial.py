@@ -34,8 +34,8 @@ class AdversarialConfig:
     gan: float = 0.0
     perceptual: float = 0.0
     vgg: str = ""
-    """torchvision's vgg16-397923af.pth, from download.pytorch.org/models; without this file there is no perceptual
-    term."""
+    """torchvision's vgg16-397923af.pth, from download.pytorch.org/models; without this file there
+    is no perceptual term."""
     features: Suppress[tuple[str, ...]] = (
         "features.6",
         "features.13",
@@ -46,9 +46,11 @@ class AdversarialConfig:
     frames: int = 4
     """The number of frames of each clip that these terms use, drawn anew each step."""
     start: int = 0
-    """The step from which on the discriminator's logits train the tokenizer; the discriminator trains from step 0."""
+    """The step from which on the discriminator's logits train the tokenizer; the discriminator
+    trains from step 0."""
     adaptive: bool = True
-    """Scale the generator's term so that its gradient at the last layer is as large as that of the other terms."""
+    """Scale the generator's term so that its gradient at the last layer is as large as that of the
+    other terms."""
     penalty: float = 1.0
     """Weight of the squared gradient of the logits with respect to the real frames."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

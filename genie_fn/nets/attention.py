@@ -117,7 +117,7 @@ class Attention(Layer):
     n_head: int = 4
     d_head: int = 16
     transpose: bool = False
-    """Whether channels come first in Open-Genie; without effect here, where they always come last."""
+    """Open-Genie's choice of the channels' axis; without effect here, where it is the last."""
 
     def __post_init__(self):
         if self.d_head % 4:
@@ -143,7 +143,7 @@ class SpaceAttention(Attention):
 
 @dataclass(frozen=True)
 class TimeAttention(Attention):
-    """Causal attention of each place to its own past and, with `has_ext`, to the conditions so far."""
+    """Causal attention of each place to its own past and, with `has_ext`, to past conditions."""
 
     window: int = 16
     has_ext: bool = False
@@ -173,7 +173,7 @@ class SpaceTimeAttention(TimeAttention):
     mlp: int = 4
     """Width of the feed-forward layer, in multiples of `n_embd`."""
     time_attn_kw: tuple = ()
-    """Options of the attention in time: key_dim, the width of the external condition, and window."""
+    """Options of the attention in time: `key_dim`, the width of the condition, and `window`."""
 
     def __post_init__(self):
         unknown = dict(self.time_attn_kw).keys() - {"key_dim", "window"}

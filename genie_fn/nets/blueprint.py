@@ -182,7 +182,7 @@ def apply(
 
 
 def growth(blueprint: Blueprint) -> tuple[Fraction, Fraction]:
-    """The factors by which the network multiplies (frames, pixels per side); below 1 if it divides."""
+    """The factors by which the network multiplies (frames, pixels per side)."""
     time = Fraction(1)
     space = Fraction(1)
     for layer, repeats in _layers(blueprint):

@@ -31,7 +31,7 @@ class Context(NamedTuple):
     first_frame_alone: bool = False
     """Which of the module's two rules applies."""
     condition: Tensor | None = None
-    """An external input, (B, T, K) or (B, T, h, w, K), at the rate of the input or a coarser one."""
+    """An external input, (B, T, K) or (B, T, h, w, K), at the input's rate or a coarser one."""
     backend: Backend = AUTO
     """How attention within a frame is computed."""
 

@@ -31,7 +31,7 @@ def causal_conv(
     stride: Triple = (1, 1, 1),
     first_frame_alone: bool = False,
 ) -> tuple[Tensor, Tree]:
-    """3D convolution padded with zeros: in time before the first frame only, in space on both sides.
+    """3D convolution with zero padding: in time only before the first frame.
 
     Kernels are odd in space. Returns the output and the cache.
     """

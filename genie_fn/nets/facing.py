@@ -28,16 +28,17 @@ class FacingConfig:
     """Two small multilayer perceptrons on a square in the middle of the view."""
 
     side: int = 0
-    """Side of the square in pixels; the middle half of its columns shows the agent. 0: no such bit."""
+    """Side of the square in pixels; the middle half of its columns shows the agent. 0: off."""
     hidden: int = 128
     latent: int = 6
     hold: int = 2
-    """The number of frames whose mean a bit predicts: the agent's appearance lasts, the background passes."""
+    """The number of frames whose mean a bit predicts: unlike the background, the agent stays."""
     commit: float = 0.1
     """Weight of the commitment loss."""
     lean: float = 0.15
-    """Weight of classifying a video against its horizontal flip by the bit, which is possible where agents mostly move
-    in one direction. Without it, each kind of agent chooses its own code for left."""
+    """Weight of classifying a video against its horizontal flip by the bit, which is possible where
+    agents mostly move in one direction. Without it, each kind of agent chooses its own code for
+    left."""
 
     def __post_init__(self):
         if self.side < 0 or self.side % 4 or self.hold < 1:
@@ -96,7 +97,7 @@ def hide(square_BTHWC: Tensor) -> Tensor:
 
 
 def encode(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
-    """Video in [-1, 1] → (B, T-1, K) per transition, from the frame after it; odd under a horizontal flip."""
+    """Video in [-1, 1] → (B, T-1, K) per transition, from the frame after it."""
 
     def latent(x_BTHWC: Tensor) -> Tensor:
         hidden = torch.tanh(layers.linear(params["look"], x_BTHWC.flatten(2)))
@@ -107,7 +108,7 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
 
 
 def quantize(params: Tree, z_BTK: Tensor, cfg: FacingConfig) -> Facing:
-    """The nearer of the codes b and -b. The loss pulls it towards z and, times `commit`, z towards it."""
+    """The nearer of the codes b and -b. The loss pulls it and z together."""
     bits = (z_BTK @ params["code"] > 0).long()
     codes = (2.0 * bits - 1)[..., None] * params["code"]
     codebook_loss = (codes - z_BTK.detach()).square().mean()
@@ -122,7 +123,7 @@ def infer(params: Tree, video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
 
 
 def draw(params: Tree, past_BTHWC: Tensor, codes_BTK: Tensor, cfg: FacingConfig) -> Tensor:
-    """The predicted asymmetric part of the middle after each frame, given its code: (B, T, side, side / 2, 3)."""
+    """The asymmetric part of the middle after each frame, (B, T, side, side / 2, 3)."""
     past = layers.linear(params["past"], hide(square(past_BTHWC, cfg)).flatten(2))
     hidden = F.silu(past + layers.linear(params["modulate"], codes_BTK))
     drawn = layers.linear(params["draw"], hidden) + layers.linear(params["shift"], codes_BTK)
@@ -130,14 +131,15 @@ def draw(params: Tree, past_BTHWC: Tensor, codes_BTK: Tensor, cfg: FacingConfig)
 
 
 def targets(video_BTHWC: Tensor, cfg: FacingConfig) -> Tensor:
-    """The targets of `draw`: means over the `hold` frames after each frame, while the clip has as many."""
+    """The targets of `draw`: means over the `hold` frames after each frame."""
     after = odd(middle(square(video_BTHWC[:, 1:], cfg)))
     spans = after.unfold(1, min(cfg.hold, after.shape[1]), 1)
     return spans.mean(-1)
 
 
 def _flip_every_second(video_BTHWC: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
-    """The video with every second clip of the whole batch flipped, and which clips these are, (B,)."""
+    """The video with every second clip of the whole batch flipped, and which clips these are,
+    (B,)."""
     clips = len(video_BTHWC)
     index_B = torch.arange(clips, device=video_BTHWC.device) + microbatch.first_clip(clips)
     flipped_B = index_B % 2 == 1
@@ -153,7 +155,8 @@ def _contrast(targets_BTHWC: Tensor) -> Tensor:
 def statistics(
     video_BTHWC: Tensor, cfg: FacingConfig, microbatch: Microbatch = WHOLE_BATCH
 ) -> dict[str, Tensor]:
-    """The statistic of video in [-1, 1], by name, whose average over the whole batch `loss` uses."""
+    """The statistic of video in [-1, 1], by name, whose average over the whole batch `loss`
+    uses."""
     video, _ = _flip_every_second(video_BTHWC, microbatch)
     return {"facing_contrast": _contrast(targets(video, cfg)).mean()}
 

@@ -1,4 +1,4 @@
-"""The interface of the layers that blueprints name: a frozen dataclass of options with pure functions."""
+"""The interface of layers: frozen dataclasses of options, with pure functions."""
 
 from dataclasses import dataclass
 

@@ -31,9 +31,10 @@ def _normalise(x_BTHWC: Tensor, groups: int) -> Tensor:
 
 
 def adaptive_group_norm_spec(channels: int, condition: int) -> Tree:
-    """A linear map of the condition to a change of scale and a shift, with full-sized initial weights.
+    """A linear map of the condition to a change of scale and a shift.
 
-    With a tenth of that size, the decoder of a latent action model never learned to use its action.
+    Its initial weights have full size. With a tenth of it, the decoder of a latent action model
+    never learned to use its action.
     """
     return linear_spec(condition, 2 * channels, bias=True)
 

@@ -1,4 +1,4 @@
-"""VGG16's convolutional features (Simonyan & Zisserman 2014), from the file that torchvision publishes.
+"""VGG16's convolutional features (Simonyan & Zisserman 2014), from torchvision's file.
 
 Not torchvision.models.vgg16: it would be a dependency for one stack of convolutions and a file that
 torch reads by itself.
@@ -46,7 +46,7 @@ def load(path: str, device: torch.device | str = "cpu") -> Tree:
 
 
 def features(params: Tree, frames_MHWC: Tensor, names: tuple[str, ...]) -> list[Tensor]:
-    """The outputs (M, C, h, w) of the named layers, by torchvision's names, on frames in [-1, 1]."""
+    """Frames in [-1, 1] → the outputs (M, C, h, w) of the layers with these torchvision names."""
     mean = frames_MHWC.new_tensor(MEAN)
     std = frames_MHWC.new_tensor(STD)
     x = (((frames_MHWC + 1) / 2 - mean) / std).permute(0, 3, 1, 2)

@@ -1,4 +1,5 @@
-"""The benchmark at tiny sizes: its rows and files, and that it refuses to compare what does not agree. No times."""
+"""The benchmark at tiny sizes: its rows and files, and that it refuses to compare what does not
+agree. No times."""
 
 import json
 import sys
@@ -118,7 +119,8 @@ def test_lfq_refuses_ways_that_disagree(monkeypatch):
 
 
 def test_the_module_is_the_functional_model():
-    """Loss and gradients from the same weights, so that the ratio of their times means something."""
+    """Loss and gradients from the same weights, so that the ratio of their times means
+    something."""
     model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)
     params = tree.init(tokenizer.spec(model), random.key(0))
     video = random.randint(random.key(1), (2, 4, 32, 32, 3), 0, 256).to(torch.uint8)
@@ -182,7 +184,8 @@ def test_attention_compares_every_implementation_over_both_axes():
 
 
 def test_counted_flops_are_those_that_torch_counts():
-    """torch counts the products of an eager step; causal attention over time is counted whole there."""
+    """torch counts the products of an eager step; causal attention over time is counted whole
+    there."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)

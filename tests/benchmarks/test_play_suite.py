@@ -1,4 +1,5 @@
-"""The load test of play at a tiny size: its rows, and that every player gets every frame. No times."""
+"""The load test of play at a tiny size: its rows, and that every player gets every frame. No
+times."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""The formulae of memory and traffic at their corners, and docs/scale.md against them; see also test_sharding.py."""
+"""The formulae of memory and traffic at their corners, and docs/scale.md against them; see also
+test_sharding.py."""
 
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_the_largest_model_is_genies():
 
 
 def test_a_state_divides_and_the_traffic_does_not_grow(monkeypatch):
-    """Twice the processes, half the state, the same bytes to send: (n - 1) / n of twice the parameters."""
+    """Twice the processes, half the state, the same bytes to send: (n - 1) / n of twice the
+    parameters."""
     monkeypatch.setattr(sharding, "SMALL", 10)
     spec = {
         "w": ParamSpec((64, 48)),
@@ -60,7 +62,8 @@ def test_a_state_divides_and_the_traffic_does_not_grow(monkeypatch):
 
 
 def test_activations_are_what_autograd_keeps():
-    """Two layers: each keeps its input and the GELU its own, of so many clips; the weights are not counted."""
+    """Two layers: each keeps its input and the GELU its own, of so many clips; the weights are not
+    counted."""
     spec = {"a": ParamSpec((5, 7)), "b": ParamSpec((7, 3))}
 
     def loss(params, clips):

@@ -1,4 +1,5 @@
-"""The Triton kernels against their reference, under Triton's interpreter where there is no GPU, and as machine code."""
+"""The Triton kernels against their reference, under Triton's interpreter where there is no GPU, and
+as machine code."""
 
 import sys
 
@@ -17,7 +18,8 @@ from genie_fn.runtime.backend import Backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# Rows, bits, codebooks, share of the rows: tiles that are full and that are not, odd bits, halves without bits, several
+# Rows, bits, codebooks, share of the rows: tiles that are full and that are not, odd bits, halves
+# without bits, several
 # tiles and steps, rows that the entropies count twice.
 CASES = [
     (37, 1, 1, 1.0),
@@ -112,7 +114,8 @@ def test_sure_latents_have_finite_gradients():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_through_the_quantiser_is_the_references(compiled):
-    """All that the quantiser returns, and the gradients of its whole loss and of its codes', as training runs it."""
+    """All that the quantiser returns, and the gradients of its whole loss and of its codes', as
+    training runs it."""
     cfg = QuantizerConfig(codes=2**8, input_dim=5, books=2, frac_sample=0.5, temperature=0.5)
     params = tree.map(lambda x: x.to(DEVICE), tree.init(quantize.spec(cfg), random.key(0)))
     x, target = noise(1, 3, 4, 7, 5) * 9, noise(2, 3, 4, 7, 5)

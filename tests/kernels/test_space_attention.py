@@ -1,4 +1,5 @@
-"""The Triton kernels against their reference, interpreted where there is no GPU, and their machine code."""
+"""The Triton kernels against their reference, interpreted where there is no GPU, and their machine
+code."""
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from genie_fn.runtime.backend import Backend
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# A whole tile, an odd frame, several tiles with and without a rest, one token, head dims that are no powers of two.
+# A whole tile, an odd frame, several tiles with and without a rest, one token, head dims that are
+# no powers of two.
 SHAPES = [
     (1, 2, 64, 2, 16),
     (2, 1, 37, 2, 40),
@@ -62,7 +64,8 @@ def test_forward_and_backward_agree_with_the_reference(shape, dtype, norm):
 
 
 def test_strided_inputs_are_read_where_they_lie():
-    """Neither the views of the packed product nor their gradient are copied into another layout first."""
+    """Neither the views of the packed product nor their gradient are copied into another layout
+    first."""
     q, k, v = strided(0, (2, 2, 20, 2, 16), torch.float32)
     assert not q.is_contiguous()
     reversed_heads = [x.flip(3) for x in (q, k, v)]
@@ -88,7 +91,8 @@ def test_layers_of_a_blueprint_take_the_kernel_too():
 @pytest.mark.filterwarnings("ignore:overflow")  # they are infinite before they are left out
 @pytest.mark.parametrize("tokens", [37, 70])  # one tile and several, both with padding
 def test_scores_far_below_those_of_the_padding_do_no_harm(tokens):
-    """Keys beyond the frame score 0: next to scores of -2000 their weights would be infinite, unless left out."""
+    """Keys beyond the frame score 0: next to scores of -2000 their weights would be infinite,
+    unless left out."""
     q, k, v = (noise(i, 1, 1, tokens, 1, 16) * 0.01 + middle for i, middle in enumerate((1, -1, 0)))
     leaves = [
         x.requires_grad_()

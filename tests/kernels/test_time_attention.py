@@ -1,4 +1,5 @@
-"""The Triton kernel against its reference, under Triton's interpreter where there is no GPU, and its machine code."""
+"""The Triton kernel against its reference, under Triton's interpreter where there is no GPU, and
+its machine code."""
 
 import sys
 
@@ -14,7 +15,8 @@ from genie_fn.runtime.compilation import compiled
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# Places and frames that fill a tile, that do not, one frame, more frames than the window, odd head dims.
+# Places and frames that fill a tile, that do not, one frame, more frames than the window, odd head
+# dims.
 SHAPES = [
     (1, 4, 16, 2, 16),
     (2, 5, 3, 1, 40),
@@ -71,7 +73,8 @@ def test_frames_after_a_cache_agree_with_the_reference(frames):
 
 
 def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
-    """Those for time and for space, through custom ops, compiled step and gradients, as training runs it."""
+    """Those for time and for space, through custom ops, compiled step and gradients, as training
+    runs it."""
     params = tree.map(lambda x: x.to(DEVICE), tree.init(layers.st_spec(stack_cfg), random.key(0)))
     x = noise(1, 2, 6, 5, stack_cfg.dim)
 

@@ -1,4 +1,5 @@
-"""The adversarial and perceptual losses: which term trains which parameters, against separate losses by autograd."""
+"""The adversarial and perceptual losses: which term trains which parameters, against separate
+losses by autograd."""
 
 from dataclasses import replace
 
@@ -128,7 +129,8 @@ def test_the_discriminator_gives_a_map_of_logits(critic):
 
 
 def separate_gradients(params, vgg, step):
-    """Each side's gradient from its own loss, written out without detaching anything by hand in the losses."""
+    """Each side's gradient from its own loss, written out without detaching anything by hand in the
+    losses."""
     model, extra = CFG.model, CFG.adversarial
     target = tokenizer.layers.to_float(FRAMES)
     real, _ = adversarial.sample_frames(random.fold_in(random.key(4), step), 2, target, target)
@@ -156,7 +158,8 @@ def separate_gradients(params, vgg, step):
 
 
 def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
-    """One backward pass over one scalar gives what two separate losses give, the doubly derived penalty included."""
+    """One backward pass over one scalar gives what two separate losses give, the doubly derived
+    penalty included."""
     params = tree.init(tokenizer.spec(MODEL), random.key(0)) | {"discriminator": critic}
     loss = train_tokenizer.objective(CFG, {}).loss
     step = torch.tensor(0)
@@ -215,7 +218,8 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
 
 
 def test_compiled_is_eager(vgg_file):
-    """Every term at once, in networks as small as they can be: most of the time is spent compiling."""
+    """Every term at once, in networks as small as they can be: most of the time is spent
+    compiling."""
     encoder = (
         ("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (1, 3), "stride": (1, 4)}),
         "silu",
@@ -265,7 +269,8 @@ def test_the_perceptual_gradient_is_not_zero_and_vanishes_at_the_target(vgg_file
 
 
 def test_vgg_sees_images_normalised_as_imagenet():
-    """The first layer as an identity shows what it is given: mean and deviation per channel of RGB in [0, 1]."""
+    """The first layer as an identity shows what it is given: mean and deviation per channel of RGB
+    in [0, 1]."""
     w = torch.zeros(3, 3, 3, 3)
     w[range(3), range(3), 1, 1] = 1
     params = {"features.0": {"w": w, "b": torch.zeros(3)}}

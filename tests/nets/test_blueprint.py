@@ -1,4 +1,5 @@
-"""Blueprints: causal at every layer of the registry, checked with the position of what is wrong, pure and hashable."""
+"""Blueprints: causal at every layer of the registry, checked with the position of what is wrong,
+pure and hashable."""
 
 import json
 from functools import partial
@@ -102,7 +103,8 @@ def rates(net):
 
 
 def out_span(frame, up, down, alone):
-    """The last output frame that may not see input frames after `frame`, by the two rules of genie_fn/nets/conv.py."""
+    """The last output frame that may not see input frames after `frame`, by the two rules of
+    genie_fn/nets/conv.py."""
     if down > 1:
         return frame // down if alone else (frame + 1) // down - 1
     return up * frame if alone else up * (frame + 1) - 1
@@ -111,7 +113,8 @@ def out_span(frame, up, down, alone):
 @every_layer
 @pytest.mark.parametrize("alone", [False, True])
 def test_no_layer_sees_the_future(name, options, channels, condition, alone):
-    """Later frames are changed, and later conditions: nothing earlier may change, and something later must."""
+    """Later frames are changed, and later conditions: nothing earlier may change, and something
+    later must."""
     net, params = build((name, options))
     up, down = rates(net)
     frames = 9 if alone else 8
@@ -145,7 +148,8 @@ def test_a_layer_uses_its_condition(name, options, channels, condition):
 
 @every_layer
 def test_a_video_in_pieces_is_the_video(name, options, channels, condition):
-    """With what it kept of the frames before, a layer continues a video as if it had seen it whole."""
+    """With what it kept of the frames before, a layer continues a video as if it had seen it
+    whole."""
     net, params = build((name, options))
     if rates(net) != (1, 1):
         pytest.skip("changes the frame rate")

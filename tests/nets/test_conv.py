@@ -1,4 +1,5 @@
-"""Causal convolutions against torch's own, and their two rules of time against values worked out by hand."""
+"""Causal convolutions against torch's own, and their two rules of time against values worked out by
+hand."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""The bit that says which way an agent looks: its symmetry, what the decoder may see, and that it is learned."""
+"""The bit that says which way an agent looks: its symmetry, what the decoder may see, and that it
+is learned."""
 
 from dataclasses import replace
 
@@ -83,7 +84,8 @@ def test_the_bits_of_the_loss_are_those_of_the_video(params, video):
 
 
 def agents(key, turns_BT):
-    """Clips of noise that drifts behind an agent in the middle: two bright pixels, its lamp on the side it looks to."""
+    """Clips of noise that drifts behind an agent in the middle: two bright pixels, its lamp on the
+    side it looks to."""
     noise = random.normal(random.fold_in(key, 1), (*turns_BT.shape, 16, 16, 3)) * 0.3
     side = torch.where(turns_BT == 1, 8, 7)
     columns = torch.arange(16) == side[..., None]
@@ -92,7 +94,8 @@ def agents(key, turns_BT):
 
 
 def two_kinds(key, count, right):
-    """Clips (count, 4, 16, 16, 3) and which way their agents look; every other agent is blue, its lamp behind it."""
+    """Clips (count, 4, 16, 16, 3) and which way their agents look; every other agent is blue, its
+    lamp behind it."""
     turns = random.bernoulli(key, right, (count, 1)).expand(-1, 4).long()
     video = agents(key, turns)
     video[1::2] = agents(key, 1 - turns[1::2])
@@ -131,7 +134,8 @@ def test_it_learns_which_way_an_agent_looks():
 
 @pytest.mark.parametrize("lean, shared", [(0.0, False), (0.5, True)])
 def test_agents_of_all_looks_agree_on_what_is_right(lean, shared):
-    """Which end of an agent is its front shows only where play goes mostly one way, and only `lean` looks at that."""
+    """Which end of an agent is its front shows only where play goes mostly one way, and only `lean`
+    looks at that."""
     cfg = replace(CFG, lean=lean)
     params = trained(cfg, lambda key: two_kinds(key, 32, 0.8)[0])
     video, turns = two_kinds(random.key(9), 64, 0.5)

@@ -1,4 +1,5 @@
-"""Pooling and changes between channels and space or time, against torch's functions and values worked out by hand."""
+"""Pooling and changes between channels and space or time, against torch's functions and values
+worked out by hand."""
 
 import pytest
 import torch
