@@ -26,7 +26,7 @@ TINY = benchmark.Config(
     sample=SampleConfig(steps=3),
 )
 CPU = torch.device("cpu")
-SMALL_CODER = tokenizer.TokenizerConfig(32, 32, 16)
+SMALL_TOKENIZER = tokenizer.TokenizerConfig(32, 32, 16)
 
 
 def tiny_lfq(cfg=TINY, device=CPU, **options):
@@ -121,7 +121,7 @@ def test_lfq_refuses_ways_that_disagree(monkeypatch):
 def test_the_module_is_the_functional_model():
     """Loss and gradients from the same weights, so that the ratio of their times means
     something."""
-    model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+    model = replace(SMALL_TOKENIZER, encoder=STACK, decoder=STACK)
     params = tree.init(tokenizer.spec(model), random.key(0))
     video = random.randint(random.key(1), (2, 4, 32, 32, 3), 0, 256).to(torch.uint8)
     net = baselines.Tokenizer(model)
@@ -152,7 +152,7 @@ def test_the_module_is_the_functional_model():
 
 def test_step_compares_training_steps(monkeypatch):
     monkeypatch.setitem(
-        tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+        tokenizer.PRESETS, "demo", replace(SMALL_TOKENIZER, encoder=STACK, decoder=STACK)
     )
     rows = suites.step_suite(replace(TINY, shape=(2, 3)), CPU)
     check_rows(rows, 2)
@@ -162,7 +162,7 @@ def test_step_compares_training_steps(monkeypatch):
 
 def test_step_refuses_ways_that_disagree(monkeypatch):
     monkeypatch.setitem(
-        tokenizer.PRESETS, "demo", replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+        tokenizer.PRESETS, "demo", replace(SMALL_TOKENIZER, encoder=STACK, decoder=STACK)
     )
     true = tokenizer.loss
     monkeypatch.setattr(
@@ -188,7 +188,7 @@ def test_counted_flops_are_those_that_torch_counts():
     there."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = replace(SMALL_CODER, encoder=STACK, decoder=STACK)
+    model = replace(SMALL_TOKENIZER, encoder=STACK, decoder=STACK)
     params = tree.init(tokenizer.spec(model), random.key(0))
     video = torch.zeros((2, 3, 32, 32, 3), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
@@ -241,7 +241,7 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
     stages = {"dataset": {"levels": 9}, "tokenizer": {"steps": 7}, "dynamics": {"steps": 5}}
     results = {
         "tokenizer, PSNR": [23.456],
-        "4th dreamed frame, moving clips": [14.1, 13.0, 15.2],
+        "4th generated frame, moving clips": [14.1, 13.0, 15.2],
         "actions used": [6],
     }
     for seed in (0, 1):
@@ -265,7 +265,7 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
         and "| minutes taken | 20.0 | 20.0 |" in lines
     )
     assert "| tokenizer, PSNR | 23.46 dB | 24.00 dB |" in lines
-    assert "| 4th dreamed frame, moving clips | 14.10 dB [13.00, 15.20] | – |" in lines
+    assert "| 4th generated frame, moving clips | 14.10 dB [13.00, 15.20] | – |" in lines
     assert {line.count("|") for line in lines} == {4}
     with pytest.raises(UserError, match="no records"):
         report.speedruns(tmp_path / "none")

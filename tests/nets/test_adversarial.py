@@ -2,6 +2,7 @@
 losses by autograd."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -89,13 +90,11 @@ def video(seed, count=4):
 def run(cfg, steps=1, vgg=None):
     net = discriminator.network(cfg.adversarial.discriminator)
     spec = tokenizer.spec(cfg.model) | {"discriminator": blueprint.spec(net)}
-    apart = {"discriminator": cfg.critic}
-    state = init_state(spec, random.key(0), cfg.optim, {}, apart)
-    step, rows, first = (
-        make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, apart),
-        [],
-        state,
-    )
+    optimizers = {"discriminator": cfg.critic}
+    state = init_state(spec, random.key(0), cfg.optim, {}, optimizers)
+    step = make_step(train_tokenizer.objective(cfg, vgg or {}), spec, cfg, optimizers)
+    rows = []
+    first = state
     if cfg.compile != "off":
         first = tree.map(torch.clone, state)
     for _ in range(steps):
@@ -129,15 +128,16 @@ def test_the_discriminator_gives_a_map_of_logits(critic):
 
 
 def separate_gradients(params, vgg, step):
-    """Each side's gradient from its own loss, written out without detaching anything by hand in the
-    losses."""
+    """Each side's gradient from a loss of its own, without detached terms."""
     model, extra = CFG.model, CFG.adversarial
     target = tokenizer.layers.to_float(FRAMES)
     real, _ = adversarial.sample_frames(random.fold_in(random.key(4), step), 2, target, target)
     leaves = tree.map(lambda x: x.clone().requires_grad_(), params)
-    made, q = tokenizer.reconstruct(leaves, target, model)
-    _, fake = adversarial.sample_frames(random.fold_in(random.key(4), step), 2, target, made)
-    generator = (made - target).square().mean() + q.loss
+    reconstructed, q = tokenizer.reconstruct(leaves, target, model)
+    _, fake = adversarial.sample_frames(
+        random.fold_in(random.key(4), step), 2, target, reconstructed
+    )
+    generator = (reconstructed - target).square().mean() + q.loss
     generator = (
         generator
         - extra.gan * discriminator.logits(leaves["discriminator"], fake, BLUEPRINT).mean()
@@ -157,9 +157,9 @@ def separate_gradients(params, vgg, step):
     )
 
 
-def test_each_side_gets_the_gradient_of_its_own_loss_alone(critic):
-    """One backward pass over one scalar gives what two separate losses give, the doubly derived
-    penalty included."""
+def test_each_side_gets_the_gradient_of_its_own_loss(critic):
+    """One backward pass over one scalar gives the gradients of two separate losses, with the
+    gradient penalty."""
     params = tree.init(tokenizer.spec(MODEL), random.key(0)) | {"discriminator": critic}
     loss = train_tokenizer.objective(CFG, {}).loss
     step = torch.tensor(0)
@@ -194,9 +194,9 @@ def test_before_its_start_the_discriminator_learns_and_the_tokenizer_ignores_it(
     )
     for a, b in zip(tree.leaves(ours), tree.leaves(theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    alone = replace(CFG, adversarial=replace(LOSSES, start=5))
-    assert changed(state.params, run(alone, steps=2)[1].params) == set()
-    assert changed(run(late, steps=3)[1].params, run(alone, steps=3)[1].params) == {
+    later = replace(CFG, adversarial=replace(LOSSES, start=5))
+    assert changed(state.params, run(later, steps=2)[1].params) == set()
+    assert changed(run(late, steps=3)[1].params, run(later, steps=3)[1].params) == {
         "encoder",
         "decoder",
     }
@@ -206,9 +206,9 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
     params = tree.init(tokenizer.spec(MODEL), random.key(0))
     last = tokenizer.last_weight(params, MODEL).requires_grad_()
     target = tokenizer.layers.to_float(FRAMES)
-    made, _ = tokenizer.reconstruct(params, target, MODEL)
-    mse = (made - target).square().mean()
-    generator = -discriminator.logits(critic, made.flatten(0, 1), BLUEPRINT).mean()
+    reconstructed, _ = tokenizer.reconstruct(params, target, MODEL)
+    mse = (reconstructed - target).square().mean()
+    generator = -discriminator.logits(critic, reconstructed.flatten(0, 1), BLUEPRINT).mean()
     weight = adversarial.adaptive_weight(mse, generator, last)
     a, b = (
         torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (mse, weight * generator)
@@ -217,9 +217,11 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
     assert not weight.requires_grad
 
 
-def test_compiled_is_eager(vgg_file):
-    """Every term at once, in networks as small as they can be: most of the time is spent
-    compiling."""
+@pytest.mark.compile
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_is_eager(vgg_file, monkeypatch, backend):
+    """All terms in one step. Most of the time is spent on compiling, so the networks are small, and
+    by default the step is traced and differentiated as for compilation, without generating code."""
     encoder = (
         ("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (1, 3), "stride": (1, 4)}),
         "silu",
@@ -244,6 +246,7 @@ def test_compiled_is_eager(vgg_file):
     cfg = replace(CFG, model=model, adversarial=losses)
     vgg = adversarial.load_vgg(losses)
     _, eager, expected = run(cfg, vgg=vgg)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     _, fast, rows = run(replace(cfg, compile="step"), vgg=vgg)
     for name, value in expected[0].items():
         torch.testing.assert_close(
@@ -269,8 +272,7 @@ def test_the_perceptual_gradient_is_not_zero_and_vanishes_at_the_target(vgg_file
 
 
 def test_vgg_sees_images_normalised_as_imagenet():
-    """The first layer as an identity shows what it is given: mean and deviation per channel of RGB
-    in [0, 1]."""
+    """A first layer that is the identity shows its inputs: RGB normalised per channel."""
     w = torch.zeros(3, 3, 3, 3)
     w[range(3), range(3), 1, 1] = 1
     params = {"features.0": {"w": w, "b": torch.zeros(3)}}
@@ -295,7 +297,7 @@ def test_files_that_are_not_vgg16_are_refused(tmp_path, capsys):
     assert "without the perceptual term" in capsys.readouterr().err
 
 
-def test_frames_are_drawn_alike_from_every_video():
+def test_the_same_frames_are_sampled_from_every_video():
     a = torch.arange(24).reshape(2, 12, 1, 1, 1)
     picked, same = adversarial.sample_frames(random.key(0), 5, a, a * 10)
     assert picked.shape == (10, 1, 1, 1) and torch.equal(picked * 10, same)
@@ -303,7 +305,7 @@ def test_frames_are_drawn_alike_from_every_video():
     assert not torch.equal(picked, adversarial.sample_frames(random.key(1), 5, a)[0])
 
 
-def test_what_a_discriminator_cannot_have_is_refused():
+def test_impossible_configurations_of_a_discriminator_are_refused():
     with pytest.raises(UserError, match="cannot be compiled alone"):
         replace(CFG, compile="split")
     with pytest.raises(UserError, match="no moving average"):

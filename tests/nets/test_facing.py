@@ -1,5 +1,4 @@
-"""The bit that says which way an agent looks: its symmetry, what the decoder may see, and that it
-is learned."""
+"""The facing bit of a latent action: its symmetry, the decoder's inputs, and that it is learned."""
 
 from dataclasses import replace
 
@@ -26,21 +25,21 @@ def video(clip):
     return layers.to_float(clip)
 
 
-def test_a_mirror_image_has_the_opposite_bit(params, video):
-    z, mirrored = (facing.encode(params, v, CFG) for v in (video, video.flip(3)))
-    torch.testing.assert_close(z, -mirrored)
+def test_a_flipped_video_has_the_opposite_bit(params, video):
+    z, flipped = (facing.encode(params, v, CFG) for v in (video, video.flip(3)))
+    torch.testing.assert_close(z, -flipped)
     bits = [facing.infer(params, v, CFG) for v in (video, video.flip(3))]
     assert torch.equal(bits[0], 1 - bits[1])
 
 
 def test_the_two_codes_are_opposite_and_the_gradient_goes_through(params, video):
     z = facing.encode(params, video, CFG).requires_grad_()
-    found = facing.quantize(params, z, CFG)
-    sign = 2.0 * found.bits_BT - 1
-    torch.testing.assert_close(found.codes_BTK, sign[..., None] * params["code"])
-    nearer = (z - found.codes_BTK).norm(dim=-1) <= (z + found.codes_BTK).norm(dim=-1)
+    quantized = facing.quantize(params, z, CFG)
+    sign = 2.0 * quantized.bits_BT - 1
+    torch.testing.assert_close(quantized.codes_BTK, sign[..., None] * params["code"])
+    nearer = (z - quantized.codes_BTK).norm(dim=-1) <= (z + quantized.codes_BTK).norm(dim=-1)
     assert nearer.all()
-    assert torch.equal(torch.autograd.grad(found.codes_BTK.sum(), z)[0], torch.ones_like(z))
+    assert torch.equal(torch.autograd.grad(quantized.codes_BTK.sum(), z)[0], torch.ones_like(z))
 
 
 def test_the_bit_is_a_function_of_its_next_frame(params, video):
@@ -50,15 +49,15 @@ def test_the_bit_is_a_function_of_its_next_frame(params, video):
     assert seen.tolist() == [False, False, False, True, False, False, False]
 
 
-def test_the_drawing_cannot_see_which_way_the_agent_looked(params, video):
+def test_the_decoder_cannot_see_the_direction_of_the_agent(params, video):
     """Neither frames after its own, nor the left and right of the middle."""
     codes = random.normal(random.key(1), (*video.shape[:2], CFG.latent))
-    turned = video.clone()
+    flipped = video.clone()
     columns = slice((32 - 4) // 2, (32 + 4) // 2)
-    turned[:, :, :, columns] = turned[:, :, :, columns].flip(3)
-    assert not torch.allclose(video, turned)
+    flipped[:, :, :, columns] = flipped[:, :, :, columns].flip(3)
+    assert not torch.allclose(video, flipped)
     drawn = facing.draw(params, video, codes, CFG)
-    torch.testing.assert_close(drawn, facing.draw(params, turned, codes, CFG))
+    torch.testing.assert_close(drawn, facing.draw(params, flipped, codes, CFG))
     torch.testing.assert_close(drawn, -drawn.flip(3))
     shape = (2, 7, 8, 4, 3)
     assert drawn.shape == shape and not torch.allclose(
@@ -70,22 +69,21 @@ def test_the_drawing_cannot_see_which_way_the_agent_looked(params, video):
 
 
 def test_targets_are_means_over_the_next_frames(video):
-    wanted = facing.targets(video, CFG)
+    expected = facing.targets(video, CFG)
     middle = video[:, :, 12:20, 14:18]
     odd = (middle - middle.flip(3)) / 2
-    torch.testing.assert_close(wanted, (odd[:, 1:-1] + odd[:, 2:]) / 2)
+    torch.testing.assert_close(expected, (odd[:, 1:-1] + odd[:, 2:]) / 2)
     assert facing.targets(video[:, :2], CFG).shape == (2, 1, 8, 4, 3), "two frames are enough"
 
 
 def test_the_bits_of_the_loss_are_those_of_the_video(params, video):
-    """Though it mirrors every other clip."""
+    """Although it flips every other clip."""
     _, (_, bits) = facing.loss(params, video, CFG)
     assert torch.equal(bits, facing.infer(params, video, CFG))
 
 
 def agents(key, turns_BT):
-    """Clips of noise that drifts behind an agent in the middle: two bright pixels, its lamp on the
-    side it looks to."""
+    """Clips of noise behind an agent in the middle, with a bright pixel on the side it faces."""
     noise = random.normal(random.fold_in(key, 1), (*turns_BT.shape, 16, 16, 3)) * 0.3
     side = torch.where(turns_BT == 1, 8, 7)
     columns = torch.arange(16) == side[..., None]
@@ -94,8 +92,10 @@ def agents(key, turns_BT):
 
 
 def two_kinds(key, count, right):
-    """Clips (count, 4, 16, 16, 3) and which way their agents look; every other agent is blue, its
-    lamp behind it."""
+    """Clips (count, 4, 16, 16, 3) and the directions that their agents face.
+
+    Every other agent is blue, with its bright pixel behind it.
+    """
     turns = random.bernoulli(key, right, (count, 1)).expand(-1, 4).long()
     video = agents(key, turns)
     video[1::2] = agents(key, 1 - turns[1::2])
@@ -120,7 +120,7 @@ def trained(cfg, clips):
     return params
 
 
-def test_it_learns_which_way_an_agent_looks():
+def test_it_learns_the_direction_of_an_agent():
     """From clips with as many agents that look left as right."""
 
     def clips(key):
@@ -133,9 +133,9 @@ def test_it_learns_which_way_an_agent_looks():
 
 
 @pytest.mark.parametrize("lean, shared", [(0.0, False), (0.5, True)])
-def test_agents_of_all_looks_agree_on_what_is_right(lean, shared):
-    """Which end of an agent is its front shows only where play goes mostly one way, and only `lean`
-    looks at that."""
+def test_agents_of_all_appearances_agree_on_what_is_right(lean, shared):
+    """The front of an agent shows only where agents mostly move in one direction, and only the
+    loss `lean` uses that."""
     cfg = replace(CFG, lean=lean)
     params = trained(cfg, lambda key: two_kinds(key, 32, 0.8)[0])
     video, turns = two_kinds(random.key(9), 64, 0.5)
