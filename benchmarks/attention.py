@@ -64,11 +64,11 @@ def _implementations(axis: str, frames: int, device: torch.device) -> dict[str, 
     position = torch.arange(frames, device=device)[:, None]
     visible = layers.visible_frames(frames, frames, None, device)
 
-    def over_time(impl, q, k, v, *scales):
-        return attention.attend_new_frames(q, k, v, *scales, position, visible, impl=impl)
+    def over_time(impl, q, k, v, q_scale, k_scale):
+        return attention.attend_new_frames(q, k, v, q_scale, k_scale, position, visible, impl=impl)
 
-    def over_space(impl, q, k, v, *scales):
-        return attention.attend_within(q, k, v, *scales, impl=impl)
+    def over_space(impl, q, k, v, q_scale, k_scale):
+        return attention.attend_within(q, k, v, q_scale, k_scale, impl=impl)
 
     gpu = device.type == "cuda"
     attend = over_time if axis == "time" else over_space

@@ -73,9 +73,10 @@ def measure(world: World, name: str, compiled: bool, cfg, device: torch.device) 
         waits = measure_waits(engine, name, variants, cfg.repeats)
     finally:
         engine.close()
-    tokens = world.dynamics.cfg.tokens
+    model = world.dynamics.cfg
+    assert isinstance(model, DynamicsConfig)
     mode = "compiled" if compiled else "eager"
-    case = f"{name} world, {tokens} tokens, {steps} steps, {mode}, over a socket"
+    case = f"{name} world, {model.tokens} tokens, {steps} steps, {mode}, over a socket"
     base = [median(repeat) for repeat in waits["1 player"]]
     return [row(case, variant, waits[variant], base) | {"first": first} for variant in variants]
 

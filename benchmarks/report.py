@@ -36,7 +36,7 @@ def table(results: Path) -> str:
                 lines.setdefault(machine, []).append(line)
     if not lines:
         raise UserError(f"there are no results in {results}: run `python benchmark.py` first")
-    head = ["", "against", "times as fast", "memory", "of the ceiling"]
+    head = ["against", "times as fast", "memory", "of the ceiling"]
     return "\n\n".join(
         "\n".join([f"*{machine}*", "", *_head(head), *rows]) for machine, rows in lines.items()
     )
@@ -53,9 +53,9 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _head(cells: list[str]) -> list[str]:
-    head = "| " + " | ".join(cells) + " |"
-    return [head, "|---" * len(cells) + "|"]
+def _head(titles: list[str]) -> list[str]:
+    """The first two lines of a table, with a column without a title in front."""
+    return ["| " + _line(titles), "|---" * (len(titles) + 1) + "|"]
 
 
 def ablations(records: dict[str, dict], columns: dict[str, int]) -> str:
@@ -70,7 +70,7 @@ def ablations(records: dict[str, dict], columns: dict[str, int]) -> str:
             label: digits for label, digits in columns.items() if any(label in row for row in rows)
         }
         lines = [f"### {record['about']}", "", _ablation_scale(choice, record), ""]
-        lines += _head(["", *present])
+        lines += _head(list(present))
         for name in dict.fromkeys(row["name"] for row in rows):
             cells = [_cell(rows, name, label, digits) for label, digits in present.items()]
             lines.append(_line([name, *cells]))
@@ -110,7 +110,7 @@ def speedruns(records: Path) -> str:
     for run in runs:
         config = run["config"]
         titles.append(f"{config['preset']}, {config['minutes']:g} min, seed {config['seed']}")
-    lines = _head(["", *titles])
+    lines = _head(titles)
     lines.append(_line(["machine", *(run["device"] for run in runs)]))
     lines.append(_line(["minutes taken", *(f"{run['minutes']:.1f}" for run in runs)]))
     lines.append(_steps_line([run["stages"] for run in runs]))

@@ -62,7 +62,7 @@ def compare(
     rows = []
     for name, (first, *rest) in seconds.items():
         ratios = [base / own for base, own in zip(seconds[baseline][1:], rest, strict=True)]
-        row = {"case": case, "variant": name, "baseline": baseline}
+        row: dict[str, Any] = {"case": case, "variant": name, "baseline": baseline}
         row |= {"seconds": summarise(rest), "ratio": summarise(ratios), "first": first}
         median_time = row["seconds"]["median"]
         if frames:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ SHAPES = {
     "cuda": {"demo": (48, 16), "small": (48, 16), "coinrun": (48, 16)},
 }
 """Clips and frames of a batch."""
+CompileMode = Literal["off", "step"]
 
 
 def step_suite(cfg, device: torch.device) -> list[dict]:
     """The rows of every preset."""
-    mode = backend.pick_compile(cfg.compile, device)
+    can_compile = backend.pick_compile(cfg.compile, device) != "off"
+    mode = cfg.compile if can_compile else "off"
     presets = cfg.presets or (("small", "coinrun") if device.type == "cuda" else ("demo",))
     rows = []
     for preset in presets:
@@ -41,7 +44,7 @@ def step_suite(cfg, device: torch.device) -> list[dict]:
 
 
 def _tokenizer_step(
-    cfg, preset: str, shape: tuple[int, int], mode: str, device: torch.device
+    cfg, preset: str, shape: tuple[int, int], mode: CompileMode, device: torch.device
 ) -> list[dict]:
     clips, frames = shape
     model = replace(tokenizer.PRESETS[preset], quantizer=QuantizerConfig(codes=1024))
@@ -55,7 +58,8 @@ def _tokenizer_step(
         device=str(device),
         backend=cfg.backend.resolve(device, mode != "off"),
     )
-    variants = {"nn.Module": partial(baselines.module_step(params, model, run, device), video)}
+    module_step = baselines.module_step(params, model, run, device)
+    variants: dict[str, Callable] = {"nn.Module": partial(module_step, video)}
     for name, variant in _variants(run, cfg.split, device).items():
         variants[name] = _functional_step(variant, model, params, video)
     case = f"tokenizer {preset}, {clips} x {frames} frames, compile {mode}"

@@ -92,6 +92,10 @@ class Convolution(Layer):
     out_channels: int
     kernel_size: Size = 3
 
+    @property
+    def outputs(self) -> int:
+        return self.out_channels or self.in_channels
+
     def spec(self) -> Tree:
         return conv_spec(self.in_channels, self.outputs, odd_kernel(self.kernel_size))
 

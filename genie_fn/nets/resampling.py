@@ -4,6 +4,7 @@ See genie_fn/nets/causal.py for the two rules of the time axis.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -55,7 +56,7 @@ def _strided_filter(x: Tensor, axis: int, stride: int, weights: list[float]) -> 
     x = x.movedim(axis, 0)
     span = len(x) - len(weights) + 1
     filtered = sum(w * x[k : k + span : stride] for k, w in enumerate(weights))
-    return filtered.movedim(0, axis)
+    return cast(Tensor, filtered).movedim(0, axis)
 
 
 def depth_to_spacetime(
@@ -96,6 +97,10 @@ class SpaceDownsample(Layer):
     in_channels: int
     out_channels: int = 0
     factor: int = 2
+
+    @property
+    def outputs(self) -> int:
+        return self.out_channels or self.in_channels
 
     @property
     def shrinks(self) -> tuple[int, int]:

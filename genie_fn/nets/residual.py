@@ -75,6 +75,10 @@ class Residual(Layer):
             raise ValueError("use_causal=False would let a frame see later ones: remove it")
 
     @property
+    def outputs(self) -> int:
+        return self.out_channels or self.in_channels
+
+    @property
     def kernel(self) -> Triple:
         return odd_kernel(self.kernel_size)
 
