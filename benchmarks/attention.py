@@ -11,7 +11,7 @@ from benchmarks import baselines, counts, timing
 from benchmarks.timing import Work
 from genie_fn import layers, random, tree
 from genie_fn.kernels import attention
-from genie_fn.runtime import backend
+from genie_fn.runtime import backend, compilation
 from genie_fn.runtime.console import console
 
 BASELINE = "SDPA with transposes"
@@ -97,7 +97,8 @@ def _with_gradients(attend: Callable, inputs: Inputs, mode: str) -> Callable:
 
     function = forward_and_backward
     if mode != "off":
-        function = torch.compile(forward_and_backward, dynamic=False)
+        fast = torch.compile(forward_and_backward, dynamic=False)
+        function = compilation.with_traced_gradients(fast)
     return partial(function, list(inputs))
 
 

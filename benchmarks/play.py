@@ -73,10 +73,9 @@ def measure(world: World, name: str, compiled: bool, cfg, device: torch.device) 
         waits = measure_waits(engine, name, variants, cfg.repeats)
     finally:
         engine.close()
-    model = world.dynamics.cfg
-    assert isinstance(model, DynamicsConfig)
+    tokens = world.dynamics.cfg.tokens
     mode = "compiled" if compiled else "eager"
-    case = f"{name} world, {model.tokens} tokens, {steps} steps, {mode}, over a socket"
+    case = f"{name} world, {tokens} tokens, {steps} steps, {mode}, over a socket"
     base = [median(repeat) for repeat in waits["1 player"]]
     return [row(case, variant, waits[variant], base) | {"first": first} for variant in variants]
 
