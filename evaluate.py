@@ -152,9 +152,9 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, run=cfg.world or cfg.run)
     if cfg.brief:
         cfg = replace(cfg, held=0, probe_steps=0)
-    evaluation, shown = evaluate(cfg)
+    evaluation, images = evaluate(cfg)
     out = Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation")
-    write(out, evaluation, shown)
+    write(out, evaluation, images)
 
 
 @torch.no_grad()
@@ -264,12 +264,12 @@ def evaluate_actions(
         report = replace(report, inverse_dynamics=model)
     examples = actions.examples(codes, choices, 8)
     strips = [pictures.transitions(store, offsets, pairs) for pairs in examples]
-    shown = [
+    images = [
         Picture(strip[None], name)
         for strip, name in zip(strips, report.names, strict=True)
         if strip.size
     ]
-    return report, shown
+    return report, images
 
 
 def evaluate_inverse_dynamics(
@@ -340,20 +340,20 @@ def describe_data(cfg: Config, store: data.Store, levels: np.ndarray) -> Dataset
     )
 
 
-def write(out: Path, evaluation: Evaluation, shown: Pictures) -> None:
+def write(out: Path, evaluation: Evaluation, images: Pictures) -> None:
     """Write all files, and print the summary."""
     out.mkdir(parents=True, exist_ok=True)
     path = record_file.write(evaluation, out)
     name = evaluation.config["run"]
     cloned = clone_record.read_complete(bundle.results_folder(name))
     page = out / "report.html"
-    page.write_text(pages.report(evaluation, shown, cloned), encoding="utf-8")
-    height = shown.clips[0].frames.shape[1] // 3
-    images = pictures.write(out, shown.clips, height, shown.held_keys)
+    page.write_text(pages.report(evaluation, images, cloned), encoding="utf-8")
+    height = images.clips[0].frames.shape[1] // 3
+    files = pictures.write(out, images.clips, height, images.held_keys)
     for sentence in verdicts(evaluation):
         print("-", sentence)
     print_table({name: evaluation})
-    print("written:", page, path, *images)  # a path broken over two lines cannot be copied
+    print("written:", page, path, *files)  # a path broken over two lines cannot be copied
 
 
 def print_table(evaluations: dict[str, Evaluation]) -> None:

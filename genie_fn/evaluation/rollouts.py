@@ -43,11 +43,11 @@ def free_running(
     Of T prompt frames, `codes` are (B, T, N, K) and `ids` (B, T, N). With `actions` (B, T - 1 + F)
     the result is (B, F, H, W, 3) uint8.
     """
-    given = ids.shape[1] - 1
+    start = ids.shape[1] - 1
 
     def generate(key: Tensor, codes: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
-        state, _ = worlds.start(world, codes, ids, actions[:, :given])
-        return worlds.generate(world, state, actions[:, given:], key, sample, first=given)
+        state, _ = worlds.start(world, codes, ids, actions[:, :start])
+        return worlds.generate(world, state, actions[:, start:], key, sample, first=start)
 
     return batched(generate, key, codes, ids, actions)
 
@@ -58,8 +58,8 @@ def teacher_forcing(
     """The frames after the prompt, each generated from the recorded frames before it."""
 
     def generate(key: Tensor, codes: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
-        given = actions[:, : prompt - 1]
-        state, _ = worlds.start(world, codes[:, :prompt], ids[:, :prompt], given)
+        prompt_actions = actions[:, : prompt - 1]
+        state, _ = worlds.start(world, codes[:, :prompt], ids[:, :prompt], prompt_actions)
         frames = []
         for t in range(prompt, ids.shape[1]):
             step_key = random.fold_in(key, t - 1)
@@ -99,9 +99,9 @@ def action_sequences(clips: Clips, prompt: int, choices: int, key: Tensor) -> di
         "shuffled": clips.actions.roll(1, 0),
         "random": uniform,
     }
-    given = clips.actions[:, : prompt - 1]
+    prompt_actions = clips.actions[:, : prompt - 1]
     return {
-        method: torch.cat((given, actions[:, prompt - 1 :]), 1)
+        method: torch.cat((prompt_actions, actions[:, prompt - 1 :]), 1)
         for method, actions in others.items()
     }
 

@@ -29,11 +29,6 @@ def value(evaluation: Evaluation, row: Row) -> Values | None:
     return row.read(evaluation)
 
 
-def single(number: float | None) -> Values | None:
-    """A number without an interval."""
-    return None if number is None else [number]
-
-
 def _at(curve: Curve | None, frame: Frame) -> Values | None:
     if curve is None:
         return None
@@ -77,8 +72,8 @@ def agreement(kind: Literal["all", "sides"], read: Callable[[Agreement], float])
         recorded = evaluation.actions.recorded
         if recorded is None:
             return None
-        found = recorded.all if kind == "all" else recorded.sides
-        return None if found is None else [read(found)]
+        chosen = recorded.all if kind == "all" else recorded.sides
+        return None if chosen is None else [read(chosen)]
 
     return from_evaluation
 
@@ -90,8 +85,8 @@ def guesses(kind: Literal["all", "sides"], read: Callable[[Guesses], float]) -> 
         model = evaluation.actions.inverse_dynamics
         if model is None:
             return None
-        found = model.all if kind == "all" else model.sides
-        return None if found is None else [read(found)]
+        chosen = model.all if kind == "all" else model.sides
+        return None if chosen is None else [read(chosen)]
 
     return from_evaluation
 
@@ -183,7 +178,7 @@ def results(folder: str | Path) -> dict[str, Values]:
     """The headlines of a run's evaluation by label."""
     evaluation = record_file.read(folder)
     values = {row.label: value(evaluation, row) for row in ROWS}
-    return {label: found for label, found in values.items() if found is not None}
+    return {label: numbers for label, numbers in values.items() if numbers is not None}
 
 
 def card(folder: str | Path) -> dict[str, str]:
@@ -192,13 +187,13 @@ def card(folder: str | Path) -> dict[str, str]:
     There are none for a run that was not evaluated.
     """
     try:
-        found = results(folder)
+        values = results(folder)
     except UserError:
         return {}
     return {
-        row.label: show(found[row.label], row.digits, row.unit)
+        row.label: show(values[row.label], row.digits, row.unit)
         for row in CARD
-        if row.label in found
+        if row.label in values
     }
 
 
@@ -215,6 +210,6 @@ def table(evaluations: dict[str, Evaluation]) -> list[list[str]]:
     rows = []
     for row in ROWS:
         values = [value(evaluation, row) for evaluation in evaluations.values()]
-        if any(found is not None for found in values):
-            rows.append([row.label, *(show(found, row.digits, row.unit) for found in values)])
+        if any(numbers is not None for numbers in values):
+            rows.append([row.label, *(show(x, row.digits, row.unit) for x in values)])
     return rows

@@ -65,7 +65,7 @@ def report(evaluation: Evaluation, pictures: Pictures, cloned: CloneRecord | Non
     """The page of one world, with the record of clone.py if there is one."""
     collection = evaluation.data.meta.get("collection", {})
     origin = asdict(evaluation)
-    shown = {name: origin[name] for name in ("config", "models", "data", "machine", "seconds")}
+    provenance = {name: origin[name] for name in ("config", "models", "data", "machine", "seconds")}
     return environment.get_template("report.html").render(
         title=f"Evaluation of {evaluation.config['run']}",
         evaluation=evaluation,
@@ -75,7 +75,7 @@ def report(evaluation: Evaluation, pictures: Pictures, cloned: CloneRecord | Non
         is_coinrun=collection.get("env") == "coinrun",
         protocol_charts=protocol_charts,
         share_chart=share_chart(evaluation.actions),
-        configuration=json.dumps(shown, indent=1),
+        configuration=json.dumps(provenance, indent=1),
     )
 
 

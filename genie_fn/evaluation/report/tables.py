@@ -28,14 +28,14 @@ def tiles(evaluation: Evaluation) -> Rows:
         headlines.NMI,
         headlines.TOKENIZER_PSNR,
     )
-    found = [(row, headlines.value(evaluation, row)) for row in rows]
+    numbers = [(row, headlines.value(evaluation, row)) for row in rows]
     return [
         [
             row.label,
             headlines.show(values[:1], row.digits, row.unit),
             headlines.show(values, row.digits).partition(" ")[2],
         ]
-        for row, values in found
+        for row, values in numbers
         if values is not None
     ]
 
@@ -164,12 +164,21 @@ def agreement(actions: Actions, recorded: Recorded) -> tuple[list[str], Rows]:
         ("left / none / right", recorded.sides, model and model.sides),
     )
     rows = []
-    for label, found, guesses in pairs:
-        if found is None:
+    for label, dependence, guesses in pairs:
+        if dependence is None:
             continue
-        row = [label, f"{found.nmi:.3f}", f"{found.permuted_nmi:.3f}", f"{found.p:.3f}"]
-        row += [", ".join(f"{nmi:.3f}" for nmi in found.halves_nmi)]
-        row += [f"{found.accuracy:.3f}", f"{found.majority_accuracy:.3f}", f"{found.stability:.0%}"]
+        row = [
+            label,
+            f"{dependence.nmi:.3f}",
+            f"{dependence.permuted_nmi:.3f}",
+            f"{dependence.p:.3f}",
+        ]
+        row += [", ".join(f"{nmi:.3f}" for nmi in dependence.halves_nmi)]
+        row += [
+            f"{dependence.accuracy:.3f}",
+            f"{dependence.majority_accuracy:.3f}",
+            f"{dependence.stability:.0%}",
+        ]
         rows.append(row)
         if guesses is not None:
             nmi, accuracy = f"{guesses.nmi:.3f}", f"{guesses.accuracy:.3f}"
@@ -183,8 +192,8 @@ def ratios(actions: Actions) -> str:
     if model is None:
         return ""
     pairs = (("all", model.all), ("left / none / right", model.sides))
-    found = [(label, guesses.ratio) for label, guesses in pairs if guesses is not None]
-    return ", ".join(f"{ratio:.2f} ({label})" for label, ratio in found if ratio is not None)
+    all_ratios = [(label, guesses.ratio) for label, guesses in pairs if guesses is not None]
+    return ", ".join(f"{ratio:.2f} ({label})" for label, ratio in all_ratios if ratio is not None)
 
 
 def tokenizer(evaluation: Evaluation) -> Rows:
