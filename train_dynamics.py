@@ -1,12 +1,14 @@
-"""Stage 3: train the dynamics model, which predicts the next frame's tokens from the past and an action.
+"""Stage 3: train the dynamics model, which predicts the tokens of the next frame from the past
+frames and an action.
 
-Needs a trained tokenizer, and for latent actions a trained latent action model; both stay frozen. With
---cfg.train-lam the latent action model is trained jointly instead, from scratch and in the same step, as in the paper.
+This needs a trained tokenizer, and for latent actions a trained latent action model; both stay
+frozen. With --cfg.train-lam the latent action model is trained jointly instead, from scratch and in
+the same step, as in the paper.
 
-    python train_dynamics.py                               # the demo preset, on the demo's earlier stages
-    python train_dynamics.py --cfg.train-lam               # train the latent action model jointly
-    python train_dynamics.py --cfg.actions recorded        # condition on the recorded actions instead
-    python train_dynamics.py --cfg.preset coinrun          # the paper's Appendix F.3
+    python train_dynamics.py                           # the demo preset, after the demo's stages 1, 2
+    python train_dynamics.py --cfg.train-lam           # train the latent action model jointly
+    python train_dynamics.py --cfg.actions recorded    # condition on the recorded actions instead
+    python train_dynamics.py --cfg.preset coinrun      # the paper's Appendix F.3
 """
 
 from collections.abc import Callable, Iterator
@@ -28,8 +30,9 @@ from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
 from genie_fn.training import loop, processes, setup
 from genie_fn.training.config import RunConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import Objective, Step, make_step
+from genie_fn.training.step import Objective, Step
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World
 
@@ -41,17 +44,18 @@ class Config(RunConfig):
     lam: str = "runs/demo/lam"
     """The folder of the latent action model's run."""
     actions: Literal["latent", "recorded"] = "latent"
-    """What the model is conditioned on: `latent` actions, which the latent action model infers, or `recorded` ones."""
+    """What the model is conditioned on: `latent` actions, inferred by the latent action model, or the
+    `recorded` actions of the dataset."""
     cache: bool = False
-    """Encode the dataset once, to ids that are kept on disk, instead of every clip at every step."""
+    """Encode the dataset once, to ids that are kept on disk, instead of the clips of every step."""
     tokens: str = ""
     """The folder of these ids; by default it is in the dataset's folder."""
     train_lam: bool = False
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
     flip: bool = False
-    """Horizontal-flip augmentation: every second batch is flipped, and of recorded actions LEFT and RIGHT are swapped.
-    It helps if most of the motion has one direction. The frozen models have not seen such frames: CoinRun's tokenizer
-    loses 0.4 dB on them."""
+    """Horizontal-flip augmentation: every second batch is flipped, and of its recorded actions LEFT
+    and RIGHT are swapped. It helps where most of the motion goes one way. The frozen models were not
+    trained on flipped frames: CoinRun's tokenizer loses 0.4 dB on them."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
     """The latent action model of joint training."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -90,7 +94,7 @@ def _config(preset: str, **options) -> Config:
 
 
 def demo() -> Config:
-    """1.2M parameters on the demo's 64 tokens: minutes on two CPU cores, uncompiled like all demo presets."""
+    """1.2M parameters on 64 tokens per frame: minutes on two CPU cores, uncompiled."""
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
@@ -105,7 +109,10 @@ def small() -> Config:
 
 
 def coinrun() -> Config:
-    """The paper's Appendix F.3: 12 layers of width 512, 200k steps, 25 sampling steps; needs a large GPU."""
+    """The paper's Appendix F.3: 12 layers of width 512, 200k steps, 25 sampling steps.
+
+    It needs a large GPU.
+    """
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
     sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16}
     return _config("coinrun", cache=True, optim=optim, sample=SampleConfig(steps=25), **sizes)
@@ -162,7 +169,7 @@ def token_objective(cfg: Config) -> Objective:
 def joint_objective(cfg: Config) -> Objective:
     """The sum of the dynamics model's and the latent action model's losses, on a `JointBatch`.
 
-    The inferred actions are ids, so that the dynamics loss has no gradient by the latent action model.
+    The inferred actions are ids, so the dynamics loss has no gradient by the latent action model.
     """
     model = cfg.model
     lam_model = cfg.lam_model

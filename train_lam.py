@@ -1,9 +1,11 @@
-"""Stage 2: train the latent action model, which infers the action between two frames, without labels.
+"""Stage 2: train the latent action model, which infers the action between two frames.
 
-python train_lam.py                            # the demo preset: minutes on two CPU cores
-python train_lam.py --cfg.preset coinrun       # the paper's Appendix F.3
-python train_lam.py --cfg.preset open-genie-demo     # from blueprints, with 8 bits of actions
-python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
+It needs no labels.
+
+    python train_lam.py                              # the demo preset: minutes on two CPU cores
+    python train_lam.py --cfg.preset coinrun         # the paper's Appendix F.3
+    python train_lam.py --cfg.preset open-genie-demo # from blueprints, with 8 bits of actions
+    python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,8 +16,9 @@ from genie_fn.lam import LamConfig
 from genie_fn.runtime.cli import run
 from genie_fn.training import loop, setup
 from genie_fn.training.config import RunConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import Objective, make_step
+from genie_fn.training.step import Objective
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def _config(preset: str, **options) -> Config:
 
 
 def demo() -> Config:
-    """0.8M parameters, convolutional, 3 x 2 actions: minutes on two CPU cores, uncompiled like all demo presets."""
+    """0.8M parameters, convolutional, 3 x 2 actions: minutes on two CPU cores, uncompiled."""
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     return _config("demo", steps=700, batch_size=20, num_frames=5, compile="off", optim=optim)
 
@@ -40,13 +43,19 @@ def small() -> Config:
 
 
 def coinrun() -> Config:
-    """The paper's Appendix F.3: 8 + 8 layers of width 512, 6 codes of width 32, 200k steps; needs a large GPU."""
+    """The paper's Appendix F.3: 8 + 8 layers of width 512, 6 codes of width 32, 200k steps.
+
+    It needs a large GPU.
+    """
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
     return _config("coinrun", steps=200_000, batch_size=36, num_frames=16, optim=optim)
 
 
 def open_genie_demo() -> Config:
-    """Open-Genie's blueprints at a quarter of their width, on patches of 4 pixels: minutes on two CPU cores."""
+    """Open-Genie's blueprints at a quarter of their width, on patches of 4 pixels.
+
+    Minutes on two CPU cores.
+    """
     optim = OptimConfig(lr=1e-3, schedule="wsd", warmup=50, decay=0.4, final=0.02, ema=0.98)
     sizes = {"steps": 200, "batch_size": 4, "num_frames": 8}
     return _config("open-genie-demo", compile="off", optim=optim, **sizes)
@@ -92,7 +101,7 @@ def main(cfg: Config) -> None:
     frames = setup.held_out(store, cfg, 8, device).frames
 
     def sample(params, path: Path) -> None:
-        """Rows: a frame, the next one, and the next one predicted from the first and its latent action."""
+        """Rows: a frame, the next one, and the next one as predicted from their latent action."""
         actions = lam.infer_actions(params, frames, model, backend=cfg.backend)
         codes = lam.lookup(params, actions, model)
         past = layers.to_float(frames[:, :-1])

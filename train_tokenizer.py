@@ -1,8 +1,8 @@
 """Stage 1: train the video tokenizer, which turns frames into a few discrete tokens and back.
 
-python train_tokenizer.py                              # the demo preset: minutes on two CPU cores
-python train_tokenizer.py --cfg.preset coinrun         # the paper's Appendix F, on a GPU
-python train_tokenizer.py --cfg.preset magvit2-demo    # causal convolutions, 2^18 codes, a discriminator
+python train_tokenizer.py                             # the demo preset: minutes on two CPU cores
+python train_tokenizer.py --cfg.preset coinrun        # the paper's Appendix F, on a GPU
+python train_tokenizer.py --cfg.preset magvit2-demo   # convolutions, 2^18 codes, a discriminator
 python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
 """
 
@@ -21,8 +21,9 @@ from genie_fn.runtime.console import console
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import loop, setup
 from genie_fn.training.config import RunConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import Objective, make_step
+from genie_fn.training.step import Objective
 from genie_fn.tree import Tree
 
 
@@ -44,7 +45,8 @@ class Config(RunConfig):
             )
         if self.adversarial.gan and self.compile == "split":
             raise UserError(
-                "a loss with gradients inside cannot be compiled alone: use --cfg.compile step or off"
+                "a loss with gradients inside cannot be compiled alone: "
+                "use --cfg.compile step or off"
             )
 
 
@@ -54,7 +56,10 @@ def _config(preset: str, **options) -> Config:
 
 
 def demo() -> Config:
-    """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, where compiling would cost more than it saves."""
+    """1.1M parameters, 64 tokens per frame: minutes on two CPU cores, uncompiled.
+
+    Compiling would take longer than it saves.
+    """
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
@@ -68,13 +73,16 @@ def small() -> Config:
 
 
 def coinrun() -> Config:
-    """The paper's Appendix F.2: 8 + 8 layers of width 512, 1024 codes of width 32, 300k steps; needs a large GPU."""
+    """The paper's Appendix F.2: 8 + 8 layers of width 512, 1024 codes of width 32, 300k steps.
+
+    It needs a large GPU.
+    """
     optim = OptimConfig(lr=3e-4, warmup=10_000, b2=0.9, weight_decay=1e-4)
     return _config("coinrun", steps=300_000, batch_size=48, num_frames=16, optim=optim)
 
 
 def magvit2_demo() -> Config:
-    """MAGVIT-2's kinds of layer and losses on patches of 4 pixels, with a grid of ids for every frame.
+    """MAGVIT-2's layers and losses on patches of 4 pixels, with a grid of ids for every frame.
 
     2.6M parameters: a quarter of an hour on one CPU core, uncompiled.
     """
@@ -91,7 +99,10 @@ _MAGVIT2_LOSSES = AdversarialConfig(gan=0.1, perceptual=1.0, start=20_000)
 
 
 def magvit2_coinrun() -> Config:
-    """Open-Genie's tokenizer: 370M parameters, four frames per grid of 8 x 8 ids of 18 bits; needs a large GPU."""
+    """Open-Genie's tokenizer: 370M parameters, a grid of 8 x 8 ids of 18 bits for four frames.
+
+    It needs a large GPU.
+    """
     sizes = {"steps": 200_000, "batch_size": 8, "num_frames": 16}
     return _config("magvit2-coinrun", optim=_MAGVIT2_OPTIM, adversarial=_MAGVIT2_LOSSES, **sizes)
 
@@ -113,7 +124,10 @@ PRESETS = {
 
 
 def objective(cfg: Config, vgg: Tree) -> Objective:
-    """What a step minimises and reports, on batches of frames; `vgg` holds the perceptual term's weights or nothing."""
+    """What a step minimises and reports, on batches of frames.
+
+    `vgg` are the parameters of the perceptual term's network, or {}.
+    """
     model = cfg.model
     backend = cfg.backend
     update = quantize.codebook_update(model.quantizer)

@@ -1,9 +1,10 @@
-"""One of the equal parts in which a batch is processed: on several processes, or one after the other.
+"""Microbatches: the equal parts in which a batch is processed, by several processes or in turn.
 
-The gradients of all microbatches are averaged, which is exact for a loss that is a mean over clips. What a loss needs
-from the whole batch besides (the number of hidden tokens, the mean probability of each code) it takes from
-`Microbatch.mean`; what it draws for each clip it draws by the clip's index in the whole batch, `first_clip`. Then the
-loss and its gradients equal those of the undivided batch, up to rounding.
+The gradients of all microbatches are averaged, which is exact for a loss that is a mean over clips.
+If a loss needs other statistics of the whole batch (the number of hidden tokens, the mean
+probability of each code), it takes them from `Microbatch.mean`. Random numbers for a clip are drawn
+by the clip's index in the whole batch, which `first_clip` gives. Then the loss and its gradients
+equal those of the undivided batch, up to rounding.
 """
 
 from collections.abc import Callable
@@ -22,14 +23,15 @@ class Microbatch(NamedTuple):
     index: int | Tensor = 0
     count: int = 1
     mean: Callable[[str, Tensor], Tensor] = _unchanged
-    """`mean(name, x)` is the average over all microbatches of the statistic `name`, whose value here is x.
+    """`mean(name, x)` is the average over all microbatches of the statistic `name`, which is x in this
+    microbatch.
 
-    Its gradient goes to this microbatch's x undivided, which is right because the microbatches' gradients are averaged.
-    A statistic must not depend on the average of another one.
+    The gradient of the average goes to x undivided, which is right because the gradients of the
+    microbatches are averaged. A statistic must not depend on the average of another one.
     """
 
     def first_clip(self, clips: int) -> int | Tensor:
-        """The index in the whole batch of this microbatch's first clip; every microbatch has `clips` clips."""
+        """The index in the whole batch of the first of this microbatch's `clips` clips."""
         return self.index * clips
 
 
@@ -40,8 +42,8 @@ class CodebookUpdate(NamedTuple):
     """A change of the parameters beside the optimizer's, from statistics of the whole batch."""
 
     collect: Callable
-    """`(aux, key, microbatch) -> tree` of tensors to be summed over all microbatches, in shapes that do not depend on
-    the number of clips."""
+    """`(aux, key, microbatch) -> tree` of tensors to be summed over all microbatches, in shapes that
+    do not depend on the number of clips."""
     apply: Callable
-    """`(params, stats, sums) -> (params, stats)`; it may change only parameters that every process holds in full
-    (`ParamSpec.whole`)."""
+    """`(params, stats, sums) -> (params, stats)`; it may change only parameters that every process
+    holds in full (`ParamSpec.whole`)."""

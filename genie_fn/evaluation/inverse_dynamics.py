@@ -22,8 +22,9 @@ from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import Objective, init_state, make_step
+from genie_fn.training.step import Objective, init_state
 from genie_fn.tree import Tree
 
 STAGES = (1, 2, 4)  # widths, in multiples of the first; each halves the sides

@@ -1,4 +1,4 @@
-"""Optimisers as free functions on pytrees: AdamW, Muon, clipping, schedules, moving averages of the weights.
+"""Optimisers as free functions on pytrees: AdamW, Muon, clipping, schedules, moving averages.
 
 Every hyperparameter that changes during a run is a 0-D tensor, so that nothing recompiles.
 """
@@ -16,15 +16,15 @@ from genie_fn.tree import ParamSpec, Tree
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov & Hutter 2019) with clipping, a learning-rate schedule and an average of the weights."""
+    """AdamW (Loshchilov & Hutter 2019), clipping, a learning-rate schedule, a moving average."""
 
     lr: float = 3e-4
     muon: bool = False
-    """Move the matrices of stacked blocks by Muon (Jordan et al. 2024), scaled to AdamW's size of step; the rest by
-    AdamW."""
+    """Update the matrices of stacked blocks by Muon (Jordan et al. 2024), scaled to the size of
+    AdamW's updates, and the rest by AdamW."""
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
-    """How the learning rate goes on after its warm-up: `constant`, `cosine` decay, or `wsd` (warm-up, stable, linear
-    decay)."""
+    """The learning rate after its warm-up: `constant`, `cosine` decay, or `wsd` (warm-up, stable,
+    linear decay)."""
     warmup: int = 100
     """Steps of linear warm-up."""
     final: float = 0.1
@@ -67,9 +67,9 @@ def global_norm(grads: Tree) -> Tensor:
 
 
 def clip(grads: Tree, limit: float, norm: Tensor | None = None) -> tuple[Tree, Tensor]:
-    """Scale the gradients so that their global norm is at most `limit`; also returns the norm before.
+    """Scale the gradients so that their global norm is at most `limit`.
 
-    `norm` is that norm where the leaves are shards, from which it cannot be computed here.
+    Also returns the norm before. Where the leaves are shards, the caller passes this `norm`.
     """
     if norm is None:
         norm = global_norm(grads)
@@ -83,9 +83,10 @@ def adamw_init(params: Tree) -> Tree:
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Matrices (..., m, n) → about the nearest ones whose singular values are all 1: between 0.7 and 1.2.
+    """Matrices (..., m, n) → nearly orthogonal ones: all singular values between 0.7 and 1.2.
 
-    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024
+    (kellerjordan.github.io/posts/muon).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[-2] > x.shape[-1]
@@ -98,7 +99,9 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 MUON_MOMENTUM = 0.95
-MUON_RMS = 0.2  # of an update's entries, as AdamW's tends to be: one learning rate serves both (arXiv 2502.16982)
+MUON_RMS = 0.2
+"""The root mean square of an update's entries. AdamW's updates have about the same, so that one
+learning rate suits both (arXiv 2502.16982)."""
 
 
 def _is_stacked(p: Tensor | ParamSpec, decayed: bool) -> bool:
@@ -116,14 +119,15 @@ def divisible(spec: Tree, cfg: OptimConfig) -> Tree:
 def adamw(
     grads: Tree, state: Tree, params: Tree, step: Tensor, lr: Tensor, decay: Tree, cfg: OptimConfig
 ) -> tuple[Tree, Tree]:
-    """One AdamW step, counted from 0; with `cfg.muon` stacked matrices move by Muon, and their second moment stays 0.
+    """The parameters and moments after one AdamW step; steps count from 0.
 
-    `decay` is a tree of bools: the leaves that weight decay applies to. Returns the new parameters and moments.
+    With `cfg.muon` stacked matrices are updated by Muon, and their second moment stays 0. `decay`
+    is a tree of bools: the leaves that weight decay applies to.
     """
     m_scale = lr / (1 - cfg.b1 ** (step + 1))
     v_scale = (1 - cfg.b2 ** (step + 1)).rsqrt()
     keep = 1 - lr * cfg.weight_decay
-    # Stacking them makes the compiler compute these scalars once, not again in the kernel of every leaf.
+    # Stacked, these scalars are computed once, not again in the compiled kernel of every leaf.
     rate, v_scale, keep = torch.stack((m_scale, v_scale, keep)).unbind()
     by_muon = tree.map(lambda p, decayed: cfg.muon and _is_stacked(p, decayed), params, decay)
 
@@ -145,6 +149,6 @@ def adamw(
 
 
 def ema(average: Tree, params: Tree, step: Tensor, decay: float) -> Tree:
-    """The moving average of the weights; early on its horizon grows with the step, so that it never lags the start."""
+    """The moving average of the weights. Its horizon grows with the first steps."""
     rate = 1 - torch.stack([(1 + step) / (10 + step)]).clamp(max=decay)[0]
     return tree.map(lambda a, p: a + rate * (p - a), average, params)

@@ -119,7 +119,10 @@ def on_first(function: Callable[[], Result]) -> Result:
 
 
 def on_all(function: Callable[[], Result]) -> Result:
-    """Call `function` in every process; returns its own result, or raises in all a UserError of any."""
+    """Call `function` in every process and return its own result.
+
+    Raises UserError in all processes if it raises one in any.
+    """
     result = error = None
     try:
         result = function()
@@ -130,7 +133,7 @@ def on_all(function: Callable[[], Result]) -> Result:
 
 
 def raise_together(error: UserError | None) -> None:
-    """If any process passes an error, raise in all of them their own, or that of the first with one."""
+    """If any process passes an error, raise one in all: its own, or that of the first with one."""
     if count() == 1:
         messages: list[Any] = [error]
     else:

@@ -30,7 +30,7 @@ SMALL = 1 << 16
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes as a grid: a state is divided between those of a row, and all rows hold copies of it."""
+    """The processes as a grid: a state is divided between those of a row, and rows hold copies."""
 
     mesh: DeviceMesh | None = None
     """All processes; None if there is a single one."""
@@ -94,12 +94,8 @@ def shard_axis(spec: ParamSpec, shards: int) -> int | None:
         return None
     if spec.axis is not None:
         return spec.axis
-
-    def largest_share(axis: int) -> float:
-        size = spec.shape[axis]
-        return _largest(size, shards) / max(size, 1)
-
-    return min(range(len(spec.shape)), key=largest_share)
+    shares = [_largest(size, shards) / max(size, 1) for size in spec.shape]
+    return shares.index(min(shares))
 
 
 def _largest(size: int, shards: int) -> int:
@@ -189,16 +185,14 @@ def _full(x: Tensor) -> Tensor:
 
 
 def from_first(whole: Tree | None, like: Tree) -> Tree:
-    """The whole leaves that the first process has, laid out on all processes like those of `like`."""
+    """The whole leaves of the first process, laid out on all processes like those of `like`."""
     if processes.count() == 1:
         return whole
 
     def spread(old: Tensor, x: Tensor | None) -> Tensor:
         own = _local(old)
-        if x is None:
-            sent = torch.empty(old.shape, dtype=old.dtype, device=own.device)
-        else:
-            sent = x.to(own)
+        empty = functools.partial(torch.empty, old.shape, dtype=old.dtype, device=own.device)
+        sent = empty() if x is None else x.to(own)
         dist.broadcast(sent, 0)
         if not isinstance(old, DTensor):
             return sent

@@ -19,8 +19,9 @@ from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import init_state, make_step
+from genie_fn.training.step import init_state
 
 NET = DiscriminatorConfig(dim=8, mults=(1, 2), down=(1, 2), groups=4, heads=2, head_dim=8)
 BLUEPRINT = discriminator.network(NET)

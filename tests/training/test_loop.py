@@ -21,8 +21,9 @@ from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint, loop, setup
 from genie_fn.training.checkpointer import Checkpointer
 from genie_fn.training.config import RunConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import Objective, TrainState, init_state, make_step
+from genie_fn.training.step import Objective, TrainState, init_state
 
 SMALL = STConfig(layers=1, dim=32, heads=2, mlp=2, window=3)
 MODEL = TokenizerConfig(32, 32, 16, SMALL, SMALL, QuantizerConfig(kind="vq", codes=8, latent_dim=4))
