@@ -17,8 +17,9 @@ from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime import backend
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training.config import RunConfig
+from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import Objective, init_state, make_step
+from genie_fn.training.step import Objective, init_state
 from genie_fn.tree import Tree
 
 SHAPES = {
