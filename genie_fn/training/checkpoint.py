@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -156,6 +157,7 @@ def _read_newest(run: str | Path, stage: str) -> Loaded:
             loaded = _read(path)
         except Exception as error:  # orbax and tensorstore raise many kinds for unreadable files
             replaced_by_a_newer_one = not path.exists()
+            time.sleep(0.2)  # tensorstore's threads report a little later: now they are kept quiet
             if damage is None and not replaced_by_a_newer_one:
                 damage = error, f"the checkpoint {path} cannot be read ({_reason(error)})"
             continue

@@ -53,18 +53,18 @@ def start(
     cfg: RunConfig,
     stage: str,
     device: torch.device,
-    apart: Collection[str] = (),
+    separate: Collection[str] = (),
 ) -> TrainState:
     """The state to train from: initialised, or with --cfg.resume that of the newest checkpoint.
 
-    Each of several processes reads its own part of a checkpoint. Raises
-    UserError if the checkpoint does not fit `spec`, and if there is one but --cfg.resume is not
-    given.
+    The networks named in `separate` get no moving average. Each of several processes reads its own
+    part of a checkpoint. Raises UserError if the checkpoint does not fit `spec`, and if there is
+    one but --cfg.resume is not given.
     """
     key = random.key(cfg.seed, device)
     layout = sharding.layout(cfg.sharding)
     stats = tree.map(lambda x: x.to(device), stats)
-    state = init_state(spec, key, cfg.optim, stats, apart, layout)
+    state = init_state(spec, key, cfg.optim, stats, separate, layout)
     if processes.on_first(lambda: _step_to_resume(cfg)) is None:
         return state
     resumed = _resume(state, cfg, stage, device)

@@ -207,7 +207,9 @@ def counted(kind: str) -> dict:
     return {"bytes": mode.bytes, "held": held.item(), "shards": layout.shards}
 
 
-def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
+def fitted(
+    folder: Path, stop_at: int | None = None, resume: bool = False, kind: str = "sharded"
+) -> dict:
     """A run of the loop, whose last process is told to stop during one step."""
     stage = STAGES["vq"]()
     cfg = config(
@@ -216,7 +218,7 @@ def fitted(folder: Path, stop_at: int | None = None, resume: bool = False) -> di
         sample_every=3,
         out=str(folder / "run"),
         resume=resume,
-        sharding="sharded",
+        sharding=kind,
     )
     share = processes.own_clips(BATCH, 1)
     state = setup.start(stage.spec, stage.stats, cfg, "tokenizer", torch.device("cpu"))
@@ -286,6 +288,7 @@ JOBS = {
     "counted_replicated": lambda folder: counted("replicated"),
     "stopped": lambda folder: fitted(folder, stop_at=3),
     "resumed": lambda folder: fitted(folder, resume=True),
+    "continued": lambda folder: fitted(folder / "single", resume=True, kind="hybrid"),
 }
 
 

@@ -30,7 +30,7 @@ TWO = [
     "counted_replicated",
     "stopped",
 ]
-FOUR = ["hybrid", "counted_hybrid", "resumed"]
+FOUR = ["hybrid", "counted_hybrid", "resumed", "continued"]
 COMPILED = {
     "compiled_hybrid": 4,
     "compiled_vq": 2,
@@ -77,6 +77,9 @@ def folder(tmp_path_factory) -> Path:
     (folder / "stopped_at").write_text(str(checkpoint.latest(folder / "run")))
     saved = checkpoint.load(folder / "run", stage="tokenizer").state
     torch.save(saved, folder / "saved.pt")
+    assert ranks.fitted(folder / "single", stop_at=3)["stopped"]
+    begun = checkpoint.load(folder / "single" / "run", stage="tokenizer").state
+    torch.save(begun, folder / "begun.pt")
     together(folder, 4, 2, FOUR)
     return folder
 
@@ -238,6 +241,23 @@ def test_a_checkpoint_fits_any_number_of_processes_to_the_bit(folder, alone):
     assert_close(end["begun"], resumed["state"], 0.0)
     whole = ranks.fitted(folder / "whole")
     assert_close(resumed["state"], whole["state"], 1e-5)
+
+    # Four processes continue what a single one has begun, and a single one reads what they saved.
+    begun, continued = (torch.load(folder / f"{name}.pt") for name in ("begun", "continued"))
+    assert begun["step"] == 2
+    assert_close(continued["begun"], begun, 0.0)
+    assert_close(continued["state"], whole["state"], 1e-5)
+    end = ranks.fitted(folder / "single", resume=True)
+    assert_close(end["begun"], continued["state"], 0.0)
+
+
+def test_every_process_writes_its_own_shards(folder):
+    """With a hybrid layout only those of the first row, because the others hold the same."""
+    for run, writers in (("run", 4), ("single/run", 2)):
+        state = folder / run / "checkpoints" / "6" / "state"
+        sizes = [path.stat().st_size for path in state.glob("*.safetensors")]
+        assert len(sizes) == writers
+        assert max(sizes) < 2 * sum(sizes) / writers, "no process has written much of the others'"
 
 
 def test_leaves_are_cut_as_torch_cuts_and_small_ones_are_not(monkeypatch):
