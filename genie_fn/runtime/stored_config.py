@@ -42,7 +42,7 @@ def update_run(config: Any) -> Any:
         return config
     updated = {}
     for name, value in config.items():
-        current = RUN_FIELDS[name] if name in RUN_FIELDS else name
+        current = str(RUN_FIELDS.get(name, name))
         updated[current] = _update_value(current, value)
     return updated
 

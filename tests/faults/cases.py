@@ -243,9 +243,12 @@ def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
     assert rig.metrics(home / out)[-1]["skipped"] == 3
     _, leaves = rig.final(home / out)
     assert all(x.isfinite().all() for x in leaves.values())
-    with mock.patch.object(loop, "PATIENCE", 6), rig.poisoned(range(8, 99)):
-        with pytest.raises(UserError, match="not finite for 6 steps in a row.*--cfg.resume"):
-            rig.train_stage(home, stage, f"{out}_stuck")
+    with (
+        mock.patch.object(loop, "PATIENCE", 6),
+        rig.poisoned(range(8, 99)),
+        pytest.raises(UserError, match="not finite for 6 steps in a row.*--cfg.resume"),
+    ):
+        rig.train_stage(home, stage, f"{out}_stuck")
     step, stuck = rig.final(home / f"{out}_stuck")
     rig.train_stage(
         home, stage, f"{out}_short", steps=8

@@ -259,7 +259,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
         go("stopped", resume=True), whole
     )  # the order of leaves counts: the gradient norm sums over them
     rows = [
-        [json.loads(line) for line in open(tmp_path / out / "metrics.jsonl")]
+        [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
         for out in ("whole", "stopped")
     ]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
