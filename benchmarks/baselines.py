@@ -162,7 +162,8 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
         nn.utils.clip_grad_norm_(net.parameters(), o.clip)
         optimizer.step()
         if average:
-            torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 1 - o.ema)
+            weights = [p.detach() for p in net.parameters()]
+            torch._foreach_lerp_(average, weights, 1 - o.ema)  # pyright: ignore[reportPrivateImportUsage]
         return loss.detach()
 
     return step
@@ -195,15 +196,16 @@ def transposed_attention(
     """The usual attention over an axis of (B, T, N, G, E): norms, rotary positions over time, and
     contiguous copies."""
     q_scale, k_scale = scales
+    batch = len(q)
     q = rms_norm(q_scale, q)
     k = rms_norm(k_scale, k)
     if axis == "time":
         q = rotary(q, position_T1)
         k = rotary(k, position_T1)
     flat = {"time": "(b n) g t e", "space": "(b t) g n e"}[axis]
-    inputs = (rearrange(x, f"b t n g e -> {flat}").contiguous() for x in (q, k, v))
-    y = F.scaled_dot_product_attention(*inputs, is_causal=axis == "time")
-    return rearrange(y, f"{flat} -> b t n g e", b=len(v)).contiguous()
+    q, k, v = (rearrange(x, f"b t n g e -> {flat}").contiguous() for x in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=axis == "time")
+    return rearrange(y, f"{flat} -> b t n g e", b=batch).contiguous()
 
 
 def with_backend(name: str, attend: Callable) -> Callable:

@@ -148,9 +148,11 @@ def peak_bytes(function: Callable, device: torch.device) -> int:
         function()
     allocated = 0
     peak = 0
-    for event in recording.profiler.kineto_results.events():
+    profiler = recording.profiler
+    assert profiler is not None and profiler.kineto_results is not None
+    for event in profiler.kineto_results.events():
         if event.name() == "[memory]":
-            allocated += event.nbytes()
+            allocated += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             peak = max(peak, allocated)
     return peak
 

@@ -11,6 +11,9 @@ decodes a frame from a cache of S > T key frames.
 """
 
 # ruff: noqa: PLR0913 a kernel takes every tensor, stride and size as an argument of its own
+# The types of Triton's language are not those of Python:
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false
 import torch
 import triton
 import triton.language as tl

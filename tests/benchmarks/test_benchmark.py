@@ -241,7 +241,7 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
     stages = {"dataset": {"levels": 9}, "tokenizer": {"steps": 7}, "dynamics": {"steps": 5}}
     results = {
         "tokenizer, PSNR": [23.456],
-        "4th generated frame, moving clips": [14.1, 13.0, 15.2],
+        "PSNR at t = 4, moving clips": [14.1, 13.0, 15.2],
         "actions used": [6],
     }
     for seed in (0, 1):
@@ -265,7 +265,7 @@ def test_the_table_of_speedruns_is_made_from_records(tmp_path):
         and "| minutes taken | 20.0 | 20.0 |" in lines
     )
     assert "| tokenizer, PSNR | 23.46 dB | 24.00 dB |" in lines
-    assert "| 4th generated frame, moving clips | 14.10 dB [13.00, 15.20] | – |" in lines
+    assert "| PSNR at t = 4, moving clips | 14.10 dB [13.00, 15.20] | – |" in lines
     assert {line.count("|") for line in lines} == {4}
     with pytest.raises(UserError, match="no records"):
         report.speedruns(tmp_path / "none")
