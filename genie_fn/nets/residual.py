@@ -99,8 +99,8 @@ class Residual(Layer):
 
     def apply(self, params, x, cache, context: Context):
         kept = {}
-        shortcut = self._pool(x, context)
         y, kept["conv1"] = self._round("1", params, x, cache, context)
+        shortcut = self._pool(x, context)
         y = self._pool(y, context)
         y, kept["conv2"] = self._round("2", params, y, cache, context)
         if "shortcut" in params:
