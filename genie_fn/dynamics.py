@@ -1,14 +1,15 @@
-"""The dynamics model: a space-time transformer that fills in the masked tokens of the next frame, given the action.
+"""The dynamics model: a space-time transformer that predicts the tokens of the next frame.
 
-Genie (arXiv 2402.15391), section 2.1, after MaskGIT (Chang et al. 2022, arXiv 2202.04200). Training hides tokens and
-predicts them; sampling starts from a hidden frame and reveals the surest tokens in a few steps. Since temporal
-attention is causal, the past's keys and values are computed once and cached.
+Genie (arXiv 2402.15391), section 2.1, after MaskGIT (Chang et al. 2022, arXiv 2202.04200). Training
+hides tokens and predicts them from the others and the actions. Sampling starts from a hidden frame
+and reveals the most confident tokens in a few steps. Since temporal attention is causal, the keys
+and values of past frames are computed once and cached.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
 
+FACTORED_FROM = 2**14
+"""The number of codes from which ids are factorised by default."""
+
 
 @dataclass(frozen=True)
 class DynamicsConfig:
@@ -30,41 +34,41 @@ class DynamicsConfig:
     codes: Suppress[int] = 1024
     tokens: Suppress[int] = 64
     actions: Suppress[int] = 6
-    """These three are the earlier stages'; not flags."""
-    action_mode: str = "add"
-    """`add` an embedding of the action to every token of its frame, or `prepend` it as a token of its own."""
+    """These three are not flags; the earlier stages determine them."""
+    action_mode: Literal["add", "prepend"] = "add"
+    """`add`: an embedding of the action is added to every token of its frame; `prepend`: it is a
+    token of its own."""
     stack: STConfig = field(default_factory=STConfig)
     mask_low: float = 0.5
-    """The share of hidden tokens is uniform on [mask_low, 1] for each clip."""
+    """In training, the share of hidden tokens is uniform on [mask_low, 1] for each clip."""
     corrupt: float = 0.0
-    """What training shows of a clip has a share of wrong tokens, uniform on [0, corrupt]: a dream's past is never as
-    clean as a real one."""
+    """In training, a share of the visible tokens, uniform on [0, corrupt] for each clip, becomes
+    random, because generated frames contain errors that recorded ones do not."""
     factors: int = 0
-    """Into how many parts an id's bits are cut, each with an embedding and a softmax of its own; 0: two from 2^14 codes
-    on, otherwise one."""
+    """The number of parts into which the bits of an id are divided, each with its own embedding and
+    softmax. 0: two from 2^14 codes on, otherwise one."""
 
     def __post_init__(self):
-        if self.action_mode not in ("add", "prepend"):
-            raise UserError(f"--cfg.model.action-mode is add or prepend, not {self.action_mode!r}")
         if not 0 <= self.corrupt <= 1:
-            raise UserError(f"--cfg.model.corrupt is a share, from 0 to 1, not {self.corrupt}")
-        uneven = self.factors > 1 and (
-            self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors
-        )
-        if self.factors < 0 or uneven:
+            raise UserError(f"--cfg.model.corrupt must be from 0 to 1, not {self.corrupt}")
+        indivisible = self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors
+        if self.factors < 0 or self.factors > 1 and indivisible:
             raise UserError(
-                f"{self.codes} codes cannot be cut into {self.factors} factors, which takes a power of two of at least "
-                "a bit each: change --cfg.model.factors"
+                f"{self.codes} codes cannot be divided into {self.factors} factors, which needs a "
+                "power of two with at least a bit per factor: change --cfg.model.factors"
             )
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The vocabulary of each factor, that of the lowest bits first; their product is `codes`."""
-        parts = self.factors or (2 if self.codes >= 2**14 and self.codes.bit_count() == 1 else 1)
+        """The vocabulary size of each factor, lowest bits first; their product is `codes`."""
+        count = self.factors
+        if count == 0:
+            factorise = self.codes >= FACTORED_FROM and self.codes.bit_count() == 1
+            count = 2 if factorise else 1
+        if count == 1:
+            return (self.codes,)
         bits = self.codes.bit_length() - 1
-        return (
-            tuple(2 ** ((bits + i) // parts) for i in range(parts)) if parts > 1 else (self.codes,)
-        )
+        return tuple(2 ** ((bits + i) // count) for i in range(count))
 
 
 PRESETS = {
@@ -81,61 +85,83 @@ class SampleConfig:
 
     steps: int = 8
     temperature: float = 1.0
-    order: str = "confidence"
-    """Which tokens a step reveals: those of highest `confidence`, or `random` ones."""
+    order: Literal["confidence", "random"] = "confidence"
+    """Which tokens a step reveals: those of the highest confidence, or random ones."""
     noise: float = 1.0
-    """Gumbel noise on the log-confidence at the first step, annealed to zero at the last."""
+    """Gumbel noise on the log-confidence at the first step; it decreases to zero at the last."""
     guidance: float | None = None
-    """How far to go beyond what the action predicts, away from what no action in particular does: more obedience, for
-    twice the time. None: not at all, but in play of recorded actions by 1 (`world.play_sample`)."""
+    """Classifier-free guidance: the weight by which logits move away from those of the mean action.
+    A positive weight makes actions more controllable, for twice the time. None: 0, but 1 in play
+    with recorded actions."""
 
     def __post_init__(self):
-        if (
-            self.steps < 1
-            or min(self.temperature, self.guidance or 0) < 0
-            or self.order not in ("confidence", "random")
-        ):
+        if self.steps < 1 or min(self.temperature, self.guidance or 0) < 0:
             raise UserError(
-                "sampling needs at least 1 step, a temperature and guidance of at least 0 and the order confidence or "
-                f"random: got {self.steps}, {self.temperature}, {self.guidance} and {self.order!r}"
+                "sampling needs at least 1 step and a temperature and guidance of at least 0: "
+                f"got {self.steps}, {self.temperature} and {self.guidance}"
             )
 
 
 PLAY = SampleConfig(steps=4)
-"""How worlds are played, see `world.play_sample`: with guidance these take the time of 8 steps without."""
+"""How worlds are played (`world.play_sample`): with guidance in the time of 8 steps without it."""
 
 
 class Step(NamedTuple):
-    """Step k = 0..steps-1 of a frame's sampling, and its temperature: 0-D tensors, so that a program compiled once runs
-    every one of them."""
+    """One sampling step, as 0-D tensors, so that one compiled program runs all of them."""
 
     k: Tensor
+    """The step's index, 0..steps-1."""
     steps: Tensor
     temperature: Tensor
 
 
 def digits(ids: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
-    """An id's factors, the lowest first: Σ digit_i · Π_{j<i} size_j. Those of the mask id V are its factors' sizes."""
-    hidden, found, rest = ids == math.prod(sizes), [], ids
+    """The factors of ids, lowest first: id = Σ digit_i · Π_{j<i} size_j.
+
+    The factors of the mask id V are the sizes, one beyond the valid digits.
+    """
+    hidden = ids == math.prod(sizes)
+    rest = ids
+    factors: list[Tensor] = []
     for size in sizes:
-        found.append(torch.where(hidden, size, rest % size))
+        factors.append(torch.where(hidden, size, rest % size))
         rest = rest // size
-    return found
+    return factors
 
 
 def spec(cfg: DynamicsConfig) -> Tree:
-    """The parameters. A factor's rows of the token table end with its mask's; row `actions` of the action table is "no
-    action"."""
-    dim, extra = cfg.stack.dim, cfg.action_mode == "prepend"
+    """The parameters, as a tree of `ParamSpec`.
+
+    The token table has the rows of all factors; each factor's last row is that of the mask. The
+    last row of the action table, `actions`, means that no action led into a frame.
+    """
+    dim = cfg.stack.dim
+    rows = sum(cfg.sizes) + len(cfg.sizes)
+    places = cfg.tokens + (cfg.action_mode == "prepend")
     return {
-        "token": ParamSpec(
-            (sum(cfg.sizes) + len(cfg.sizes), dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False
-        ),
+        "token": ParamSpec((rows, dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False),
         "action": ParamSpec((cfg.actions + 1, dim), std=0.5, decay=False),
-        "place": ParamSpec((cfg.tokens + extra, dim), std=0.5, decay=False),
+        "place": ParamSpec((places, dim), std=0.5, decay=False),
         "stack": layers.st_spec(cfg.stack),
         "head": layers.linear_spec(dim, sum(cfg.sizes), bias=True),
     }
+
+
+def empty_cache(cfg: DynamicsConfig, batch: int, device: torch.device | str | None = None) -> Cache:
+    """The cache before any frame, for `batch` sessions."""
+    places = cfg.tokens + (cfg.action_mode == "prepend")
+    return layers.empty_cache(cfg.stack, batch, places, device)
+
+
+# Logits
+
+
+def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """Actions between T+1 frames (B, T) → the action that led into each frame, (B, T+1).
+
+    For the first frame this is `cfg.actions`, no action.
+    """
+    return F.pad(actions_BT, (1, 0), value=cfg.actions)
 
 
 def logits_next(
@@ -148,22 +174,34 @@ def logits_next(
     extend: bool = True,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
-    """Logits (B, T, N, V) of the frames that follow those in the cache, and the extended cache if `extend`.
+    """Logits (B, T, N, V) of the frames after those in the cache; with `extend` the new cache, too.
 
-    A factorised vocabulary's logits lie side by side: V is the sum of `sizes` there, not their product.
-    `ids_BTN` may hold the mask id V. `actions_BT[t]` is the action that led into frame t, `cfg.actions` where none did.
+    `ids_BTN` may hold the mask id V. `actions_BT[t]` led into frame t; it is `cfg.actions` if none
+    did. With several factors their logits are concatenated, so that V is the sum of `sizes`.
     """
-    tables = params["token"].split([size + 1 for size in cfg.sizes])
-    x = sum(
-        F.embedding(digit, table)
-        for digit, table in zip(digits(ids_BTN, cfg.sizes), tables, strict=True)
-    )
+    x_BTND = _embed(params["token"], ids_BTN, cfg.sizes)
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
-    x = torch.cat((action_BT1D, x), 2) if cfg.action_mode == "prepend" else x + action_BT1D
-    x, cache = layers.st_transformer(
+    prepend = cfg.action_mode == "prepend"
+    x = torch.cat((action_BT1D, x_BTND), 2) if prepend else x_BTND + action_BT1D
+    y, cache = layers.st_transformer(
         params["stack"], x + params["place"], cfg.stack, cache, extend=extend, backend=backend
     )
-    return layers.linear(params["head"], x[:, :, -cfg.tokens :]).float(), cache
+    return layers.linear(params["head"], y[:, :, -cfg.tokens :]).float(), cache
+
+
+def _embed(table: Tensor, ids_BTN: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The sum of the embeddings of each id's factors, (B, T, N, D)."""
+    tables = torch.split(table, [size + 1 for size in sizes])
+    pairs = zip(digits(ids_BTN, sizes), tables, strict=True)
+    return _sum([F.embedding(digit, rows) for digit, rows in pairs])
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    """The sum of at least one tensor, from the first to the last."""
+    total = tensors[0]
+    for x in tensors[1:]:
+        total = total + x
+    return total
 
 
 def guided_logits(
@@ -176,30 +214,34 @@ def guided_logits(
     *,
     backend: Backend = AUTO,
 ) -> Tensor:
-    """`logits_next` with the action made to count more: l + guidance · (l - l'), with l' under the mean of all actions'
-    embeddings, in the place of a null action that training would have to know (classifier-free guidance, Ho & Salimans
-    2022, arXiv 2207.12598, equation 6)."""
+    """`logits_next` with classifier-free guidance: l + guidance · (l - l').
+
+    l' are the logits under the mean of all actions' embeddings. It replaces the null action of Ho &
+    Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to include.
+    """
     logits, _ = logits_next(params, ids_BTN, actions_BT, cache, cfg, extend=False, backend=backend)
     if not guidance:
         return logits
     table = params["action"]
-    known = params | {"action": torch.cat((table, table[: cfg.actions].mean(0, keepdim=True)))}
+    mean_1D = table[: cfg.actions].mean(0, keepdim=True)
+    with_mean = params | {"action": torch.cat((table, mean_1D))}
     mean_BT = torch.full_like(actions_BT, len(table))
-    unmoved, _ = logits_next(known, ids_BTN, mean_BT, cache, cfg, extend=False, backend=backend)
-    return logits + guidance * (logits - unmoved)
+    without_action, _ = logits_next(
+        with_mean, ids_BTN, mean_BT, cache, cfg, extend=False, backend=backend
+    )
+    return logits + guidance * (logits - without_action)
 
 
-def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
-    """Actions between T+1 frames (B, T) → the action that led into each frame (B, T+1); nothing led into the first."""
-    return F.pad(actions_BT, (1, 0), value=cfg.actions)
+# Training
 
 
 def sample_mask(
     key: Tensor, batch: int, frames: int, cfg: DynamicsConfig, first: int | Tensor = 0
 ) -> Tensor:
-    """Which tokens training hides, (B, T, N): at a rate per clip, uniform on [mask_low, 1]; none in the first frame.
+    """Which tokens training hides, bool (B, T, N), none of them in the first frame.
 
-    `first` is the place of the first of these clips in the whole batch, whose mask this is a part of.
+    The share of hidden tokens is uniform on [mask_low, 1] for each clip. `first` is the index of
+    the first of these clips in the whole batch, of whose mask this is a part.
     """
     rate_key, mask_key = random.split(key).unbind(0)
     rate_B = random.uniform(rate_key, (batch,), cfg.mask_low, 1.0, row=first)
@@ -210,25 +252,25 @@ def sample_mask(
 
 
 def corrupt(key: Tensor, ids_BTN: Tensor, cfg: DynamicsConfig, first: int | Tensor = 0) -> Tensor:
-    """`ids_BTN` as training shows them: at a rate per clip, uniform on [0, cfg.corrupt], replaced by ids drawn evenly.
+    """The ids that training shows: a share of `ids_BTN` is replaced by uniformly random ones.
 
-    `first` as in `sample_mask`. What is predicted stays as it is.
+    The share is uniform on [0, cfg.corrupt] for each clip; `first` as in `sample_mask`.
     """
     if not cfg.corrupt:
         return ids_BTN
     rate_key, place_key, id_key = random.split(key, 3).unbind(0)
     rate_B = random.uniform(rate_key, ids_BTN.shape[:1], 0.0, cfg.corrupt, row=first)
     wrong_BTN = random.bernoulli(place_key, rate_B[:, None, None], ids_BTN.shape, row=first)
-    drawn_BTN = (random.uniform(id_key, ids_BTN.shape, row=first) * cfg.codes).long()
-    return torch.where(wrong_BTN, drawn_BTN, ids_BTN)
+    random_BTN = (random.uniform(id_key, ids_BTN.shape, row=first) * cfg.codes).long()
+    return torch.where(wrong_BTN, random_BTN, ids_BTN)
 
 
 def statistics(mask_BTN: Tensor) -> dict[str, Tensor]:
-    """The statistic, by name, whose average over the whole batch `loss` uses: how many tokens are hidden."""
+    """The statistic, by name, whose average over the whole batch `loss` uses."""
     return {"hidden_tokens": mask_BTN.sum().float()}
 
 
-def loss(
+def loss(  # noqa: PLR0913 (the paper's arguments)
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
@@ -238,28 +280,37 @@ def loss(
     shown_BTN: Tensor | None = None,
     *,
     backend: Backend = AUTO,
-):
-    """Cross-entropy, in nats per token, of the hidden tokens given the others and the actions between frames (B, T-1).
+) -> tuple[Tensor, tuple[dict[str, Tensor], tuple[()]]]:
+    """Cross-entropy of the hidden tokens, in nats per token, given the others and the actions.
 
-    Where they are not hidden, tokens are seen as in `shown_BTN`, if that is given. Returns the scalar loss and
-    (metrics, ()).
+    `actions_BT` are the T-1 actions between the frames. Where tokens are not hidden, the model sees
+    `shown_BTN` (by default `ids_BTN`). Returns the scalar loss and (metrics, ()).
     """
-    hidden = torch.where(mask_BTN, cfg.codes, ids_BTN if shown_BTN is None else shown_BTN)
-    logits, _ = logits_next(params, hidden, entering(actions_BT, cfg), None, cfg, backend=backend)
+    visible = ids_BTN if shown_BTN is None else shown_BTN
+    masked = torch.where(mask_BTN, cfg.codes, visible)
+    logits, _ = logits_next(params, masked, entering(actions_BT, cfg), None, cfg, backend=backend)
     hidden_tokens = microbatch.mean("hidden_tokens", statistics(mask_BTN)["hidden_tokens"])
     weight = mask_BTN.float() / hidden_tokens.clamp(min=1 / microbatch.count)
-    nats, right = 0.0, True
-    for factor, target in zip(logits.split(cfg.sizes, -1), digits(ids_BTN, cfg.sizes), strict=True):
-        nats = nats + F.cross_entropy(
-            factor.flatten(0, 2), target.flatten(), reduction="none"
-        ).reshape(mask_BTN.shape)
+    nats: list[Tensor] = []
+    right = torch.ones_like(mask_BTN)
+    factors = torch.split(logits, list(cfg.sizes), -1)
+    for factor, target in zip(factors, digits(ids_BTN, cfg.sizes), strict=True):
+        flat = F.cross_entropy(factor.flatten(0, 2), target.flatten(), reduction="none")
+        nats.append(flat.reshape(mask_BTN.shape))
         right = right & (factor.argmax(-1) == target)
-    cross_entropy = (nats * weight).sum()
-    return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": (right * weight).sum()}, ())
+    cross_entropy = (_sum(nats) * weight).sum()
+    accuracy = (right * weight).sum()
+    return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": accuracy}, ())
+
+
+# Sampling of a frame
 
 
 def revealed(step: Tensor, steps: int | Tensor, tokens: int) -> Tensor:
-    """How many of a frame's tokens are known after step k = 0..steps-1: N - floor(N cos(π/2 · (k+1)/steps))."""
+    """How many of N tokens are revealed after step k = 0..steps-1: N - ⌊N cos(π/2 · (k+1)/steps)⌋.
+
+    This is the cosine schedule of MaskGIT, section 3.3.
+    """
     hidden = torch.floor(tokens * torch.cos(math.pi / 2 * (step + 1) / steps))
     return tokens - hidden.clamp(min=0).to(torch.int64)
 
@@ -272,52 +323,66 @@ def reveal(
     cfg: SampleConfig,
     sizes: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """One MaskGIT step: sample every hidden token, keep the surest, as many as the schedule allows.
+    """One MaskGIT step: sample every hidden token, and keep the most confident ones.
 
-    Only the order and the noise are read from `cfg`; the rest is in `step`.
+    The schedule `revealed` says how many. Tokens with the mask id are hidden; the others never
+    change. The confidence of a sample is its probability before the temperature is applied (with
+    several factors of `sizes`, the product of theirs), with Gumbel noise that decreases over the
+    steps. Only the order and the noise are read from `cfg`, the rest from `step`.
 
-    Hidden tokens are those whose id is the mask; known ones never change. A sample's confidence is its own probability
-    (over a vocabulary of factors `sizes`, the product of theirs), not sharpened by the temperature, with Gumbel noise
-    that fades over the steps. Returns the new ids and the probability of each sampled or known token, (B, N) both.
+    Returns the new ids and the probability of each sampled or revealed token, (B, N) both.
     """
     sizes = sizes or (logits_BNV.shape[-1],)
-    (batch, tokens), codes = ids_BN.shape, math.prod(sizes)
+    codes = math.prod(sizes)
     pick_key, noise_key = random.split(key).unbind(0)
     hidden_BN = ids_BN == codes
-    threshold_BNS = random.uniform(pick_key, (batch, tokens, len(sizes)))
-    parts = list(logits_BNV.split(sizes, -1))
-    picks = [
-        _pick(part / step.temperature.clamp(min=1e-4), threshold_BNS[..., i])
-        for i, part in enumerate(parts)
-    ]
-    sample_BN = sum(pick * math.prod(sizes[:i]) for i, pick in enumerate(picks))
-    ids_BN = torch.where(hidden_BN, sample_BN, ids_BN)
-    log_p_BN = sum(
-        part.log_softmax(-1).gather(-1, digit[..., None])[..., 0]
-        for part, digit in zip(parts, digits(ids_BN, sizes), strict=True)
-    )
-    noise_BN = random.gumbel(noise_key, (batch, tokens))
-    fade = cfg.noise * (1 - (step.k + 1) / step.steps)
-    score_BN = noise_BN if cfg.order == "random" else log_p_BN + fade * noise_BN
-    surest_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(
+    factors = torch.split(logits_BNV, list(sizes), -1)
+    ids_BN = torch.where(hidden_BN, _sample_ids(pick_key, factors, step.temperature), ids_BN)
+    log_p_BN = _log_probability(factors, digits(ids_BN, sizes))
+
+    score_BN = random.gumbel(noise_key, ids_BN.shape)
+    if cfg.order == "confidence":
+        noise = cfg.noise * (1 - (step.k + 1) / step.steps)
+        score_BN = log_p_BN + noise * score_BN
+    # Tokens that are revealed already rank first.
+    order_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(
         dim=-1, descending=True, stable=True
     )
-    rank_BN = surest_BN.argsort(dim=-1)
-    keep_BN = ~hidden_BN | (rank_BN < revealed(step.k, step.steps, tokens))
+    rank_BN = order_BN.argsort(dim=-1)
+    keep_BN = ~hidden_BN | (rank_BN < revealed(step.k, step.steps, ids_BN.shape[1]))
     return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
 
 
-def _pick(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:
-    """Where the distribution function passes a threshold, uniform on [0, 1): a sample (B, N)."""
+def _sample_ids(key: Tensor, factors: Sequence[Tensor], temperature: Tensor) -> Tensor:
+    """Sampled ids (B, N) from the logits (B, N, V_i) of each factor."""
+    batch, tokens = factors[0].shape[:2]
+    threshold_BNS = random.uniform(key, (batch, tokens, len(factors)))
+    samples: list[Tensor] = []
+    base = 1
+    for i, logits_BNV in enumerate(factors):
+        digit = _sample(logits_BNV / temperature.clamp(min=1e-4), threshold_BNS[..., i])
+        samples.append(digit * base)
+        base *= logits_BNV.shape[-1]
+    return _sum(samples)
+
+
+def _sample(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:
+    """Samples (B, N): where the cumulative distribution exceeds a threshold, uniform on [0, 1)."""
     cdf_BNV = logits_BNV.softmax(-1).cumsum(-1)
-    return (
-        (cdf_BNV <= threshold_BN[..., None] * cdf_BNV[..., -1:])
-        .sum(-1)
-        .clamp(max=logits_BNV.shape[-1] - 1)
-    )
+    below = cdf_BNV <= threshold_BN[..., None] * cdf_BNV[..., -1:]
+    return below.sum(-1).clamp(max=logits_BNV.shape[-1] - 1)
 
 
-def unmask(
+def _log_probability(factors: Sequence[Tensor], digits_BN: Sequence[Tensor]) -> Tensor:
+    """The log-probability (B, N) of ids, given by their digits, under the logits of each factor."""
+    terms: list[Tensor] = []
+    for logits_BNV, digit in zip(factors, digits_BN, strict=True):
+        log_p = logits_BNV.log_softmax(-1)
+        terms.append(log_p.gather(-1, digit[..., None])[..., 0])
+    return _sum(terms)
+
+
+def unmask(  # noqa: PLR0913 (a program that a caller may compile)
     params: Tree,
     ids_BN: Tensor,
     action_B: Tensor,
@@ -328,7 +393,10 @@ def unmask(
     sample: SampleConfig,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Tensor]:
-    """Predict the hidden tokens of the frame after the cache's, and `reveal` some of them; `key` is the frame's."""
+    """Predict the hidden tokens of the frame after those in the cache, and `reveal` some of them.
+
+    `key` is the frame's, the same in all steps.
+    """
     logits_B1NV = guided_logits(
         params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance, backend=backend
     )
@@ -343,35 +411,35 @@ def remember(
     cfg: DynamicsConfig,
     backend: Backend = AUTO,
 ) -> Cache:
-    """The cache extended by known frames; `actions_BT[t]` led into frame t."""
-    return logits_next(params, ids_BTN, actions_BT, cache, cfg, backend=backend)[1]
+    """The cache extended by complete frames; `actions_BT[t]` led into frame t."""
+    _, extended = logits_next(params, ids_BTN, actions_BT, cache, cfg, backend=backend)
+    assert extended is not None, "a cache comes back where there was one"
+    return extended
 
 
 class Programs(NamedTuple):
-    """The functions that sampling calls again and again, so that a caller can pass compiled ones."""
+    """The functions that sampling calls repeatedly, so that a caller can pass compiled ones."""
 
-    unmask: Callable = unmask
-    remember: Callable = remember
+    unmask: Callable[..., tuple[Tensor, Tensor]] = unmask
+    remember: Callable[..., Cache] = remember
 
 
 EAGER = Programs()
 
 
-def empty_cache(cfg: DynamicsConfig, batch: int, device=None) -> Cache:
-    """The cache before any frame."""
-    return layers.empty_cache(cfg.stack, batch, cfg.tokens + (cfg.action_mode == "prepend"), device)
-
-
 class Sampled(NamedTuple):
-    """A frame: ids, the probability of each, the step 1..steps that revealed it, (B, N) each; and the cache after."""
+    """A sampled frame, and the cache that includes it."""
 
     ids: Tensor
+    """(B, N), int64."""
     probability: Tensor
+    """The probability of each id, (B, N)."""
     step: Tensor
+    """The step 1..steps that revealed each id, (B, N)."""
     cache: Cache
 
 
-def next_frame(
+def next_frame(  # noqa: PLR0913 (the paper's arguments)
     params: Tree,
     action_B: Tensor,
     cache: Cache,
@@ -382,26 +450,31 @@ def next_frame(
     *,
     backend: Backend = AUTO,
 ) -> Sampled:
-    """Sample the frame that `action_B` leads to."""
-    count = torch.arange(sample.steps + 1, device=action_B.device)
-    temperature = torch.tensor(sample.temperature, device=action_B.device)
-    ids = torch.full((*action_B.shape, cfg.tokens), cfg.codes, device=action_B.device)
-    step_of = torch.zeros_like(ids)
-    fixed = replace(
-        sample, steps=1, temperature=1.0
-    )  # what `step` holds must not make a program anew
-    for k in count[:-1]:
-        ids, p = programs.unmask(
-            params, ids, action_B, cache, Step(k, count[-1], temperature), key, cfg, fixed, backend
+    """Sample the frame into which `action_B` leads."""
+    device = action_B.device
+    index = torch.arange(sample.steps + 1, device=device)
+    steps = index[-1]
+    temperature = torch.tensor(sample.temperature, device=device)
+    ids_BN = torch.full((len(action_B), cfg.tokens), cfg.codes, device=device)
+    step_BN = torch.zeros_like(ids_BN)
+    probability_BN = torch.zeros_like(ids_BN, dtype=torch.float32)
+    # `Step` holds these two: other values of them must not compile a program again.
+    fixed = replace(sample, steps=1, temperature=1.0)
+    for k in index[:-1]:
+        step = Step(k, steps, temperature)
+        ids_BN, probability_BN = programs.unmask(
+            params, ids_BN, action_B, cache, step, key, cfg, fixed, backend
         )
-        step_of = torch.where((step_of == 0) & (ids != cfg.codes), k + 1, step_of)
-    cache = programs.remember(
-        params, ids.unsqueeze(-2), action_B.unsqueeze(-1), cache, cfg, backend
-    )
-    return Sampled(ids, p, step_of, cache)
+        new_BN = (step_BN == 0) & (ids_BN != cfg.codes)
+        step_BN = torch.where(new_BN, k + 1, step_BN)
+    cache = programs.remember(params, ids_BN[:, None], action_B[:, None], cache, cfg, backend)
+    return Sampled(ids_BN, probability_BN, step_BN, cache)
 
 
-def generate(
+# Sampling of videos
+
+
+def generate(  # noqa: PLR0913 (the paper's arguments)
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
@@ -412,7 +485,10 @@ def generate(
     *,
     backend: Backend = AUTO,
 ) -> Tensor:
-    """Continue T prompt frames of ids by F frames, given the T - 1 + F actions between them all: (B, T + F, N)."""
+    """Continue T prompt frames of ids by F frames, one after the other: (B, T + F, N).
+
+    `actions_BT` are the T - 1 + F actions between all frames.
+    """
     frames = ids_BTN.shape[1]
     entering_BT = entering(actions_BT, cfg)
     cache = empty_cache(cfg, len(ids_BTN), ids_BTN.device)
@@ -438,30 +514,32 @@ def generate_jointly(
     *,
     backend: Backend = AUTO,
 ) -> Tensor:
-    """As `generate`, but the F frames are hidden and revealed together, as if they were one frame of F · N tokens.
+    """As `generate`, with joint decoding: the F frames are revealed together, as one large frame.
 
-    A frame's logits depend on the frames before it alone, of which the early steps see the prompt and little else.
+    The logits of a frame depend only on the frames before it, of which the early steps see little
+    more than the prompt.
     """
-    frames, entering_BT = ids_BTN.shape[1], entering(actions_BT, cfg)
-    future, device = entering_BT.shape[1] - frames, ids_BTN.device
-    cache = empty_cache(cfg, len(ids_BTN), device)
+    frames = ids_BTN.shape[1]
+    batch = len(ids_BTN)
+    device = ids_BTN.device
+    entering_BT = entering(actions_BT, cfg)
+    future = entering_BT.shape[1] - frames
+    cache = empty_cache(cfg, batch, device)
     cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg, backend)
-    new_BM = torch.full((len(ids_BTN), future * cfg.tokens), cfg.codes, device=device)
-    count, temperature = (
-        torch.arange(sample.steps + 1, device=device),
-        torch.tensor(sample.temperature, device=device),
-    )
-    for k in count[:-1]:
-        shown = new_BM.unflatten(1, (future, cfg.tokens))
-        logits = guided_logits(
+    index = torch.arange(sample.steps + 1, device=device)
+    temperature = torch.tensor(sample.temperature, device=device)
+    new_BM = torch.full((batch, future * cfg.tokens), cfg.codes, device=device)
+    for k in index[:-1]:
+        logits_BTNV = guided_logits(
             params,
-            shown,
+            new_BM.reshape(batch, future, cfg.tokens),
             entering_BT[:, frames:],
             cache,
             cfg,
             sample.guidance,
             backend=backend,
         )
-        step, chance = Step(k, count[-1], temperature), random.fold_in(key, k)
-        new_BM, _ = reveal(logits.flatten(1, 2), new_BM, step, chance, sample, cfg.sizes)
-    return torch.cat((ids_BTN, new_BM.unflatten(1, (future, cfg.tokens))), 1)
+        step = Step(k, index[-1], temperature)
+        step_key = random.fold_in(key, k)
+        new_BM, _ = reveal(logits_BTNV.flatten(1, 2), new_BM, step, step_key, sample, cfg.sizes)
+    return torch.cat((ids_BTN, new_BM.reshape(batch, future, cfg.tokens)), 1)

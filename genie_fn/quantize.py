@@ -1,12 +1,13 @@
-"""Quantisers: lookup-free (LFQ) and vector (VQ). Vectors become codes and integer ids, with the losses that train both.
+"""Quantisers: lookup-free (LFQ) and vector (VQ). They map vectors to codes and integer ids.
 
-LFQ: Yu et al. 2023 (arXiv 2310.05737), section 3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937). What a kind has to
-say for itself stands in `KINDS`; docs/how-to/quantiser.md adds a third.
+Their losses train the codes and what is quantised. LFQ: Yu et al. 2023 (arXiv 2310.05737), section
+3.1. VQ: van den Oord et al. 2017 (arXiv 1711.00937). `KINDS` holds the functions of each kind;
+docs/how-to/quantiser.md adds another one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,41 +20,45 @@ from genie_fn.microbatch import WHOLE_BATCH, CodebookUpdate, Microbatch
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
 
+KindName = Literal["lfq", "vq"]
+USE_RATE = 0.02
+"""The weight of a batch in the moving average of each code's share of use."""
+
 
 @dataclass(frozen=True)
 class QuantizerConfig:
     """A codebook of `codes` entries: `lfq` (one bit per channel) or `vq` (learned vectors)."""
 
-    kind: str = "lfq"
+    kind: KindName = "lfq"
     codes: int = 1024
     latent_dim: int = 32
-    """Width of VQ's vectors; LFQ's is log2(codes)."""
+    """Width of the codes of VQ. LFQ's is log2(codes)."""
     books: int = 1
-    """LFQ: the bits are cut into so many codebooks, each with entropies of its own; an id names one code of each."""
+    """LFQ: the number of codebooks into which the bits are divided. Each has its own entropies; an
+    id names one code of each."""
     input_dim: int = 0
-    """Width of what is quantised, if not the quantiser's own: linear maps lead to it and back."""
+    """Width of what is quantised, if it differs from that of the codes: then a linear layer comes
+    before the quantiser and one after it. 0: the same width."""
     bias: bool = True
-    """Of those maps."""
+    """Whether these linear layers have a bias."""
     commit: float = 0.1
+    """Weight of the squared distance between what is quantised and its code."""
     entropy: float = 0.02
+    """Weight of the entropies in LFQ's loss."""
     diversity: float = 1.0
-    """Weight of the codebook's entropy against the per-sample entropy (LFQ)."""
+    """Weight of the codebook's entropy relative to the per-sample entropy (LFQ)."""
     temperature: float = 1.0
-    """Of the soft assignment whose entropies LFQ optimises."""
+    """Temperature of the soft assignment whose entropies LFQ optimises."""
     frac_sample: float = 1.0
-    """The share of the latents, evenly spread, that LFQ's entropies are computed on."""
+    """The share of the latents, evenly spread, from which LFQ's entropies are computed."""
     reset_below: float = 0.1
-    """VQ codes used less than this share of uniform use are moved onto inputs."""
+    """VQ: codes whose share of use is below this multiple of uniform use are moved onto inputs."""
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(
-                f"--cfg.model.quantizer.kind is {' or '.join(KINDS)}, not {self.kind!r}"
-            )
         if self.codes < 2 or self.temperature <= 0:
             raise UserError(
-                "a quantizer needs at least 2 codes and a temperature above 0: "
-                f"change --cfg.model.quantizer.codes {self.codes} or .temperature {self.temperature}"
+                "a quantizer needs at least 2 codes and a temperature above 0: change "
+                f"--cfg.model.quantizer.codes {self.codes} or .temperature {self.temperature}"
             )
         KINDS[self.kind].check(self)
         if self.books < 1 or self.books > 1 and (self.kind != "lfq" or self.dim % self.books):
@@ -63,7 +68,8 @@ class QuantizerConfig:
             )
         if not 0 < self.frac_sample <= 1:
             raise UserError(
-                f"--cfg.model.quantizer.frac-sample is above 0 and at most 1, not {self.frac_sample}"
+                "--cfg.model.quantizer.frac-sample must be above 0 and at most 1, "
+                f"not {self.frac_sample}"
             )
 
     @property
@@ -73,23 +79,50 @@ class QuantizerConfig:
 
     @property
     def width(self) -> int:
-        """Channels of what is quantised, and of what comes out."""
+        """Channels of the quantiser's input and output."""
         return self.input_dim or self.dim
 
 
+class Quantized(NamedTuple):
+    """The result of `quantize` for z (..., width)."""
+
+    codes: Tensor
+    """(..., width), for a decoder; their gradient goes straight through to z."""
+    ids: Tensor
+    """(...), int64."""
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    z: Tensor
+    """The quantised vectors, (..., K), detached."""
+    use_V: Tensor
+    """Each code's share of the ids."""
+
+
+def _no_check(cfg: QuantizerConfig) -> None:
+    """All options fit together."""
+
+
+def _no_spec(cfg: QuantizerConfig) -> Tree:
+    """No parameters."""
+    return {}
+
+
 class Kind(NamedTuple):
-    """What a kind of quantiser is. Its functions get the quantiser's parameters, but for the maps in and out."""
+    """The functions of a kind of quantiser.
+
+    `params` are the quantiser's parameters without the linear layers before and after it.
+    """
 
     dim: Callable[[QuantizerConfig], int]
     """Channels of a code, K."""
-    quantize: Callable[[Tree, Tensor, QuantizerConfig, Microbatch, Backend], "Quantized"]
+    quantize: Callable[[Tree, Tensor, QuantizerConfig, Microbatch, Backend], Quantized]
     """(params, z (..., K), cfg, microbatch, backend) → codes, ids and losses."""
     lookup: Callable[[Tree, Tensor, QuantizerConfig], Tensor]
     """(params, ids (...), cfg) → codes (..., K)."""
-    check: Callable[[QuantizerConfig], None] = lambda cfg: None
-    """Raises UserError where the options do not fit together."""
-    spec: Callable[[QuantizerConfig], Tree] = lambda cfg: {}
-    """Its own parameters."""
+    check: Callable[[QuantizerConfig], None] = _no_check
+    """Raises UserError if options do not fit together."""
+    spec: Callable[[QuantizerConfig], Tree] = _no_spec
+    """The kind's own parameters."""
     statistics: (
         Callable[[Tensor, QuantizerConfig, Microbatch, Backend], dict[str, Tensor]] | None
     ) = None
@@ -99,28 +132,15 @@ class Kind(NamedTuple):
     """Whether it has a `codebook` whose dead codes are moved."""
 
 
-class Quantized(NamedTuple):
-    """What `quantize` returns for z (..., width)."""
-
-    codes: Tensor
-    """(..., width), ready for a decoder; their gradient goes straight through to z."""
-    ids: Tensor
-    """(...), int64."""
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    z: Tensor
-    """What was rounded, (..., K), detached."""
-    use_V: Tensor
-    """Each code's share of what was chosen."""
-
-
 def spec(cfg: QuantizerConfig) -> Tree:
-    """VQ has its codebook (V, K), LFQ has none; both have their maps where the widths differ."""
-    book = KINDS[cfg.kind].spec(cfg)
+    """The kind's own parameters (VQ's codebook), and linear layers if `input_dim` is set."""
+    params = KINDS[cfg.kind].spec(cfg)
     if not cfg.input_dim:
-        return book
-    pair = {"in": (cfg.input_dim, cfg.dim), "out": (cfg.dim, cfg.input_dim)}
-    return book | {name: layers.linear_spec(*sizes, bias=cfg.bias) for name, sizes in pair.items()}
+        return params
+    return params | {
+        "in": layers.linear_spec(cfg.input_dim, cfg.dim, bias=cfg.bias),
+        "out": layers.linear_spec(cfg.dim, cfg.input_dim, bias=cfg.bias),
+    }
 
 
 def quantize(
@@ -131,10 +151,18 @@ def quantize(
     *,
     backend: Backend = AUTO,
 ) -> Quantized:
-    """z (..., width), which begins with the axis of the clips → codes, ids and losses, all in float32."""
-    z = layers.linear(params["in"], z.float()) if cfg.input_dim else z
+    """z (..., width), whose first axis is that of clips → codes, ids and losses in float32."""
+    if not cfg.input_dim:
+        return KINDS[cfg.kind].quantize(params, z, cfg, microbatch, backend)
+    z = layers.linear(params["in"], z.float())
     q = KINDS[cfg.kind].quantize(params, z, cfg, microbatch, backend)
-    return q._replace(codes=layers.linear(params["out"], q.codes)) if cfg.input_dim else q
+    return q._replace(codes=layers.linear(params["out"], q.codes))
+
+
+def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
+    """The codes (..., width) of ids (...): the inverse of quantisation."""
+    codes = KINDS[cfg.kind].lookup(params, ids, cfg)
+    return layers.linear(params["out"], codes) if cfg.input_dim else codes
 
 
 def has_statistics(cfg: QuantizerConfig) -> bool:
@@ -149,15 +177,38 @@ def statistics(
     *,
     backend: Backend = AUTO,
 ) -> dict[str, Tensor]:
-    """The statistics of what was quantised, by name, that `quantize` took from `microbatch.mean`."""
+    """The statistics, by name, whose averages over the whole batch `quantize` uses."""
     measure = KINDS[cfg.kind].statistics
     return measure(q.z, cfg, microbatch, backend) if measure else {}
 
 
-def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
-    """The codes (..., width) of ids (...): the inverse of quantisation."""
-    codes = KINDS[cfg.kind].lookup(params, ids, cfg)
-    return layers.linear(params["out"], codes) if cfg.input_dim else codes
+def summarise(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The reported metrics: `codes_used` and `perplexity` replace the codes' shares of `use`."""
+    rest = {name: value for name, value in scores.items() if name != "use"}
+    return rest | metrics.code_usage(scores["use"])
+
+
+def code_use(ids: Tensor, codes: int) -> Tensor:
+    """The share of each code in ids (...): float32 (V,)."""
+    ones = torch.ones(ids.numel(), device=ids.device)
+    counts_V = torch.zeros(codes, device=ids.device).scatter_add(0, ids.flatten(), ones)
+    return counts_V / ids.numel()
+
+
+def _quantized(
+    z: Tensor,
+    codes: Tensor,
+    ids: Tensor,
+    loss: Tensor,
+    scores: dict[str, Tensor],
+    cfg: QuantizerConfig,
+) -> Quantized:
+    """The result of a kind, with the use of the codes."""
+    use_V = code_use(ids, cfg.codes)
+    return Quantized(codes, ids, loss, scores | {"use": use_V}, z.detach(), use_V)
+
+
+# Lookup-free quantisation
 
 
 def lfq(
@@ -171,29 +222,19 @@ def lfq(
 
     commit · |z - code|² + entropy · (mean per-sample entropy - diversity · entropy of the mean),
 
-    the entropies averaged over the codebooks.
+    where the entropies are averaged over the codebooks.
     """
-    r = lookup_free.quantize(
-        z.flatten(0, -2), **_lfq_options(z, cfg, backend), microbatch=microbatch
-    )
+    options = _lfq_options(z, cfg, backend)
+    r = lookup_free.quantize(z.flatten(0, -2), **options, microbatch=microbatch)
     loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
-    metrics = {
+    scores = {
         "commit": r.commit,
         "sample_entropy": r.sample_entropy,
         "code_entropy": r.code_entropy,
     }
-    return _quantized(
-        z.float(), r.codes_MK.reshape(z.shape), r.ids_M.reshape(z.shape[:-1]), loss, metrics, cfg
-    )
-
-
-def lfq_statistics(
-    z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch, backend: Backend
-) -> dict[str, Tensor]:
-    """LFQ's statistic of the whole batch: how probable each code is on average."""
-    options = _lfq_options(z, cfg, backend)
-    average = lookup_free.code_probabilities(z.flatten(0, -2), **options, microbatch=microbatch)
-    return {"code_probabilities": average}
+    codes = r.codes_MK.reshape(z.shape)
+    ids = r.ids_M.reshape(z.shape[:-1])
+    return _quantized(z.float(), codes, ids, loss, scores, cfg)
 
 
 def _lfq_options(z: Tensor, cfg: QuantizerConfig, backend: Backend) -> dict[str, Any]:
@@ -206,51 +247,100 @@ def _lfq_options(z: Tensor, cfg: QuantizerConfig, backend: Backend) -> dict[str,
     }
 
 
-def _quantized(
-    z: Tensor, codes: Tensor, ids: Tensor, loss: Tensor, metrics: dict, cfg: QuantizerConfig
+def _lfq_dim(cfg: QuantizerConfig) -> int:
+    return cfg.codes.bit_length() - 1
+
+
+def _lfq_quantize(
+    params: Tree, z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch, backend: Backend
 ) -> Quantized:
-    use_V = code_use(ids, cfg.codes)
-    return Quantized(codes, ids, loss, metrics | {"use": use_V}, z.detach(), use_V)
+    return lfq(z, cfg, microbatch, backend=backend)
+
+
+def _lfq_lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
+    return lookup_free.codes_of(ids, cfg.dim)
+
+
+def _lfq_check(cfg: QuantizerConfig) -> None:
+    if cfg.codes.bit_count() != 1:
+        raise UserError(
+            f"lfq needs a power of two of codes, not {cfg.codes}: "
+            f"choose {1 << cfg.codes.bit_length()}"
+        )
+
+
+def _lfq_statistics(
+    z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch, backend: Backend
+) -> dict[str, Tensor]:
+    """The average probability of each code."""
+    options = _lfq_options(z, cfg, backend)
+    average = lookup_free.code_probabilities(z.flatten(0, -2), **options, microbatch=microbatch)
+    return {"code_probabilities": average}
+
+
+# Vector quantisation
 
 
 def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
-    """The nearest codebook vector; the codebook is pulled to its inputs, the inputs (by `commit`) to their codes."""
+    """The nearest vectors of the codebook, with van den Oord's two losses.
+
+    The loss moves the codebook towards its inputs and, with the weight `commit`, the inputs towards
+    their codes.
+    """
     z = z.float()
     flat_MK = z.flatten(0, -2)
     distance_MV = codebook_VK.square().sum(-1) - 2 * flat_MK @ codebook_VK.T
     ids = distance_MV.argmin(-1).reshape(z.shape[:-1])
-    # A product, not a gather: a gather's gradient adds up in any order, and runs would not repeat.
+    # A product, not a gather, whose gradient is summed in any order, so that runs do not repeat.
     codes = F.one_hot(ids, cfg.codes).to(z.dtype) @ codebook_VK
     commit = (z - codes.detach()).square().mean()
     loss = cfg.commit * commit + (codes - z.detach()).square().mean()
     return _quantized(z, z + (codes - z).detach(), ids, loss, {"commit": commit}, cfg)
 
 
-def initial_use(cfg: QuantizerConfig, device=None) -> Tree:
-    """What a training state keeps for a quantiser: VQ's moving share of use per code, uniform at first."""
-    return (
-        {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
-        if KINDS[cfg.kind].restarts
-        else {}
-    )
+def _vq_dim(cfg: QuantizerConfig) -> int:
+    return cfg.latent_dim
+
+
+def _vq_quantize(
+    params: Tree, z: Tensor, cfg: QuantizerConfig, microbatch: Microbatch, backend: Backend
+) -> Quantized:
+    return vq(params["codebook"], z, cfg)
+
+
+def _vq_lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
+    return params["codebook"][ids]
+
+
+def _vq_spec(cfg: QuantizerConfig) -> Tree:
+    return {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)}
+
+
+# Restarts of dead codes
+
+
+def initial_use(cfg: QuantizerConfig, device: torch.device | str | None = None) -> Tree:
+    """A quantiser's part of the training state: VQ's share of use per code, at first uniform."""
+    if not KINDS[cfg.kind].restarts:
+        return {}
+    return {"use": torch.full((cfg.codes,), 1 / cfg.codes, device=device)}
 
 
 def codebook_update(cfg: QuantizerConfig, model: str = "") -> CodebookUpdate | None:
-    """What a training step does to a model's codebook; `model` is its place in the parameters, if not the top.
+    """How a training step updates a codebook beside the optimizer; None if it does not.
 
-    It follows the use of VQ's codes (a moving average) and restarts the dead ones. LFQ needs neither.
+    It tracks the use of the codes of VQ as a moving average and moves dead codes. `model` is the
+    key of the model in the parameters, "" if they are its own.
     """
     if not KINDS[cfg.kind].restarts:
         return None
 
     def collect(q: Quantized, key: Tensor, microbatch: Microbatch) -> Tree:
-        return {
-            "use": q.use_V / microbatch.count,
-            "picks": pick_inputs(q.z, key, cfg.codes, microbatch),
-        }
+        picks_VK = pick_inputs(q.z, key, cfg.codes, microbatch)
+        return {"use": q.use_V / microbatch.count, "picks": picks_VK}
 
     def apply(params: Tree, stats: Tree, sums: Tree) -> tuple[Tree, Tree]:
-        use_V = stats["use"] + 0.02 * (sums["use"] - stats["use"])
+        use_V = stats["use"] + USE_RATE * (sums["use"] - stats["use"])
         own = params[model] if model else params
         codebook, use_V = reset_dead_codes(own["quantizer"]["codebook"], use_V, sums["picks"], cfg)
         own = own | {"quantizer": own["quantizer"] | {"codebook": codebook}}
@@ -260,62 +350,45 @@ def codebook_update(cfg: QuantizerConfig, model: str = "") -> CodebookUpdate | N
 
 
 def pick_inputs(z: Tensor, key: Tensor, count: int, microbatch: Microbatch = WHOLE_BATCH) -> Tensor:
-    """So many random rows (count, K) of all of a batch's z (..., K); those in another microbatch are 0."""
+    """`count` random rows, (count, K), of the whole batch's z (..., K).
+
+    Rows in other microbatches are 0, so that the sum over all microbatches has every row.
+    """
     flat_MK = z.float().flatten(0, -2)
     rows = len(flat_MK)
-    row_V = random.randint(key, (count,), 0, rows * microbatch.count) - microbatch.first_clip(rows)
+    first = microbatch.first_clip(rows)
+    row_V = random.randint(key, (count,), 0, rows * microbatch.count) - first
     here_V = (row_V >= 0) & (row_V < rows)
     return torch.where(here_V[:, None], flat_MK[row_V.clamp(0, rows - 1)], 0.0)
 
 
-def reset_dead_codes(codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: QuantizerConfig):
-    """Move the codes whose share of use is under `reset_below` / V onto random inputs of this batch.
+def reset_dead_codes(
+    codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: QuantizerConfig
+) -> tuple[Tensor, Tensor]:
+    """Move codes whose share of use is below `reset_below` / V onto random inputs of this batch.
 
-    Returns the new codebook and use: a moved code starts again at uniform use, so that it has time to be chosen.
+    Returns the new codebook and use. A moved code starts with uniform use, so that it has time to
+    be chosen.
     """
     dead_V = use_V < cfg.reset_below / cfg.codes
-    return torch.where(dead_V[:, None], picks_VK, codebook_VK), torch.where(
-        dead_V, 1.0 / cfg.codes, use_V
-    )
+    codebook = torch.where(dead_V[:, None], picks_VK, codebook_VK)
+    return codebook, torch.where(dead_V, 1.0 / cfg.codes, use_V)
 
 
-def summarise(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reported metrics: `codes_used` and `perplexity` in place of the shares of `use` of the codes."""
-    rest = {name: value for name, value in scores.items() if name != "use"}
-    return rest | metrics.code_usage(scores["use"])
-
-
-def code_use(ids: Tensor, codes: int) -> Tensor:
-    """The share of each code in ids (...): float32 (V,)."""
-    ones = torch.ones(ids.numel(), device=ids.device)
-    return torch.zeros(codes, device=ids.device).scatter_add(0, ids.flatten(), ones) / ids.numel()
-
-
-def _check_bits(cfg: QuantizerConfig) -> None:
-    if cfg.codes.bit_count() != 1:
-        raise UserError(
-            f"lfq needs a power of two of codes, not {cfg.codes}: take {1 << cfg.codes.bit_length()}"
-        )
-
-
-KINDS = {
+KINDS: dict[str, Kind] = {
     "lfq": Kind(
-        dim=lambda cfg: cfg.codes.bit_length() - 1,
-        quantize=lambda params, z, cfg, microbatch, backend: lfq(
-            z, cfg, microbatch, backend=backend
-        ),
-        lookup=lambda params, ids, cfg: lookup_free.codes_of(ids, cfg.dim),
-        check=_check_bits,
-        statistics=lfq_statistics,
+        dim=_lfq_dim,
+        quantize=_lfq_quantize,
+        lookup=_lfq_lookup,
+        check=_lfq_check,
+        statistics=_lfq_statistics,
     ),
     "vq": Kind(
-        dim=lambda cfg: cfg.latent_dim,
-        quantize=lambda params, z, cfg, microbatch, backend: vq(params["codebook"], z, cfg),
-        lookup=lambda params, ids, cfg: params["codebook"][ids],
-        spec=lambda cfg: {
-            "codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)
-        },
+        dim=_vq_dim,
+        quantize=_vq_quantize,
+        lookup=_vq_lookup,
+        spec=_vq_spec,
         restarts=True,
     ),
 }
-"""By the names that `QuantizerConfig.kind` takes."""
+"""The kinds by the names of `QuantizerConfig.kind`."""

@@ -12,6 +12,7 @@ from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
 from genie_fn.microbatch import WHOLE_BATCH
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.runtime import stored_config
 from genie_fn.runtime.backend import Backend
 
 
@@ -223,7 +224,7 @@ def test_use_counts_codes_not_tokens():
 def test_bad_configs_are_a_sentence(bad):
     """Unless refused, a codebook of one code trains to NaN, and a temperature of 0 ends in a traceback."""
     with pytest.raises(UserError):
-        QuantizerConfig(**bad)
+        stored_config.from_dict(QuantizerConfig, bad)
 
 
 def test_an_odd_number_of_codes_is_fine_for_vq():
@@ -242,16 +243,16 @@ def test_several_codebooks_have_entropies_of_their_own():
 
 
 def test_a_share_of_the_samples_is_spread_evenly():
-    part = lfq._spread(1000, 0.1, torch.device("cpu"))
+    part = lfq._sampled_rows(1000, 0.1, torch.device("cpu"))
     assert len(part) == 100 == len(part.unique())
     assert torch.histc(part.float(), 10, 0, 1000).min() >= 9
     assert len((part % 8).unique()) == 8, "always the same places"
-    by_clip = lfq._spread(1000, 0.1, torch.device("cpu"), clips=10)
+    by_clip = lfq._sampled_rows(1000, 0.1, torch.device("cpu"), clips=10)
     assert torch.equal(torch.bincount(by_clip // 100), torch.full((10,), 10))
     assert len((by_clip % 100).unique()) > 50, "the same places of every clip"
-    rest = lfq._spread(400, 0.1, torch.device("cpu"), clips=4, first=6)
+    rest = lfq._sampled_rows(400, 0.1, torch.device("cpu"), clips=4, first=6)
     assert torch.equal(rest + 600, by_clip[60:]), "a part of a batch sees what the whole would"
-    assert lfq._spread(1000, 1.0, torch.device("cpu")) is None
+    assert lfq._sampled_rows(1000, 1.0, torch.device("cpu")) is None
     cfg = QuantizerConfig(codes=16)
     z = random.normal(random.key(0), (4096, 4))
     full, part = (quantize.lfq(z, replace(cfg, frac_sample=f)) for f in (1.0, 0.25))
