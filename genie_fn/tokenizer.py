@@ -1,12 +1,14 @@
-"""The video tokenizer: a causal autoencoder with a discrete bottleneck, a grid of N ids per coded frame.
+"""The video tokenizer: a causal autoencoder with a discrete bottleneck, N ids per coded frame.
 
-Two architectures behind one interface. `st_vivit`: Genie (arXiv 2402.15391), section 2.1 and Appendix F.2, a
-space-time transformer on patches. `magvit2`: Yu et al. 2023 (arXiv 2310.05737), a causal 3D convolutional network from
-blueprints, which may also compress time. In both, a grid of ids and what is decoded from it depend on nothing later
-than its own frame, or group of frames where time is compressed; this lets a world decode frame by frame from a cache.
+It has two architectures. `st_vivit`: Genie (arXiv 2402.15391), section 2.1 and Appendix F.2, a
+space-time transformer on patches. `magvit2`: Yu et al. 2023 (arXiv 2310.05737), a causal 3D
+convolutional network built from blueprints, which may also compress time. In both, a grid of ids
+and its decoded frame (or group of frames) do not depend on later frames, so that a world can decode
+frame by frame from a cache.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,102 +16,20 @@ from tyro.conf import Suppress
 
 from genie_fn import layers, metrics, quantize, tree
 from genie_fn.errors import UserError
-from genie_fn.layers import STConfig
+from genie_fn.layers import DtypeName, STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
-from genie_fn.nets import blueprint
+from genie_fn.nets import blueprint, designs
 from genie_fn.nets.blueprint import Blueprints
+from genie_fn.nets.designs import (
+    MAGVIT2_DEC_DESC,
+    MAGVIT2_ENC_DESC,
+    Description,
+    magvit2_decoder,
+    magvit2_encoder,
+)
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.runtime.backend import AUTO, Backend
-from genie_fn.tree import Tree
-
-
-def _residual(inputs: int, repeats: int = 1, outputs: int = 0) -> tuple[str, dict]:
-    return "video-residual", {
-        "in_channels": inputs,
-        "out_channels": outputs or inputs,
-        "n_rep": repeats,
-    }
-
-
-def _down(channels: int, time: int, space: int = 2) -> tuple[str, dict]:
-    return "spacetime_downsample", {
-        "in_channels": channels,
-        "time_factor": time,
-        "space_factor": space,
-    }
-
-
-def _up(channels: int, time: int, space: int = 2) -> tuple[str, dict]:
-    return "depth2spacetime_upsample", {
-        "in_channels": channels,
-        "time_factor": time,
-        "space_factor": space,
-    }
-
-
-def _adaptive(channels: int, condition: int) -> tuple[str, dict]:
-    return "adaptive_group_norm", {"num_channels": channels, "dim_cond": condition}
-
-
-def magvit2_encoder(
-    bits: int = 18,
-    dim: int = 128,
-    repeats: tuple[int, ...] = (4, 3, 4, 7),
-    times: tuple[int, ...] = (1, 2, 2),
-) -> tuple:
-    """The blueprint of MAGVIT-2's encoder: residual stages of width 1, 2, 2, 4 · dim, down-samplings in between.
-
-    `times` are the factors that these divide the frame rate by; all ones codes every frame.
-    """
-    a, b, c, d = repeats
-    return (
-        ("causal-conv3d", {"in_channels": 3, "out_channels": dim}),
-        _residual(dim, a),
-        _down(dim, times[0]),
-        _residual(dim, 1, 2 * dim),
-        _residual(2 * dim, b),
-        _down(2 * dim, times[1]),
-        _residual(2 * dim, c),
-        _down(2 * dim, times[2]),
-        _residual(2 * dim, 1, 4 * dim),
-        _residual(4 * dim, d),
-        ("group_norm", {"num_channels": 4 * dim}),
-        "silu",
-        ("causal-conv3d", {"in_channels": 4 * dim, "out_channels": bits, "kernel_size": 1}),
-    )
-
-
-def magvit2_decoder(
-    bits: int = 18,
-    dim: int = 128,
-    repeats: tuple[int, ...] = (4, 4, 3, 4, 3),
-    times: tuple[int, ...] = (2, 2, 1),
-) -> tuple:
-    """The blueprint of MAGVIT-2's decoder, with adaptive group norms on the codes."""
-    a, b, c, d, e = repeats
-    return (
-        ("causal-conv3d", {"in_channels": bits, "out_channels": 4 * dim}),
-        _residual(4 * dim, a),
-        _adaptive(4 * dim, bits),
-        _residual(4 * dim, b),
-        _up(4 * dim, times[0]),
-        _adaptive(4 * dim, bits),
-        _residual(4 * dim, 1, 2 * dim),
-        _residual(2 * dim, c),
-        _up(2 * dim, times[1]),
-        _adaptive(2 * dim, bits),
-        _residual(2 * dim, d),
-        _up(2 * dim, times[2]),
-        _adaptive(2 * dim, bits),
-        _residual(2 * dim, 1, dim),
-        _residual(dim, e),
-        ("group_norm", {"num_channels": dim}),
-        "silu",
-        ("causal-conv3d", {"in_channels": dim, "out_channels": 3}),
-    )
-
-
-MAGVIT2_ENC_DESC, MAGVIT2_DEC_DESC = magvit2_encoder(), magvit2_decoder()
+from genie_fn.tree import ParamSpec, Tree
 
 
 @dataclass(frozen=True)
@@ -118,68 +38,74 @@ class TokenizerConfig:
 
     height: Suppress[int] = 64
     width: Suppress[int] = 64
-    """The data's; not flags."""
+    """These two are not flags; the data determine them."""
     patch: int = 8
+    """Pixels per side of a patch (`st_vivit`)."""
     encoder: STConfig = field(default_factory=STConfig)
     decoder: STConfig = field(default_factory=STConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    arch: Suppress[str] = "st_vivit"
-    """`st_vivit`, of `patch`, `encoder` and `decoder`, or `magvit2`, of `blueprints`."""
+    arch: Suppress[Literal["st_vivit", "magvit2"]] = "st_vivit"
+    """`st_vivit` consists of `patch`, `encoder` and `decoder`; `magvit2` of `blueprints`."""
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
 
     def __post_init__(self):
         if self.arch == "magvit2":
             self._check_blueprints()
-        elif self.arch != "st_vivit":
-            raise UserError(f"a tokenizer's architecture is st_vivit or magvit2, not {self.arch!r}")
-        if self.height % self.scale or self.width % self.scale:
+        side = self.scale
+        if self.height % side or self.width % side:
             raise UserError(
-                f"{self.height}x{self.width} frames cannot be cut into {self.scale}x{self.scale} patches: "
+                f"{self.height}x{self.width} frames cannot be divided into {side}x{side} patches: "
                 "choose a --cfg.model.patch (or a blueprint) that divides both sides"
             )
 
     def _check_blueprints(self) -> None:
-        both, width = (self.blueprints.encoder, self.blueprints.decoder), self.quantizer.width
-        if not all(both):
+        encoder = self.blueprints.encoder
+        decoder = self.blueprints.decoder
+        width = self.quantizer.width
+        if not encoder or not decoder:
             raise UserError(
-                "the architecture magvit2 needs the blueprints of an encoder and of a decoder: give both"
+                "the architecture magvit2 needs the blueprints of an encoder and of a decoder: "
+                "give both"
             )
-        if blueprint.conditions(both[0]) or blueprint.conditions(both[1]) - {width}:
+        if blueprint.conditions(encoder) or blueprint.conditions(decoder) - {width}:
             raise UserError(
                 f"layers are conditioned on the codes, of width {width}, and only in the decoder: "
                 "change the has_ext layers of the blueprints"
             )
-        if blueprint.multiplies_time(both[0]) or blueprint.divides_time(both[1]):
+        if blueprint.multiplies_time(encoder) or blueprint.divides_time(decoder):
             raise UserError(
-                "an encoder that multiplies the frame rate, or a decoder that divides it, would see later frames: "
-                "divide in the encoder and multiply in the decoder"
+                "an encoder that multiplies the frame rate, or a decoder that divides it, would "
+                "see later frames: divide in the encoder and multiply in the decoder"
             )
-        (pixels, latent), (codes, made) = (blueprint.channels(b) for b in both)
-        if (pixels, latent, codes, made) != (3, width, width, 3):
+        pixels, latent = blueprint.channels(encoder)
+        codes, output = blueprint.channels(decoder)
+        if (pixels, latent, codes, output) != (3, width, width, 3):
             raise UserError(
-                f"a tokenizer's blueprints lead from 3 channels to the quantizer's {width} and back, "
-                f"not from {pixels} to {latent} and from {codes} to {made}: change their first and last layers"
+                f"a tokenizer's blueprints lead from 3 channels to the quantizer's {width} and "
+                f"back, not from {pixels} to {latent} and from {codes} to {output}: change their "
+                "first and last layers"
             )
-        down, up = (blueprint.growth(b) for b in both)
+        down = blueprint.growth(encoder)
+        up = blueprint.growth(decoder)
         if any(d * u != 1 or u.denominator != 1 for d, u in zip(down, up, strict=True)):
             raise UserError(
-                f"the encoder multiplies (time, space) by ({down[0]}, {down[1]}), the decoder by ({up[0]}, {up[1]}): "
-                "it has to bring back what the encoder divides"
+                f"the encoder multiplies (time, space) by ({down[0]}, {down[1]}), the decoder by "
+                f"({up[0]}, {up[1]}): the decoder must multiply by what the encoder divides by"
             )
 
     @property
     def scale(self) -> int:
         """Pixels per side of a token."""
-        return (
-            self.patch
-            if self.arch == "st_vivit"
-            else int(blueprint.growth(self.blueprints.decoder)[1])
-        )
+        if self.arch == "st_vivit":
+            return self.patch
+        return int(blueprint.growth(self.blueprints.decoder)[1])
 
     @property
     def time_factor(self) -> int:
-        """Frames per grid of ids: 1 where every frame has a grid of its own."""
-        return 1 if self.arch == "st_vivit" else int(blueprint.growth(self.blueprints.decoder)[0])
+        """Frames per grid of ids: 1 if every frame has its own grid."""
+        if self.arch == "st_vivit":
+            return 1
+        return int(blueprint.growth(self.blueprints.decoder)[0])
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -197,34 +123,13 @@ def _st_vivit(patch: int, stack: STConfig, quantizer: QuantizerConfig) -> Tokeni
 
 
 def _magvit2(
-    encoder: tuple, decoder: tuple, quantizer: QuantizerConfig, dtype: str = "bfloat16"
+    encoder: Description,
+    decoder: Description,
+    quantizer: QuantizerConfig,
+    dtype: DtypeName = "bfloat16",
 ) -> TokenizerConfig:
     nets = Blueprints(encoder, decoder, dtype)
     return TokenizerConfig(arch="magvit2", blueprints=nets, quantizer=quantizer)
-
-
-def _small_magvit2_encoder() -> tuple:
-    return (
-        ("space_downsample", {"in_channels": 3, "out_channels": 64, "factor": 4}),
-        ("image-residual", {"in_channels": 64}),
-        ("spacetime_downsample", {"in_channels": 64, "out_channels": 96, "time_factor": 1}),
-        ("video-residual", {"in_channels": 96, "n_rep": 2}),
-        ("proj_out", {"in_channels": 96, "out_channels": 18, "kernel_size": 1}),
-    )
-
-
-def _small_magvit2_decoder() -> tuple:
-    return (
-        ("causal-conv3d", {"in_channels": 18, "out_channels": 96}),
-        _adaptive(96, 18),
-        ("video-residual", {"in_channels": 96, "n_rep": 2}),
-        ("depth2space_upsample", {"in_channels": 96, "out_channels": 64, "space_factor": 2}),
-        _adaptive(64, 18),
-        ("image-residual", {"in_channels": 64}),
-        ("group_norm", {"num_channels": 64}),
-        "silu",
-        ("depth2space_upsample", {"in_channels": 64, "out_channels": 3, "space_factor": 4}),
-    )
 
 
 _OPEN_GENIE_LFQ = QuantizerConfig(codes=2**18, commit=0.25, entropy=0.1, diversity=1.0)
@@ -239,8 +144,8 @@ PRESETS = {
         4, STConfig(8, 512, 8, dtype="bfloat16"), QuantizerConfig("vq", 1024, latent_dim=32)
     ),
     "magvit2-demo": _magvit2(
-        _small_magvit2_encoder(),
-        _small_magvit2_decoder(),
+        designs.small_magvit2_encoder(),
+        designs.small_magvit2_decoder(),
         QuantizerConfig(codes=2**18),
         dtype="float32",
     ),
@@ -255,34 +160,41 @@ PRESETS = {
 def spec(cfg: TokenizerConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
     if cfg.arch == "magvit2":
-        encoder, decoder = (
-            blueprint.spec(b) for b in (cfg.blueprints.encoder, cfg.blueprints.decoder)
-        )
+        encoder = blueprint.spec(cfg.blueprints.encoder)
+        decoder = blueprint.spec(cfg.blueprints.decoder)
     else:
-        pixels, latent = 3 * cfg.patch**2, cfg.quantizer.width
+        pixels = 3 * cfg.patch**2
+        latent = cfg.quantizer.width
         encoder = layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens)
         decoder = layers.grid_spec(cfg.decoder, latent, pixels, cfg.tokens)
     return {"encoder": encoder, "quantizer": quantize.spec(cfg.quantizer), "decoder": decoder}
 
 
+# Encoder and decoder
+
+
 def encode(
     params: Tree, video_BTHWC: Tensor, cfg: TokenizerConfig, *, backend: Backend = AUTO
 ) -> Tensor:
-    """Video in [-1, 1] → latents (B, T', N, K), before quantisation; T' = T / time_factor, or 1 + (T-1) / it."""
+    """Video in [-1, 1] → latents (B, T', N, K), before quantisation.
+
+    T' is T / time_factor, or 1 + (T-1) / time_factor if the first frame is coded alone.
+    """
     if cfg.arch == "magvit2":
-        latents, _ = blueprint.apply(
+        frames = video_BTHWC.shape[1]
+        latents_BTHWK, _ = blueprint.apply(
             params["encoder"],
             video_BTHWC.to(layers.DTYPES[cfg.blueprints.dtype]),
             cfg.blueprints.encoder,
-            first_frame_alone=blueprint.codes_first_frame_alone(
-                video_BTHWC.shape[1], cfg.time_factor
-            ),
+            first_frame_alone=blueprint.codes_first_frame_alone(frames, cfg.time_factor),
             backend=backend,
         )
-        return latents.float().flatten(2, 3)
-    return layers.grid_transformer(
-        params["encoder"], layers.patchify(video_BTHWC, cfg.patch), cfg.encoder, backend=backend
-    )[0]
+        return latents_BTHWK.float().flatten(2, 3)
+    patches_BTNP = layers.patchify(video_BTHWC, cfg.patch)
+    latents_BTNK, _ = layers.grid_transformer(
+        params["encoder"], patches_BTNP, cfg.encoder, backend=backend
+    )
+    return latents_BTNK
 
 
 def decode(
@@ -293,9 +205,10 @@ def decode(
     *,
     backend: Backend = AUTO,
 ) -> Tensor:
-    """Codes → video (B, T, H, W, 3) in about [-1, 1]; `frames` is T, by default T' · time_factor."""
+    """Codes → video (B, T, H, W, 3), about in [-1, 1]; T is `frames`, or T' · time_factor."""
     alone = frames is not None and blueprint.codes_first_frame_alone(frames, cfg.time_factor)
-    return _decode(params, codes_BTNK, None, cfg, backend, first_frame_alone=alone)[0]
+    video, _ = _decode(params, codes_BTNK, None, cfg, backend, first_frame_alone=alone)
+    return video
 
 
 def decode_next(
@@ -305,7 +218,10 @@ def decode_next(
     cfg: TokenizerConfig,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Tree | None]:
-    """`decode` of the frames after those in the cache, at a time_factor of 1; also returns the extended cache."""
+    """`decode` of the frames after those in the cache, and the extended cache.
+
+    The tokenizer's time_factor must be 1.
+    """
     return _decode(params, codes_BTNK, cache, cfg, backend, first_frame_alone=False)
 
 
@@ -319,7 +235,7 @@ def _decode(
     first_frame_alone: bool,
 ) -> tuple[Tensor, Tree | None]:
     if cfg.arch == "magvit2":
-        codes_BTHWK = codes_BTNK.unflatten(2, cfg.grid)
+        codes_BTHWK = codes_BTNK.reshape(*codes_BTNK.shape[:2], *cfg.grid, -1)
         video, cache = blueprint.apply(
             params["decoder"],
             codes_BTHWK.to(layers.DTYPES[cfg.blueprints.dtype]),
@@ -330,24 +246,43 @@ def _decode(
             backend=backend,
         )
         return video.float(), cache
-    pixels, cache = layers.grid_transformer(
+    pixels_BTNP, cache = layers.grid_transformer(
         params["decoder"], codes_BTNK, cfg.decoder, cache, backend=backend
     )
-    return layers.unpatchify(pixels, cfg.patch, cfg.height), cache
+    return layers.unpatchify(pixels_BTNP, cfg.patch, cfg.height), cache
 
 
-def empty_cache(cfg: TokenizerConfig, batch: int, device=None) -> Tree:
+def empty_cache(cfg: TokenizerConfig, batch: int, device: torch.device | str | None = None) -> Tree:
     """The decoder's cache before any frame, for `batch` sessions."""
     if cfg.arch == "st_vivit":
         return layers.empty_cache(cfg.decoder, batch, cfg.tokens, device)
-    params = tree.map(
-        lambda s: torch.empty(s.shape, device="meta"), {"decoder": spec(cfg)["decoder"]}
-    )
+
+    def without_values(leaf: ParamSpec) -> Tensor:
+        return torch.empty(leaf.shape, device="meta")
+
+    def zeros(leaf: Tensor) -> Tensor:
+        return torch.zeros_like(leaf, device=device or "cpu")
+
+    # The shapes are those of the cache after a frame.
+    params = {"decoder": tree.map(without_values, spec(cfg)["decoder"])}
     codes = torch.empty((batch, 1, cfg.tokens, cfg.quantizer.width), device="meta")
-    return tree.map(
-        lambda x: torch.zeros_like(x, device=device or "cpu"),
-        decode_next(params, codes, None, cfg)[1],
-    )
+    _, cache = decode_next(params, codes, None, cfg)
+    return tree.map(zeros, cache)
+
+
+def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
+    """The weight of the decoder's last layer, at whose gradients losses are balanced."""
+    decoder = params["decoder"]
+    last = decoder["head"] if cfg.arch == "st_vivit" else list(decoder.values())[-1]
+    if "w" not in last:
+        raise UserError(
+            "an adaptive weight needs a decoder that ends in a convolution or upsampling: "
+            "change the last layer of the blueprint"
+        )
+    return last["w"]
+
+
+# Ids
 
 
 def tokenize(
@@ -372,6 +307,9 @@ def detokenize(
     return layers.to_uint8(decode(params, codes_BTNK, cfg, frames, backend=backend))
 
 
+# Training
+
+
 def reconstruct(
     params: Tree,
     video_BTHWC: Tensor,
@@ -386,18 +324,6 @@ def reconstruct(
     return decode(params, q.codes, cfg, video_BTHWC.shape[1], backend=backend), q
 
 
-def last_weight(params: Tree, cfg: TokenizerConfig) -> Tensor:
-    """The weight of the decoder's last layer, against whose gradients losses are balanced."""
-    last = (
-        params["decoder"]["head"] if cfg.arch == "st_vivit" else [*params["decoder"].values()][-1]
-    )
-    if "w" not in last:
-        raise UserError(
-            "an adaptive weight needs a decoder that ends in a convolution or up-sampling: end it so"
-        )
-    return last["w"]
-
-
 def statistics(
     params: Tree,
     video_BTHWC: Tensor,
@@ -406,7 +332,7 @@ def statistics(
     *,
     backend: Backend = AUTO,
 ) -> dict[str, Tensor]:
-    """The statistics of uint8 video, by name, whose averages over the whole batch `loss` uses: the quantiser's."""
+    """The statistics of uint8 video, by name, whose averages over the whole batch `loss` uses."""
     if not quantize.has_statistics(cfg.quantizer):
         return {}
     z_BTNK = encode(params, layers.to_float(video_BTHWC), cfg, backend=backend)
@@ -415,7 +341,7 @@ def statistics(
 
 
 def summarise(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reported metrics, from the scores of `loss` averaged over a batch: with PSNR and use of the codes."""
+    """The reported metrics, from a batch's average scores of `loss`: with PSNR and use of codes."""
     return quantize.summarise(scores) | {"psnr": metrics.psnr(scores["mse"])}
 
 
@@ -426,12 +352,12 @@ def loss(
     microbatch: Microbatch = WHOLE_BATCH,
     *,
     backend: Backend = AUTO,
-) -> tuple[Tensor, tuple[dict, Quantized]]:
+) -> tuple[Tensor, tuple[dict[str, Tensor], Quantized]]:
     """Squared error of the reconstruction plus the quantiser's loss, on uint8 video.
 
     Returns the scalar loss and (metrics, quantised latents).
     """
     video = layers.to_float(video_BTHWC)
-    made, q = reconstruct(params, video, cfg, microbatch, backend=backend)
-    mse = (made - video).square().mean()
+    reconstruction, q = reconstruct(params, video, cfg, microbatch, backend=backend)
+    mse = (reconstruction - video).square().mean()
     return mse + q.loss, ({"mse": mse} | q.metrics, q)

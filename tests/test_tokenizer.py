@@ -164,7 +164,7 @@ def test_networks_that_could_see_later_frames_are_refused():
             "of width 4",
         ),
         ((FIRST, LAST), (LAST,), "lead from 3 channels"),
-        ((FIRST, ("space_downsample", {"in_channels": 4})), (LAST,), "bring back"),
+        ((FIRST, ("space_downsample", {"in_channels": 4})), (LAST,), "must multiply"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused_in_one_sentence(encoder, decoder, message):

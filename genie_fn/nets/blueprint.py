@@ -27,10 +27,10 @@ from genie_fn.tree import Tree
 
 MAX_LAYERS = 1000
 Entry = tuple[str, tuple]  # (name, ((option, value), ...))
-Blueprint = tuple  # of entries, hashable: the result of `parse`
+Blueprint = tuple[Any, ...]  # of entries, hashable: the result of `parse`
 
 
-def parse(description: Iterable) -> Blueprint:
+def parse(description: Iterable[Any]) -> Blueprint:
     """Check a blueprint and make it hashable.
 
     UserError names the position of a mistake and, for an unknown name, the nearest known one.
@@ -263,8 +263,8 @@ def table(
 class Blueprints:
     """The encoder and decoder of an architecture built from blueprints, and their compute dtype."""
 
-    encoder: tuple = ()
-    decoder: tuple = ()
+    encoder: tuple[Any, ...] = ()
+    decoder: tuple[Any, ...] = ()
     dtype: DtypeName = "float32"
 
     def __post_init__(self):

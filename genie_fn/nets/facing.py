@@ -163,7 +163,7 @@ def statistics(
 
 def loss(
     params: Tree, video_BTHWC: Tensor, cfg: FacingConfig, microbatch: Microbatch = WHOLE_BATCH
-) -> tuple[Tensor, tuple[dict, Tensor]]:
+) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
     """Squared error of `draw` relative to the target's contrast, plus the losses of the code.
 
     Dividing by the contrast makes pale and vivid agents count equally. Every other clip is flipped
