@@ -1,114 +1,158 @@
-"""Metrics as plain functions. Pixels are uint8 in [0, 255] unless a docstring says otherwise.
+"""Metrics as plain functions; docs/evaluation.md says what each is for.
 
-docs/evaluation.md says what each is for.
+Pixels are uint8 in [0, 255] unless a docstring says otherwise. torchmetrics has SSIM and the
+Fréchet distance, and scikit-learn has mutual information. Each would be a large dependency for a
+few lines; the tests compare them with scikit-image and with values computed by hand.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Frames
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+
 
 def psnr(mse: Tensor, peak: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio in dB of a mean squared error; the default peak to peak is that of [-1, 1] floats."""
+    """Peak signal-to-noise ratio in dB of a mean squared error; at most 100.
+
+    `peak` is the difference of the largest and the smallest value, by default that of floats in
+    [-1, 1].
+    """
     return 10 * torch.log10(peak**2 / mse.clamp(min=1e-10 * peak**2))
 
 
-def code_usage(use_V: Tensor) -> dict[str, Tensor]:
-    """From each code's share of use: `codes_used`, how many occur, and `perplexity`, exp of the shares' entropy."""
-    return {"codes_used": (use_V > 0).sum(), "perplexity": torch.special.entr(use_V).sum().exp()}
-
-
 def frame_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of each frame, in squared levels of 255, (..., H, W, 3) uint8 both → (...)."""
+    """Mean squared difference of each frame, in squared levels of 255: (..., H, W, 3) → (...)."""
     return (a.float() - b.float()).square().mean((-3, -2, -1))
 
 
 def frame_psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of each frame, (..., H, W, 3) uint8 both → (...); equal frames give 100."""
+    """PSNR in dB of each frame, (..., H, W, 3) uint8 both → (...); equal frames have 100."""
     return psnr(frame_error(a, b), 255.0)
 
 
 def frame_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each frame, (..., H, W, 3) uint8 → (...): Wang et al. 2004, 11-pixel Gaussian, σ 1.5.
+    """Structural similarity of each frame, (..., H, W, 3) uint8 both → (...).
 
-    Means over the valid windows and the channels.
+    Wang et al. 2004, with a Gaussian window of 11 pixels and σ = 1.5: the mean over the valid
+    windows and the channels.
     """
-    x, y = (
-        v.float().reshape(-1, *v.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None]
-        for v in (a, b)
-    )
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    x = _channels(a)
+    y = _channels(b)
+    mean_x = _blur(x)
+    mean_y = _blur(y)
+    var_x = _blur(x * x) - mean_x**2
+    var_y = _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    c1 = (0.01 * 255) ** 2
+    c2 = (0.03 * 255) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).mean((-3, -2, -1)).reshape(-1, 3).mean(1).reshape(a.shape[:-3])
+    similarity = (luminance * structure).mean((-3, -2, -1))
+    return similarity.reshape(-1, 3).mean(1).reshape(a.shape[:-3])
+
+
+def _channels(frames: Tensor) -> Tensor:
+    """Every channel of every frame as an image, float32 (M · 3, 1, H, W)."""
+    images = frames.float().reshape(-1, *frames.shape[-3:])
+    return images.permute(0, 3, 1, 2).flatten(0, 1)[:, None]
 
 
 def _blur(x: Tensor) -> Tensor:
-    at = torch.arange(11, dtype=x.dtype, device=x.device) - 5
-    window = torch.exp(-(at**2) / (2 * 1.5**2))
+    """Images filtered with the Gaussian window, without padding."""
+    offset = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
+    window = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
     window = window / window.sum()
-    return F.conv2d(F.conv2d(x, window[None, None, None, :]), window[None, None, :, None])
+    rows = F.conv2d(x, window[None, None, None, :])
+    return F.conv2d(rows, window[None, None, :, None])
+
+
+def displacement(before: Tensor, after: Tensor) -> Tensor:
+    """How far the picture moved to the right and down, in pixels: (..., H, W, 3) uint8 → (..., 2).
+
+    It is the shift (dx, dy), int64, of at most an eighth of the sides, for which the squared
+    difference is least between the middle of the grey frame after and the shifted frame before; of
+    equally good shifts the smallest. Fourier transforms compute the error of all shifts at once.
+    """
+    x = before.float().mean(-1) / 255 - 0.5
+    y = after.float().mean(-1) / 255 - 0.5
+    height, width = x.shape[-2:]
+    middle = torch.zeros((height, width), device=x.device)
+    middle[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
+
+    # Σ middle (y - x shifted)², without Σ middle y², which is the same for all shifts.
+    error = _correlate(middle, x * x) - 2 * _correlate(middle * y, x)
+    dy = torch.arange(-(height // 8), height // 8 + 1, device=x.device)
+    dx = torch.arange(-(width // 8), width // 8 + 1, device=x.device)
+    error = error[..., dy % height, :][..., dx % width].flatten(-2)
+
+    distance = (dy[:, None].abs() + dx.abs()).flatten()
+    nearest_first = torch.sort(distance, stable=True).indices
+    good = error[..., nearest_first] <= error.amin(-1, keepdim=True) + 1e-3
+    best = nearest_first[good.int().argmax(-1)]
+    return torch.stack((dx[best % len(dx)], dy[best // len(dx)]), -1)
+
+
+def _correlate(a: Tensor, b: Tensor) -> Tensor:
+    """Circular cross-correlation over the last two axes."""
+    product = torch.fft.rfft2(a) * torch.fft.rfft2(b).conj()
+    return torch.fft.irfft2(product, s=b.shape[-2:])
+
+
+# Codes and labels
+
+
+def code_usage(use_V: Tensor) -> dict[str, Tensor]:
+    """`codes_used` and `perplexity` (exp of the entropy) from each code's share of use."""
+    return {"codes_used": (use_V > 0).sum(), "perplexity": torch.special.entr(use_V).sum().exp()}
 
 
 def entropy(ids: Tensor, codes: int) -> float:
-    """Entropy in nats of how often each of `codes` ids occurs: what guessing by frequency alone costs per token."""
+    """Entropy in nats of the frequencies of `codes` ids: the cross-entropy of a unigram model."""
     share = torch.bincount(ids.flatten(), minlength=codes).double() / ids.numel()
     return torch.special.entr(share).sum().item()
 
 
 def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-    """How often label i of a (M,) meets label j of b (M,): counts (rows, columns), int64."""
-    return torch.bincount(a.flatten() * columns + b.flatten(), minlength=rows * columns).reshape(
-        rows, columns
-    )
+    """How often label i of a (M,) occurs with label j of b (M,): int64 (rows, columns)."""
+    pairs = a.flatten() * columns + b.flatten()
+    return torch.bincount(pairs, minlength=rows * columns).reshape(rows, columns)
 
 
 def information(table: Tensor) -> float:
-    """Normalised mutual information of the two labellings counted in a contingency table: 2 I(a; b) / (H(a) + H(b))."""
+    """Normalised mutual information of two labellings: 2 I(a; b) / (H(a) + H(b)), in [0, 1].
+
+    `table` is their contingency table.
+    """
     share = table.double() / table.sum()
-    joint, a, b = (torch.special.entr(x).sum().item() for x in (share, share.sum(1), share.sum(0)))
+    joint = torch.special.entr(share).sum().item()
+    a = torch.special.entr(share.sum(1)).sum().item()
+    b = torch.special.entr(share.sum(0)).sum().item()
     return 2 * (a + b - joint) / (a + b) if a + b > 0 else 0.0
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """The same of two integer labellings (M,), in [0, 1]."""
+    """The normalised mutual information of two integer labellings (M,)."""
     return information(contingency(a, b, int(a.max()) + 1, int(b.max()) + 1))
 
 
-def displacement(before: Tensor, after: Tensor) -> Tensor:
-    """By how many pixels the picture moved, (dx, dy) to the right and down: (..., H, W, 3) uint8 → (..., 2) int64.
-
-    The shift, of at most an eighth of the sides, at which the middle of the grey frame after differs least in squares
-    from the frame before; of equally good shifts the smallest. All shifts at once by Fourier transforms.
-    """
-    x, y = (frames.float().mean(-1) / 255 - 0.5 for frames in (before, after))
-    sides = height, width = x.shape[-2:]
-    middle = torch.zeros(sides, device=x.device)
-    middle[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
-
-    def correlate(a: Tensor, b: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(a) * torch.fft.rfft2(b).conj(), s=sides)
-
-    # Σ middle (y - x shifted)², without Σ middle y², which is the same for all shifts.
-    error = correlate(middle, x * x) - 2 * correlate(middle * y, x)
-    dy, dx = (torch.arange(-(side // 8), side // 8 + 1, device=x.device) for side in sides)
-    error = error[..., dy % height, :][..., dx % width].flatten(-2)
-    nearest = torch.sort((dy[:, None].abs() + dx.abs()).flatten(), stable=True).indices
-    good = error[..., nearest] <= error.amin(-1, keepdim=True) + 1e-3
-    best = nearest[good.int().argmax(-1)]
-    return torch.stack((dx[best % len(dx)], dy[best // len(dx)]), -1)
+# Distributions
 
 
 def frechet(a_MD: Tensor, b_MD: Tensor) -> float:
-    """Fréchet distance of Gaussians fitted to features (M, D): |μ - ν|² + tr(A + B - 2 √(AB)), Heusel et al. 2017."""
-    a, b = a_MD.double(), b_MD.double()
-    (cov_a, cov_b), shift = (torch.cov(x.T) for x in (a, b)), a.mean(0) - b.mean(0)
+    """Fréchet distance of Gaussians fitted to features (M, D), Heusel et al. 2017.
+
+    |μ - ν|² + tr(A + B - 2 √(AB)), where tr √(AB) = tr √(√A B √A), whose argument is symmetric.
+    """
+    a = a_MD.double()
+    b = b_MD.double()
+    shift = a.mean(0) - b.mean(0)
+    cov_a = torch.cov(a.T)
+    cov_b = torch.cov(b.T)
     values, vectors = torch.linalg.eigh(cov_a)
-    root = (
-        vectors * values.clamp(min=0).sqrt() @ vectors.T
-    )  # tr √(AB) = tr √(√A B √A), which is symmetric
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     return (shift @ shift + cov_a.trace() + cov_b.trace() - 2 * cross).item()
