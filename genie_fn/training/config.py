@@ -18,25 +18,35 @@ class RunConfig:
     the preset."""
 
     preset: str = "demo"
+    """The preset that fills in all other values."""
     data: str = "data/coinrun"
+    """The folder of the dataset."""
     out: str = "runs/demo/stage"
+    """The folder of the run: checkpoints, metrics and sample images."""
     steps: int = 1000
+    """The number of training steps."""
     minutes: float = 0
     """Train for this long instead of for `steps`; the learning rate then follows the share of the
     time that has elapsed. 0: train for `steps`."""
     batch_size: int = 16
+    """Clips per step, over all processes and microbatches."""
     num_frames: int = 8
+    """Frames per clip."""
     seed: int = 0
+    """The seed of the parameters, the batches and all other random numbers."""
     resume: bool = False
     """Continue the run in `out` from its newest checkpoint."""
     save_every: int = 200
+    """Steps between two checkpoints."""
     sample_every: int = 200
+    """Steps between two sample images."""
     compile: Literal["off", "step", "split"] = "step"
     """`step`: the whole training step is one graph; `split`: the loss and the optimizer are two;
     `off`: eager."""
     cuda_graph: bool = True
     """On a GPU, and with a single process, replay the compiled step as a CUDA graph."""
     device: str = "auto"
+    """A device of torch, such as cpu or cuda; `auto` is a GPU if there is one."""
     sharding: Literal["auto", "replicated", "sharded", "hybrid"] = "auto"
     """Where the state lies with several processes (torchrun): `replicated`: all of it on each;
     `sharded`: divided between all; `hybrid`: divided within each node; `auto`: hybrid, which on one
