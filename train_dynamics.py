@@ -5,7 +5,7 @@ This needs a trained tokenizer, and for latent actions a trained latent action m
 frozen. With --cfg.train-lam the latent action model is trained jointly instead, from scratch and in
 the same step, as in the paper.
 
-    python train_dynamics.py                           # the demo preset, after the demo's stages 1, 2
+    python train_dynamics.py                           # the demo preset, after stages 1 and 2
     python train_dynamics.py --cfg.train-lam           # train the latent action model jointly
     python train_dynamics.py --cfg.actions recorded    # condition on the recorded actions instead
     python train_dynamics.py --cfg.preset coinrun      # the paper's Appendix F.3
@@ -44,8 +44,8 @@ class Config(RunConfig):
     lam: str = "runs/demo/lam"
     """The folder of the latent action model's run."""
     actions: Literal["latent", "recorded"] = "latent"
-    """What the model is conditioned on: `latent` actions, inferred by the latent action model, or the
-    `recorded` actions of the dataset."""
+    """What the model is conditioned on: `latent` actions, inferred by the latent action model, or
+    the `recorded` actions of the dataset."""
     cache: bool = False
     """Encode the dataset once, to ids that are kept on disk, instead of the clips of every step."""
     tokens: str = ""
@@ -54,8 +54,8 @@ class Config(RunConfig):
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
     flip: bool = False
     """Horizontal-flip augmentation: every second batch is flipped, and of its recorded actions LEFT
-    and RIGHT are swapped. It helps where most of the motion goes one way. The frozen models were not
-    trained on flipped frames: CoinRun's tokenizer loses 0.4 dB on them."""
+    and RIGHT are swapped. It helps if most of the motion has one direction. The frozen models were
+    not trained on flipped frames: CoinRun's tokenizer loses 0.4 dB on them."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
     """The latent action model of joint training."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)

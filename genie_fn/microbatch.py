@@ -23,8 +23,7 @@ class Microbatch(NamedTuple):
     index: int | Tensor = 0
     count: int = 1
     mean: Callable[[str, Tensor], Tensor] = _unchanged
-    """`mean(name, x)` is the average over all microbatches of the statistic `name`, which is x in this
-    microbatch.
+    """`mean(name, x)` is the average over all microbatches of the statistic `name`, x in this one.
 
     The gradient of the average goes to x undivided, which is right because the gradients of the
     microbatches are averaged. A statistic must not depend on the average of another one.
@@ -42,8 +41,8 @@ class CodebookUpdate(NamedTuple):
     """A change of the parameters beside the optimizer's, from statistics of the whole batch."""
 
     collect: Callable
-    """`(aux, key, microbatch) -> tree` of tensors to be summed over all microbatches, in shapes that
-    do not depend on the number of clips."""
+    """`(aux, key, microbatch) -> tree` of tensors to be summed over all microbatches, in shapes
+    that do not depend on the number of clips."""
     apply: Callable
     """`(params, stats, sums) -> (params, stats)`; it may change only parameters that every process
     holds in full (`ParamSpec.whole`)."""

@@ -1,6 +1,6 @@
-"""What one of several processes does in tests/training/test_sharding.py: `python -m tests.training.ranks FOLDER JOB…`.
+"""One of the processes of test_sharding.py: `python -m tests.training.ranks FOLDER JOB…`.
 
-The processes find each other as torchrun would let them, through environment variables. A job's result is what the
+The processes find each other through the environment variables that torchrun sets. A job's result is what the
 first process saves as FOLDER/JOB.pt.
 """
 
@@ -210,7 +210,7 @@ def counted(kind: str) -> dict:
 def fitted(
     folder: Path, stop_at: int | None = None, resume: bool = False, kind: str = "sharded"
 ) -> dict:
-    """A run of the loop, whose last process is told to stop during one step."""
+    """A run of the loop, whose last process gets a signal to stop during one step."""
     stage = STAGES["vq"]()
     cfg = config(
         steps=6,
@@ -244,7 +244,7 @@ def fitted(
 
 
 def agreed(folder: Path) -> list[dict]:
-    """What each process is told where one fails, or has something else than the others."""
+    """The errors of each process if one fails, or if a value differs between them."""
     last = processes.rank() == processes.count() - 1
 
     def fail(here: bool) -> None:
@@ -259,15 +259,16 @@ def agreed(folder: Path) -> list[dict]:
         ),
         "check_same": lambda: processes.check_same(str(processes.rank()), "the data"),
     }
-    told, everyone = {}, [None] * processes.count()
+    messages = {}
+    everyone = [None] * processes.count()
     for name, attempt in attempts.items():
         try:
             attempt()
         except UserError as error:
-            told[name] = str(error)
+            messages[name] = str(error)
     processes.raise_together(None)
     processes.check_same("one", "the data")
-    torch.distributed.all_gather_object(everyone, told)
+    torch.distributed.all_gather_object(everyone, messages)
     return everyone
 
 

@@ -1,4 +1,4 @@
-"""Many processes, and parts of a batch one after the other, against one process and the whole batch at once."""
+"""Several processes, and accumulation, against a single process with the whole batch."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ STAGE_OF |= {
 
 
 def together(folder: Path, count: int, node: int, jobs: list[str]) -> None:
-    """Run jobs of tests/training/ranks.py in so many processes, as many on a node as said."""
+    """Run jobs of tests/training/ranks.py in `count` processes, `node` of them on each node."""
     port = 20_000 + (os.getpid() + count) % 20_000
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(node)}
     processes = []
@@ -85,8 +85,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """Results of one process, made when they are asked for."""
+def single():
+    """Results of a single process, computed when a test asks for them."""
     small, sharding.SMALL, found = sharding.SMALL, 30, {}
 
     def run(stage: str) -> dict:
@@ -117,16 +117,16 @@ def assert_close(ours: tree.Tree, theirs: tree.Tree, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("job", ["sharded", "hybrid", "replicated", "compiled"])
-def test_many_processes_are_one(folder, alone, job):
+def test_many_processes_are_one(folder, single, job):
     """A tokenizer with its discriminator, VQ, dynamics with jointly trained latent actions, a compiled toy."""
-    assert_equal_runs(torch.load(folder / f"{job}.pt"), alone(STAGE_OF[job]))
+    assert_equal_runs(torch.load(folder / f"{job}.pt"), single(STAGE_OF[job]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "count"), COMPILED.items())
-def test_compiled_many_processes_are_one(tmp_path, alone, job, count):
+def test_compiled_many_processes_are_one(tmp_path, single, job, count):
     together(tmp_path, count, 2, [job])
-    assert_equal_runs(torch.load(tmp_path / f"{job}.pt"), alone(STAGE_OF[job]))
+    assert_equal_runs(torch.load(tmp_path / f"{job}.pt"), single(STAGE_OF[job]))
 
 
 @pytest.mark.parametrize("name", ranks.STAGES)
@@ -152,35 +152,35 @@ def test_statistics_are_those_that_the_loss_asks_for(name):
 
 
 @pytest.mark.parametrize("stage", ["gan", "dynamics"])
-def test_accumulated_is_undivided(alone, stage):
-    assert_equal_runs(ranks.run(stage, accumulate=4), alone(stage))
+def test_accumulated_is_undivided(single, stage):
+    assert_equal_runs(ranks.run(stage, accumulate=4), single(stage))
 
 
 @pytest.mark.parametrize("stage", ["gan", "dynamics"])
-def test_no_operation_of_training_gives_other_bits_when_repeated(alone, stage):
-    """torch refuses the operations that it does not know to repeat exactly."""
+def test_no_operation_of_training_gives_other_bits_when_repeated(single, stage):
+    """torch refuses operations that are not deterministic."""
     torch.use_deterministic_algorithms(True)
     try:
         again = ranks.run(stage)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert again["rows"] == alone(stage)["rows"]
-    assert_close(again["state"], alone(stage)["state"], 0.0)
+    assert again["rows"] == single(stage)["rows"]
+    assert_close(again["state"], single(stage)["state"], 0.0)
 
 
-def test_the_state_is_divided(folder, alone):
-    """What a process holds; the moments and the average are divided as the parameters are.
+def test_the_state_is_divided(folder, single):
+    """Moments and moving average are divided like the parameters.
 
     In the hybrid run Muon moves the stacks, which are divided by layers, and some of them have a single one.
     """
     for job, most in (("sharded", 0.53), ("hybrid", 0.57), ("replicated", 1.0)):
-        assert torch.load(folder / f"{job}.pt")["held"] <= most * alone(STAGE_OF[job])["held"]
+        assert torch.load(folder / f"{job}.pt")["held"] <= most * single(STAGE_OF[job])["held"]
 
 
 @pytest.mark.parametrize(
     ("job", "rows"), [("counted_sharded", 1), ("counted_hybrid", 2), ("counted_replicated", 2)]
 )
-def test_memory_and_traffic_are_as_the_formulae_of_scale_say(folder, alone, job, rows):
+def test_memory_and_traffic_follow_the_formulae_of_scale(folder, single, job, rows):
     found, spec = torch.load(folder / f"{job}.pt"), ranks.dynamics_stage().spec
     shards = found["shards"]
     assert found["held"] == scale.state_bytes(spec, shards, copies=4)
@@ -199,13 +199,13 @@ def test_memory_and_traffic_are_as_the_formulae_of_scale_say(folder, alone, job,
 
 
 def test_all_leave_at_the_same_step_and_the_first_writes(folder):
-    """One of two was told to stop; four went on from there, to where one process would be."""
+    """One of two processes got a signal; four continued, to the state of a single process."""
     assert torch.load(folder / "stopped.pt")["stopped"]
     assert (folder / "stopped_at").read_text() == "3"
     assert (folder / "run" / "samples" / "0000003.png").exists()
 
 
-def test_all_are_told_why_one_fails(folder):
+def test_all_get_the_error_of_one(folder):
     one, other = torch.load(folder / "agreed.pt")
     assert one == other and len(one) == 4
     assert one["on_first"].startswith("level 0: restore it") and one["on_all"].startswith(
@@ -217,12 +217,10 @@ def test_all_are_told_why_one_fails(folder):
     )
 
 
-def test_a_process_that_fails_alone_says_why(monkeypatch, capsys):
+def test_a_process_that_fails_by_itself_prints_why(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(cli.distributed.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(
-        console, "quiet", True
-    )  # as `train.prepare` makes those of all but the first
+    monkeypatch.setattr(console, "quiet", True)  # as `setup.prepare` does in all but the first
     monkeypatch.setattr(cli.sys, "argv", ["train"])
 
     def main() -> None:
@@ -233,7 +231,7 @@ def test_a_process_that_fails_alone_says_why(monkeypatch, capsys):
     assert left.value.code == 2 and "the disk of this node is full" in capsys.readouterr().err
 
 
-def test_a_checkpoint_fits_any_number_of_processes_to_the_bit(folder, alone):
+def test_a_checkpoint_fits_any_number_of_processes_to_the_bit(folder, single):
     saved, resumed = (torch.load(folder / f"{name}.pt") for name in ("saved", "resumed"))
     assert saved["step"] == 3
     assert_close(resumed["begun"], saved, 0.0)
@@ -260,7 +258,7 @@ def test_every_process_writes_its_own_shards(folder):
         assert max(sizes) < 2 * sum(sizes) / writers, "no process has written much of the others'"
 
 
-def test_leaves_are_cut_as_torch_cuts_and_small_ones_are_not(monkeypatch):
+def test_leaves_are_divided_as_torch_chunks_and_small_ones_are_not(monkeypatch):
     monkeypatch.setattr(sharding, "SMALL", 100)
     assert shard_axis(ParamSpec((3, 64, 50)), 8) == 1 and shard_axis(ParamSpec((8, 64)), 8) == 0
     assert (
