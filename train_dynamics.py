@@ -143,8 +143,9 @@ def hide(
 ) -> tuple[Tensor, Tensor]:
     """Which tokens training hides, and the others as it shows them."""
     mask_key, corrupt_key = random.split(key).unbind(0)
-    first = microbatch.first_clip(len(ids))
-    mask = dynamics.sample_mask(mask_key, *ids.shape[:2], model, first)
+    clips, frames = ids.shape[:2]
+    first = microbatch.first_clip(clips)
+    mask = dynamics.sample_mask(mask_key, clips, frames, model, first)
     return mask, dynamics.corrupt(corrupt_key, ids, model, first)
 
 

@@ -58,7 +58,7 @@ def own_clips(batch_size: int, accumulate: int) -> slice:
 
 
 @functools.cache
-def _host_group() -> dist.ProcessGroup | None:
+def _host_group() -> Any:
     """All processes, connected between their hosts, so that messages do not wait for a device."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
@@ -161,7 +161,7 @@ def check_same(value: str, name: str) -> None:
 
 
 @functools.cache
-def _saving_group() -> dist.ProcessGroup | None:
+def _saving_group() -> Any:
     """The processes' saving threads: their messages must not mix with those of the main threads."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
