@@ -413,7 +413,7 @@ def remember(
 ) -> Cache:
     """The cache extended by complete frames; `actions_BT[t]` led into frame t."""
     _, extended = logits_next(params, ids_BTN, actions_BT, cache, cfg, backend=backend)
-    assert extended is not None, "a cache comes back where there was one"
+    assert extended is not None, "a cache was given, so one is returned"
     return extended
 
 

@@ -90,7 +90,7 @@ def test_masks_have_a_rate_of_their_own_and_spare_the_first_frame():
     assert dynamics.sample_mask(random.key(0), 2, 3, replace(cfg, mask_low=1.0))[:, 1:].all()
 
 
-def test_corruption_changes_what_is_shown_at_a_rate_per_clip_and_not_what_is_asked(dynamics_cfg):
+def test_corruption_changes_the_visible_tokens_at_a_rate_per_clip_but_no_targets(dynamics_cfg):
     cfg = replace(dynamics_cfg, corrupt=0.4)
     ids = torch.zeros(200, 3, cfg.tokens, dtype=torch.int64)
     shown = dynamics.corrupt(random.key(0), ids, cfg)
@@ -215,7 +215,7 @@ def reveal(logits, ids, k, sample, temperature=None, seed=0, key=None):
 
 @pytest.mark.parametrize("order", ["confidence", "random"])
 @pytest.mark.parametrize("steps", [1, 5, 30])
-def test_known_tokens_never_change_and_the_last_step_leaves_none_hidden(steps, order):
+def test_revealed_tokens_never_change_and_the_last_step_leaves_none_hidden(steps, order):
     sample, ids = SampleConfig(steps=steps, order=order, noise=3.0), hidden_frame()
     for k in range(steps):
         new, _ = reveal(logits_of(seed=k), ids, k, sample, seed=k)
@@ -226,7 +226,7 @@ def test_known_tokens_never_change_and_the_last_step_leaves_none_hidden(steps, o
     assert (ids < V).all() and (ids >= 0).all()
 
 
-def test_more_known_tokens_than_the_schedule_asks_for_stay():
+def test_more_revealed_tokens_than_the_schedule_requires_stay():
     ids = hidden_frame()
     ids[:, :9] = 3
     new, p = reveal(logits_of(), ids, 0, SampleConfig(steps=8))
@@ -255,7 +255,7 @@ def test_confidence_is_the_samples_own_probability_without_temperature(temperatu
     torch.testing.assert_close(p, logits.softmax(-1).gather(-1, ids[..., None])[..., 0])
 
 
-def test_without_noise_the_surest_samples_are_kept_at_any_temperature():
+def test_without_noise_the_most_confident_samples_are_kept_at_any_temperature():
     """Sure tokens are those whose own sample is likely, not those whose best code is."""
     sample = SampleConfig(steps=3, noise=0.0)
     for temperature in (0.3, 4.0):
@@ -400,7 +400,7 @@ def test_generation_is_a_function_of_its_key(dynamics_params, dynamics_cfg):
     assert not torch.equal(a[0, 1:], a[1, 1:]), "the samples of a batch share their noise"
 
 
-def test_bad_configs_are_a_sentence():
+def test_bad_configurations_are_refused():
     for bad in ({"steps": 0}, {"temperature": -1.0}, {"order": "greedy"}, {"guidance": -0.5}):
         with pytest.raises(UserError):
             stored_config.from_dict(SampleConfig, bad)
@@ -408,7 +408,7 @@ def test_bad_configs_are_a_sentence():
         stored_config.from_dict(DynamicsConfig, {"action_mode": "concat"})
 
 
-def test_a_sampled_frame_tells_when_each_token_was_revealed(dynamics_params, dynamics_cfg):
+def test_a_sampled_frame_records_the_step_that_revealed_each_token(dynamics_params, dynamics_cfg):
     """As many tokens by step k as the schedule says, and exactly those that `unmask` had revealed by then."""
     cfg, sample, seen = dynamics_cfg, SampleConfig(4), []
 
@@ -441,7 +441,7 @@ FACTORS = DynamicsConfig(
 )
 
 
-def test_a_large_vocabulary_is_cut_in_two():
+def test_a_large_vocabulary_has_two_factors():
     assert DynamicsConfig(codes=2**18).sizes == (512, 512)
     assert DynamicsConfig(codes=2**15).sizes == (2**7, 2**8)
     assert DynamicsConfig(codes=1024).sizes == (1024,) and DynamicsConfig(codes=20_000).sizes == (

@@ -89,7 +89,7 @@ def test_without_history_a_prediction_sees_one_frame(lam_params, lam_cfg, video)
     )
 
 
-def test_the_loss_predicts_from_the_past_alone(lam_params, lam_cfg, clip, video):
+def test_the_loss_predicts_from_past_frames_only(lam_params, lam_cfg, clip, video):
     """The prediction inside the loss is that of `decode` on frames 1..T-1, against frames 2..T."""
     _, (metrics, q) = lam.loss(lam_params, clip, lam_cfg)
     assert torch.equal(q.ids, lam.infer_actions(lam_params, clip, lam_cfg))
@@ -124,7 +124,7 @@ def test_motion_weight_counts_what_moves(lam_params, lam_cfg, clip):
     torch.testing.assert_close(metrics["weighted_mse"], expected)
 
 
-def test_a_video_that_stands_still_has_a_finite_loss_and_gradient(lam_params, lam_cfg, clip):
+def test_a_still_video_has_a_finite_loss_and_gradient(lam_params, lam_cfg, clip):
     still = clip[:, :1].expand(-1, 3, -1, -1, -1)
     (loss, _), grads = tree.value_and_grad(lam.loss)(lam_params, still, lam_cfg)
     assert loss.isfinite() and all(g.isfinite().all() for g in tree.leaves(grads))
@@ -160,7 +160,7 @@ def test_two_frames_are_enough(lam_params, lam_cfg, clip):
     assert torch.equal(actions, lam.infer_actions(lam_params, clip, lam_cfg)[:1, :1])
 
 
-def test_bad_configs_are_a_sentence(lam_cfg):
+def test_bad_configurations_are_refused(lam_cfg):
     for bad in ({"patch": 12}, {"motion": 1.5}, {"motion": -0.1}):
         with pytest.raises(UserError):
             replace(lam_cfg, **bad)

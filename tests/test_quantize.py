@@ -49,7 +49,7 @@ def test_lfq_entropies_and_their_gradients_equal_the_materialised_softmax(dim, t
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.01])
-def test_sure_latents_have_right_entropies_and_finite_gradients(temperature):
+def test_confident_latents_have_the_right_entropies_and_finite_gradients(temperature):
     """Codes that no latent is near get probability 0 in float32; their entropy's gradient must not become NaN."""
     for z in (random.normal(random.key(0), (40, 8)) * 8, all_codes(8)[:1].expand(40, 8) * 10.0):
         z = z.clone().requires_grad_()
@@ -117,7 +117,7 @@ def test_the_diversity_term_rewards_use_of_all_codes():
     assert a.loss < b.loss
 
 
-def test_the_sample_term_rewards_sure_latents():
+def test_the_sample_term_rewards_confident_latents():
     sure, unsure = (lfq.entropies(all_codes(4) * scale, 1.0)[0] for scale in (2.0, 0.1))
     assert sure < unsure
 
@@ -151,7 +151,7 @@ def test_vq_takes_the_nearest_code():
     torch.testing.assert_close(q.codes, codebook[q.ids])
 
 
-def test_vq_pulls_the_codebook_to_its_inputs_and_the_inputs_to_their_codes():
+def test_vq_moves_the_codebook_to_its_inputs_and_the_inputs_to_their_codes():
     codebook = random.normal(random.key(0), (5, 3)).requires_grad_()
     z = random.normal(random.key(1), (8, 3)).requires_grad_()
     q = quantize.vq(codebook, z, VQ)
@@ -177,7 +177,7 @@ def test_dead_codes_restart_on_inputs_and_used_ones_stay():
     )
 
 
-def test_a_code_nobody_chooses_comes_back_to_life():
+def test_an_unused_code_is_restarted():
     """End to end: a codebook with far away entries is in full use after enough updates."""
     book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
     params, stats = (
@@ -221,7 +221,7 @@ def test_use_counts_codes_not_tokens():
     [{"kind": "none"}, {"codes": 6}, {"codes": 0}, {"codes": 1}, {"codes": -4}, {"kind": "vq", "codes": 0},
      {"temperature": 0.0}],
 )  # fmt: skip
-def test_bad_configs_are_a_sentence(bad):
+def test_bad_configurations_are_refused(bad):
     """Unless refused, a codebook of one code trains to NaN, and a temperature of 0 ends in a traceback."""
     with pytest.raises(UserError):
         stored_config.from_dict(QuantizerConfig, bad)
@@ -231,7 +231,7 @@ def test_an_odd_number_of_codes_is_fine_for_vq():
     assert QuantizerConfig(kind="vq", codes=6).dim == 32 and QuantizerConfig(codes=2**18).dim == 18
 
 
-def test_several_codebooks_have_entropies_of_their_own():
+def test_every_codebook_has_its_own_entropies():
     """Two books of 4 bits: an id names a code of each, and each half is scored as a quantiser of its own."""
     z = random.normal(random.key(0), (50, 8))
     both = quantize.lfq(z, QuantizerConfig(codes=2**8, books=2))
@@ -264,7 +264,7 @@ def test_a_share_of_the_samples_is_spread_evenly():
 
 @pytest.mark.parametrize("kind", ["lfq", "vq"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_maps_lead_to_the_code_width_and_back(kind, bias):
+def test_linear_layers_lead_to_the_code_width_and_back(kind, bias):
     cfg = QuantizerConfig(kind=kind, codes=16, latent_dim=4, input_dim=10, bias=bias)
     params = tree.init(quantize.spec(cfg), random.key(0))
     assert ("b" in params["in"]) == bias

@@ -46,7 +46,9 @@ def test_reconstruction_does_not_see_later_frames(tokenizer_params, tokenizer_cf
     assert torch.equal(reconstruct(clip)[:, :3], reconstruct(other)[:, :3])
 
 
-def test_decoding_frame_by_frame_equals_decoding_at_once(tokenizer_params, tokenizer_cfg, clip):
+def test_decoding_frame_by_frame_equals_decoding_the_whole_video(
+    tokenizer_params, tokenizer_cfg, clip
+):
     """Seven frames through a window of four: past the window too."""
     codes, _ = tokenizer.tokenize(tokenizer_params, clip, tokenizer_cfg)
     whole = tokenizer.decode(tokenizer_params, codes, tokenizer_cfg)
@@ -112,7 +114,7 @@ def test_every_parameter_is_trained(tokenizer_cfg, clip, kind):
         assert gradient.isfinite().all() and gradient.abs().max() > 0, path
 
 
-def test_the_error_alone_reaches_the_encoder_through_the_codes(tokenizer_cfg, clip):
+def test_the_squared_error_reaches_the_encoder_through_the_codes(tokenizer_cfg, clip):
     quantizer = quantize.QuantizerConfig(codes=16, commit=0.0, entropy=0.0)
     cfg = TokenizerConfig(32, 32, 16, tokenizer_cfg.encoder, tokenizer_cfg.decoder, quantizer)
     params = tree.init(tokenizer.spec(cfg), random.key(0))
@@ -120,7 +122,7 @@ def test_the_error_alone_reaches_the_encoder_through_the_codes(tokenizer_cfg, cl
     assert grads["encoder"]["embed"]["w"].abs().max() > 0
 
 
-def test_a_patch_that_does_not_divide_the_frame_is_a_sentence():
+def test_a_patch_that_does_not_divide_the_frame_is_refused():
     with pytest.raises(UserError, match="patch"):
         TokenizerConfig(64, 60, 8)
 
@@ -167,7 +169,7 @@ def test_networks_that_could_see_later_frames_are_refused():
         ((FIRST, ("space_downsample", {"in_channels": 4})), (LAST,), "must multiply"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused_in_one_sentence(encoder, decoder, message):
+def test_networks_that_do_not_fit_are_refused(encoder, decoder, message):
     with pytest.raises(UserError, match=message):
         nets(encoder, decoder)
 
