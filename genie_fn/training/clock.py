@@ -45,7 +45,9 @@ class Clock:
         time that the first `done` steps took, and None before there is one."""
         if not self._budget:
             return self._steps
-        return done * self._budget / self.elapsed if done and self.elapsed else None
+        if not (done and self.elapsed):
+            return None
+        return max(done, done * self._budget / self.elapsed)
 
     def schedule(self, done: int, device: torch.device) -> tuple[Tensor, ...]:
         """With a time budget the expected total number of steps, as a 0-D float32 tensor; otherwise
