@@ -44,6 +44,7 @@ class Config:
     repeats: int = 7
     """Measurements of each variant, after a warm-up."""
     out: str = "benchmarks/results"
+    """The folder of the results."""
     data: str = ""
     """data: the dataset to read clips from; by default a new one is collected."""
     levels: int = 8
@@ -51,7 +52,9 @@ class Config:
     batches: int = 64
     """data: the number of batches of 16 clips read in one measurement."""
     compile: Literal["off", "step"] = "step"
+    """`step`: measure compiled programs; `off`: uncompiled ones."""
     device: str = "auto"
+    """A device of torch, such as cpu or cuda; `auto` is a GPU if there is one."""
     backend: Backend = field(default_factory=Backend)
     """Implementations of the models' operations; the suite attention measures all of them."""
     model: dynamics.DynamicsConfig = field(default_factory=dynamics.DynamicsConfig)

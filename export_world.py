@@ -25,6 +25,7 @@ class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run."""
     output: str = "demo.safetensors"
+    """The world file to write."""
     data: str = "data/coinrun"
     """The dataset that start frames are taken from, out of its test levels."""
     frames: int = 16

@@ -40,8 +40,11 @@ console = Console(stderr=True, highlight=False)
 @dataclass(frozen=True)
 class Config:
     minutes: float = 20
+    """The time for everything."""
     preset: str = "demo"
+    """The preset of all three stages."""
     levels: int = 200
+    """The number of levels to collect."""
     frame_skip: int = 1
     """Frames of the game per step of the world, as in generate_dataset.py: with more, the world
     moves faster when it is played."""
@@ -58,6 +61,7 @@ class Config:
     clips: int = 64
     """The number of clips of the evaluation."""
     seed: int = 0
+    """The seed of training and of the actions with which the levels are played."""
     out: str = "runs/speedrun"
     """A new folder, for the dataset and the runs."""
     records: str = "benchmarks/records"

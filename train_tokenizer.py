@@ -1,9 +1,11 @@
 """Stage 1: train the video tokenizer, which turns frames into a few discrete tokens and back.
 
-python train_tokenizer.py                             # the demo preset: minutes on two CPU cores
-python train_tokenizer.py --cfg.preset coinrun        # the paper's Appendix F, on a GPU
-python train_tokenizer.py --cfg.preset magvit2-demo   # convolutions, 2^18 codes, a discriminator
-python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
+    python train_tokenizer.py                             # the demo preset: minutes on two CPU cores
+    python train_tokenizer.py --cfg.preset coinrun        # the paper's Appendix F, on a GPU
+    python train_tokenizer.py --cfg.preset magvit2-demo   # convolutions, 2^18 codes, a discriminator
+    python train_tokenizer.py --cfg.batch-size 48 --cfg.out runs/mine/tokenizer
+
+The presets are functions of this file, whose docstrings state the hardware that they need.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,7 @@
-"""What a program runs on and how: its device, whether it is compiled, and which implementations compute it.
+"""The device, the compile mode and the implementations that a program uses.
 
-None of this is part of a model: a model's configuration says what is computed, a `Backend` how. It is passed beside the
-configuration, and is neither stored with a model nor part of its fingerprint.
+None of them is part of a model. A model's configuration says what is computed, and a `Backend` says
+how. The backend is an argument beside the configuration, and is not part of a model's fingerprint.
 """
 
 import os
@@ -21,18 +21,20 @@ LfqImpl = Literal["reference", "triton"]
 
 @dataclass(frozen=True)
 class Backend:
-    """Which implementation computes what has several; they agree to rounding. See genie_fn/kernels/."""
+    """The implementation of each operation that has several, which agree up to rounding.
+
+    genie_fn/kernels/ contains them.
+    """
 
     space: SpaceImpl = "auto"
     """Attention within a frame; `auto` is sdpa."""
     time: TimeImpl = "auto"
-    """Attention across frames; `auto` is fused where programs are compiled, otherwise reference on a CPU and sdpa on a
-    GPU."""
+    """Attention across frames; `auto` is fused if compiled, else reference on a CPU, sdpa on a GPU."""
     lfq: LfqImpl = "reference"
     """Lookup-free quantisation."""
 
     def resolve(self, device: torch.device | str, compiled: bool) -> "Backend":
-        """The same with every `auto` replaced by what was measured to be fastest there (docs/LOG.md)."""
+        """The backend with every `auto` replaced by the fastest measured choice (docs/LOG.md)."""
         eager = "reference" if torch.device(device).type == "cpu" else "sdpa"
         space: SpaceImpl = "sdpa" if self.space == "auto" else self.space
         time: TimeImpl = ("fused" if compiled else eager) if self.time == "auto" else self.time
@@ -40,7 +42,7 @@ class Backend:
 
 
 AUTO = Backend()
-"""Nothing chosen: what functions take by default."""
+"""The default of all functions: every choice is `auto`."""
 
 
 def pick_device(name: str) -> torch.device:
