@@ -219,10 +219,10 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer(critic):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_is_eager(vgg_file, monkeypatch, backend):
-    """All terms in one step. Most of the time is spent on compiling, so the networks are small, and
-    by default the step is traced and differentiated as for compilation, without generating code."""
+    """All terms in one step. Compilation takes most of the time, so the networks are small, and by
+    default the step is traced into one graph, with its gradients, without generating code."""
     encoder = (
         ("causal", {"in_channels": 3, "out_channels": 8, "kernel_size": (1, 3), "stride": (1, 4)}),
         "silu",

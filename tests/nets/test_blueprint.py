@@ -255,8 +255,9 @@ def check_compiled(loss, params, backend):
 
 
 @pytest.mark.compile
-def test_every_layer_is_traced_to_what_it_computes():
-    """A layer of every name, in one graph, as a compiler receives it; code is not generated."""
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_layer_of_every_name_can_be_compiled(backend):
+    """All in one graph, with their gradients; by default it is traced, without generating code."""
     entries = {entry[0]: entry for entry in ENTRIES}
     built = {name: build((name, options)) for name, options, _, _ in entries.values()}
 
@@ -269,7 +270,7 @@ def test_every_layer_is_traced_to_what_it_computes():
             total = total + y.square().mean()
         return total
 
-    check_compiled(loss, {name: params for name, (_, params) in built.items()}, "aot_eager")
+    check_compiled(loss, {name: params for name, (_, params) in built.items()}, backend)
 
 
 CONVOLUTIONS = [
