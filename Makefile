@@ -2,27 +2,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PLAYABLE := .venv/.playable
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 DOCS_READY := .venv/.docs-ready
 
-.PHONY: help install demo speedrun play test test-all docs-test lint format bench gpu speedrun-gpu docs clean
+.PHONY: help install demo speedrun play test test-fast test-all docs-test lint format bench gpu speedrun-gpu docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
 
-# The stamps come last, so an installation that was cut short is taken up again. Playing needs less, so it begins sooner.
-$(PLAYABLE): pyproject.toml
+# A stamp is written last, so an installation that was interrupted is repeated. Playing needs fewer packages.
+$(PLAYABLE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
 		{ echo 'genie_fn needs Python 3.11 or 3.12, which "$(PYTHON)" is not: name one with make PYTHON=...' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[play]'
+	$(PIP) -e '.[play]'
 	@touch $@
 
 $(READY): $(PLAYABLE)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 $(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 install: $(READY) ## create or update .venv
@@ -40,20 +41,26 @@ speedrun: $(READY) ## the best world that 20 minutes buy; its row goes to benchm
 play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the one that comes along
 	$(BIN)/python play.py
 
-test: lint ## lint and run the tests
-	$(BIN)/python -m pytest
+test: lint ## lint, then run the tests on all cores
+	$(BIN)/python -m pytest -n auto --durations 15
+
+test-fast: $(READY) ## the mathematics alone: no compilation, no other process, no browser
+	$(BIN)/python -m pytest -n auto -m 'not (slow or compile or subprocess or browser or gpu)'
 
 test-all: lint ## the same, with the tests marked slow
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n auto -m ''
 
 docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, and follow every guide of docs/how-to
 	$(BIN)/python -m pytest -m '' tests/docs/test_tour.py tests/docs/test_how_to.py
 
-lint: $(READY) ## check style and formatting
+lint: $(READY) ## check style, formatting, imports, types and language
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+	$(BIN)/python tools/check_language.py
 
-format: $(READY) ## mend style and formatting
+format: $(READY) ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -72,6 +79,9 @@ speedrun-gpu: ## on a machine with a GPU and torch: the best world that 30 minut
 docs: $(DOCS_READY) ## build the documentation to site/index.html, strictly: broken links end it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, with which warnings are not counted
 	@echo 'open site/index.html'
+
+lock: $(DOCS_READY) ## write the versions that are installed to constraints.txt, from which every installation is made
+	$(BIN)/python tools/lock.py
 
 clean: ## remove .venv, caches and build outputs; data and runs stay
 	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache
