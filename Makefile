@@ -38,7 +38,7 @@ demo: $(READY) ## collect data, train the three stages, evaluate; run it again t
 speedrun: $(READY) ## the best world that 20 minutes buy; its row goes to benchmarks/records
 	$(BIN)/python speedrun.py
 
-play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the one that comes along
+play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the bundled one
 	$(BIN)/python play.py
 
 test: lint ## lint, then run the tests on all cores

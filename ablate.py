@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import torch
 from rich.console import Console
 

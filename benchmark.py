@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 from rich.console import Console
 from rich.table import Table
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import numpy as np
 import torch
 from rich.console import Console

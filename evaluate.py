@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import numpy as np
 import torch
 from rich.console import Console

@@ -10,6 +10,8 @@ The parameters are rounded to bfloat16, and what only training needs is left out
 from dataclasses import dataclass
 from pathlib import Path
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import torch
 
 from genie_fn import bundle, tree

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import numpy as np
 import torch
 from rich.console import Console

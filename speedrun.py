@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import torch
 from rich.console import Console
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import torch
 from torch import Tensor
 from tyro.conf import Suppress

@@ -11,6 +11,8 @@ It needs no labels.
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 from genie_fn import lam, layers, quantize
 from genie_fn.lam import LamConfig
 from genie_fn.runtime.cli import run

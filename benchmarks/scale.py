@@ -7,6 +7,8 @@ with the memory and traffic of running processes.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
