@@ -30,7 +30,7 @@ from genie_fn.nets.discriminator import DiscriminatorConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime import cli
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import checkpoint
+from genie_fn.training import checkpoint, setup
 from genie_fn.training.optim import OptimConfig
 
 ROOT = Path(__file__).parents[2]
@@ -104,9 +104,7 @@ def test_dynamics_trains_from_the_token_cache_as_from_frames(trained, monkeypatc
     }
     assert rows["cached"] != rows["dynamics"]
     assert abs(rows["cached"][-1] - rows["dynamics"][-1]) < 0.15 * rows["dynamics"][0]
-    monkeypatch.setattr(
-        train_dynamics.tokens, "encode", None
-    )  # made once: a second run must not encode again
+    monkeypatch.setattr(token_cache, "encode", None)  # a second run must not encode again
     train_dynamics.main(config(trained, "dynamics", "cached_again", cache=True))
     first, second = (
         checkpoint.load(trained / name, stage="dynamics").state
@@ -426,7 +424,6 @@ BAD = {
     ),
     "half of a metric": (["evaluate.py", "--cfg.weights.lpips", "a.pth"], "--cfg.weights.vgg"),
     "unknown preset": (["train_lam.py", "--cfg.preset", "cionrun"], "coinrun"),
-    "unknown schedule": (["train_lam.py", "--cfg.optim.schedule", "linear"], "wsd"),
     "negative batch": (["train_tokenizer.py", "--cfg.batch-size", "-4"], "batch-size"),
     "patch": (["train_tokenizer.py", "--cfg.model.patch", "7"], "patch"),
     "used folder": (
@@ -449,9 +446,19 @@ BAD = {
         ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", "README.md", "--cfg.actions", "1"],
         "not an image",
     ),
-    "no such action": (["play.py", "--cfg.run", "HOME/dynamics", "--cfg.actions", "1,9"], "0 to 5"),
+    "no such action": (
+        ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.data", "DATA", "--cfg.actions", "1,9"],
+        "0 to 5",
+    ),
     "odd output": (["play.py", "--cfg.output", "out.txt"], ".mp4"),
 }
+
+
+def test_an_unknown_schedule_is_refused_with_the_possible_ones(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_lam.py", "--cfg.optim.schedule", "linear"])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.run(train_lam.main, train_lam.PRESETS)
+    assert exit_info.value.code == 2 and "wsd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -500,7 +507,7 @@ def test_a_broken_checkpoint_says_so(trained, tmp_path):
         checkpoint.load(run, stage="tokenizer")
 
 
-def test_ctrl_c_saves_and_resume_continues(trained):
+def test_ctrl_c_saves_and_resume_continues(trained, monkeypatch):
     """SIGINT between two steps ends the run with a checkpoint of the step it had reached."""
     out = trained / "interrupted"
     cfg = replace(config(trained, "tokenizer", "interrupted"), save_every=10_000)
@@ -510,15 +517,10 @@ def test_ctrl_c_saves_and_resume_continues(trained):
         seen.append(path)
         signal.raise_signal(signal.SIGINT)
 
-    original, train_tokenizer.train.draw = (
-        train_tokenizer.train.draw,
-        lambda path, *rows: interrupt(rows, path),
-    )
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "draw", lambda path, *rows: interrupt(rows, path))
         with pytest.raises(KeyboardInterrupt):
             train_tokenizer.main(cfg)
-    finally:
-        train_tokenizer.train.draw = original
     assert checkpoint.latest(out) == 50
     train_tokenizer.main(replace(cfg, resume=True))
     assert checkpoint.latest(out) == STEPS
