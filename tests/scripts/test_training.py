@@ -20,6 +20,7 @@ import train_lam
 import train_tokenizer
 from genie_fn import bundle, data, random, tokenizer, tree, world
 from genie_fn.bundle import action_map
+from genie_fn.data import token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
