@@ -74,7 +74,7 @@ def test_shapes_and_ids_to_pixels(tokenizer_cfg, kind, size):
     codes, ids = tokenizer.tokenize(params, video, cfg)
     assert cfg.tokens == height * width // 256
     assert ids.shape == (1, 2, cfg.tokens) and codes.shape == (1, 2, cfg.tokens, quantizer.dim)
-    assert 0 <= ids.min() and ids.max() < 8
+    assert ids.min() >= 0 and ids.max() < 8
     pixels = tokenizer.detokenize(params, ids, cfg)
     assert pixels.shape == video.shape and pixels.dtype == torch.uint8
     decoded = layers.to_uint8(tokenizer.decode(params, codes, cfg))
