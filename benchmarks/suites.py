@@ -20,7 +20,7 @@ from genie_fn import data, dynamics, random, tree
 from genie_fn.dynamics import Programs
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
-from genie_fn.layers import DTYPES
+from genie_fn.layers import DTYPES, Cache
 from genie_fn.runtime import backend, compilation
 
 ROOT = Path(__file__).parent.parent
@@ -106,8 +106,8 @@ def _generate(cfg, mode: str, device: torch.device) -> list[dict]:
             params, action_B, history, key, model, cfg.sample, programs, backend=chosen
         ).ids
 
-    def no_cache(*_) -> None:
-        return None
+    def no_cache(*arguments) -> Cache:
+        return empty
 
     uncached = Programs(compiled(baselines.uncached_unmask, mode, device), no_cache)
     cached = Programs(*(compiled(function, mode, device) for function in Programs()))
