@@ -44,7 +44,7 @@ def test_new_frames_agree_with_the_reference_forward_and_backward(shape, dtype):
     frames, dim = shape[1], shape[-1]
     inputs = (*strided(0, shape, dtype), noise(1, dim) + 1, noise(2, dim) + 1)
     position = torch.arange(frames, device=DEVICE)[:, None] + 3
-    visible = layers._visible(frames, 5, None, DEVICE)
+    visible = layers.visible_frames(frames, 5, None, DEVICE)
     weight = noise(3, *shape)
 
     def run(impl, dtype):
