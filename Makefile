@@ -42,13 +42,13 @@ play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the
 	$(BIN)/python play.py
 
 test: lint ## lint, then run the tests on all cores
-	$(BIN)/python -m pytest -n auto --durations 15
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations 15
 
 test-fast: $(READY) ## the mathematics alone: no compilation, no other process, no browser
-	$(BIN)/python -m pytest -n auto -m 'not (slow or compile or subprocess or browser or gpu)'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not (slow or compile or subprocess or browser or gpu)'
 
 test-all: lint ## the same, with the tests marked slow
-	$(BIN)/python -m pytest -n auto -m ''
+	$(BIN)/python -m pytest -n auto --dist loadfile -m ''
 
 docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, and follow every guide of docs/how-to
 	$(BIN)/python -m pytest -m '' tests/docs/test_tour.py tests/docs/test_how_to.py
@@ -64,7 +64,7 @@ format: $(READY) ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure speed, and write the table of the README
+bench: $(READY) ## measure speed, and write the tables of docs/performance.md
 	$(BIN)/python benchmark.py
 	$(BIN)/python benchmark.py --cfg.suite table
 
