@@ -44,8 +44,9 @@ play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the
 test: lint ## lint, then run the tests on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations 15
 
-test-fast: $(READY) ## the mathematics alone: no compilation, no other process, no browser
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not (slow or compile or subprocess or browser or gpu)'
+test-fast: $(READY) ## the tests of the models and of training, without compilation and other processes
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not (slow or compile or subprocess or gpu)' \
+		tests/test_*.py tests/kernels tests/nets tests/training
 
 test-all: lint ## the same, with the tests marked slow
 	$(BIN)/python -m pytest -n auto --dist loadfile -m ''

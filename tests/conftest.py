@@ -144,12 +144,16 @@ def careful():
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+GENERATIONS = [("90",), pytest.param(("80", "100"), marks=pytest.mark.slow)]
+"""The GPUs that kernels are compiled for without one: sm_90 by default, sm_80 and sm_100 too in `make test-all`."""
+
+
 @pytest.fixture(scope="session")
 def cubin_sizes():
-    """Compile a module's kernels for sm_80, sm_90 and sm_100 without a GPU: the sizes of all that came out."""
+    """Compile a module's kernels without a GPU, for generations such as "90": the sizes of the cubins."""
 
-    def build(module: str) -> list[int]:
-        command = [sys.executable, "-m", "tests.cubins", module, "80", "90", "100"]
+    def build(module: str, generations: tuple[str, ...]) -> list[int]:
+        command = [sys.executable, "-m", "tests.cubins", module, *generations]
         environment, root = os.environ | {"TRITON_INTERPRET": "0"}, Path(__file__).parent.parent
         built = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
         assert built.returncode == 0, built.stderr[-2000:]

@@ -132,6 +132,7 @@ def test_space_attention_implementations_agree():
     )
 
 
+@pytest.mark.compile
 def test_compiled_space_attention_is_attention():
     """Compiled on a CPU, torch 2.13 gives sdpa of transposed 5-D tensors another shape, silently mixing frames."""
     f = torch.compile(

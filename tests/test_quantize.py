@@ -72,6 +72,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform ==
 """
 
 
+@pytest.mark.subprocess
 def test_a_quarter_million_codes_fit_in_memory():
     """49,152 tokens × 2^18 codes would be 48 GiB if they were ever materialised."""
     run = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=False)

@@ -81,6 +81,7 @@ def draw(key):
     return random.uniform(step, (4, 3)), random.randint(b, (5,), 0, 11), random.bits(a, (6,))
 
 
+@pytest.mark.compile
 def test_compiled_and_vmapped_equal_eager():
     stack = random.split(random.key(3), 4)
     eager = [draw(k) for k in stack]

@@ -88,6 +88,7 @@ def test_value_and_grad_works_without_grad_mode_and_gives_unused_leaves_zeros():
     assert grads["a"]["w"].abs().sum() > 0
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("compiled", [False, True])
 def test_canary_a_custom_backward_is_used(compiled):
     """Compiled torch.func.grad drops a custom backward silently: if this fails, no custom gradient can be trusted."""

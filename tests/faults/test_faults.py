@@ -7,6 +7,8 @@ import pytest
 
 from tests.faults import cases, rig
 
+pytestmark = pytest.mark.subprocess
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -10,6 +10,7 @@ from genie_fn import quantize, random, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
 from genie_fn.quantize import QuantizerConfig
+from tests.conftest import GENERATIONS
 
 lfq_triton = pytest.importorskip("genie_fn.kernels.lfq_triton", reason="Triton is not installed")
 from genie_fn.kernels.common import INTERPRETED
@@ -112,6 +113,7 @@ def test_sure_latents_have_finite_gradients():
     torch.testing.assert_close(r.code_entropy, torch.special.entr(counts / 40).sum())
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_through_the_quantiser_is_the_references(compiled):
     """All that the quantiser returns, and the gradients of its whole loss and of its codes', as
@@ -145,5 +147,7 @@ def test_without_triton_or_with_too_many_bits_the_choice_is_refused_in_one_sente
         lfq.quantize(noise(0, 2, 3), impl="triton")
 
 
-def test_the_kernels_become_machine_code_for_three_generations_of_gpus(cubin_sizes):
-    assert len(cubin_sizes("lfq")) == 27
+@pytest.mark.subprocess
+@pytest.mark.parametrize("generations", GENERATIONS)
+def test_the_kernels_become_machine_code(cubin_sizes, generations):
+    assert len(cubin_sizes("lfq", generations)) == 9 * len(generations)

@@ -10,6 +10,7 @@ from genie_fn.nets import attention as nets_attention
 from genie_fn.nets.attention import SpaceAttention
 from genie_fn.nets.causal import Context
 from genie_fn.runtime.backend import Backend
+from tests.conftest import GENERATIONS
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,5 +131,7 @@ def test_runs_repeat_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_the_kernels_become_machine_code_for_three_generations_of_gpus(cubin_sizes):
-    assert len(cubin_sizes("space_attention")) == 3 * (2 + 3 * 3)
+@pytest.mark.subprocess
+@pytest.mark.parametrize("generations", GENERATIONS)
+def test_the_kernels_become_machine_code(cubin_sizes, generations):
+    assert len(cubin_sizes("space_attention", generations)) == len(generations) * (2 + 3 * 3)

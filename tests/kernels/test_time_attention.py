@@ -11,6 +11,7 @@ from genie_fn.errors import UserError
 from genie_fn.kernels import attention
 from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.compilation import compiled
+from tests.conftest import GENERATIONS
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,6 +73,7 @@ def test_frames_after_a_cache_agree_with_the_reference(frames):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.compile
 def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
     """Those for time and for space, through custom ops, compiled step and gradients, as training
     runs it."""
@@ -101,5 +103,7 @@ def test_without_triton_the_choice_is_refused_in_one_sentence(monkeypatch):
         attention.attend_time(q, q, q, torch.ones(2, 2, dtype=torch.bool), impl="triton")
 
 
-def test_the_kernels_become_machine_code_for_three_generations_of_gpus(cubin_sizes):
-    assert len(cubin_sizes("time_attention")) == 12
+@pytest.mark.subprocess
+@pytest.mark.parametrize("generations", GENERATIONS)
+def test_the_kernels_become_machine_code(cubin_sizes, generations):
+    assert len(cubin_sizes("time_attention", generations)) == 4 * len(generations)

@@ -22,7 +22,10 @@ expect.set_options(timeout=30_000)  # on a busy machine everything takes long
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium"),
+]
 
 PHONE = {
     "viewport": {"width": 390, "height": 844},
@@ -112,6 +115,7 @@ def png(seed):
     return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
 
 
+@pytest.mark.subprocess
 def test_a_key_generates_a_frame(visit):
     page = visit()
     shown = play(page, ["1", "2", "2", "3"])

@@ -254,6 +254,7 @@ def played():
         os.close(child.slave)
 
 
+@pytest.mark.subprocess
 def test_a_game_from_the_keyboard(played, world_model):
     child = played()
     child.wait_for("frame 0 · start")
@@ -281,6 +282,7 @@ def test_a_game_from_the_keyboard(played, world_model):
         assert "\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*upper, *lower) in child.seen
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_game_leaves_the_terminal_as_it_was(played, number, code):
     child = played()
@@ -289,6 +291,7 @@ def test_an_interrupted_game_leaves_the_terminal_as_it_was(played, number, code)
     assert child.end() == code
 
 
+@pytest.mark.subprocess
 def test_a_failing_game_leaves_the_terminal_as_it_was(played):
     child = played("broken")
     child.wait_for("frame 0 · start")
@@ -297,6 +300,7 @@ def test_a_failing_game_leaves_the_terminal_as_it_was(played):
     assert "ZeroDivisionError" in child.process.stderr.read().decode()
 
 
+@pytest.mark.subprocess
 def test_a_dumb_terminal_is_a_sentence(played):
     child = played(term="dumb")
     assert child.end() == 2

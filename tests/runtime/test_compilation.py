@@ -19,6 +19,7 @@ DEVICES = [
 ]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("device", DEVICES)
 def test_results_are_those_of_the_function_and_stay_the_callers_own(device):
     def function(params, x, name):
@@ -38,6 +39,7 @@ def test_results_are_those_of_the_function_and_stay_the_callers_own(device):
     assert fast(params, (x, one), "a")["y"].tolist() == [6.0] * 3
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("device", DEVICES)
 def test_other_shapes_and_other_options_are_other_graphs(device):
     fast = compiled(lambda p, x, k: p + x * k, cuda_graph=True)
@@ -48,6 +50,7 @@ def test_other_shapes_and_other_options_are_other_graphs(device):
         assert fast(p, torch.ones(3, device=device), 4).tolist() == [5.0] * 3
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_state_is_overwritten_once_per_call(device):
     def step(state, batch):

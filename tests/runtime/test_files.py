@@ -40,6 +40,7 @@ def _hold(folder, held, end):
         end.wait()
 
 
+@pytest.mark.subprocess
 def test_a_folder_is_held_by_one_process_until_that_is_dead(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     held, end = spawn.Event(), spawn.Event()

@@ -109,6 +109,7 @@ def test_trained_worlds_replace_seeds(monkeypatch):
         assert found.run == cfg.worlds[variant.seed] and found.sample.steps == int(variant.name)
 
 
+@pytest.mark.subprocess
 def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
     (tmp_path / "other.txt").write_text("not a dataset")
     with pytest.raises(UserError, match="the dataset failed"):

@@ -94,6 +94,7 @@ def test_the_channels_are_red_green_blue():
     assert np.sum((r > 200) & (g > 150) & (b < 90)) >= 5
 
 
+@pytest.mark.subprocess
 def test_two_workers_write_the_same_bytes_as_one(collected, tmp_path):
     script.main(replace(SMALL, root=str(tmp_path / "two"), workers=2))
     assert content(tmp_path / "two") == content(collected.root)
@@ -132,6 +133,7 @@ def uninterrupted(tmp_path_factory):
     return content(root)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_resumes_to_the_same_bytes(uninterrupted, tmp_path, sign):
     root, workers = tmp_path / "killed", 2 if sign == signal.SIGINT else 1
@@ -173,6 +175,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(uninterrupted, tmp_path, sign):
     assert content(root) == uninterrupted
 
 
+@pytest.mark.subprocess
 def test_workers_end_with_a_killed_parent(tmp_path):
     process = subprocess.Popen(
         command("--cfg.num-levels", 500, "--cfg.workers", 2, "--cfg.root", tmp_path / "s"),
@@ -274,6 +277,7 @@ def test_bad_input_is_refused_with_one_sentence(collected, sentence):
     assert sentence in message and "\n" not in message and not message.endswith(".")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     "flags, sentence",
     [

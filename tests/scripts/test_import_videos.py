@@ -140,6 +140,7 @@ script.main(script.Config(src=sys.argv[1], root=sys.argv[2], size=16, workers=2)
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_import_continues_to_the_same_bytes(videos, imported, tmp_path, sign):
     process = subprocess.Popen(
@@ -266,6 +267,7 @@ def test_bad_input_is_refused_with_one_sentence(videos, imported, sentence):
     )
 
 
+@pytest.mark.subprocess
 def test_too_few_videos_are_kept_and_reported(tmp_path):
     (tmp_path / "v").mkdir()
     films.write(tmp_path / "v" / "a.mkv", films.squares(20))

@@ -51,6 +51,7 @@ def stand_ins(tmp_path, monkeypatch):
     return Config(minutes=0.1, out=str(tmp_path / "run"), records=str(tmp_path / "records"))
 
 
+@pytest.mark.subprocess
 def test_every_stage_gets_its_share_of_the_time_and_the_row_says_so(stand_ins, tmp_path):
     speedrun.main(stand_ins)
     (path,) = (tmp_path / "records").glob("*.json")
@@ -67,6 +68,7 @@ def test_every_stage_gets_its_share_of_the_time_and_the_row_says_so(stand_ins, t
     assert row["stages"]["tokenizer"]["steps"] > row["stages"]["lam"]["steps"]
 
 
+@pytest.mark.subprocess
 def test_logs_are_kept_beside_the_row_and_the_world_on_request(stand_ins, tmp_path):
     world = tmp_path / "made.safetensors"
     speedrun.main(replace(stand_ins, world=str(world), actions="recorded"))
@@ -96,6 +98,7 @@ def test_an_existing_folder_is_not_overwritten(stand_ins, tmp_path):
         speedrun.main(stand_ins)
 
 
+@pytest.mark.subprocess
 def test_a_stage_that_fails_ends_it(stand_ins, tmp_path):
     (tmp_path / "train_tokenizer.py").write_text("import sys; sys.exit(2)")
     with pytest.raises(UserError, match="failed"):

@@ -369,7 +369,7 @@ def test_a_tokenizer_that_compresses_time_is_refused_by_the_dynamics(trained):
     train_tokenizer.main(replace(config(trained, "tokenizer", "four"), model=model, steps=1))
     stage, _ = bundle.load_stage(trained / "four", "tokenizer")
     assert stage.cfg.time_factor == 4
-    with pytest.raises(UserError, match="codes 4 frames at once.*magvit2-framewise"):
+    with pytest.raises(UserError, match="encodes 4 frames together.*magvit2-framewise"):
         train_dynamics.main(
             replace(config(trained, "dynamics", "none"), tokenizer=str(trained / "four"))
         )

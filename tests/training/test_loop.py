@@ -77,6 +77,7 @@ def assert_same(a, b):
         assert a[path].dtype == b[path].dtype and torch.equal(a[path], b[path]), path
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [

@@ -20,6 +20,8 @@ from genie_fn.training.sharding import largest_shard, shard_axis
 from genie_fn.tree import ParamSpec
 from tests.training import ranks
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).parents[2]
 TWO = [
     "agreed",
