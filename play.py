@@ -165,10 +165,11 @@ def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
     return loaded.start_frames[cfg.clip]
 
 
-def make_video(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:
+def make_video(
+    cfg: Config, loaded: Bundle, actions: list[int], device: torch.device, compiled: bool
+) -> None:
     """Write a video with one generated frame per action."""
     model = loaded.world
-    actions = parse_actions(cfg.actions, model.dynamics.cfg.actions)
     sample = world.play_sample(model, cfg.sample)
     programs = world.compiled(device) if compiled else world.EAGER
     image = first_frame(cfg, loaded)
@@ -244,9 +245,12 @@ def main(cfg: Config) -> None:
     compiled = choose_compile(cfg, ui, device)
     path = cfg.world or cfg.run or newest_world()
     loaded = bundle.load(path, device, compiled)
+    actions: list[int] = []
+    if ui == "video":  # wrong actions are refused before the dataset is opened
+        actions = parse_actions(cfg.actions, loaded.world.dynamics.cfg.actions)
     loaded = add_dataset(cfg, loaded, ui)
     if ui == "video":
-        make_video(cfg, loaded, device, compiled)
+        make_video(cfg, loaded, actions, device, compiled)
     elif ui == "terminal":
         play_in_terminal(cfg, loaded, device, compiled)
     else:

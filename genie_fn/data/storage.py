@@ -70,7 +70,7 @@ def make_manifest(header: Mapping[str, Any], segments: Iterable[Segment]) -> dic
 
 
 def damaged(what: str, root: Path) -> UserError:
-    """The error for a store of which `what` says what is damaged."""
+    """The error for a damaged store; `what` is the damage, in words."""
     return UserError(f"{what}: restore the folder from a copy, or delete {root} and collect again")
 
 

@@ -72,7 +72,7 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Session:
-    """Consecutive moments, numbered from `first`, of which number `at` is the present one.
+    """Consecutive moments, numbered from `first`; the present one has the number `at`.
 
     A change makes a new session.
     """
