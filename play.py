@@ -103,10 +103,10 @@ def choose_ui(cfg: Config) -> str:
 
 
 def choose_compile(cfg: Config, ui: str, device: torch.device) -> bool:
-    """Whether to compile the models."""
-    mode = cfg.compile
-    if mode == "auto":
-        mode = "step" if ui == "browser" else "off"
+    """Whether to compile the models. The engine of the page finds out itself whether that works."""
+    if ui == "browser":
+        return cfg.compile != "off"
+    mode = "off" if cfg.compile == "auto" else cfg.compile
     return backend.pick_compile(mode, device) != "off"
 
 

@@ -81,7 +81,8 @@ def generate_suite(cfg, device: torch.device) -> list[dict]:
 
     The cached variant also extends its cache by the frame.
     """
-    modes = ["off"] if cfg.compile == "off" else ["off", cfg.compile]
+    mode = backend.pick_compile(cfg.compile, device)
+    modes = ["off"] if mode == "off" else ["off", mode]
     rows = []
     for mode in modes:
         rows += _generate(cfg, mode, device)

@@ -22,7 +22,9 @@ from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
 from genie_fn.play.session import Session
+from genie_fn.runtime import compilation
 from genie_fn.runtime.backend import AUTO
+from genie_fn.runtime.console import console
 from genie_fn.world import Programs, World
 
 MAX_GAMES = 8  # levels of the real game that are kept open
@@ -187,12 +189,16 @@ class Engine:
     @torch.no_grad()
     def _compile(self) -> None:
         """Compile programs during play, and use them from then on if they work."""
-        try:
-            programs = world.compiled(self.device)
-            runner = Runner(_resolved(self.world, self.device, True), programs)
-            self._try_out(runner)
-        except Exception:  # without a working compiler play continues as it began
-            runner = None
+        runner = None
+        if compilation.works(self.device):
+            try:
+                programs = world.compiled(self.device)
+                runner = Runner(_resolved(self.world, self.device, True), programs)
+                self._try_out(runner)
+            except Exception as error:  # play continues as it began
+                runner = None
+                reason = compilation.missing(error)
+                console.print(f"playing uncompiled: compiling failed ({reason})", markup=False)
         self._finish_compiling(runner)
 
     def _finish_compiling(self, runner: Runner | None) -> None:

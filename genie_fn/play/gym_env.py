@@ -15,6 +15,7 @@ from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
 from genie_fn.play.session import Session
+from genie_fn.runtime.backend import pick_device
 from genie_fn.world import Programs, World
 
 try:
@@ -111,7 +112,8 @@ def from_run(
 
     A run starts from held-out frames of the dataset at `root`, a world file from its own.
     """
-    loaded = bundle.load(run, device, data=root, start_frames=starts)
+    chosen = pick_device(device, flag="device")
+    loaded = bundle.load(run, chosen, data=root, start_frames=starts)
     return WorldEnv(loaded.world, loaded.start_frames, **options)
 
 

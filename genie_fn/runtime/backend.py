@@ -5,18 +5,21 @@ how. The backend is an argument beside the configuration, and is not part of a m
 """
 
 import os
-import shutil
+import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from genie_fn.errors import UserError
-from genie_fn.runtime.console import console
+from genie_fn.runtime import compilation
 
 SpaceImpl = Literal["auto", "reference", "sdpa", "triton"]
 TimeImpl = Literal["auto", "reference", "sdpa", "fused", "triton"]
 LfqImpl = Literal["reference", "triton"]
+
+LONGEST_REASON = 80
+"""Characters of a message of torch's that is repeated in an error; longer ones list its internals."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,12 @@ AUTO = Backend()
 """The default of all functions: every choice is `auto`."""
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; anything else is torch's own name. Each process of a node has its own GPU."""
+def pick_device(name: str, flag: str = "--cfg.device") -> torch.device:
+    """The device of a flag: `auto` is CUDA where there is one; anything else is torch's own name.
+
+    Each process of a node has its own GPU. Raises UserError, with the devices that there are, for one
+    that torch cannot compute on.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (own := os.environ.get("LOCAL_RANK")) is not None:
@@ -57,18 +64,30 @@ def pick_device(name: str) -> torch.device:
             )
         name = f"cuda:{own}"
     try:
-        torch.empty(0, device=name)
-    except RuntimeError as error:
-        raise UserError(f"--cfg.device {name} cannot be used here: try auto or cpu") from error
-    return torch.device(name)
+        with warnings.catch_warnings(action="ignore"):
+            torch.zeros(1, device=name).add(1).item()
+            device = torch.device(name)
+    except Exception as error:  # torch raises several kinds
+        reason = str(error).partition("\n")[0]
+        reason = f" ({reason})" if len(reason) < LONGEST_REASON else ""
+        raise UserError(
+            f"{flag} {name} cannot be used here{reason}: torch {torch.__version__} offers "
+            f"{', '.join(available_devices())} on this machine; choose one of these, or auto"
+        ) from error
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def available_devices() -> list[str]:
+    """The names of the devices of this machine that torch knows how to use."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    count = torch.accelerator.device_count()
+    return ["cpu", *(f"{accelerator.type}:{index}" for index in range(count))]
 
 
 def pick_compile(mode: str, device: torch.device) -> str:
-    """The compile mode that this machine can carry out: without a C++ compiler everything runs uncompiled."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), None)
-    if mode != "off" and device.type == "cpu" and compiler is None:
-        console.print(
-            "no C++ compiler found: running uncompiled, several times slower; install g++ to change that"
-        )
-        return "off"
-    return mode
+    """The compile mode that this machine can carry out: `off` where no program can be compiled."""
+    if mode == "off" or compilation.works(device):
+        return mode
+    return "off"

@@ -33,6 +33,7 @@ def prepare(cfg: Config) -> tuple[Config, data.Store, torch.device]:
     if cfg.deterministic:
         _use_deterministic_algorithms()
     mode = backend.pick_compile(cfg.compile, device)
+    mode = "off" if processes.is_any(mode == "off") else mode
     resolved = cfg.backend.resolve(device, mode != "off")
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved)
     store = processes.on_all(lambda: data.open_store(cfg.data))

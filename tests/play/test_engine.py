@@ -14,6 +14,7 @@ from genie_fn.errors import UserError
 from genie_fn.play import engine as module
 from genie_fn.play import session
 from genie_fn.play.engine import Engine
+from genie_fn.runtime import compilation
 
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), "u1")
@@ -24,6 +25,12 @@ def engine(playable):
     engine = Engine(playable, CPU, compiled=False, sample=SampleConfig(steps=3))
     yield engine
     engine.close()
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch):
+    """Compiling is taken to work; these tests compile nothing."""
+    monkeypatch.setattr(compilation, "works", lambda device: True)
 
 
 def play(engine, image, seed, actions, temperature=1.0, steps=3):
@@ -123,6 +130,16 @@ def test_where_compiling_fails_play_continues_without(playable, monkeypatch):
     now = play(engine, IMAGES[0], 0, [1])
     eager = engine.act(now, 2, None, 1.0, 3, True).result()
     assert not eager.present.record.compiled, "there is no other program"
+    engine.close()
+
+
+def test_without_a_compiler_nothing_is_compiled(playable, monkeypatch):
+    ready = threading.Event()
+    monkeypatch.setattr(compilation, "works", lambda device: ready.set())
+    monkeypatch.setattr(world, "compiled", lambda *_: pytest.fail("nothing can be compiled"))
+    engine = Engine(playable, CPU, compiled=True)
+    assert ready.wait(20)
+    assert not play(engine, IMAGES[0], 0, [1]).present.record.compiled
     engine.close()
 
 

@@ -1,10 +1,13 @@
-"""The choice of implementations for a machine."""
+"""The choice of device, compile mode and implementations for a machine."""
 
 import pytest
+import torch
 
 from genie_fn.errors import UserError
-from genie_fn.runtime import stored_config
-from genie_fn.runtime.backend import AUTO, Backend
+from genie_fn.runtime import compilation, stored_config
+from genie_fn.runtime.backend import AUTO, Backend, available_devices, pick_compile, pick_device
+
+NO_DEVICES = ["toaster", "", "meta", "cuda:99", "cuda:-1", "vulkan", "xla", "mkldnn", "hpu", "CPU"]
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,28 @@ def test_unknown_names_are_refused():
     for stored in ({"lfq": "cuda"}, {"lfq": "sdpa"}, {"space": "fused"}, {"time": "flash"}):
         with pytest.raises(UserError, match="has an invalid"):
             stored_config.from_dict(Backend, stored)
+
+
+@pytest.mark.parametrize("name", [*NO_DEVICES, "cuda", "mps", "xpu"])
+def test_a_device_that_torch_cannot_use_is_a_sentence(name, monkeypatch):
+    if name.split(":")[0] in available_devices()[-1] and name not in NO_DEVICES:
+        pytest.skip("this machine has one")
+    with pytest.raises(
+        UserError, match=r"--cfg.device .* cannot be used here.* offers cpu"
+    ) as refused:
+        pick_device(name)
+    assert len(str(refused.value)) < 300 and "\n" not in str(refused.value)
+
+
+def test_devices_that_there_are():
+    assert pick_device("cpu") == pick_device("cpu:3") == torch.device("cpu")
+    for name in available_devices():
+        assert pick_device(name) == torch.device(name)
+    assert pick_device("auto").type in ("cpu", "cuda")
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    for works in (True, False):
+        monkeypatch.setattr(compilation, "works", lambda device, works=works: works)
+        assert pick_compile("split", torch.device("cpu")) == ("split" if works else "off")
+        assert pick_compile("off", torch.device("cpu")) == "off"

@@ -15,7 +15,6 @@ from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
-from genie_fn.runtime import backend
 from genie_fn.runtime.stored_config import from_dict
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint, loop, setup
@@ -335,5 +334,3 @@ def test_bad_run_configs_are_a_sentence():
     for name in ("compile", "sharding", "damaged", "log"):
         with pytest.raises(UserError, match=f"invalid {name}"):
             from_dict(RunConfig, {name: "yes"})
-    with pytest.raises(UserError, match="device"):
-        backend.pick_device("toaster")
