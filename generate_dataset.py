@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ from genie_fn import data
 from genie_fn.data import procgen, video
 from genie_fn.data.procgen import ACTIONS, MAX_LEVEL, SIZE
 from genie_fn.errors import UserError
+from genie_fn.runtime import cpus
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.signals import terminable
 
@@ -63,8 +64,8 @@ class Config:
     """If off, the random policy never takes the same action twice in a row."""
     seed: int = 0
     """The seed of the actions."""
-    workers: int = os.cpu_count() or 1
-    """Processes that collect levels."""
+    workers: int = field(default_factory=lambda: cpus.available(MAX_LEVEL))
+    """Processes that collect levels; by default one for each CPU that this process may use."""
     export_mp4: str = ""
     """A folder for one lossless mp4 per episode, by split; empty: none are written."""
     verify: bool = False

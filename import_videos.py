@@ -11,11 +11,10 @@ docs/your-own-data.md describes what is read, and how.
 
 import functools
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
@@ -29,12 +28,13 @@ from genie_fn.data.importing.action_labels import ActionTrack
 from genie_fn.data.importing.resampling import Fit, FrameFormat
 from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
-from genie_fn.runtime import files
+from genie_fn.runtime import cpus, files
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.signals import terminable
 
 REPORT = "imported.json"
 MAX_LINES = 10  # of a list on the console
+MAX_WORKERS = 256
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Config:
     """A video without a scene of this length is left out."""
     actions: bool = True
     """Read recorded actions from clip.jsonl or clip.csv beside the videos."""
-    workers: int = os.cpu_count() or 1
-    """Threads that decode videos."""
+    workers: int = field(default_factory=lambda: cpus.available(MAX_WORKERS))
+    """Threads that decode videos; by default one for each CPU that this process may use."""
 
     def __post_init__(self):
         for name, (smallest, largest) in LIMITS.items():
@@ -75,7 +75,7 @@ LIMITS = {
     "fps": (0, 240),
     "cuts": (0, 1),
     "min_frames": (2, 10**6),
-    "workers": (1, 256),
+    "workers": (1, MAX_WORKERS),
 }
 # Fields that do not change how a video is stored.
 RUN_FIELDS = ("src", "root", "workers")
