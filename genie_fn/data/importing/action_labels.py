@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +23,7 @@ from genie_fn.errors import UserError
 
 MAX_BYTES = 64 << 20
 MAX_NAME = 40
+MAX_TUPLES = 64  # different actions that are several numbers, such as the states of six keys
 TIME_TOLERANCE = 1e-3  # seconds by which a rounded time may come too late
 
 Position = Literal["row", "frame", "time"]
@@ -165,6 +167,8 @@ def _to_number(value: object) -> float:
     """A number or its text as a float; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
+    if isinstance(value, str) and "_" in value:  # which Python ignores between digits
+        return math.nan
     try:
         return float(value)
     except (ValueError, OverflowError):
@@ -172,15 +176,27 @@ def _to_number(value: object) -> float:
 
 
 def _action(path: Path, line: int, value: object) -> str | int:
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_ACTIONS:
-        return value
-    if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable():
+    numbers = _numbers_in(value)
+    if any(number != math.floor(number) for number in numbers if math.isfinite(number)):
+        what = f"has the action {_abbreviated(value)}, a continuous value"
+        remedy = "actions are discrete: divide the range into a few named actions, as in LEFT, NONE"
+        raise _line_error(path, line, what, remedy)
+    if not isinstance(value, list) and len(numbers) == 1 and numbers[0] in range(MAX_ACTIONS):
+        return int(numbers[0])
+    is_name = isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+    if isinstance(value, str) and is_name and len(numbers) != 1:
         return value
     limits = f"a name of at most {MAX_NAME} letters or a number from 0 to {MAX_ACTIONS - 1}"
     what = f"has the action {_abbreviated(value)}"
     raise _line_error(path, line, what, f"write {limits}")
+
+
+def _numbers_in(value: object) -> list[float]:
+    """The numbers that a number, a list or a text consists of; empty if it holds anything else."""
+    if isinstance(value, str):
+        value = [word for word in re.split(r"[\s,;|()\[\]]+", value) if word]
+    numbers = [_to_number(part) for part in (value if isinstance(value, list) else [value])]
+    return [] if any(map(math.isnan, numbers)) else numbers
 
 
 def _abbreviated(value: object) -> str:
@@ -193,8 +209,8 @@ def _abbreviated(value: object) -> str:
 def action_names(files: Sequence[LabelFile]) -> tuple[str, ...]:
     """The names of all actions of some files, in the order of their ids.
 
-    Numbers are their own ids and names. Raises UserError if there are numbers and names, or too
-    many actions.
+    Numbers are their own ids and names. Raises UserError if there are numbers and names, if the
+    actions look like vectors of continuous values, or if there are too many.
     """
     path_of: dict[str | int, Path] = {}
     for file in files:
@@ -205,6 +221,12 @@ def action_names(files: Sequence[LabelFile]) -> tuple[str, ...]:
         raise UserError(
             f"the actions of {path_of[numbers[0]]} are numbers and those of {path_of[names[0]]} "
             "names: write all of them as names"
+        )
+    tuples = [name for name in names if _numbers_in(name)]
+    if len(tuples) > MAX_TUPLES:
+        raise UserError(
+            f"the actions of {path_of[tuples[0]]} are {len(tuples)} different groups of numbers, "
+            f"such as {tuples[0]!r}: actions are discrete, so name a few of them instead"
         )
     if len(path_of) > MAX_ACTIONS:
         raise UserError(

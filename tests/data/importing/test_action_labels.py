@@ -34,6 +34,14 @@ READ = {
         [0, 9],
         [2, 0],
     ),
+    "whole.csv": ("action\n3.0\n0.0\n", "row", [0, 1], [3, 0]),
+    "whole.jsonl": ("3.0\n0\n", "row", [0, 1], [3, 0]),
+    "pairs.csv": (
+        'action\n"0, 1"\n1 0\n1_0\n',
+        "row",
+        [0, 1, 2],
+        ["0, 1", "1 0", "1_0"],
+    ),
     "times.jsonl": (
         '{"time": 0, "action": "A"}\n{"time": 1.5, "action": "B"}',
         "time",
@@ -63,13 +71,19 @@ WRONG = {
     "nan.csv": ("time,action\n0,1\nnan,1\n", "line 3 has the time 'nan'"),
     "both.csv": ("time,frame,action\n0,0,1\n", "line 2 needs an action"),
     "nothing.csv": ("frame,action\n0,\n", "line 2 has the action ''"),
-    "large.csv": ("action\n256\n", "line 2 has the action 256"),
+    "large.csv": ("action\n256\n", "line 2 has the action '256'"),
     "long.csv": ("action\n" + "x" * 41 + "\n", "line 2 has the action"),
     "json.jsonl": ("3\n{\n", "line 2 is not JSON"),
     "deep.jsonl": ("[" * 100_000, "line 1 "),
     "list.jsonl": ("[1]", "line 1 has the action"),
     "digits.jsonl": ("1" * 5000, "line 1 is not JSON"),
     "float.jsonl": ("1.5", "line 1 has the action 1.5"),
+    "real.csv": ("action\n1\n-0.018\n", "line 3 has the action '-0.018', a continuous value"),
+    "tiny.csv": ("action\n2e-3\n", "line 2 has the action '2e-3', a continuous value"),
+    "vector.csv": ('action\n"[0.1, 1]"\n', "line 2 has the action '[0.1, 1]', a continuous value"),
+    "vector.jsonl": ("[0.1, 1]", "line 1 has the action [0.1, 1], a continuous value"),
+    "negative.csv": ("action\n-1\n", "line 2 has the action '-1'"),
+    "infinite.csv": ("action\ninf\n", "line 2 has the action 'inf'"),
     "truth.jsonl": ("true", "line 1 has the action True"),
     "null.jsonl": ('{"frame": null, "action": 1}', "line 1 has the frame None"),
     "missing.jsonl": ('{"frame": 1}', "line 1 needs an action"),
@@ -132,6 +146,14 @@ def test_inconsistent_actions_are_refused(tmp_path):
         action_labels.to_ids(names, ("LEFT", "RIGHT"))
     with pytest.raises(UserError, match="300 different actions"):
         action_labels.action_names([labels(tmp_path, "c.csv", *(f"a{i}" for i in range(300)))])
+
+
+def test_many_vectors_of_numbers_are_refused(tmp_path):
+    pairs = [f"0,{i:03d}" for i in range(65)]  # such as decimal commas
+    few = labels(tmp_path, "a.csv", *(f'"{pair}"' for pair in pairs[:64]))
+    assert len(action_labels.action_names([few])) == 64
+    with pytest.raises(UserError, match="65 different groups of numbers, such as '0,000'"):
+        action_labels.action_names([labels(tmp_path, "b.csv", *(f'"{pair}"' for pair in pairs))])
 
 
 def test_an_action_holds_until_the_next_row(tmp_path):
