@@ -156,12 +156,22 @@ def _rotation(frame: av.VideoFrame) -> np.ndarray:
 
     The identity for angles that are not multiples of 90 degrees.
     """
-    stored = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        stored = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know all kinds of side data that its ffmpeg writes
+        return _turn(frame.rotation)
     if stored is None:
         return np.eye(2)
     matrix = np.frombuffer(bytes(stored), np.int32)[[0, 1, 3, 4]].reshape(2, 2) / 65536
     lengths = [*abs(matrix).sum(0), *abs(matrix).sum(1)]
     return matrix if all(length == 1 for length in lengths) else np.eye(2)
+
+
+def _turn(degrees: int) -> np.ndarray:
+    """The matrix of a rotation against the clock, as `_rotation` returns it."""
+    quarters, rest = divmod(degrees, 90)
+    clockwise = np.array([[0, 1], [-1, 0]])
+    return np.eye(2) if rest else np.linalg.matrix_power(clockwise, -quarters % 4)
 
 
 def _picture(frame: av.VideoFrame, rotation: np.ndarray) -> Image.Image:

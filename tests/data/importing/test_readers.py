@@ -17,7 +17,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from genie_fn.data.importing import pipeline, readers, sources
 from genie_fn.data.importing.pipeline import End, VideoPart
@@ -126,6 +126,25 @@ def test_rotated_videos_are_turned_upright(tmp_path, matrix):
     content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     assert (images(path) == MATRICES[matrix](straight)).all()
+
+
+@pytest.mark.parametrize("orientation, turns", [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_side_data_that_pyav_does_not_know_does_not_matter(tmp_path, orientation, turns):
+    path = tmp_path / "a.avi"
+    frames = films.squares(3)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 24, 32, "yuvj420p"
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for t, frame in enumerate(frames):
+            picture = io.BytesIO()
+            Image.fromarray(frame).save(picture, "JPEG", exif=exif, quality=95)
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, t, t
+            container.mux(packet)
+    error = images(path).astype(int) - np.rot90(frames, turns, (1, 2))
+    assert abs(error).mean() < 10
 
 
 def test_the_aspect_of_pixels_is_read(tmp_path):
