@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -107,37 +108,60 @@ def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> St
     return store
 
 
-def select_new(store: Store, found: list[Source]) -> tuple[list[Source], dict[str, str]]:
-    """The sources to import, and the reasons why others are left out.
+def select_new(
+    store: Store, found: list[Source], threads: int = 1
+) -> tuple[list[Source], dict[str, str]]:
+    """The sources to import, with their digests, and the reasons why others are left out.
 
-    Sources that were imported before are neither.
+    Sources that were imported before are neither. Content is compared as a whole.
     """
     imported_bytes = {segment.info["file"]: segment.info["bytes"] for segment in store.segments}
     name_of = {segment.info["digest"]: segment.info["file"] for segment in store.segments}
     new: list[Source] = []
     skipped: dict[str, str] = {}
+    candidates: list[Source] = []
     for source in found:
-        name = source.name
-        try:
-            size = source.size()
-            digest = "" if name in imported_bytes else sources.digest(source)
-        except OSError as error:
-            skipped[name] = f"it cannot be opened ({(error.strerror or str(error)).lower()})"
+        if source.name not in imported_bytes:
+            candidates.append(source)
+        elif (problem := _change(source, imported_bytes[source.name])) is not None:
+            skipped[source.name] = problem
+    with ThreadPoolExecutor(threads) as pool:
+        digests = list(pool.map(_digest, candidates))
+    for source, digest in zip(candidates, digests, strict=True):
+        if isinstance(digest, OSError):
+            skipped[source.name] = _unopened(digest)
             continue
-        if name in imported_bytes:
-            if size != imported_bytes[name]:
-                skipped[name] = "it has changed since it was imported: import it to a new folder"
-            continue
-        original = name_of.setdefault(digest, name)
-        if original != name:
-            skipped[name] = f"it is the same as {original}"
+        original = name_of.setdefault(digest, source.name)
+        if original != source.name:
+            skipped[source.name] = f"it is the same as {original}"
         elif store.num_actions and not source.labels:
-            skipped[name] = (
+            skipped[source.name] = (
                 "others have actions and it has none: add them, or leave all out (--cfg.no-actions)"
             )
         else:
-            new.append(source)
+            new.append(source._replace(digest=digest))
     return new, skipped
+
+
+def _digest(source: Source) -> str | OSError:
+    try:
+        return sources.digest(source)
+    except OSError as error:
+        return error
+
+
+def _change(source: Source, imported_bytes: int) -> str | None:
+    """Why a source that was imported before is left out; None if it is unchanged."""
+    try:
+        if source.size() == imported_bytes:
+            return None
+    except OSError as error:
+        return _unopened(error)
+    return "it has changed since it was imported: import it to a new folder (--cfg.root)"
+
+
+def _unopened(error: OSError) -> str:
+    return f"it cannot be opened ({(error.strerror or str(error)).lower()})"
 
 
 def import_all(
@@ -256,7 +280,7 @@ def main(cfg: Config) -> None:
     }
     with data.exclusive_writer(root, "imports to", "choose another --cfg.root"), terminable():
         store = open_or_create(cfg, root, action_labels.action_names([*label_files.values()]))
-        new, skipped = select_new(store, found)
+        new, skipped = select_new(store, found, cfg.workers)
         tracks = {
             source.name: action_labels.to_ids(label_files[source.name], store.action_names)
             for source in new

@@ -131,6 +131,19 @@ def test_a_second_import_adds_only_new_videos(videos, imported, tmp_path, capsys
     assert [segment._replace(split="") for segment in store.segments] == same and data.verify(store)
 
 
+def test_episodes_that_agree_at_both_ends_are_all_imported(tmp_path):
+    (tmp_path / "v").mkdir()
+    episode = np.zeros((20, 120, 160, 3), np.uint8)
+    for i in range(4):
+        episode[10, 60, 80] = i
+        np.save(tmp_path / "v" / f"{i}.npy", episode)
+    np.save(tmp_path / "v" / "copy.npy", episode)
+    script.main(config(tmp_path / "v", tmp_path / "s"))
+    report = json.loads((tmp_path / "s" / script.REPORT).read_text())
+    assert len(report["imported"]) == 4
+    assert [entry["why"] for entry in report["skipped"]] == ["it is the same as 3.npy"]
+
+
 SLOWLY = """
 import sys, time
 import import_videos as script

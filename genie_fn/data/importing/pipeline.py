@@ -239,7 +239,7 @@ def write(
     info = {
         "file": source.name,
         "bytes": source.size(),
-        "digest": sources.digest(source),
+        "digest": source.digest,
         "note": f"after {total} frames: {end.note}" if end.note else "",
     }
     return Written(store, [segment._replace(info=segment.info | info) for segment in segments])

@@ -21,7 +21,6 @@ from genie_fn.errors import UserError
 # A folder of these is a video; a .gif is a video by itself.
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 LABELS = (".jsonl", ".csv")
-DIGEST_BYTES = 1 << 16  # read at either end of a file to identify it
 
 Kind = Literal["video", "images", "npy"]
 
@@ -34,6 +33,8 @@ class Source(NamedTuple):
     files: tuple[Path, ...]
     labels: Path | None = None
     """The file of recorded actions beside it."""
+    digest: str = ""
+    """See the function `digest`; empty until it is known."""
 
     def size(self) -> int:
         """The bytes of all files."""
@@ -122,17 +123,12 @@ def _find_labels(stem: Path) -> Path | None:
 
 
 def digest(source: Source) -> str:
-    """A hash that identifies the content of a source under any name.
-
-    It covers the sizes of all files, and both ends of the first and the last file.
-    """
-    content = hashlib.sha256(repr([path.stat().st_size for path in source.files]).encode())
-    for path in {source.files[0], source.files[-1]}:
+    """A hash that identifies the content of a source under any name: all bytes of all files."""
+    content = hashlib.sha256()
+    for path in source.files:
         with open(path, "rb") as file:
-            content.update(file.read(DIGEST_BYTES))
-            file.seek(max(0, path.stat().st_size - DIGEST_BYTES))
-            content.update(file.read(DIGEST_BYTES))
-    return content.hexdigest()[:32]
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{content.hexdigest()}"
 
 
 # Splits

@@ -82,11 +82,14 @@ def test_nothing_to_import_is_an_error(tmp_path):
 
 
 def test_content_is_recognised_under_another_name(tmp_path):
-    fill(tmp_path, "a.mp4", "b.mp4", "i/0.png", "i/1.png")
+    fill(tmp_path, "a.mp4", "b.mp4", "i/0.png", "i/1.png", "i/2.png")
     a, b, images = sources.find(str(tmp_path), tmp_path / "store")
     assert sources.digest(a) != sources.digest(b)
     (tmp_path / "b.mp4").write_text("a.mp4")
     assert sources.digest(a) == sources.digest(b) != sources.digest(images)
+    before = sources.digest(images)
+    (tmp_path / "i/1.png").write_text("i/9.png")
+    assert sources.digest(images) != before
 
 
 def test_the_split_depends_on_the_folder_or_on_the_name_alone():
