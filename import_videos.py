@@ -51,7 +51,7 @@ class Config:
     fps: float = 0
     """Frames per second to take; 0: every frame."""
     cuts: float = 0.4
-    """The change of colours, from 0 to 1, that begins a new scene; 0: a video is one scene."""
+    """The lasting change of colours, from 0 to 1, that begins a new scene; 0: a video is one scene."""
     min_frames: int = 16
     """A video without a scene of this length is left out."""
     actions: bool = True
@@ -189,7 +189,7 @@ def import_all(
         try:
             for source, stream in zip(new, results, strict=True):
                 store, written, reason = pipeline.write(
-                    store, source, level, stream, offset, cfg.min_frames
+                    store, source, level, stream, offset, frame_format(cfg)
                 )
                 segments += written
                 level += bool(written)
@@ -215,10 +215,16 @@ def _streams(
     cfg: Config, new: list[Source], tracks: dict[str, ActionTrack], stop: threading.Event
 ) -> Iterator[functools.partial]:
     """For each source a function that reads it."""
-    frame_format = FrameFormat(cfg.size, cfg.fit, cfg.fps, cfg.cuts)
     for source in new:
         track = tracks.get(source.name)
-        yield functools.partial(pipeline.read_parts, source, frame_format, track, stop, cfg.workers)
+        yield functools.partial(
+            pipeline.read_parts, source, frame_format(cfg), track, stop, cfg.workers
+        )
+
+
+def frame_format(cfg: Config) -> FrameFormat:
+    """How frames are stored."""
+    return FrameFormat(cfg.size, cfg.fit, cfg.fps, cfg.cuts, cfg.min_frames)
 
 
 def _progress() -> Progress:

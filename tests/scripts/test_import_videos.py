@@ -91,7 +91,7 @@ def test_files_left_out_are_reported_with_the_reason(imported):
     content = json.loads((imported.root / script.REPORT).read_text())
     assert {entry["file"]: entry["why"].split(" (")[0] for entry in content["skipped"]} == {
         "notes.txt": "it cannot be read as a video",
-        "short.mp4": "it has no scene of 16 frames",
+        "short.mp4": "it has 5 frames, fewer than --cfg.min-frames 16",
     }
     assert len(content["imported"]) == COUNT + 1
     torn = content["imported"][-1]
@@ -142,6 +142,21 @@ def test_episodes_that_agree_at_both_ends_are_all_imported(tmp_path):
     report = json.loads((tmp_path / "s" / script.REPORT).read_text())
     assert len(report["imported"]) == 4
     assert [entry["why"] for entry in report["skipped"]] == ["it is the same as 3.npy"]
+
+
+def test_flashes_leave_no_video_out_and_reasons_name_the_flag(tmp_path):
+    for i in range(3):
+        frames = films.squares(60, colour=i)
+        frames[::12] = 255
+        films.write(tmp_path / f"{i}.mkv", frames)
+    scenes = np.concatenate([films.squares(10, colour=i) for i in range(5)])
+    films.write(tmp_path / "scenes.mkv", scenes)
+    script.main(config(tmp_path / "*.mkv", tmp_path / "s"))
+    report = json.loads((tmp_path / "s" / script.REPORT).read_text())
+    assert [entry["frames"] for entry in report["imported"]] == [60] * 3
+    reason = report["skipped"][0]["why"]
+    assert "5 scenes has 10 frames" in reason
+    assert "--cfg.min-frames 16" in reason and "--cfg.cuts above 0.4" in reason
 
 
 SLOWLY = """

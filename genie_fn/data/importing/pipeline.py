@@ -12,8 +12,9 @@ from genie_fn import data
 from genie_fn.data import Segment, Store
 from genie_fn.data.importing import action_labels, readers, sources
 from genie_fn.data.importing.action_labels import ActionTrack
+from genie_fn.data.importing.cuts import mark_cuts
 from genie_fn.data.importing.readers import SourceFrame, Unreadable
-from genie_fn.data.importing.resampling import FrameFormat, Sample, colour_change, fit, resample
+from genie_fn.data.importing.resampling import FrameFormat, Pixels, Sample, fit, resample
 from genie_fn.data.importing.sources import Source
 
 T = TypeVar("T")
@@ -42,14 +43,6 @@ class End(NamedTuple):
     """True if none of it may be used."""
 
 
-class Pixels(NamedTuple):
-    """A sample whose image is decoded and resized."""
-
-    number: int
-    begins_episode: bool
-    pixels: np.ndarray
-
-
 # Reading
 
 
@@ -66,7 +59,10 @@ def read_parts(
     pending: list[Pixels] = []
     try:
         frames = _recording_times(readers.read(source, threads), track, times, stop)
-        for pixels in _resized(resample(frames, frame_format.fps), frame_format):
+        resized = _resized(resample(frames, frame_format.fps), frame_format)
+        if frame_format.cuts:
+            resized = mark_cuts(resized, frame_format.cuts)
+        for pixels in resized:
             pending.append(pixels)
             if len(pending) == limit:
                 yield _make_part(pending, track, times)
@@ -107,15 +103,12 @@ def _recording_times(
 
 
 def _resized(samples: Iterable[Sample], frame_format: FrameFormat) -> Iterator[Pixels]:
-    """Decode and resize samples, and detect cuts. A repeated frame is decoded once."""
+    """Decode and resize samples. A repeated frame is decoded once."""
     last_number = -1
     pixels = None
     for number, begins, frame in samples:
         if number != last_number or pixels is None:
-            before = pixels
             pixels = fit(frame.image(), frame_format.size, frame_format.fit, frame.aspect)
-            if frame_format.cuts and before is not None:
-                begins |= colour_change(before, pixels) > frame_format.cuts
         yield Pixels(number, begins, pixels)
         last_number = number
 
@@ -209,32 +202,34 @@ def write(
     level: int,
     stream: Iterable[VideoPart | End],
     offset: int,
-    min_frames: int,
+    frame_format: FrameFormat,
 ) -> Written:
     """Write a video from `offset` on, one segment for each part.
 
-    Nothing is written if no scene has `min_frames` frames, or if the source is refused.
+    Nothing is written if no scene has `frame_format.min_frames` frames, or if the source is
+    refused.
     """
     segments: list[Segment] = []
     pending: list[VideoPart] = []
-    longest = 0
+    lengths: list[int] = []
+    min_frames = frame_format.min_frames
     end = End()
     for item in stream:
         if isinstance(item, End):
             end = item
             continue
         pending.append(item)
-        longest = max(longest, *episode_lengths(item))
+        lengths += episode_lengths(item)
         # A video that may be left out is not written yet, unless it is long.
-        while pending and (longest >= min_frames or len(pending) > 2):
+        while pending and (max(lengths) >= min_frames or len(pending) > 2):
             store, segment = _write_part(store, source, level, pending.pop(0), offset)
             segments.append(segment)
             offset += data.padded_length(segment.length)
     if end.refused or not (segments or pending):
         return Written(store, [], end.note)
-    if longest < min_frames:
-        short = f"it has no scene of {min_frames} frames"
-        return Written(store, [], f"{short}: {end.note}" if end.note else short)
+    if max(lengths) < min_frames:
+        short = _too_short(lengths, frame_format)
+        return Written(store, [], f"{short}; {end.note}" if end.note else short)
     total = sum(segment.length for segment in segments)
     info = {
         "file": source.name,
@@ -243,6 +238,18 @@ def write(
         "note": f"after {total} frames: {end.note}" if end.note else "",
     }
     return Written(store, [segment._replace(info=segment.info | info) for segment in segments])
+
+
+def _too_short(lengths: list[int], frame_format: FrameFormat) -> str:
+    """Why a video with episodes of these lengths is left out, and the flags that decide that."""
+    rate = f" at --cfg.fps {frame_format.fps:g}" if frame_format.fps else ""
+    least = f"fewer than --cfg.min-frames {frame_format.min_frames}"
+    if len(lengths) == 1:
+        return f"it has {lengths[0]} frames{rate}, {least}"
+    what = f"the longest of its {len(lengths)} scenes has {max(lengths)} frames{rate}, {least}"
+    if frame_format.cuts and sum(lengths) >= frame_format.min_frames:
+        return f"{what}: a --cfg.cuts above {frame_format.cuts:g}, or 0, finds fewer cuts"
+    return what
 
 
 def _write_part(

@@ -1,4 +1,4 @@
-"""Frames of a source at one size and one frame rate, with cuts between scenes detected.
+"""Frames of a source at one size and one frame rate.
 
 Time is resampled by timestamps, so a variable frame rate is handled correctly: sample k shows what
 is on the screen k / fps seconds after the first frame. A frame counts from half a gap before it
@@ -17,7 +17,6 @@ from PIL import Image
 from genie_fn.data.importing.readers import SourceFrame, Unreadable
 
 PAUSE = 10  # seconds without a new frame after which a new episode begins
-BINS = 8  # of each channel in a histogram
 
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -32,6 +31,8 @@ class FrameFormat(NamedTuple):
     """Frames per second; 0 keeps every frame."""
     cuts: float
     """The change of colours that counts as a cut; 0 detects none."""
+    min_frames: int = 1
+    """A source without an episode of this length is left out."""
 
 
 class Sample(NamedTuple):
@@ -41,6 +42,15 @@ class Sample(NamedTuple):
     """The number of the frame in its source."""
     begins_episode: bool
     frame: SourceFrame
+
+
+class Pixels(NamedTuple):
+    """A sample whose image is decoded and resized."""
+
+    number: int
+    begins_episode: bool
+    pixels: np.ndarray
+    """(size, size, 3) uint8."""
 
 
 def resample(frames: Iterable[SourceFrame], fps: float) -> Iterator[Sample]:
@@ -130,25 +140,3 @@ def fit(image: Image.Image, size: int, how: Fit, aspect: Fraction = Fraction(1))
     frame = Image.new("RGB", (size, size))
     frame.paste(resized, ((size - inner_width) // 2, (size - inner_height) // 2))
     return np.array(frame)
-
-
-def colour_change(before: np.ndarray, after: np.ndarray) -> float:
-    """How much the colours of two frames differ, from 0 to 1: large at a cut, small for movement.
-
-    The share of pixels that would have to change colour for the histograms (8 x 8 x 8 bins) to be
-    equal. It is the lesser of two such shares, whose bins are shifted by half a bin, because a
-    plain background may lie at the edge of a bin of one of them.
-    """
-    return min(_histogram_distance(before, after, shift) for shift in (0, 128 // BINS))
-
-
-def _histogram_distance(before: np.ndarray, after: np.ndarray, shift: int) -> float:
-    """The distance with bins shifted by `shift` levels of a channel."""
-    counts = [_histogram(frame, shift) for frame in (before, after)]
-    return float(abs(counts[0] - counts[1]).sum() / (2 * counts[0].sum()))
-
-
-def _histogram(frame: np.ndarray, shift: int) -> np.ndarray:
-    levels = (frame.reshape(-1, 3).astype(np.int64) + shift) * BINS // 256
-    side = BINS + 1  # a shifted channel may fall into one more bin
-    return np.bincount(levels @ (1, side, side**2), minlength=side**3)

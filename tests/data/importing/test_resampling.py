@@ -1,4 +1,4 @@
-"""Resampling frames in time, resizing them, and detecting cuts."""
+"""Resampling frames in time, and resizing them."""
 
 from fractions import Fraction
 
@@ -9,7 +9,6 @@ from PIL import Image
 from genie_fn.data import video
 from genie_fn.data.importing import resampling
 from genie_fn.data.importing.readers import SourceFrame
-from tests import films
 
 
 def numbers(times, fps):
@@ -126,20 +125,3 @@ def test_resizing_averages_and_leaves_what_fits_alone():
     means = pixels.reshape(32, 2, 32, 2, 3).mean((1, 3))
     assert abs(resampling.fit(image, 32, "crop") - means).max() <= 1
     assert (resampling.fit(Image.fromarray(video.enlarge(pixels, 3)), 64, "crop") == pixels).all()
-
-
-def test_another_scene_is_a_cut_and_movement_is_none():
-    first, second = films.squares(30, 64, 64, colour=1), films.squares(30, 64, 64, colour=2)
-    moves = [
-        resampling.colour_change(a, b)
-        for film in (first, second)
-        for a, b in zip(film, film[1:], strict=False)
-    ]
-    assert max(moves) < 0.05 and resampling.colour_change(first[-1], second[0]) > 0.9
-    assert resampling.colour_change(first[0], first[0]) == 0
-
-
-def test_a_background_at_the_edge_of_a_bin_is_no_cut():
-    for level in range(1, 255):
-        before, after = films.greys([level, level + 1])
-        assert resampling.colour_change(before, after) == 0
