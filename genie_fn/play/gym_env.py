@@ -20,12 +20,16 @@ from genie_fn.world import Programs, World
 
 try:
     import gymnasium
+    from gymnasium.spaces import Discrete
 except ImportError as error:
     raise UserError(
         f"Gymnasium cannot be imported ({error}): `pip install 'genie_fn[play]'`."
     ) from error
 
 ID = "genie_fn/World-v0"
+
+ActionLike = int | np.integer | np.ndarray | torch.Tensor
+"""An action as agents return it: an integer, or an array or tensor without axes that holds one."""
 
 
 class WorldEnv(gymnasium.Env):
@@ -58,7 +62,7 @@ class WorldEnv(gymnasium.Env):
         if horizon < 1:
             raise UserError(f"an episode needs at least 1 step: got a horizon of {horizon}")
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(world_model.dynamics.cfg.actions)
+        self.action_space = Discrete(world_model.dynamics.cfg.actions)
         self.render_mode = render_mode
         self.horizon = horizon
         self._world = world_model
@@ -69,27 +73,29 @@ class WorldEnv(gymnasium.Env):
 
     @torch.no_grad()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode; `info["start"]` is the index of its start frame."""
+        """Start an episode; `info["start"]` is the index of its start frame.
+
+        `options["start"]` chooses the start frame. Other options are ignored, as in other
+        environments.
+        """
         super().reset(seed=seed)
         start = int(self.np_random.integers(len(self._starts)))
         session_seed = int(self.np_random.integers(2**32))
+        if options and "start" in options:
+            start = element(Discrete(len(self._starts)), options["start"], "start frame")
         self._session = session.begin(
             self._world, self._starts[start], session_seed, programs=self._programs
         )
         return self._session.present.pixels, {"start": start}
 
     @torch.no_grad()
-    def step(self, action: int):
-        """Generate the frame that `action` leads to."""
+    def step(self, action: ActionLike):
+        """Generate the frame that `action` leads to: any integer that the action space contains."""
         if self._session is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
-        if not self.action_space.contains(action):
-            raise UserError(
-                f"there is no action {action!r}: "
-                f"choose an integer from 0 to {self._world.dynamics.cfg.actions - 1}"
-            )
+        number = element(self.action_space, action, "action")
         self._session = session.advance(
-            self._world, self._session, action, self._sample, self._programs, keep=1
+            self._world, self._session, number, self._sample, self._programs, keep=1
         )
         truncated = self._session.at >= self.horizon
         return self._session.present.pixels, 0.0, False, truncated, {}
@@ -99,6 +105,16 @@ class WorldEnv(gymnasium.Env):
         if self.render_mode != "rgb_array" or self._session is None:
             return None
         return self._session.present.pixels
+
+
+def element(space: Discrete, value: ActionLike, name: str) -> int:
+    """`value` as a Python integer. Raises UserError unless the space contains it."""
+    found = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
+    if not space.contains(found):
+        raise UserError(
+            f"there is no {name} {value!r}: choose an integer from 0 to {int(space.n) - 1}"
+        )
+    return int(found)
 
 
 def from_run(

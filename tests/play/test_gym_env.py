@@ -105,6 +105,42 @@ def test_actions_matter(env):
     assert any(not np.array_equal(actions[0], other) for other in actions[1:])
 
 
+@pytest.mark.parametrize(
+    "action",
+    [np.array(3), np.int64(3), np.uint8(3), np.array(3, np.int32), torch.tensor(3)],
+    ids=repr,
+)
+def test_whatever_integer_an_agent_returns_is_an_action(env, action):
+    assert np.array_equal(play(env, 1, [action]), play(env, 1, [3]))
+
+
+def test_an_option_chooses_the_start_frame(env, world_model, starts):
+    for start in (4, np.int64(4), torch.tensor(4)):
+        observation, info = env.reset(seed=0, options={"start": start, "unknown": 1})
+        _, prompt = world.reset(world_model, torch.from_numpy(starts[4])[None, None])
+        assert info == {"start": 4}
+        assert np.array_equal(observation, prompt.pixels[0, 0].numpy())
+    for start in (5, -1, "first", None):
+        with pytest.raises(UserError, match="no start frame"):
+            env.reset(options={"start": start})
+
+
+def test_environments_in_a_vector_play_as_they_do_alone(world_model, starts):
+    def make():
+        return WorldEnv(world_model, starts, horizon=2, sample=SAMPLE)
+
+    vector = gymnasium.vector.SyncVectorEnv([make, make])
+    first, info = vector.reset(seed=[0, 1], options={"start": 2})
+    assert info["start"].tolist() == [2, 2]
+    assert np.array_equal(first[0], first[1])
+    second = vector.step(np.array([1, 4]))[0]
+    alone = make()
+    alone.reset(seed=1, options={"start": 2})
+    assert np.array_equal(second[1], alone.step(4)[0])
+    assert vector.step(np.array([0, 0]))[3].tolist() == [True, True]
+    vector.close()
+
+
 def test_an_episode_is_truncated_at_its_horizon(env):
     env.reset(seed=0)
     assert [env.step(0)[1:4] for _ in range(6)] == [(0.0, False, False)] * 5 + [(0.0, False, True)]
@@ -122,7 +158,7 @@ def test_what_is_refused(env, world_model, starts):
     with pytest.raises(gymnasium.error.ResetNeeded):
         WorldEnv(world_model, starts).step(0)
     env.reset(seed=0)
-    for action in (5, -1, 1.0):
+    for action in (5, -1, 1.0, None, "1", np.array([1]), torch.tensor([1]), torch.tensor(1.0)):
         with pytest.raises(UserError, match="no action"):
             env.step(action)
     for wrong in (starts[:0], starts[:, :16], starts.astype("f4")):
