@@ -53,6 +53,15 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def keys_page(browser, site):
+    """One page for all tests of what keys mean, which do not play."""
+    page = browser.new_page()
+    page.goto(site)
+    yield page
+    page.close()
+
+
 @pytest.fixture
 def visit(browser, site):
     """Open the page in a context of its own; no error and no foreign request may occur."""
@@ -107,6 +116,35 @@ def play(page, keys, start=0):
         expect(page.locator("#number")).to_have_text(str(t))
         shown.append(pixels(page))
     return shown
+
+
+def meaning(page, key, code, actions=10, **options):
+    """What a key press means to the page."""
+    return page.evaluate(
+        """async ([options, actions]) => {
+            const keys = await import("/static/keys.js");
+            const event = new KeyboardEvent("keydown", options);
+            return {
+                command: keys.commandKey(event),
+                action: keys.actionOf(event, actions),
+                direction: keys.directionOf(event) ?? "",
+                reserved: keys.isReserved(event),
+            };
+        }""",
+        [{"key": key, "code": code, **options}, actions],
+    )
+
+
+def send_key(page, key, code):
+    """Press a key that has another character than on a US layout."""
+    page.evaluate(
+        """options => {
+            for (const type of ["keydown", "keyup"]) {
+                document.body.dispatchEvent(new KeyboardEvent(type, options));
+            }
+        }""",
+        {"key": key, "code": code, "bubbles": True},
+    )
 
 
 def png(seed):
@@ -324,6 +362,80 @@ def test_everything_from_the_keyboard(visit):
     assert len(set(keys)) == len(keys), "one key, two meanings"
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "expected"),
+    [
+        ("p", "KeyP", "P"),
+        ("P", "KeyP", "P"),  # Shift or Caps Lock
+        ("з", "KeyP", "P"),  # Cyrillic
+        ("З", "KeyP", "P"),
+        ("π", "KeyP", "P"),  # Greek
+        ("ㅔ", "KeyP", "P"),  # Hangul
+        ("פ", "KeyP", "P"),  # Hebrew
+        ("ح", "KeyP", "P"),  # Arabic
+        ("せ", "KeyP", "P"),  # kana
+        ("х", "BracketLeft", "["),
+        ("「", "BracketLeft", "["),
+        ("؟", "Slash", "?"),
+        ("Process", "KeyP", "P"),  # an input method hides the character
+        ("ｐ", "KeyP", "P"),  # full width
+        ("a", "KeyQ", "A"),  # AZERTY
+        ("q", "KeyA", "Q"),
+        ("â", "KeyQ", "A"),  # after a dead key
+        ("ñ", "Semicolon", "Ñ"),
+        ("ü", "BracketLeft", "Ü"),
+        ("ı", "KeyI", "I"),  # Turkish
+        ("-", "NumpadSubtract", "-"),
+        ("£", "BracketRight", "£"),
+        ("Escape", "Escape", "ESCAPE"),
+        ("Unidentified", "", ""),  # a keyboard on a screen
+    ],
+)
+def test_a_commands_key_on_every_layout(keys_page, key, code, expected):
+    assert meaning(keys_page, key, code)["command"] == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "options", "expected"),
+    [
+        ("3", "Digit3", {}, 2),
+        ('"', "Digit3", {}, 2),  # AZERTY
+        ("3", "Digit3", {"shiftKey": True}, 2),  # AZERTY: Shift types the digit
+        ("3", "Digit3", {"shiftKey": True, "actions": 20}, 12),
+        ("#", "Digit3", {"shiftKey": True, "actions": 20}, 12),
+        ("?", "Digit7", {"shiftKey": True}, -1),  # Cyrillic: the help
+        ("٣", "Digit3", {}, 2),  # Arabic
+        ("[", "Digit8", {"modifierAltGraph": True}, -1),  # German
+        ("0", "Digit0", {}, 9),
+        ("9", "Digit9", {"actions": 6}, -1),
+        ("3", "Numpad3", {}, 2),
+        ("PageDown", "Numpad3", {}, -1),  # without Num Lock
+    ],
+)
+def test_an_actions_key_on_every_layout(keys_page, key, code, options, expected):
+    assert meaning(keys_page, key, code, **options)["action"] == expected
+
+
+def test_keys_that_belong_to_an_input_method_or_the_browser(keys_page):
+    assert meaning(keys_page, "Dead", "BracketLeft")["reserved"]
+    assert meaning(keys_page, "ㅔ", "KeyP", isComposing=True)["reserved"]
+    assert meaning(keys_page, "p", "KeyP", ctrlKey=True)["reserved"]
+    assert not meaning(keys_page, "[", "Digit8", ctrlKey=True, altKey=True, modifierAltGraph=True)[
+        "reserved"
+    ]
+    assert meaning(keys_page, "ArrowLeft", "Numpad4")["direction"] == "LEFT"
+
+
+def test_a_letter_of_another_script_is_a_command_and_its_label(visit):
+    page = visit()
+    page.keyboard.press("1")
+    expect(page.locator("#number")).to_have_text("1")
+    send_key(page, "т", "KeyN")
+    expect(page.locator("#number")).to_have_text("2")
+    expect(page.locator("[data-do=step]")).to_have_attribute("title", re.compile(r"\(Т\)$"))
+    assert "Т" in page.locator("#keys kbd").all_text_contents()
 
 
 def test_a_phone(visit):

@@ -1,7 +1,8 @@
 // The page's controls and their keys, which the help lists. The session itself is in session.js.
 
-import { GAME_KEYS, choice } from "./controls.js";
+import { choice } from "./controls.js";
 import { buildHelp } from "./describe.js";
+import { actionOf, atPlace, commandKey, directionOf, isForeign, isReserved } from "./keys.js";
 import { $, bringIntoSight, complain, layout, note, recordedNames, showOverlay, showSliders, showTip } from "./page.js";
 import { state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
 import { render, upload } from "./protocol.js";
@@ -130,7 +131,7 @@ const REPEATING = new Set(["back", "forward", "cooler", "hotter", "fewer", "more
 const ALWAYS = new Set(["help", "close"]);
 const CLIPS = new Set(["previous", "next"]);
 const BY_KEY = {};
-for (const [name, [keys]] of Object.entries(COMMANDS)) for (const key of keys) BY_KEY[key.toLowerCase()] = name;
+for (const [name, [keys]] of Object.entries(COMMANDS)) for (const key of keys) BY_KEY[key.toUpperCase()] = name;
 
 function command(name) {
   const { frame, world, replaying } = state;
@@ -151,17 +152,42 @@ function ownKey(target, key) {
 }
 
 function keydown(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || ownKey(event.target, event.key)) return;
-  const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code);
-  const action = digit && ((Number(digit[1]) + 9) % 10) + (event.shiftKey ? 10 : 0);
-  const direction = recordedNames(state.world).length ? GAME_KEYS[event.code] : undefined;
-  const name = BY_KEY[event.key.toLowerCase()];
+  if (isReserved(event) || $("help").open || ownKey(event.target, event.key)) return;
+  const action = actionOf(event, state.world?.actions ?? 0);
+  const direction = recordedNames(state.world).length ? directionOf(event) : undefined;
+  const name = BY_KEY[commandKey(event)];
   if (direction) pressKey(event, { direction });
-  else if (digit && action < state.world?.actions) pressAction(event, action);
+  else if (action >= 0) pressAction(event, action);
   else if (name) {
     event.preventDefault();
+    learn(event);
     if (!event.repeat || REPEATING.has(name)) command(name);
   }
+}
+
+// ---- the labels of keys
+
+const typed = new Map(); // command's key → the character that it types on this visitor's layout
+
+/** Remember which character a key types where the layout has another script, and show it from now on. */
+function learn({ code, key }) {
+  const character = key.toUpperCase();
+  if (!isForeign(key) || label(atPlace(code)) === character) return;
+  typed.set(atPlace(code), character);
+  showKeys();
+}
+
+const label = (key) => typed.get(key) ?? key;
+
+function showKeys() {
+  for (const button of document.querySelectorAll("[data-do]")) {
+    const [keys, text] = COMMANDS[button.dataset.do];
+    button.title = `${text} (${label(keys[0])})`;
+    button.setAttribute("aria-keyshortcuts", keys.map(label).join(" "));
+  }
+  $("help-key").textContent = label("?");
+  const rows = [...PLAYING, ...Object.values(COMMANDS)];
+  buildHelp($("keys"), rows.map(([keys, text]) => [keys.map(label), text]));
 }
 
 function pressAction(event, action) {
@@ -198,9 +224,6 @@ function wireControls() {
     document.activeElement.blur();
   });
   for (const button of document.querySelectorAll("[data-do]")) {
-    const [keys, text] = COMMANDS[button.dataset.do];
-    button.title = `${text} (${keys[0]})`;
-    button.setAttribute("aria-keyshortcuts", keys.join(" "));
     button.addEventListener("click", () => command(button.dataset.do));
     if (REPEATING.has(button.dataset.do)) repeatWhilePressed(button);
   }
@@ -260,6 +283,6 @@ $("frame").addEventListener("pointermove", showTip);
 $("frame").addEventListener("pointerleave", () => ($("tip").hidden = true));
 paintRamp($("ramp"));
 input.limit(Number($("speed").value));
-buildHelp($("keys"), [...PLAYING, ...Object.values(COMMANDS)]);
+showKeys();
 layout();
 link.open(state.session);

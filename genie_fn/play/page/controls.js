@@ -3,8 +3,6 @@
 const HOLD = 220; // ms that a key is held before it repeats, so that a tap is exactly one frame
 const CLICK = 500; // ms within which a browser reports the end of a touch as a click
 
-/** The game keys by what the browser calls them. Jumping is up. */
-export const GAME_KEYS = { ArrowLeft: "LEFT", ArrowRight: "RIGHT", ArrowUp: "UP", ArrowDown: "DOWN", Space: "UP" };
 const ARROWS = { LEFT: "←", RIGHT: "→", UP: "↑", DOWN: "↓" };
 const DIAGONALS = { "LEFT+UP": "↖", "RIGHT+UP": "↗", "LEFT+DOWN": "↙", "RIGHT+DOWN": "↘" };
 export const NO_KEY = "no\u00a0key";
