@@ -19,6 +19,7 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
@@ -71,6 +72,9 @@ class Config:
     token, which is printed."""
     port: int = 8000
     """The port that serves the page; 0 takes a free one."""
+    origin: str = ""
+    """The address under which a proxy publishes the page, as in https://play.example; the page then
+    requires a token, which is printed."""
     open: bool = True
     """Open the page in a browser."""
     visitors: int = 8
@@ -88,6 +92,11 @@ class Config:
                 "--cfg.port is 0 to 65535, and --cfg.visitors, --cfg.fps and --cfg.scale are at "
                 "least 1"
             )
+        if self.origin and not is_page_address(self.origin):
+            raise UserError(
+                f"--cfg.origin {self.origin} should be the page's address at the proxy without a "
+                "query, as in https://play.example or http://play.example:8080/world"
+            )
         if self.image and self.ui == "browser" and not self.actions:
             raise UserError(
                 "in the browser, images are chosen on the page: "
@@ -95,6 +104,17 @@ class Config:
             )
         if self.output and Path(self.output).suffix.lower() not in (".mp4", ".gif", ".png"):
             raise UserError(f"--cfg.output {self.output} should end in .mp4, .gif or .png")
+
+
+def is_page_address(text: str) -> bool:
+    """Whether `text` is an address of the web, to which a query can be added."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # no number as port, or half a bracket
+        return False
+    named = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+    return named and not (parts.query or parts.fragment or parts.username or " " in text)
 
 
 def choose_ui(cfg: Config) -> str:
@@ -201,12 +221,13 @@ def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> 
     from genie_fn.play.server import Limits, Server, serve_on
 
     listening = listen(cfg.host, cfg.port)
-    token = "" if cfg.host in LOCAL else secrets.token_urlsafe(18)
+    local = cfg.host in LOCAL
+    token = "" if local and not cfg.origin else secrets.token_urlsafe(18)
     engine = Engine(loaded, device, compiled, cfg.sample)
     identity = bundle.fingerprint(*loaded.world)
     server = Server(engine, identity, token, Limits(cfg.visitors))
-    host = "localhost" if cfg.host in LOCAL else cfg.host
-    address = page_address(host, listening.getsockname()[1], token)
+    own = own_address("localhost" if local else cfg.host, listening.getsockname()[1])
+    address = (cfg.origin or own).rstrip("/") + (f"/?token={token}" if token else "/")
     if loaded.card:
         console.print(loaded.describe(), markup=False)
     console.print(f"Play {loaded.path} at {address} (Ctrl-C stops the server)", soft_wrap=True)
@@ -228,14 +249,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def page_address(host: str, port: int, token: str) -> str:
+def own_address(host: str, port: int) -> str:
     """The address of the page; for all networks (0.0.0.0 or ::) by this machine's name."""
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
     if ":" in host:
         host = f"[{host}]"
-    query = f"?token={token}" if token else ""
-    return f"http://{host}:{port}/{query}"
+    return f"http://{host}:{port}"
 
 
 @torch.no_grad()

@@ -15,6 +15,13 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",  # an address may hold the token
     "Cache-Control": "no-store",
 }
+NO_TOKEN = (
+    "This page needs its token: open the whole address that play.py printed when it last started."
+)
+PROXY_ADVICE = (
+    "If a proxy publishes it, start play.py with --cfg.origin and the address that visitors open, "
+    "and open the address that it then prints."
+)
 
 
 def refusal(message: str, status: int) -> Response:
@@ -23,9 +30,11 @@ def refusal(message: str, status: int) -> Response:
 
 
 class Guard:
-    """An ASGI application that passes on only requests of the page's own origin, with the token.
+    """An ASGI application that passes on only requests with the token, from any origin.
 
-    Without a token, the page answers only as localhost. Every answer gets HEADERS.
+    No other site knows the token, and no browser adds it by itself. Without a token, only requests
+    of the page's own origin are passed on, and the page answers only as localhost: else another
+    site could use the page in its visitors' browsers. Every answer gets HEADERS.
     """
 
     def __init__(self, app, token: str):
@@ -54,17 +63,17 @@ class Guard:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        if self.token:
+            return "" if self._has_token(scope) else NO_TOKEN
         origin = headers.get("origin")
         host = headers.get("host", "")
-        if self.token and not self._has_token(scope):
-            return "This page needs the whole address that play.py printed, with its token."
+        # Another site may have a name that was made to point to this machine.
+        if host_name(host) not in LOCAL:
+            return f"Without a token this page answers only as localhost. {PROXY_ADVICE}"
         if origin not in (None, f"http://{host}", f"https://{host}"):
-            return "This page answers only requests of its own origin."
+            return f"This page answers only requests of its own origin, {host}. {PROXY_ADVICE}"
         if scope["type"] == "websocket" and origin is None:
             return "A socket has to name its origin."
-        # Another site may have a name that was made to point to this machine.
-        if not self.token and host_name(host) not in LOCAL:
-            return "Without a token this page answers only as localhost."
         return ""
 
     def _has_token(self, scope: dict) -> bool:

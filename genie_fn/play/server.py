@@ -1,6 +1,6 @@
 """The page's server: one socket and one session per visitor.
 
-It answers only its own origin, and where it listens beyond this machine, only with a token. What it
+It answers only its own origin, or where others can reach it, only requests with a token. What it
 reads is bounded before it is decoded, and nothing that it reads is unpickled or executed.
 """
 
@@ -76,6 +76,7 @@ class Server:
             Route("/", self.page),
             Route("/upload", self.upload, methods=["POST"]),
             Route("/render", self.render),
+            Route("/play", self.answer, methods=["POST"]),
             WebSocketRoute("/play", self.play),
             Mount("/static", StaticFiles(directory=PAGE)),
         ]
@@ -171,6 +172,14 @@ class Server:
             content = await asyncio.to_thread(encode_video, frames, kind)
         headers = {"Content-Disposition": f'attachment; filename="rollout.{kind}"'}
         return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
+
+    async def answer(self, _: Request) -> Response:
+        """Answer a page whose socket was not opened, of which browsers hide the reason.
+
+        A POST request names its origin, as a socket does, so that it is refused for the same
+        reasons.
+        """
+        return Response(status_code=204)
 
     async def play(self, socket: WebSocket) -> None:
         """Talk to a visitor until the connection ends; the session stays for a while."""

@@ -508,6 +508,49 @@ def test_two_windows_do_not_fight_for_a_session(visit):
     expect(second.get_by_role("alert")).to_contain_text("another window")
 
 
+@pytest.mark.parametrize(
+    ("reply", "state", "words"),
+    [
+        (
+            {"status": 403, "json": {"error": "Use the token."}},
+            "refused",
+            "Use the token. This page",
+        ),
+        ({"status": 204}, "no connection", "A proxy between has to pass WebSockets on."),
+        ({"status": 502, "body": "bad gateway"}, "no connection", "Is play.py running"),
+        (None, "no connection", "Is play.py running"),
+    ],
+    ids=["refused", "no WebSockets", "server gone", "all gone"],
+)
+def test_a_socket_that_does_not_open_is_explained(browser, site, reply, state, words):
+    page = browser.new_page()
+    page.route_web_socket(re.compile("/play"), lambda socket: socket.close(code=1006))
+    page.route(
+        re.compile("/play"), lambda route: route.fulfill(**reply) if reply else route.abort()
+    )
+    page.goto(site)
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    expect(page.locator("#link-text")).to_have_text(state)
+    page.close()
+
+
+def test_a_page_behind_a_proxy_is_told_what_to_do(browser, site):
+    """The proxy passes requests on under the server's own name, but not their origin."""
+    published = "http://play.example"
+    page = browser.new_page()
+
+    def forward(route):
+        url = route.request.url.replace(published, site)
+        route.fulfill(response=route.fetch(url=url))
+
+    page.route(re.compile(published), forward)
+    page.route_web_socket(re.compile("/play"), lambda socket: socket.close(code=1006))
+    page.goto(published)
+    expect(page.get_by_role("alert")).to_contain_text("start play.py with --cfg.origin")
+    expect(page.locator("#link-text")).to_have_text("refused")
+    page.close()
+
+
 def test_a_full_server_is_reported(visit, browser, site):
     page = browser.new_page()
 

@@ -370,6 +370,39 @@ def test_with_a_token_nothing_goes_without_it(serve):
         page.start()
 
 
+def test_with_the_token_a_proxy_may_rewrite_host_and_origin(serve):
+    """The page of a proxy has the proxy's origin; the server hears of its own name, or another."""
+    client = serve(token="secret")
+    for host in ("localhost", "inside:8000", "play.example"):
+        headers = {"host": host, "origin": "https://play.example"}
+        for method, path in (("GET", "/"), ("POST", "/upload"), ("POST", "/play")):
+            reply = client.request(
+                method, path, params={"token": "secret"}, content=png(), headers=headers
+            )
+            assert reply.is_success
+            assert client.request(method, path, headers=headers).status_code == 403
+    with visit(client, token="secret", origin="https://play.example") as page:
+        page.start()
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "words"),
+    [
+        ("", {"origin": "https://play.example"}, "own origin, localhost"),
+        ("", {"host": "evil.example", "origin": "http://evil.example"}, "--cfg.origin"),
+        ("secret", {"origin": HOME}, "the whole address that play.py printed"),
+    ],
+)
+def test_a_page_learns_why_its_socket_is_refused(serve, token, headers, words):
+    client = serve(token=token)
+    reply = client.post("/play", headers=headers)
+    assert reply.status_code == 403 and words in reply.json()["error"]
+    url = "ws://localhost/play"
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect(url, headers=headers):
+        pass
+    assert client.post("/play", params={"token": token}, headers={"origin": HOME}).is_success
+
+
 def test_every_answer_says_what_a_browser_may_do_with_it(serve):
     client = serve()
     replies = [client.get(path) for path in ("/", "/static/app.js", "/static/no", "/render", "/no")]

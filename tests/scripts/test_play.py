@@ -76,6 +76,24 @@ def test_elsewhere_the_address_has_a_token(served, host):
     assert served(host=host)[0].app.token != made.app.token
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://play.example", "http://[::1]:81/", "https://hub.example/user/a/proxy/8000/"]
+)
+def test_behind_a_proxy_the_address_is_the_proxys_with_a_token(served, origin):
+    made, _, printed, opened = served(origin=origin)
+    assert len(made.app.token) >= 24
+    assert opened == [f"{origin.rstrip('/')}/?token={made.app.token}"] and opened[0] in printed
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["play.example", "ftp://a", "https://", "http://a:x", "http://[", "http://a/?b", "http://a b"],
+)
+def test_an_origin_that_is_no_address_is_refused(origin):
+    with pytest.raises(UserError, match="address at the proxy"):
+        play.Config(origin=origin)
+
+
 def test_a_port_that_is_taken_is_a_sentence(served):
     taken = pytest.raises(UserError, match="choose another --cfg.port")
     with socket.create_server(("127.0.0.1", 0)) as other, taken:

@@ -46,11 +46,24 @@ export async function render(session, format) {
 }
 
 /**
- * A connection that keeps trying. `on` has a function per type of message, `frame` for the binary ones, `lost(seconds)`
- * when the connection broke and will be tried again, and `full(seconds)`.
+ * Why no socket was opened, which a browser does not say: a request of the same origin to the same path is refused for
+ * the same reason. {refusal}, a sentence; {answers: true} where the server accepts it; {} where no server answers.
+ */
+async function diagnose() {
+  const reply = await fetch(address("play"), { method: "POST" }).catch(() => null);
+  if (!reply || reply.status >= 500) return {}; // 502 to 504 are a proxy's own, whose server does not answer
+  if (reply.ok) return { answers: true };
+  const { error } = await reply.json().catch(() => ({}));
+  return { refusal: error ?? `This page's connection was refused with status ${reply.status}.` };
+}
+
+/**
+ * A connection that keeps trying. `on` has a function per type of message, `frame` for the binary ones,
+ * `lost(seconds, answers)` when the connection broke and will be tried again, where `answers` says whether the server
+ * answers other requests, `refused(message)` when it will not be tried again, and `closedFull(seconds)`.
  */
 export function connect(on) {
-  let socket = null, session = "", failures = 0, timer = 0, full = false;
+  let socket = null, session = "", failures = 0, timer = 0, full = false, greeted = false;
 
   function close() {
     clearTimeout(timer);
@@ -62,7 +75,7 @@ export function connect(on) {
   function open(id = session) {
     close();
     session = id;
-    full = false;
+    full = greeted = false;
     const url = address("play", { session });
     url.protocol = url.protocol.replace("http", "ws");
     socket = new WebSocket(url);
@@ -71,22 +84,27 @@ export function connect(on) {
       if (typeof data === "string") receive(JSON.parse(data));
       else on.frame(decodeFrame(data));
     };
-    socket.onclose = ({ code }) => retry(full || code === FULL);
+    socket.onclose = ({ code }) => ended(socket, full || code === FULL);
   }
 
   function receive(message) {
     if (message.type === "hello") {
       session = message.session;
       failures = 0;
+      greeted = true;
     }
     full = message.type === "full";
     on[message.type]?.(message);
   }
 
-  function retry(wasFull) {
-    const wait = wasFull ? FULL_WAIT : WAITS[Math.min(failures++, WAITS.length - 1)];
-    (wasFull ? on.closedFull : on.lost)(wait / 1000);
+  async function ended(closed, wasFull) {
+    const { refusal, answers } = wasFull || greeted ? {} : await diagnose();
+    if (socket !== closed) return; // another was opened meanwhile
     socket = null;
+    if (refusal) return on.refused(refusal);
+    const wait = wasFull ? FULL_WAIT : WAITS[Math.min(failures++, WAITS.length - 1)];
+    if (wasFull) on.closedFull(wait / 1000);
+    else on.lost(wait / 1000, Boolean(answers));
     timer = setTimeout(open, wait);
   }
 

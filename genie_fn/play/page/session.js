@@ -13,7 +13,7 @@ export const input = player({
   idle,
 });
 const answers = { hello, status, branched, replayed, recording, error, expired, full };
-export const link = connect({ ...answers, frame, closedFull, lost });
+export const link = connect({ ...answers, frame, closedFull, lost, refused });
 
 // ---- asking
 
@@ -212,11 +212,21 @@ function closedFull(seconds) {
   complain(`${state.full} This page tries again every ${seconds} seconds.`, "link");
 }
 
-function lost(seconds) {
-  Object.assign(state, { asked: null, next: null, replaying: 0 });
-  document.body.classList.remove("waiting");
-  showLink("lost", "no connection");
-  const problem = state.world ? "The connection is lost, but not your session" : "The server does not answer";
-  complain(`${problem}: trying again in ${seconds} s. Is play.py running at this address?`, "link");
+function lost(seconds, answers) {
+  disconnected("no connection");
+  const known = state.world ? "The connection is lost, but not your session" : "The server does not answer";
+  const problem = answers ? "The server answers, but no WebSocket reaches it" : known;
+  const advice = answers ? "A proxy between has to pass WebSockets on." : "Is play.py running at this address?";
+  complain(`${problem}: trying again in ${seconds} s. ${advice}`, "link");
 }
 
+function refused(message) {
+  disconnected("refused");
+  complain(`${message} This page does not try again: load it again afterwards.`, "link");
+}
+
+function disconnected(text) {
+  Object.assign(state, { asked: null, next: null, replaying: 0 });
+  document.body.classList.remove("waiting");
+  showLink("lost", text);
+}
