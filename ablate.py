@@ -24,15 +24,15 @@ from typing import Any, Literal, NamedTuple
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 import torch
-from rich.console import Console
 
 from benchmarks import report
 from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file, rollouts
 from genie_fn.evaluation.report import headlines
 from genie_fn.evaluation.report.headlines import Row
-from genie_fn.runtime import provenance
+from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint
 
 ROOT = Path(__file__).parent
@@ -209,12 +209,11 @@ class Variant(NamedTuple):
 
 def main(cfg: Config) -> None:
     path = Path(cfg.results)
-    records = json.loads(path.read_text()) if path.is_file() else {}
+    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if cfg.measured:
         measure(cfg)
         records |= {choice: collect(cfg, choice) for choice in cfg.measured}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(records, indent=1) + "\n")
+        files.write_text(path, json.dumps(records, indent=1) + "\n")
     digits = {column.label: column.digits for column in COLUMNS}
     report.put(Path(cfg.docs), *MARKS, report.ablations(records, digits))
 
@@ -298,7 +297,7 @@ def measure(cfg: Config) -> None:
         for stage in INPUTS:
             if not is_done(cfg, variant, stage):
                 progress = f"world {number} of {len(every)}"
-                Console(stderr=True).rule(
+                console.rule(
                     f"{progress}: {variant.choice} {variant.name}, seed {variant.seed}: {stage}"
                 )
                 run_stage(command(cfg, variant, stage), stage)

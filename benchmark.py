@@ -15,16 +15,17 @@ from typing import Literal
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
 from benchmarks.suites import SUITES
 from genie_fn import dynamics, tokenizer
 from genie_fn.errors import UserError
-from genie_fn.runtime import backend, provenance
+from genie_fn.runtime import backend, files, provenance
 from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import results
+from genie_fn.runtime.progress import stage
 
 TRANSFORMERS = [name for name, cfg in tokenizer.PRESETS.items() if cfg.arch == "st_vivit"]
 """The presets that can be measured."""
@@ -116,10 +117,11 @@ def main(cfg: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
     machine = provenance.describe(device)
     for name in SUITES if cfg.suite == "all" else [cfg.suite]:
-        rows = SUITES[name](cfg, device)
+        with stage(f"measuring {name}"):
+            rows = SUITES[name](cfg, device)
         path = out / f"{name}-{device.type}.json"
-        path.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
-        Console().print(table(name, rows, machine["device"]), f"absolute times: {path}")
+        files.write_text(path, json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+        results.print(table(name, rows, machine["device"]), f"absolute times: {path}")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -37,6 +35,8 @@ from genie_fn.evaluation.cloning import Episode, Examples, Expert, Policy
 from genie_fn.evaluation.report import pages, tables
 from genie_fn.runtime import backend, files, provenance
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import results
+from genie_fn.runtime.progress import Progress
 from genie_fn.training.config import RunConfig
 from genie_fn.world import World
 
@@ -104,11 +104,11 @@ def main(cfg: Config) -> None:
     record = open_record(cfg, out, bundle.fingerprint(world.lam), store.data_hash)
     missing = [seed for seed in range(cfg.seeds) if str(seed) not in record.seeds]
     if missing:
-        with progress_bar() as bar:
-            task, summary = prepare(cfg, world, store, bar)
+        with Progress() as progress:
+            task, summary = prepare(cfg, world, store, progress)
             record = replace(record, expert=summary)
             for seed in missing:
-                record = with_seed(record, seed, evaluate_seed(cfg, task, seed, bar))
+                record = with_seed(record, seed, evaluate_seed(cfg, task, seed, progress))
                 record = replace(record, machine=provenance.describe(device))
                 write(record, out)
     print_table(record)
@@ -133,41 +133,30 @@ def open_record(cfg: Config, out: Path, lam: str, data_hash: str) -> CloneRecord
     return stored
 
 
-def progress_bar() -> Progress:
-    """A bar on stderr with counts and the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
-
-
 def prepare(
-    cfg: Config, world: World, store: data.Store, bar: Progress
+    cfg: Config, world: World, store: data.Store, progress: Progress
 ) -> tuple[Task, ExpertSummary]:
     """The levels to play and the expert's labelled moments, with a summary of the expert."""
     levels = cloning.open_levels(cfg.levels, store.meta)
     episodes = cloning.episodes(store)
-    expert = label(cfg, world, store, episodes, bar)
+    expert = label(cfg, world, store, episodes, progress)
     return Task(world, store, expert, levels), summarise_expert(episodes, expert)
 
 
 def label(
-    cfg: Config, world: World, store: data.Store, episodes: list[Episode], bar: Progress
+    cfg: Config, world: World, store: data.Store, episodes: list[Episode], progress: Progress
 ) -> Expert:
     """The expert's moments with their latent actions."""
-    row = bar.add_task("labelling the expert's video", total=None)
+    labelling = progress.task("labelling the expert's video, transition")
 
     def infer(frames: Tensor, recorded: Tensor) -> Tensor:
-        bar.advance(row, frames.shape[0] * (frames.shape[1] - 1))
+        labelling.advance(parts=frames.shape[0] * (frames.shape[1] - 1))
         return worlds.infer_actions(world, frames)
 
     with torch.no_grad():
         device = backend.pick_device(cfg.device)
         expert = cloning.label(store, episodes, infer, device, cfg.episodes)
-    bar.update(row, total=bar.tasks[row].completed)
+    labelling.end()
     return expert
 
 
@@ -184,18 +173,18 @@ def summarise_expert(episodes: list[Episode], expert: Expert) -> ExpertSummary:
     )
 
 
-def evaluate_seed(cfg: Config, task: Task, seed: int, bar: Progress) -> Seed:
+def evaluate_seed(cfg: Config, task: Task, seed: int, progress: Progress) -> Seed:
     """Train the policies of a seed and play every level with each."""
     began = time.monotonic()
     chance = np.random.default_rng([seed, 1]).random((cfg.levels, cfg.frames))
-    policies = train_policies(cfg, task, seed, bar)
+    policies = train_policies(cfg, task, seed, progress)
     solved = {}
-    for name, policy in bar.track(policies.items(), description=f"seed {seed}: playing"):
+    for name, policy in progress.track(policies.items(), f"seed {seed}: playing, policy"):
         solved[name] = cloning.play(policy, task.levels, chance).astype(int).tolist()
     return Seed(solved, round(time.monotonic() - began, 1))
 
 
-def train_policies(cfg: Config, task: Task, seed: int, bar: Progress) -> dict[str, Policy]:
+def train_policies(cfg: Config, task: Task, seed: int, progress: Progress) -> dict[str, Policy]:
     """Every policy of a seed by name."""
     expert = task.expert
     assert task.world.lam is not None
@@ -203,7 +192,7 @@ def train_policies(cfg: Config, task: Task, seed: int, bar: Progress) -> dict[st
     settings = policy_settings(cfg, seed)
 
     def steps(what: str) -> Iterable[int]:
-        return bar.track(range(cfg.steps), description=f"seed {seed}: learning {what}")
+        return progress.track(range(cfg.steps), f"seed {seed}: learning {what}, step")
 
     def fit(target: np.ndarray, kinds: int, what: str) -> Policy:
         examples = Examples(expert.offsets, target, kinds)
@@ -258,7 +247,7 @@ def with_seed(record: CloneRecord, number: int, seed: Seed) -> CloneRecord:
 
 def write(record: CloneRecord, out: Path) -> None:
     """Write clone.html and clone.json."""
-    files.write_atomically(out / "clone.html", pages.clone(record).encode())
+    files.write_text(out / "clone.html", pages.clone(record))
     clone_record.write(record, out)
 
 
@@ -267,7 +256,7 @@ def print_table(record: CloneRecord) -> None:
     table = Table("policy", "levels solved", "more than random")
     for row in tables.cloning(record):
         table.add_row(*row)
-    Console().print(table)
+    results.print(table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -56,12 +55,12 @@ from genie_fn.evaluation.report.pages import Pictures
 from genie_fn.evaluation.report.pictures import Picture
 from genie_fn.evaluation.report.verdicts import verdicts
 from genie_fn.evaluation.rollouts import Videos
-from genie_fn.runtime import backend, provenance
+from genie_fn.runtime import backend, files, provenance
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import results
+from genie_fn.runtime.progress import stage
 from genie_fn.training import setup
 from genie_fn.world import World
-
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Stopwatch:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
-        with console.status(name):
+        with stage(f"measuring {name}"):
             yield
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
@@ -349,13 +348,13 @@ def write(out: Path, evaluation: Evaluation, images: Pictures) -> None:
     name = evaluation.config["run"]
     cloned = clone_record.read_complete(bundle.results_folder(name))
     page = out / "report.html"
-    page.write_text(pages.report(evaluation, images, cloned), encoding="utf-8")
+    files.write_text(page, pages.report(evaluation, images, cloned))
     height = images.clips[0].frames.shape[1] // 3
-    files = pictures.write(out, images.clips, height, images.held_keys)
+    images_written = pictures.write(out, images.clips, height, images.held_keys)
     for sentence in verdicts(evaluation):
         print("-", sentence)
     print_table({name: evaluation})
-    print("written:", page, path, *files)  # a path broken over two lines cannot be copied
+    print("written:", page, path, *images_written)  # a path broken over two lines cannot be copied
 
 
 def print_table(evaluations: dict[str, Evaluation]) -> None:
@@ -363,7 +362,7 @@ def print_table(evaluations: dict[str, Evaluation]) -> None:
     table = Table("held-out levels", *evaluations)
     for row in headlines.table(evaluations):
         table.add_row(*row)
-    Console().print(table)
+    results.print(table)
 
 
 def compare(cfg: Config) -> None:
@@ -371,8 +370,7 @@ def compare(cfg: Config) -> None:
     evaluations = {folder: record_file.read(folder) for folder in cfg.compare}
     print_table(evaluations)
     path = Path(cfg.out) / "compare.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(pages.compare(evaluations), encoding="utf-8")
+    files.write_text(path, pages.compare(evaluations))
     print("written:", path)
 
 

@@ -25,7 +25,6 @@ from typing import Literal
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from genie_fn import data
 from genie_fn.data import procgen, video
@@ -33,6 +32,7 @@ from genie_fn.data.procgen import ACTIONS, MAX_LEVEL, SIZE
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.progress import Progress, stage, track
 from genie_fn.runtime.signals import terminable
 
 # Weights of the explorer's actions by game: in CoinRun mostly to the right, jumping.
@@ -212,13 +212,13 @@ def collect(cfg: Config, store: data.Store) -> data.Store:
     missing = range(len(segments), cfg.num_levels)
     began = time.monotonic()
     commit_now_and_then = data.PeriodicCommit()
-    with _progress() as bar:
-        task = bar.add_task("", total=cfg.num_levels, completed=len(segments))
+    with Progress() as progress:
+        task = progress.task("collecting, level", cfg.num_levels, len(segments))
         try:
             for done, segment in enumerate(collect_levels(cfg, store, missing), 1):
                 segments.append(segment)
                 rate = done * segment.length / (time.monotonic() - began)
-                bar.update(task, advance=1, description=f"levels, {rate:,.0f} frames/s")
+                task.advance(f"{rate:,.0f} frames/s")
                 commit_now_and_then(store, segments)
         finally:
             store = data.commit(store, segments)
@@ -230,18 +230,12 @@ def collect(cfg: Config, store: data.Store) -> data.Store:
     return store
 
 
-def _progress() -> Progress:
-    return Progress(
-        MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-    )
-
-
 # After collection
 
 
 def export(store: data.Store, folder: Path) -> None:
     """Write every episode as a lossless mp4 to a folder of its split."""
-    for segment in store.segments:
+    for segment in track(store.segments, f"writing mp4 files to {folder}, level"):
         recording = data.read_segment(store, segment)
         name = f"{segment.level:06d}"
         split = folder / segment.split
@@ -274,7 +268,9 @@ def main(cfg: Config) -> None:
         with data.exclusive_writer(root, "collects into", instead), terminable():
             store = collect(cfg, open_or_create(cfg, root))
     if cfg.verify:
-        print(f"{data.verify(store):,} frames match their checksums.")
+        with stage("comparing checksums"):
+            count = data.verify(store)
+        print(f"{count:,} frames match their checksums.")
     if cfg.export_mp4:
         export(store, Path(cfg.export_mp4))
     report(store)

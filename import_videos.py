@@ -20,7 +20,6 @@ from pathlib import Path
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from genie_fn import data
 from genie_fn.data import Store
@@ -31,6 +30,7 @@ from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus, files
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.progress import Progress
 from genie_fn.runtime.signals import terminable
 
 REPORT = "imported.json"
@@ -184,8 +184,8 @@ def import_all(
     frames = 0
     complete = False
     commit_now_and_then = data.PeriodicCommit()
-    with _progress() as bar:
-        task = bar.add_task("", total=len(new))
+    with Progress() as progress:
+        task = progress.task("importing, video", len(new))
         try:
             for source, stream in zip(new, results, strict=True):
                 store, written, reason = pipeline.write(
@@ -198,7 +198,7 @@ def import_all(
                 offset += sum(data.padded_length(segment.length) for segment in written)
                 frames += sum(segment.length for segment in written)
                 rate = frames / (time.monotonic() - began)
-                bar.update(task, advance=1, description=f"videos, {rate:,.0f} frames/s")
+                task.advance(f"{rate:,.0f} frames/s")
                 commit_now_and_then(store, segments)
             complete = True
         finally:
@@ -225,12 +225,6 @@ def _streams(
 def frame_format(cfg: Config) -> FrameFormat:
     """How frames are stored."""
     return FrameFormat(cfg.size, cfg.fit, cfg.fps, cfg.cuts, cfg.min_frames)
-
-
-def _progress() -> Progress:
-    return Progress(
-        MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-    )
 
 
 # The report

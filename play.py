@@ -25,8 +25,6 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from genie_fn import bundle, world
 from genie_fn.bundle import Bundle
@@ -37,6 +35,7 @@ from genie_fn.play import session
 from genie_fn.runtime import backend
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
+from genie_fn.runtime.progress import track
 from genie_fn.training import checkpoint
 
 PRETRAINED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
@@ -157,7 +156,9 @@ def add_dataset(cfg: Config, loaded: Bundle, ui: str) -> Bundle:
         if ui != "browser" and not cfg.image:
             raise
         if ui == "browser":
-            console.print(f"playing without held-out frames and the real game: {error}")
+            console.print(
+                f"playing without held-out frames and the real game: {error}", soft_wrap=True
+            )
         return loaded
 
 
@@ -195,7 +196,7 @@ def make_video(
     image = first_frame(cfg, loaded)
     frames = [image]
     now = session.begin(model, image, cfg.seed)
-    for action in track(actions, "generating", console=Console(stderr=True)):
+    for action in track(actions, "generating, frame"):
         now = session.advance(model, now, action, sample, programs, keep=1)
         frames.append(now.present.pixels)
     output = cfg.output or "out.mp4"
@@ -229,7 +230,7 @@ def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> 
     own = own_address("localhost" if local else cfg.host, listening.getsockname()[1])
     address = (cfg.origin or own).rstrip("/") + (f"/?token={token}" if token else "/")
     if loaded.card:
-        console.print(loaded.describe(), markup=False)
+        console.print(loaded.describe())
     console.print(f"Play {loaded.path} at {address} (Ctrl-C stops the server)", soft_wrap=True)
     if cfg.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 import torch
-from rich.console import Console
 
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
-from genie_fn.runtime import provenance
+from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.console import console
 
 ROOT = Path(__file__).parent
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -36,7 +36,6 @@ NEVER = 1_000_000
 """Steps between checkpoints and between pictures: more than any stage here has."""
 START_SECONDS = 10
 """What a training script takes besides training: importing torch, reading the data, saving."""
-console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,10 @@ def train(cfg: Config, stage: str) -> dict[str, float]:
 
 def metrics(folder: Path) -> list[dict]:
     """The rows of a run's metrics."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def seconds_since(start: float) -> float:
@@ -188,7 +190,7 @@ def save(cfg: Config, row: dict[str, Any]) -> Path:
     path = Path(cfg.records) / f"{name}.json"
     logs = Path(cfg.records) / name
     logs.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row, indent=1) + "\n")
+    files.write_text(path, json.dumps(row, indent=1) + "\n")
     for stage in cfg.shares:
         shutil.copyfile(Path(cfg.out) / stage / "metrics.jsonl", logs / f"{stage}.jsonl")
     return path

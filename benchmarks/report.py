@@ -6,6 +6,7 @@ from statistics import mean
 
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
+from genie_fn.runtime import files
 
 PERFORMANCE = Path("docs/performance.md")
 RESULTS = Path("docs/results.md")
@@ -25,7 +26,7 @@ def table(results: Path) -> str:
     share of the ceiling."""
     lines = {}
     for path in sorted(results.glob("*.json")):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         machine = f"{record['device']}, torch {record['torch']}, threads: {record['threads']}"
         baselines = {
             row["case"]: row for row in record["rows"] if row["variant"] == row["baseline"]
@@ -103,7 +104,7 @@ def _cell(rows: list[dict], name: str, label: str, digits: int) -> str:
 
 def speedruns(records: Path) -> str:
     """Markdown: the records of speedrun.py side by side, by their headlines."""
-    runs = [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(records.glob("*.json"))]
     if not runs:
         raise UserError(f"there are no records in {records}: run `python speedrun.py` first")
     titles = []
@@ -134,10 +135,10 @@ def _steps_line(runs: list[dict[str, dict]]) -> str:
 
 def put(path: Path, begin: str, end: str, content: str) -> None:
     """Replace the text between two lines of a file."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise UserError(
             f"{path} lacks the lines {begin} and {end}: add them where the table belongs"
         )
     before, rest = text.split(begin, 1)
-    path.write_text(f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}")
+    files.write_text(path, f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}")

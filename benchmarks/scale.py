@@ -18,6 +18,7 @@ from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.runtime import output
 from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training.sharding import largest_shard, shard_axis
@@ -247,8 +248,9 @@ EXCHANGES = [
 
 def main() -> None:
     """Print both tables."""
-    print(_table(NEEDS, [needs(model) for model in models()]), end="\n\n")
-    print(_table(EXCHANGES, [exchanges(model, gpus) for model in models() for gpus in GPUS]))
+    with output.never_failing():
+        print(_table(NEEDS, [needs(model) for model in models()]), end="\n\n")
+        print(_table(EXCHANGES, [exchanges(model, gpus) for model in models() for gpus in GPUS]))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def modules():
     docstrings = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if text := ast.get_docstring(ast.parse(path.read_text())):
+        if text := ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
             docstrings[name] = text
     return docstrings
 
@@ -52,7 +52,7 @@ def on_config(config):
 def on_files(files, config):
     """Add the generated pages."""
     for source, page in FROM_ROOT.items():
-        text = re.sub(r"\]\((\.\./)*docs/", "](", (ROOT / source).read_text())
+        text = re.sub(r"\]\((\.\./)*docs/", "](", (ROOT / source).read_text(encoding="utf-8"))
         for other, target in FROM_ROOT.items():
             text = text.replace(f"]({other}", f"]({target}")
         files.append(File.generated(config, page, content=text))
@@ -60,7 +60,7 @@ def on_files(files, config):
         if path.suffix in PICTURES:
             files.append(File.generated(config, f"assets/{path.name}", abs_src_path=str(path)))
     files.remove(files.get_file_from_path(TOUR))
-    text = (ROOT / "docs" / TOUR).read_text().replace(".ipynb)", ".md)")
+    text = (ROOT / "docs" / TOUR).read_text(encoding="utf-8").replace(".ipynb)", ".md)")
     files.append(File.generated(config, TOUR, content=text))
     for path in tour():
         for name, content in notebook(path).items():

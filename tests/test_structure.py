@@ -15,7 +15,7 @@ MODULES = {
 
 
 def parse(path):
-    return ast.parse(path.read_text(), filename=str(path))
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def imports(path):
@@ -73,3 +73,35 @@ def test_a_script_runs_only_as_main(name):
             assert isinstance(node.value, ast.Constant), f"line {node.lineno} runs at import"
         if isinstance(node, ast.If):
             assert ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def lacks_encoding(call):
+    """Whether a call reads or writes text in the encoding of the machine."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in options:
+        return False
+    if name in ("read_text", "write_text"):
+        return len(call.args) < (1 if name == "read_text" else 2)
+    if name == "open":
+        modes = [*call.args, *options.values()]
+        modes = [node.value for node in modes if isinstance(node, ast.Constant)]
+        modes = [mode for mode in modes if isinstance(mode, str) and not set(mode) - set("rwaxbt+")]
+        plain = isinstance(function, ast.Name) and not modes
+        return plain or any("b" not in mode for mode in modes)
+    return any(name in options for name in ("text", "universal_newlines"))
+
+
+TEXT_FILES = [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")]
+TEXT_FILES += [
+    path for name in ("benchmarks", "tools", "docs") for path in (ROOT / name).rglob("*.py")
+]
+
+
+@pytest.mark.parametrize("path", TEXT_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_is_read_and_written_in_a_stated_encoding(path):
+    calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+    found = [ast.unparse(call) for call in calls if lacks_encoding(call)]
+    found = [text for text in found if not text.startswith(("av.open", "files.write_text"))]
+    assert not found, f"{path.name}: these need encoding=..., as 'utf-8': {found}"

@@ -118,7 +118,9 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 def tracked_files(paths: list[str]) -> list[Path]:
     """Text files under the given paths that git tracks or does not ignore; all if no path is given."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *paths]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
     files = [ROOT / name for name in listed.splitlines() if name not in LEFT_OUT]
     return [
         file for file in files if file.is_file() and (file.suffix in SUFFIXES or file.name in NAMES)

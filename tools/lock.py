@@ -17,9 +17,9 @@ HEADER = """# Versions that are known to work together, from which `make` instal
 
 def main() -> None:
     command = [sys.executable, "-m", "pip", "freeze", "--all", "--exclude-editable"]
-    frozen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    frozen = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     pinned = [line for line in frozen.splitlines() if "==" in line and not MACHINE.match(line)]
-    (ROOT / "constraints.txt").write_text(HEADER + "\n".join(pinned) + "\n")
+    (ROOT / "constraints.txt").write_text(HEADER + "\n".join(pinned) + "\n", encoding="utf-8")
     print(f"constraints.txt: {len(pinned)} packages")
 
 

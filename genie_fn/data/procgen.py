@@ -54,7 +54,10 @@ class Step(NamedTuple):
 def _library() -> ModuleType:
     """Procgen's module. Importing it prints a page about gym, which is not used here."""
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+        ):
             import procgen.env  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(

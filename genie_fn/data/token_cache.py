@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
-from rich.progress import track
 
 from genie_fn.data import storage
 from genie_fn.data.reader import ClipReader
@@ -29,7 +28,7 @@ from genie_fn.data.storage import CHUNK, ArrayKind, Segment
 from genie_fn.data.store import Recording, Store, padded_length
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
-from genie_fn.runtime.console import console
+from genie_fn.runtime.progress import track
 from genie_fn.runtime.signals import terminable
 
 VERSION = 1
@@ -122,7 +121,7 @@ def _damaged(root: Path) -> UserError:
 
 
 def fill(cache: Cache, reader: ClipReader, encoder: Encoder) -> Cache:
-    """Encode the segments of the reader's split that the cache lacks, with a progress bar.
+    """Encode the segments of the reader's split that the cache lacks, and show the progress.
 
     Segments that cannot be read are an error, or left out if the reader skips damage. One process
     fills a cache at a time. SIGTERM ends it as it ends training; the segments encoded by then stay.
@@ -134,7 +133,7 @@ def fill(cache: Cache, reader: ClipReader, encoder: Encoder) -> Cache:
         cache = cache._replace(encoded=_read_manifest(cache.root))
         missing = [segment for segment in wanted if not cache.holds(segment)]
         title = f"encoding to {cache.root}"
-        for segment in track(missing, title, console=console, disable=not missing):
+        for segment in track(missing, title):
             recording = reader.read_segment(segment)
             if recording is not None:
                 cache = add(cache, segment, recording, encoder)

@@ -66,7 +66,7 @@ def read(folder: str | Path) -> CloneRecord | None:
     """The record in a folder; None where there is none. Raises UserError for a damaged one."""
     path = Path(folder) / FILE
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         return None
     except ValueError as error:

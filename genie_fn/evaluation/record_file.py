@@ -56,7 +56,7 @@ def read(folder: str | Path) -> Evaluation:
             f"{folder} holds no evaluation: make one with `python evaluate.py --cfg.run {folder}`"
         )
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         schema = stored.pop("schema", None)
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged: evaluate that world again") from error

@@ -9,7 +9,6 @@ the discriminator, and the discriminator's terms use detached reconstructions, s
 receives the gradient of its own loss only.
 """
 
-import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.nets import discriminator, vgg
 from genie_fn.nets.blueprint import Blueprint
 from genie_fn.nets.discriminator import DiscriminatorConfig
+from genie_fn.runtime.console import console
 from genie_fn.tree import Tree
 
 
@@ -90,7 +90,7 @@ def load_vgg(cfg: AdversarialConfig, device: torch.device | str = "cpu") -> Tree
     if not cfg.perceptual:
         return {}
     if not cfg.vgg:
-        print("no --cfg.adversarial.vgg: training without the perceptual term", file=sys.stderr)
+        console.print("no --cfg.adversarial.vgg: training without the perceptual term")
         return {}
     return vgg.load(cfg.vgg, device)
 

@@ -1,9 +1,11 @@
 """The command line of every script: presets, flags, and errors that end in one sentence and exit
 code 2."""
 
+import dataclasses
 import difflib
-import errno
+import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -11,52 +13,104 @@ from typing import Any, NoReturn
 import tyro
 
 from genie_fn.errors import UserError
-from genie_fn.runtime import distributed
+from genie_fn.runtime import distributed, files, output
 from genie_fn.runtime.console import console
 
+KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 Presets = Mapping[str, Callable[[], Any]]
 
 
 def run(main: Callable[[Any], None], presets: Presets | None = None) -> None:
-    """Parse the command line into `main(cfg)` and call it; a `UserError` becomes one sentence and
-    exit code 2.
+    """Parse the command line into `main(cfg)` and call it; a `UserError` and an error of the system
+    become one sentence and exit code 2.
 
     --help begins with the docstring of the script. `presets` are functions that return a config:
-    `--cfg.preset NAME` chooses one, and the other flags override it. Ctrl-C exits with code 130, as
-    a shell expects; `main` has saved its work by then. Of several processes that fail with the same
-    error only the first reports it.
+    `--cfg.preset NAME` chooses one, and the other flags override it. A `~` at the beginning of a
+    value is the home folder, also where the shell leaves it. Nothing that is printed ends the
+    program. Ctrl-C exits with code 130, as a shell expects; `main` has saved its work by then. Of
+    several processes that fail with the same error only the first reports it.
     """
-    try:
-        description = inspect.getdoc(sys.modules[main.__module__])
-        tyro.cli(_with_preset(main, presets) if presets else main, description=description)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        name = error.filename or "a file"
-        _exit(f"{name} cannot be written ({error.strerror}): free space and start again")
-    except UserError as error:
-        distributed.wait_for_first_to_report()
-        console.quiet = False
-        _exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with output.never_failing():
+        try:
+            main(*map(with_home, _parse(main, presets)))
+        except OSError as error:
+            if error.errno is None:
+                raise
+            _report(files.sentence(error))
+        except UserError as error:
+            _report(str(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
-def _exit(sentence: str) -> NoReturn:
-    console.print("error:", sentence, style="red", markup=False, soft_wrap=True)
+def _report(sentence: str) -> NoReturn:
+    distributed.wait_for_first_to_report()
+    console.quiet = False
+    console.print("error:", sentence, style="red", soft_wrap=True)
     sys.exit(2)
 
 
-def _with_preset(main: Callable[[Any], None], presets: Presets) -> Callable[..., None]:
-    """`main` with the chosen preset as its argument's default, so that --help shows the preset's
-    values."""
-    preset = presets[_preset_name(sys.argv[1:], presets)]()
+def _parse(main: Callable[..., None], presets: Presets | None) -> tuple[Any, ...]:
+    """The arguments of `main`, from the command line.
 
-    def entry(cfg=preset) -> None:
-        main(cfg)
+    The chosen preset is the default of the argument, so that --help shows its values.
+    """
 
-    entry.__annotations__ = {"cfg": type(preset)}
-    return entry
+    @functools.wraps(main)
+    def entry(*arguments: Any, **options: Any) -> tuple[Any, ...]:
+        return (*arguments, *options.values())
+
+    if presets:
+        preset = presets[_preset_name(sys.argv[1:], presets)]()
+        parameter = inspect.Parameter("cfg", KEYWORD, default=preset, annotation=type(preset))
+        entry.__signature__ = inspect.Signature([parameter])  # pyright: ignore[reportAttributeAccessIssue]
+        entry.__annotations__ = {"cfg": type(preset)}
+    description = inspect.getdoc(sys.modules[main.__module__])
+    several = _several_files(sys.argv[1:])
+    try:
+        return tyro.cli(entry, description=description, console_outputs=not several)
+    except SystemExit:
+        if not several:
+            raise
+    flag, count = several
+    raise UserError(
+        f"{flag} takes one value, not {count} files: if the shell made them of a pattern such as "
+        f"*.mp4, put the pattern in quotes; if not, see --help"
+    )
+
+
+def _several_files(arguments: list[str]) -> tuple[str, int] | None:
+    """A flag that is followed by several words that name files, and their number; None without one.
+
+    This is what a shell makes of a pattern without quotes.
+    """
+    flag = ""
+    values: list[str] = []
+    for argument in [*arguments, "--"]:
+        if not argument.startswith("--"):
+            values.append(argument)
+            continue
+        if flag and len(values) > 1 and all(map(os.path.exists, values)):
+            return flag, len(values)
+        flag = argument
+        values = []
+    return None
+
+
+def with_home(value: Any) -> Any:
+    """A configuration with the home folder for a `~` at the beginning of any of its texts."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~") else value
+    if isinstance(value, tuple | list):
+        items = [with_home(item) for item in value]
+        unchanged = all(new is old for new, old in zip(items, value, strict=True))
+        return value if unchanged else type(value)(items)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    after = {name: with_home(item) for name, item in before.items()}
+    changed = {name: item for name, item in after.items() if item is not before[name]}
+    return dataclasses.replace(value, **changed) if changed else value
 
 
 def _preset_name(arguments: list[str], presets: Presets) -> str:

@@ -32,6 +32,17 @@ def writing(what: str | Path) -> Iterator[None]:
         ) from error
 
 
+def sentence(error: OSError) -> str:
+    """An error of the system that nothing has handled, and what to do."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+    if error.errno in DISK_FULL:
+        return f"{name} cannot be written ({reason(error)}): free space and start again"
+    return (
+        f"{name} cannot be read or written ({reason(error)}): "
+        "correct the path or its permissions, and start again"
+    )
+
+
 def reason(error: BaseException) -> str:
     """An error in a few words: the system's own, if it is known."""
     for number in DISK_FULL:
@@ -63,6 +74,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
         if os.name == "posix":
             _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by UTF-8 text, and make its folder if that is missing.
+
+    Parts of file names that are no text, which Python holds as surrogates, are written as escapes.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -30,9 +31,18 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
-    line = subprocess.getoutput("grep -m1 'model name' /proc/cpuinfo 2>/dev/null")
-    processor = line.split(": ")[-1] or platform.processor() or "unknown CPU"
+    processor = _processor() or platform.processor() or "unknown CPU"
     return f"{processor}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    """The processor's name where Linux gives it; otherwise empty."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"^model name\s*: (.*)$", described, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _commit() -> str | None:
@@ -40,7 +50,9 @@ def _commit() -> str | None:
     command = ["git", "-C", str(CHECKOUT), "--no-optional-locks", "describe"]
     options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        result = subprocess.run([*command, *options], capture_output=True, text=True)
+        result = subprocess.run(
+            [*command, *options], capture_output=True, encoding="utf-8", errors="replace"
+        )
     except OSError:
         return None
     return result.stdout.strip() or None

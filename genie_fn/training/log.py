@@ -46,7 +46,9 @@ class JsonLines:
     def __init__(self, path: Path, step: int):
         self._path = path
         self._unwritten: list[str] = []
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        )
         kept = [line + "\n" for line in lines if _step_of(line) <= step]
         files.write_atomically(path, "".join(kept).encode())
 
@@ -55,7 +57,7 @@ class JsonLines:
         self._unwritten.append(json.dumps({"step": step} | finite) + "\n")
         size = self._path.stat().st_size
         try:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write("".join(self._unwritten))
             self._unwritten.clear()
         except OSError:

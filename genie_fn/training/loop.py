@@ -10,14 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -25,6 +17,7 @@ from genie_fn import random
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.runtime.console import console
+from genie_fn.runtime.progress import Progress, Task
 from genie_fn.runtime.signals import Stop
 from genie_fn.training import checkpoint, log, processes, sharding
 from genie_fn.training.checkpointer import Checkpointer, Unsaved
@@ -80,7 +73,7 @@ def fit(
                 errors.attempt(run.checkpointer.poll)
                 if is_last or done % LOG_EVERY == 0:
                     run.logger.record(clock.measure(done, metrics))
-                run.show_progress(completed=done, total=clock.expected_steps(done))
+                run.progress.update(done, clock.expected_steps(done))
             if is_last or done % cfg.sample_every == 0:
                 with record_function("sample"):
                     draw(sample, state, run.folder / "samples" / f"{done:07d}.png")
@@ -146,8 +139,7 @@ class _Run(NamedTuple):
     logger: MetricLogger
     checkpointer: Checkpointer
     profiler: Profiler
-    show_progress: Callable[..., None]
-    """Takes the arguments of `rich.progress.Progress.update`."""
+    progress: Task
 
 
 @contextmanager
@@ -173,22 +165,20 @@ def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
         processes.on_first(open_files)
         stack.enter_context(checkpointer)
         stack.enter_context(profiler)
-        bar = stack.enter_context(_progress_bar())
+        bars = stack.enter_context(Progress())
         total = None if cfg.minutes else cfg.steps
-        task = bar.add_task(folder.name, total=total, completed=first, metrics="compiling")
-
-        def show_progress(**fields) -> None:
-            bar.update(task, **fields)
+        note = "" if cfg.compile == "off" else "compiling"
+        task = bars.task(f"{folder.name}, step", total, first, note)
 
         def show_metrics(headline: str) -> None:
-            show_progress(metrics=headline)
+            task.update(note=headline)
 
         def skipped_clips() -> int:
             return getattr(batches, "skipped", 0)
 
         count_skipped = skipped_clips if cfg.damaged == "skip" else None
         logger = MetricLogger(sinks, show_metrics, count_skipped)
-        yield _Run(folder, logger, checkpointer, profiler, show_progress)
+        yield _Run(folder, logger, checkpointer, profiler, task)
 
 
 def draw(sample: Sample, state: TrainState, path: Path) -> None:
@@ -206,15 +196,3 @@ def draw(sample: Sample, state: TrainState, path: Path) -> None:
             soft_wrap=True,
             markup=False,
         )
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        console=console,
-    )

@@ -35,7 +35,7 @@ def test_json_lines_lose_no_row_on_a_full_disk_and_hold_no_nan(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         original = type(path).open
-        patch.setattr(type(path), "open", lambda self, mode: Full(original(self, mode)))
+        patch.setattr(type(path), "open", lambda self, mode, **_: Full(original(self, mode)))
         sink.write(7, {})
     sink.write(8, {})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
