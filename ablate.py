@@ -209,13 +209,27 @@ class Variant(NamedTuple):
 
 def main(cfg: Config) -> None:
     path = Path(cfg.results)
-    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    files.check_folder("--cfg.out", cfg.out)
+    files.check_outputs("--cfg.results", path)
+    files.check_outputs("--cfg.docs", cfg.docs)
+    report.parts(Path(cfg.docs), *MARKS)  # refuses a page without a place for the tables
+    records = read_records(path)
     if cfg.measured:
         measure(cfg)
         records |= {choice: collect(cfg, choice) for choice in cfg.measured}
         files.write_text(path, json.dumps(records, indent=1) + "\n")
     digits = {column.label: column.digits for column in COLUMNS}
     report.put(Path(cfg.docs), *MARKS, report.ablations(records, digits))
+
+
+def read_records(path: Path) -> dict[str, Any]:
+    """Earlier measurements, by choice. Raises UserError for a damaged file."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete it, or name another --cfg.results") from error
 
 
 def variants(cfg: Config) -> Iterator[Variant]:

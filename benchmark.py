@@ -114,14 +114,15 @@ def main(cfg: Config) -> None:
         report.put(report.RESULTS, *report.RUNS, report.speedruns(out.parent / "records"))
         return
     device = backend.pick_device(cfg.device)
-    out.mkdir(parents=True, exist_ok=True)
+    names = SUITES if cfg.suite == "all" else [cfg.suite]
+    paths = {name: out / f"{name}-{device.type}.json" for name in names}
+    files.check_outputs("--cfg.out", *paths.values())
     machine = provenance.describe(device)
-    for name in SUITES if cfg.suite == "all" else [cfg.suite]:
+    for name in names:
         with stage(f"measuring {name}"):
             rows = SUITES[name](cfg, device)
-        path = out / f"{name}-{device.type}.json"
-        files.write_text(path, json.dumps(machine | {"rows": rows}, indent=1) + "\n")
-        results.print(table(name, rows, machine["device"]), f"absolute times: {path}")
+        files.write_text(paths[name], json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+        results.print(table(name, rows, machine["device"]), f"absolute times: {paths[name]}")
 
 
 if __name__ == "__main__":

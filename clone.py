@@ -41,6 +41,7 @@ from genie_fn.training.config import RunConfig
 from genie_fn.world import World
 
 COUNTS = ("seeds", "levels", "steps", "batch_size", "dim", "episodes", "frames")
+PAGE = "clone.html"
 NOT_COMPARED = ("seeds", "out", "device")
 """Options that may differ when a record is continued."""
 
@@ -91,6 +92,8 @@ class Task(NamedTuple):
 
 
 def main(cfg: Config) -> None:
+    out = Path(cfg.out or bundle.results_folder(cfg.run))
+    files.check_outputs("--cfg.out", out / clone_record.FILE, out / PAGE)
     device = backend.pick_device(cfg.device)
     world = bundle.load(cfg.run, device).world
     store = data.open_store(cfg.data)
@@ -99,8 +102,6 @@ def main(cfg: Config) -> None:
             f"{cfg.run} was trained on recorded actions: cloning needs a world of latent actions"
         )
     bundle.check_resolution(world.lam, store.height, store.width, cfg.run)
-    out = Path(cfg.out or bundle.results_folder(cfg.run))
-    out.mkdir(parents=True, exist_ok=True)
     record = open_record(cfg, out, bundle.fingerprint(world.lam), store.data_hash)
     missing = [seed for seed in range(cfg.seeds) if str(seed) not in record.seeds]
     if missing:
@@ -112,7 +113,7 @@ def main(cfg: Config) -> None:
                 record = replace(record, machine=provenance.describe(device))
                 write(record, out)
     print_table(record)
-    print("written:", out / clone_record.FILE, out / "clone.html")
+    print("written:", out / clone_record.FILE, out / PAGE)
 
 
 def open_record(cfg: Config, out: Path, lam: str, data_hash: str) -> CloneRecord:
@@ -246,8 +247,8 @@ def with_seed(record: CloneRecord, number: int, seed: Seed) -> CloneRecord:
 
 
 def write(record: CloneRecord, out: Path) -> None:
-    """Write clone.html and clone.json."""
-    files.write_text(out / "clone.html", pages.clone(record))
+    """Write the page and the record."""
+    files.write_text(out / PAGE, pages.clone(record))
     clone_record.write(record, out)
 
 

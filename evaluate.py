@@ -49,6 +49,7 @@ from genie_fn.evaluation.record import (
     InverseDynamics,
     Perceptual,
     Protocol,
+    Recorded,
 )
 from genie_fn.evaluation.report import headlines, pages, pictures
 from genie_fn.evaluation.report.pages import Pictures
@@ -57,10 +58,13 @@ from genie_fn.evaluation.report.verdicts import verdicts
 from genie_fn.evaluation.rollouts import Videos
 from genie_fn.runtime import backend, files, provenance
 from genie_fn.runtime.cli import run
-from genie_fn.runtime.console import results
+from genie_fn.runtime.console import console, results
 from genie_fn.runtime.progress import stage
 from genie_fn.training import setup
 from genie_fn.world import World
+
+FILES = (record_file.FILE, "report.html", "rollouts.gif", "strip.png", "held.gif")
+"""What `write` writes."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +157,9 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, run=cfg.world or cfg.run)
     if cfg.brief:
         cfg = replace(cfg, held=0, probe_steps=0)
-    evaluation, images = evaluate(cfg)
     out = Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation")
+    files.check_outputs("--cfg.out", *(out / name for name in FILES))
+    evaluation, images = evaluate(cfg)
     write(out, evaluation, images)
 
 
@@ -259,7 +264,7 @@ def evaluate_actions(
         latent = world.lam is not None
         report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
     if report.recorded is not None and not bundle.is_world_file(cfg.run):
-        action_map.save(actions.to_map(report.recorded), cfg.run)
+        save_action_map(cfg, report.recorded)
     if report.recorded is not None and cfg.probe_steps:
         model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
         report = replace(report, inverse_dynamics=model)
@@ -271,6 +276,17 @@ def evaluate_actions(
         if strip.size
     ]
     return report, images
+
+
+def save_action_map(cfg: Config, agreement: Recorded) -> None:
+    """Write the map between latent and recorded actions to the run's folder.
+
+    A folder that cannot be written ends nothing.
+    """
+    try:
+        action_map.save(actions.to_map(agreement), cfg.run)
+    except UserError as error:
+        console.print(f"the arrow keys keep the actions that they had: {error}", soft_wrap=True)
 
 
 def evaluate_inverse_dynamics(
@@ -367,9 +383,10 @@ def print_table(evaluations: dict[str, Evaluation]) -> None:
 
 def compare(cfg: Config) -> None:
     """Print evaluations side by side, from their metrics.json, and write compare.html."""
+    path = Path(cfg.out) / "compare.html"
+    files.check_outputs("--cfg.out", path)
     evaluations = {folder: record_file.read(folder) for folder in cfg.compare}
     print_table(evaluations)
-    path = Path(cfg.out) / "compare.html"
     files.write_text(path, pages.compare(evaluations))
     print("written:", path)
 

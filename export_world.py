@@ -17,7 +17,7 @@ import torch
 from genie_fn import bundle, tree
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
-from genie_fn.runtime import provenance
+from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
 from genie_fn.world import World
 
@@ -58,6 +58,7 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
 
 
 def main(cfg: Config) -> None:
+    files.check_outputs("--cfg.output", cfg.output)
     loaded = bundle.load(cfg.run, data=cfg.data, start_frames=cfg.frames)
     card = describe(cfg, loaded.world)
     size = bundle.save(cfg.output, loaded._replace(card=card))

@@ -30,7 +30,7 @@ from genie_fn import data
 from genie_fn.data import procgen, video
 from genie_fn.data.procgen import ACTIONS, MAX_LEVEL, SIZE
 from genie_fn.errors import UserError
-from genie_fn.runtime import cpus
+from genie_fn.runtime import cpus, files
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.progress import Progress, stage, track
 from genie_fn.runtime.signals import terminable
@@ -260,10 +260,13 @@ def main(cfg: Config) -> None:
     """Collect video of a Procgen game into a dataset."""
     check(cfg)
     root = Path(cfg.root or f"data/{cfg.env}")
-    store = open_or_create(cfg, root) if (root / data.MANIFEST).exists() else None
+    if cfg.export_mp4:
+        files.check_folder("--cfg.export-mp4", cfg.export_mp4)
+    store = open_or_create(cfg, root) if os.path.exists(root / data.MANIFEST) else None
     if store and len(store.segments) == cfg.num_levels:
         print(f"{root} is complete already: nothing to collect.")
     else:
+        files.check_folder("--cfg.root", root)
         instead = "choose another --cfg.root"
         with data.exclusive_writer(root, "collects into", instead), terminable():
             store = collect(cfg, open_or_create(cfg, root))

@@ -272,6 +272,7 @@ def _print_list(title: str, lines: list[str], root: Path) -> None:
 def main(cfg: Config) -> None:
     """Make a dataset from your own videos: video files, folders of images, npy episodes."""
     root = Path(cfg.root)
+    files.check_folder("--cfg.root", root)
     found = sources.find(cfg.src, root)
     label_files = {
         source.name: action_labels.read(source.labels)

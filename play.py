@@ -32,13 +32,14 @@ from genie_fn.data import images, video
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
-from genie_fn.runtime import backend
+from genie_fn.runtime import backend, files
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
 from genie_fn.runtime.progress import track
 from genie_fn.training import checkpoint
 
 PRETRAINED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
+OUTPUT = "out.mp4"
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def make_video(
     for action in track(actions, "generating, frame"):
         now = session.advance(model, now, action, sample, programs, keep=1)
         frames.append(now.present.pixels)
-    output = cfg.output or "out.mp4"
+    output = cfg.output or OUTPUT
     video.write_video(output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
     print(f"{len(actions)} frames generated: {output}")
 
@@ -263,6 +264,8 @@ def own_address(host: str, port: int) -> str:
 def main(cfg: Config) -> None:
     ui = choose_ui(cfg)
     device = backend.pick_device(cfg.device)
+    if ui == "video":
+        files.check_outputs("--cfg.output", cfg.output or OUTPUT)
     compiled = choose_compile(cfg, ui, device)
     path = cfg.world or cfg.run or newest_world()
     loaded = bundle.load(path, device, compiled)

@@ -12,6 +12,7 @@ not a record: start it again in a new folder.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -150,10 +151,14 @@ def seconds_since(start: float) -> float:
 
 def main(cfg: Config) -> None:
     out = Path(cfg.out)
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(
             f"{out} exists, and a speedrun starts from nothing: delete it, or name --cfg.out"
         )
+    files.check_folder("--cfg.out", out)
+    files.check_folder("--cfg.records", cfg.records)
+    if cfg.world:
+        files.check_outputs("--cfg.world", cfg.world)
     start = time.monotonic()
     collection = {"num_levels": cfg.levels, "frame_skip": cfg.frame_skip, "seed": cfg.seed}
     call("generate_dataset", root=out / "data", **collection)

@@ -135,10 +135,22 @@ def _steps_line(runs: list[dict[str, dict]]) -> str:
 
 def put(path: Path, begin: str, end: str, content: str) -> None:
     """Replace the text between two lines of a file."""
-    text = path.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
+    before, after = parts(path, begin, end)
+    files.write_text(path, f"{before}{begin}\n{content}\n{end}{after}")
+
+
+def parts(path: Path, begin: str, end: str) -> tuple[str, str]:
+    """The text of a file before and after two lines. Raises UserError where they are missing."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({files.reason(error)}): name another page"
+        ) from error
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
         raise UserError(
             f"{path} lacks the lines {begin} and {end}: add them where the table belongs"
         )
-    before, rest = text.split(begin, 1)
-    files.write_text(path, f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}")
+    return before, after

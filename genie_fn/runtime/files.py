@@ -2,10 +2,11 @@
 writer at a time."""
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from filelock import FileLock, Timeout
 from genie_fn.errors import UserError
 
 LOCK = ".lock"
+TRIAL = ".trial"
+"""A file that is created in a folder, and removed, to find out whether that is possible."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,6 +33,56 @@ def writing(what: str | Path) -> Iterator[None]:
             f"{what} cannot be written ({reason(error)}): free space or choose another place, "
             "and the same command continues from what is saved"
         ) from error
+
+
+def check_outputs(flag: str, *paths: str | Path) -> None:
+    """Raise UserError, which names `flag`, for a file that cannot be written; before the work, so
+    that nothing is lost.
+
+    Each file is tried: it is opened without a change, or created with the folders that it needs and
+    removed again with them.
+    """
+    for path in map(Path, paths):
+        try:
+            _try_file(path)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be written ({reason(error)}): choose another place with {flag}"
+            ) from error
+
+
+def check_folder(flag: str, folder: str | Path) -> None:
+    """`check_outputs` for files that are to be written to a folder, which may be missing."""
+    check_outputs(flag, Path(folder) / TRIAL)
+
+
+def _try_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe, which is not opened twice
+    with _temporary_folders(path.parent):
+        for name in (partial_name(path), path):
+            is_new = not os.path.lexists(name)
+            with open(name, "ab"):
+                pass
+            if is_new:
+                name.unlink()
+
+
+@contextmanager
+def _temporary_folders(folder: Path) -> Iterator[None]:
+    """Make the folders that are missing, and remove those again that are still empty."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            for made in missing:
+                made.rmdir()
 
 
 def sentence(error: OSError) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from genie_fn import data, random, tree
 from genie_fn.data import video
 from genie_fn.errors import UserError
-from genie_fn.runtime import backend
+from genie_fn.runtime import backend, files
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, processes, sharding
 from genie_fn.training.config import RunConfig
@@ -30,6 +30,7 @@ def prepare(cfg: Config) -> tuple[Config, data.Store, torch.device]:
     processes.join(device)
     processes.own_clips(cfg.batch_size, cfg.accumulate)
     console.quiet = processes.rank() > 0
+    processes.on_first(lambda: files.check_folder("--cfg.out", cfg.out))
     if cfg.deterministic:
         _use_deterministic_algorithms()
     mode = backend.pick_compile(cfg.compile, device)

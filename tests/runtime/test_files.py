@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,51 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="file cannot be written"):
         with files.exclusive(tmp_path / "file", "works in", "go"):
             pass
+
+
+def unwritable(tmp_path):
+    """Places that nobody can write, root included."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir(exist_ok=True)
+    return [tmp_path / "file" / "a", tmp_path / "file" / "b" / "a", tmp_path / ("a" * 300)] + [
+        Path("/proc/nothing/a") if Path("/proc/self").exists() else tmp_path / "file" / "c",
+        tmp_path / "a\0b",
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_what_cannot_be_written_is_refused(tmp_path, number):
+    path = unwritable(tmp_path)[number]
+    before = sorted(tmp_path.rglob("*"))
+    for check in (files.check_outputs, files.check_folder):
+        with pytest.raises(UserError, match=r"cannot be written \(.*\): .* with --cfg.out"):
+            check("--cfg.out", path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_instead_of_a_file_and_the_reverse(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Is a directory"):
+        files.check_outputs("--cfg.out", tmp_path)
+    with pytest.raises(UserError, match="Not a directory"):
+        files.check_folder("--cfg.out", tmp_path / "file")
+
+
+def test_what_can_be_written_is_left_as_it_is(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    os.utime(path, (1, 1))
+    files.check_outputs("--cfg.out", path, tmp_path / "new" / "folder" / "b.json", os.devnull)
+    files.check_folder("--cfg.out", tmp_path / "another" / "folder")
+    files.check_folder("--cfg.out", tmp_path)
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_bytes() == b"old" and path.stat().st_mtime == 1
+
+
+def test_text_is_utf_8_and_file_names_that_are_none_are_escaped(tmp_path):
+    path = tmp_path / "new" / "page.html"
+    files.write_text(path, "Δ₄ in runs/\udcff")
+    assert path.read_bytes() == "Δ₄ in runs/\\udcff".encode()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        files.write_text(tmp_path / "file" / "page.html", "")
