@@ -15,7 +15,6 @@ same frames.
 import secrets
 import socket
 import threading
-import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +75,7 @@ class Config:
     """The address under which a proxy publishes the page, as in https://play.example; the page then
     requires a token, which is printed."""
     open: bool = True
-    """Open the page in a browser."""
+    """Open the page in a browser, where there is one with windows."""
     visitors: int = 8
     """The largest number of simultaneous visitors of the page."""
     compile: Literal["auto", "off", "step"] = "auto"
@@ -218,6 +217,7 @@ def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device, compiled
 
 def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:
     """Serve the page until Ctrl-C."""
+    from genie_fn.play import browser
     from genie_fn.play.engine import Engine
     from genie_fn.play.guard import LOCAL
     from genie_fn.play.server import Limits, Server, serve_on
@@ -234,7 +234,9 @@ def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> 
         console.print(loaded.describe())
     console.print(f"Play {loaded.path} at {address} (Ctrl-C stops the server)", soft_wrap=True)
     if cfg.open:
-        threading.Timer(0.5, webbrowser.open, [address]).start()
+        timer = threading.Timer(0.5, browser.open_page, [address])
+        timer.daemon = True
+        timer.start()
     serve_on(server, listening)
 
 

@@ -30,6 +30,7 @@ from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
 from genie_fn.play.session import Session
+from genie_fn.runtime.signals import handled
 from genie_fn.world import Programs, World
 
 CONTROLS = {"p": "run", "u": "rewind", "r": "reset", "q": "quit"}
@@ -175,18 +176,17 @@ def _raw_keys(fd: int) -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(fd)
-    terminate = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        tty.setcbreak(fd, termios.TCSANOW)
-        changed = termios.tcgetattr(fd)
-        # No suspension by a key: a shell would not restore the screen.
-        changed[6][termios.VSUSP] = bytes([os.fpathconf(fd, "PC_VDISABLE")])
-        termios.tcsetattr(fd, termios.TCSANOW, changed)
-        yield
-    finally:
-        termios.tcflush(fd, termios.TCIFLUSH)  # keys still to be read are not for the shell
-        termios.tcsetattr(fd, termios.TCSANOW, before)
-        signal.signal(signal.SIGTERM, terminate)
+    with handled({signal.SIGTERM: lambda number, _: sys.exit(128 + number)}):
+        try:
+            tty.setcbreak(fd, termios.TCSANOW)
+            changed = termios.tcgetattr(fd)
+            # No suspension by a key: a shell would not restore the screen.
+            changed[6][termios.VSUSP] = bytes([os.fpathconf(fd, "PC_VDISABLE")])
+            termios.tcsetattr(fd, termios.TCSANOW, changed)
+            yield
+        finally:
+            termios.tcflush(fd, termios.TCIFLUSH)  # keys still to be read are not for the shell
+            termios.tcsetattr(fd, termios.TCSANOW, before)
 
 
 def _read_keys(fd: int, timeout: float | None) -> str:

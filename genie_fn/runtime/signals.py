@@ -1,10 +1,31 @@
 """Ctrl-C and SIGTERM: a program ends between two steps, with its work saved."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+
+@contextmanager
+def handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    """Within the context these functions receive signals.
+
+    Python has handlers in the main thread alone. In another thread nothing changes: the program that
+    started it decides what a signal does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # None: it was not set by Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
@@ -15,11 +36,8 @@ def terminable() -> Iterator[None]:
     def leave(*_) -> NoReturn:
         raise SystemExit(0)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with handled({signal.SIGTERM: leave}):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Stop:
@@ -35,20 +53,19 @@ class Stop:
     def __init__(self, single_process: bool = True):
         self._single_process = single_process
         self._received: int | None = None
+        self._handlers = ExitStack()
         self.can_save = False
 
     def __enter__(self) -> "Stop":
         self._received = None
         self.can_save = False
-        self._handlers = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._handlers.enter_context(
+            handled({signal.SIGINT: self._receive, signal.SIGTERM: self._receive})
+        )
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._handlers.close()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         second = self._received is not None

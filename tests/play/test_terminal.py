@@ -208,7 +208,12 @@ class Played:
         environment |= {"PYTHONPATH": str(ROOT), "TERM": term, "NO_COLOR": "1"}
         ends = {"stdin": self.slave, "stdout": self.slave, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments], env=environment, cwd=ROOT, **ends
+            [sys.executable, "-c", CHILD, *arguments],
+            env=environment,
+            cwd=ROOT,
+            # Ctrl-C as in a terminal; processes in the background are started with it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **ends,
         )
 
     def read(self):

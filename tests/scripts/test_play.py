@@ -13,7 +13,7 @@ import play
 from genie_fn import bundle, data
 from genie_fn.bundle import Bundle, action_map
 from genie_fn.errors import UserError
-from genie_fn.play import server
+from genie_fn.play import browser, server
 from genie_fn.training import checkpoint
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def served(monkeypatch, stage, tmp_path, capsys):
     def serve(folder=tmp_path, **options):
         found, opened = [], []
         monkeypatch.setattr(server, "serve_on", lambda *given: found.extend(given))
-        monkeypatch.setattr(play.webbrowser, "open", opened.append)
+        monkeypatch.setattr(browser, "open_page", opened.append)
         monkeypatch.setattr(
             play.threading,
             "Timer",
