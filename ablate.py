@@ -33,7 +33,7 @@ from genie_fn.evaluation.report.headlines import Row
 from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint
+from genie_fn.training import checkpoint, setup
 
 ROOT = Path(__file__).parent
 MARKS = ("<!-- ablations: python ablate.py -->", "<!-- end of ablations -->")
@@ -138,8 +138,9 @@ class Config:
     with the same `out`; afterwards, one command that names them all writes the tables."""
     worlds: tuple[str, ...] = ()
     """Runs of dynamics models to evaluate instead of training; for choices of sampling only."""
-    data: str = "data/coinrun"
-    """The demo's dataset, which is also evaluated on."""
+    data: str = ""
+    """The demo's dataset, which is also evaluated on; by default data/coinrun. Given worlds are by
+    default evaluated on the datasets that they were made from."""
     levels: int = 200
     """Levels of a dataset that is collected here."""
     tokenizer_steps: int = 1000
@@ -250,7 +251,7 @@ def folder(cfg: Config, variant: Variant, stage: Stage) -> Path:
             return Path(world)
         return out / "worlds" / world.replace("/", "-") / f"{stage}{tag}"
     if stage == "dataset":
-        return out / f"dataset{tag}" if tag else Path(cfg.data)
+        return out / f"dataset{tag}" if tag else Path(cfg.data or setup.DATA)
     scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
     return out / scale / f"seed{variant.seed}" / f"{stage}{tag}"
 
@@ -264,7 +265,9 @@ def command(cfg: Config, variant: Variant, stage: Stage) -> list[str]:
         switches = []
     elif stage == "evaluation":
         script = "evaluate"
-        flags = {"run": at["dynamics"], "data": cfg.data, "out": at["evaluation"], "prompts": 1}
+        dataset = cfg.data or ("" if cfg.worlds else setup.DATA)
+        flags = {"run": at["dynamics"], "out": at["evaluation"], "prompts": 1}
+        flags |= {"data": dataset} if dataset else {}
         flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
         switches = ["--cfg.brief"]
     else:

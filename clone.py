@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
@@ -42,16 +42,21 @@ from genie_fn.world import World
 
 COUNTS = ("seeds", "levels", "steps", "batch_size", "dim", "episodes", "frames")
 PAGE = "clone.html"
-NOT_COMPARED = ("seeds", "out", "device")
-"""Options that may differ when a record is continued."""
+NOT_COMPARED = ("seeds", "out", "device", "run", "data", "tokenizer", "lam")
+"""Options that may differ when a record is continued. Of the models and the dataset hashes are
+compared, not the paths."""
 
 
 @dataclass(frozen=True)
 class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run, or a world file, whose latent actions are used."""
-    data: str = "data/coinrun"
-    """The dataset with the expert's video."""
+    data: str = ""
+    """The dataset with the expert's video; by default the one that the run was made from."""
+    tokenizer: str = ""
+    """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
+    lam: str = ""
+    """The folder of the latent action model's run, likewise."""
     out: str = ""
     """The folder of clone.json and clone.html; by default the run's, or one beside the file."""
     seeds: int = 5
@@ -95,13 +100,15 @@ def main(cfg: Config) -> None:
     out = Path(cfg.out or bundle.results_folder(cfg.run))
     files.check_outputs("--cfg.out", out / clone_record.FILE, out / PAGE)
     device = backend.pick_device(cfg.device)
-    world = bundle.load(cfg.run, device).world
-    store = data.open_store(cfg.data)
+    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
+    loaded = bundle.load(cfg.run, device, earlier=earlier)
+    world = loaded.world
     if world.lam is None:
         raise UserError(
             f"{cfg.run} was trained on recorded actions: cloning needs a world of latent actions"
         )
-    bundle.check_resolution(world.lam, store.height, store.width, cfg.run)
+    store = bundle.open_dataset(loaded, cfg.data)
+    cfg = replace(cfg, data=str(store.root))
     record = open_record(cfg, out, bundle.fingerprint(world.lam), store.data_hash)
     missing = [seed for seed in range(cfg.seeds) if str(seed) not in record.seeds]
     if missing:
@@ -121,17 +128,23 @@ def open_record(cfg: Config, out: Path, lam: str, data_hash: str) -> CloneRecord
 
     Raises UserError if other options made the existing one.
     """
-    options = {name: value for name, value in asdict(cfg).items() if name not in NOT_COMPARED}
-    new = CloneRecord(config=json.loads(json.dumps(options)), lam=lam, data=data_hash)
+    config = json.loads(json.dumps(asdict(cfg)))
+    new = CloneRecord(config=config, lam=lam, data=data_hash)
     stored = clone_record.read(out)
     if stored is None:
         return new
-    if (stored.config, stored.lam, stored.data) != (new.config, new.lam, new.data):
+    same_options = compared(stored.config) == compared(config)
+    if not same_options or (stored.lam, stored.data) != (lam, data_hash):
         raise UserError(
             f"{out / clone_record.FILE} comes from other options, data or models: "
             "delete it, or choose another --cfg.out"
         )
     return stored
+
+
+def compared(config: dict[str, Any]) -> dict[str, Any]:
+    """The options that must be the same for a record to be continued."""
+    return {name: value for name, value in config.items() if name not in NOT_COMPARED}
 
 
 def prepare(

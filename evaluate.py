@@ -73,8 +73,12 @@ class Config:
     """The folder of the dynamics run; it names the tokenizer and the latent action model."""
     world: str = ""
     """A world file to evaluate instead of a run."""
-    data: str = "data/coinrun"
-    """The dataset to evaluate on."""
+    data: str = ""
+    """The dataset to evaluate on; by default the one that the run was made from."""
+    tokenizer: str = ""
+    """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
+    lam: str = ""
+    """The folder of the latent action model's run, likewise."""
     split: Literal["train", "val", "test"] = "test"
     """The split of the dataset to evaluate on."""
     clips: int = 64
@@ -168,6 +172,7 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
     """All measurements of one world, and the pictures of its report."""
     watch = Stopwatch()
     subject = load(cfg)
+    cfg = replace(cfg, data=str(subject.store.root))
     networks = perceptual.load(cfg.weights, subject.device)
     keys = random.split(random.key(cfg.seed, subject.device), 5)
     with watch("tokenizer"):
@@ -209,10 +214,9 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
 def load(cfg: Config) -> Subject:
     """The world and the dataset. Raises UserError if they do not fit."""
     device = backend.pick_device(cfg.device)
-    world = bundle.load(cfg.run, device).world
-    store = data.open_store(cfg.data)
-    bundle.check_resolution(world.tokenizer, store.height, store.width, cfg.run)
-    return Subject(world, store, device)
+    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
+    loaded = bundle.load(cfg.run, device, earlier=earlier)
+    return Subject(loaded.world, bundle.open_dataset(loaded, cfg.data), device)
 
 
 def read_clips(cfg: Config, subject: Subject) -> HeldOut:

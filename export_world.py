@@ -28,8 +28,13 @@ class Config:
     """The folder of the dynamics run."""
     output: str = "demo.safetensors"
     """The world file to write."""
-    data: str = "data/coinrun"
-    """The dataset that start frames are taken from, out of its test levels."""
+    data: str = ""
+    """The dataset that start frames are taken from, out of its test levels; by default the one that
+    the run was made from."""
+    tokenizer: str = ""
+    """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
+    lam: str = ""
+    """The folder of the latent action model's run, likewise."""
     frames: int = 16
     """The number of start frames."""
 
@@ -59,7 +64,8 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
 
 def main(cfg: Config) -> None:
     files.check_outputs("--cfg.output", cfg.output)
-    loaded = bundle.load(cfg.run, data=cfg.data, start_frames=cfg.frames)
+    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
+    loaded = bundle.load(cfg.run, data=cfg.data, start_frames=cfg.frames, earlier=earlier)
     card = describe(cfg, loaded.world)
     size = bundle.save(cfg.output, loaded._replace(card=card))
     for name, value in card.items():

@@ -56,8 +56,13 @@ class Config:
     """The actions of a video, as in 0,0,3,1: one frame is generated for each."""
     output: str = ""
     """The video file to write (.mp4, .gif or .png); by default out.mp4."""
-    data: str = "data/coinrun"
-    """The dataset of the run, for held-out frames and the real game."""
+    data: str = ""
+    """The dataset for held-out frames and the real game; by default the one that the run was made
+    from."""
+    tokenizer: str = ""
+    """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
+    lam: str = ""
+    """The folder of the latent action model's run, likewise."""
     clip: int = 0
     """The number of the held-out frame to start from, in the dataset or the world file."""
     seed: int = 0
@@ -270,7 +275,8 @@ def main(cfg: Config) -> None:
         files.check_outputs("--cfg.output", cfg.output or OUTPUT)
     compiled = choose_compile(cfg, ui, device)
     path = cfg.world or cfg.run or newest_world()
-    loaded = bundle.load(path, device, compiled)
+    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
+    loaded = bundle.load(path, device, compiled, earlier=earlier)
     actions: list[int] = []
     if ui == "video":  # wrong actions are refused before the dataset is opened
         actions = parse_actions(cfg.actions, loaded.world.dynamics.cfg.actions)

@@ -23,6 +23,7 @@ from torch import Tensor
 from tyro.conf import Suppress
 
 from genie_fn import bundle, data, dynamics, lam, quantize, random, tokenizer, world
+from genie_fn.bundle import EarlierStage
 from genie_fn.data import augment, token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
@@ -30,9 +31,10 @@ from genie_fn.lam import LamConfig
 from genie_fn.microbatch import Microbatch
 from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
-from genie_fn.training import loop, processes, setup
+from genie_fn.training import checkpoint, inputs, loop, processes, setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.execution import make_step
+from genie_fn.training.inputs import StageInput
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import Objective, Step
 from genie_fn.tree import Tree
@@ -41,10 +43,11 @@ from genie_fn.world import Stage, World
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    tokenizer: str = "runs/demo/tokenizer"
-    """The folder of the tokenizer's run."""
-    lam: str = "runs/demo/lam"
-    """The folder of the latent action model's run."""
+    tokenizer: str = ""
+    """The folder of the tokenizer's run; by default the one that the run was made with, if it is
+    continued, or else `tokenizer` beside `out`, or else the preset's."""
+    lam: str = ""
+    """The folder of the latent action model's run, likewise."""
     actions: Literal["latent", "recorded"] = "latent"
     """What the model is conditioned on: `latent` actions, inferred by the latent action model, or
     the `recorded` actions of the dataset."""
@@ -87,8 +90,6 @@ def _config(preset: str, **options) -> Config:
     return Config(
         preset,
         out=f"{folder}/dynamics",
-        tokenizer=f"{folder}/tokenizer",
-        lam=f"{folder}/lam",
         lam_model=lam.PRESETS[preset],
         model=dynamics.PRESETS[preset],
         **options,
@@ -226,13 +227,14 @@ class Conditioning(NamedTuple):
     """What the state keeps for a codebook."""
 
 
-def conditioning(cfg: Config, store: data.Store, device: torch.device) -> Conditioning:
-    """How this run conditions the dynamics model. Raises UserError where that is not possible."""
+def conditioning(cfg: Config, store: data.Store, stage: Stage | None) -> Conditioning:
+    """How this run conditions the dynamics model, with the frozen latent action model `stage` if it
+    has one. Raises UserError where that is not possible."""
     if cfg.train_lam:
         return joint_training(sized(cfg.lam_model, store), cfg.backend)
-    if cfg.actions == "recorded":
+    if stage is None:
         return recorded_actions(cfg, store)
-    return latent_actions(load_frozen(cfg, "lam", cfg.lam, store, device), cfg)
+    return latent_actions(stage, cfg)
 
 
 def sized(model: LamConfig, store: data.Store) -> LamConfig:
@@ -291,14 +293,58 @@ def joint_training(model: LamConfig, backend: Backend) -> Conditioning:
 # Frozen models and batches
 
 
+def with_earlier_runs(cfg: Config) -> Config:
+    """The configuration of a new run with the folders of the earlier stages.
+
+    These are the ones given, or else those beside the run, or else the preset's. A run that is
+    continued takes its own.
+    """
+    if setup.is_resumed(cfg):
+        return cfg
+    folders = {}
+    for name in earlier_stages(cfg):
+        beside = Path(cfg.out).parent / name
+        is_beside = checkpoint.latest(beside) is not None
+        default = str(beside) if is_beside else f"runs/{cfg.preset}/{name}"
+        folders[name] = getattr(cfg, name) or default
+    return replace(cfg, **folders)
+
+
+def earlier_stages(cfg: Config) -> tuple[EarlierStage, ...]:
+    """The stages that a run is made from."""
+    return ("tokenizer",) if cfg.train_lam or cfg.actions == "recorded" else ("tokenizer", "lam")
+
+
 def load_frozen(
-    cfg: Config, stage: str, folder: str, store: data.Store, device: torch.device
-) -> Stage:
-    """A trained stage that fits the dataset and is the same on all processes."""
-    loaded, _ = bundle.load_stage(folder, stage, device, cfg.compile != "off")
-    processes.check_same(bundle.fingerprint(loaded), f"the model in {folder}")
-    bundle.check_resolution(loaded, store.height, store.width, folder)
-    return loaded
+    cfg: Config, store: data.Store, device: torch.device
+) -> tuple[Config, dict[str, Stage]]:
+    """The earlier stages, and the configuration with their record.
+
+    Raises UserError for models that do not fit the dataset, that differ between processes, or with
+    which a run that is continued was not made.
+    """
+    stages: dict[str, Stage] = {}
+    own = inputs.read(cfg.out) if setup.is_resumed(cfg) else None
+    for name in earlier_stages(cfg):
+        folder, stage = load_earlier(cfg, own, name, device)
+        processes.check_same(bundle.fingerprint(stage), f"the model in {folder}")
+        bundle.check_resolution(stage, store.height, store.width, folder)
+        entry = StageInput(inputs.relative(folder, cfg.out), bundle.weights_fingerprint(stage))
+        used = replace(cfg.inputs, **{name: entry})
+        cfg = replace(cfg, inputs=used, **{name: folder})
+        stages[name] = stage
+    return cfg, stages
+
+
+def load_earlier(
+    cfg: Config, own: inputs.Record | None, name: EarlierStage, device: torch.device
+) -> bundle.Earlier:
+    """An earlier stage, of the record of a run that is continued, or of a new run's configuration."""
+    folder = getattr(cfg, name)
+    compiled = cfg.compile != "off"
+    if own is not None:
+        return bundle.load_earlier(own, name, folder, device, compiled)
+    return bundle.Earlier(folder, bundle.load_stage(folder, name, device, compiled)[0])
 
 
 def frozen(function: Callable[[Tensor], Tensor], cfg: Config) -> Callable[[Tensor], Tensor]:
@@ -390,10 +436,14 @@ def sampler(cfg: Config, stage: Stage, actions: Conditioning, clips: data.Batch)
 
 
 def main(cfg: Config) -> None:
-    cfg, store, device = setup.prepare(cfg)
-    stage = load_frozen(cfg, "tokenizer", cfg.tokenizer, store, device)
+    cfg = with_earlier_runs(cfg)
+    new = not setup.is_resumed(cfg)
+    earlier = [getattr(cfg, name) for name in earlier_stages(cfg)] if new else []
+    cfg, store, device = setup.prepare(cfg, *earlier)
+    cfg, stages = load_frozen(cfg, store, device)
+    stage = stages["tokenizer"]
     bundle.check_framewise(stage, cfg.tokenizer)
-    actions = conditioning(cfg, store, device)
+    actions = conditioning(cfg, store, stages.get("lam"))
     swap_A = None
     if cfg.flip and cfg.actions == "recorded":
         swap_A = torch.tensor(augment.flipped_actions(store.action_names), device=device)

@@ -3,8 +3,10 @@
 A run has its models in its folder and the rest in its dataset; a world file holds all of it.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from genie_fn import data as datasets
 from genie_fn import lam, tree
 from genie_fn.bundle import action_map, format, run
 from genie_fn.bundle.action_map import ActionMap
+from genie_fn.bundle.run import EarlierStage
 from genie_fn.data import Store
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
@@ -22,6 +25,7 @@ from genie_fn.lam import LamConfig
 from genie_fn.runtime import files, stored_config
 from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.training import inputs
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World, empty_state
 
@@ -82,15 +86,19 @@ def load(
     compiled: bool = False,
     data: str | Path | Store | None = None,
     start_frames: int = START_FRAMES,
+    earlier: Mapping[EarlierStage, str] = MappingProxyType({}),
 ) -> Bundle:
     """The world in the folder of a dynamics run, or in a world file, with what belongs to it.
 
-    A run's start frames and names of actions are taken from the dataset `data`, where that is
-    given; a world file has its own.
+    A run's start frames and names of actions are taken from the dataset `data`, or from the one
+    that it was made from if that is ""; a world file has its own. `earlier` names the runs of the
+    earlier stages, where they are not where the run expects them.
     """
     if is_world_file(path):
+        if any(earlier.values()):
+            raise UserError(f"{path} holds its own models: leave --cfg.tokenizer and --cfg.lam out")
         return _load_file(path, device, compiled)
-    world = run.load_world(path, device, compiled)
+    world = run.load_world(path, device, compiled, **earlier)
     mapping = action_map.load(path, world.dynamics.cfg.actions)
     loaded = Bundle(world, str(path), action_map=mapping)
     return loaded if data is None else with_dataset(loaded, data, start_frames)
@@ -101,10 +109,10 @@ def with_dataset(
 ) -> Bundle:
     """A bundle with a dataset's names, metadata and up to `start_frames` frames of test levels.
 
-    A dataset without test levels gives no start frames. Raises UserError for frames of another
-    size.
+    `data` is a dataset, its folder, or "" as for `open_dataset`, whose errors this raises. A
+    dataset without test levels gives no start frames.
     """
-    store = data if isinstance(data, Store) else datasets.open_store(data)
+    store = data if isinstance(data, Store) else open_dataset(bundle, data)
     run.check_resolution(bundle.world.tokenizer, store.height, store.width, bundle.path)
     frames = NO_FRAMES
     if store.count("test"):
@@ -113,6 +121,46 @@ def with_dataset(
         frames = datasets.read_clips(store, offsets, 1).frames[:, 0]
     dataset = Dataset(store.root.name, store.data_hash, store.meta)
     return bundle._replace(start_frames=frames, action_names=store.action_names, dataset=dataset)
+
+
+def open_dataset(bundle: Bundle, data: str | Path = "") -> Store:
+    """The dataset in the folder `data`, or by default the one that the world was made from.
+
+    A line is printed for a given dataset that is another one, and for one that has grown. Raises
+    UserError for one that cannot be found, or whose frames or recorded actions are others.
+    """
+    if is_world_file(bundle.path):
+        store = _dataset_of_file(bundle, data)
+    else:
+        store = inputs.open_dataset(bundle.path, data)
+    run.check_resolution(bundle.world.tokenizer, store.height, store.width, bundle.path)
+    choices = bundle.world.dynamics.cfg.actions
+    if bundle.world.lam is None and store.num_actions != choices:
+        raise UserError(
+            f"{bundle.path} was trained on {choices} recorded actions, and {store.root} has "
+            f"{store.num_actions}: name a dataset with the same actions with --cfg.data"
+        )
+    return store
+
+
+def _dataset_of_file(bundle: Bundle, data: str | Path) -> Store:
+    """The dataset of a world file, by its name beside the file or in the folder `data`."""
+    name = bundle.dataset.name
+    where: list[Path] = []
+    if not data and name.isprintable() and Path(name).name == name:
+        where = [Path(bundle.path).parent / name, Path("data") / name]
+    found = [Path(data)] if data else list(filter(datasets.is_store, where))
+    if not found:
+        looked = " or ".join(map(str, where)) or "any known place"
+        raise UserError(
+            f"the dataset of {bundle.path} is not at {looked}: name a dataset with --cfg.data"
+        )
+    store = datasets.open_store(found[0])
+    if store.data_hash != bundle.dataset.hash:
+        count = len(bundle.action_names)
+        inputs.check_actions(count, bundle.action_names, store, bundle.path)
+        inputs.say(f"{store.root} is not the dataset of {bundle.path}, or has grown since")
+    return store
 
 
 def recorded_actions(bundle: Bundle) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """The folder of a training run: its trained model, its world, and their fingerprint."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -12,7 +14,8 @@ from genie_fn.lam import LamConfig
 from genie_fn.runtime import stored_config
 from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import checkpoint
+from genie_fn.training import checkpoint, inputs
+from genie_fn.training.inputs import Record
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World
 
@@ -22,6 +25,8 @@ MODELS = {
     "dynamics": (dynamics, DynamicsConfig),
 }
 """The module and the configuration of each stage's model."""
+EarlierStage = Literal["tokenizer", "lam"]
+"""The stages that a dynamics model is made from."""
 
 
 def load_stage(
@@ -65,16 +70,91 @@ def read_config(
 
 
 def load_world(
-    run: str | Path, device: torch.device | str = "cpu", compiled: bool = False
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    compiled: bool = False,
+    *,
+    tokenizer: str | Path = "",
+    lam: str | Path = "",
 ) -> World:
-    """The world of a dynamics run, with the models that it was trained with."""
+    """The world of a dynamics run, with the models that it was trained with.
+
+    `tokenizer` and `lam` name the runs of these, where they are not where the run expects them.
+    """
     stage, config = load_stage(run, "dynamics", device, compiled)
+    record = inputs.of_config(run, config)
     actions = None
     if config["actions"] == "latent":
-        folder = run if config["train_lam"] else config["lam"]
-        actions, _ = load_stage(folder, "lam", device, compiled)
-    frames, _ = load_stage(config["tokenizer"], "tokenizer", device, compiled)
+        if config["train_lam"]:
+            actions, _ = load_stage(run, "lam", device, compiled)
+        else:
+            actions = load_earlier(record, "lam", lam, device, compiled).stage
+    frames = load_earlier(record, "tokenizer", tokenizer, device, compiled).stage
     return World(frames, stage, actions)
+
+
+class Earlier(NamedTuple):
+    """An earlier stage of a run."""
+
+    run: str
+    """The folder of its own run."""
+    stage: Stage
+
+
+def load_earlier(
+    record: Record,
+    name: EarlierStage,
+    given: str | Path = "",
+    device: torch.device | str = "cpu",
+    compiled: bool = False,
+) -> Earlier:
+    """The tokenizer or the latent action model that a run was made with.
+
+    It is looked for in the run that is `given`, or else where the record of the later run says.
+    Raises UserError if there is none, and if it is not the model that the later run was made with.
+    """
+    where = [str(given)] if given else inputs.places(record, name)
+    found = [place for place in where if checkpoint.latest(place) is not None]
+    if not found:
+        raise inputs.not_found(record, name, where)
+    expected = getattr(record.inputs, name).fingerprint
+    for place in found:
+        stage, _ = load_stage(place, name, device, compiled)
+        if not expected or weights_fingerprint(stage) == expected:
+            return Earlier(place, stage)
+    raise _changed(record, name, found)
+
+
+def _changed(record: Record, name: EarlierStage, found: Iterable[str]) -> UserError:
+    """The error for an earlier stage that is not the one that a run was made with."""
+    expected = getattr(record.inputs, name).fingerprint
+    kept = [
+        f"{place}/{checkpoint.FOLDER}/{step}"
+        for place in found
+        for step in checkpoint.steps_of(checkpoint.run_of(place))
+    ]
+    matching = [
+        path for path in kept if weights_fingerprint(_stage_or_none(path, name)) == expected
+    ]
+    place = next(iter(found))
+    earlier = (
+        f"use its earlier checkpoint with --cfg.{name} {matching[0]}"
+        if matching
+        else f"name a copy of the one of then with --cfg.{name}"
+    )
+    meaning = "token ids" if name == "tokenizer" else "latent actions"
+    return UserError(
+        f"{place} is not the {inputs.NAMES[name]} that {record.run} was made with: it was trained "
+        f"further or replaced, so that {meaning} have another meaning; {earlier}, or train the "
+        "dynamics model again in another --cfg.out"
+    )
+
+
+def _stage_or_none(path: str, name: EarlierStage) -> Stage | None:
+    try:
+        return load_stage(path, name)[0]
+    except UserError:
+        return None
 
 
 def check_resolution(stage: Stage | None, height: int, width: int, run: str | Path) -> None:
@@ -100,7 +180,10 @@ def check_framewise(stage: Stage, run: str | Path) -> None:
 
 
 def fingerprint(*stages: Stage | None) -> str:
-    """A hash of what models compute: their configurations, and their parameters bit for bit."""
+    """A hash of what models compute: their configurations, and their parameters bit for bit.
+
+    Another version of this program may have another hash of the same models.
+    """
     digest = hashlib.sha256()
     for stage in stages:
         if stage is not None:
@@ -108,4 +191,15 @@ def fingerprint(*stages: Stage | None) -> str:
             for path, value in sorted(tree.paths(stage.params).items()):
                 digest.update(path.encode() + value.detach().cpu().numpy().tobytes())
         digest.update(b"|")
+    return digest.hexdigest()
+
+
+def weights_fingerprint(stage: Stage | None) -> str:
+    """A hash of a model's parameters alone, bit for bit, which runs store; empty without a model."""
+    if stage is None:
+        return ""
+    digest = hashlib.sha256()
+    for path, value in sorted(tree.paths(stage.params).items()):
+        digest.update(f"{path} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

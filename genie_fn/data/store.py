@@ -86,6 +86,21 @@ class Store:
         return sum(segment.length for segment in self.segments if segment.split == split)
 
 
+def content_hash(store: Store, segments: int) -> str:
+    """A hash of a store's first `segments` segments: of their frames, actions and rewards.
+
+    Segments are only ever appended, so a store that has grown has the hash that it had of its
+    first segments. The split of a segment is not part of it, nor is how the data was collected.
+    """
+    rows = [(s.level, s.offset, s.length, s.crc) for s in store.segments[:segments]]
+    return storage.sha256({"size": [store.height, store.width], "segments": rows})
+
+
+def is_store(root: str | Path) -> bool:
+    """Whether there is a dataset in a folder."""
+    return (Path(root) / MANIFEST).is_file()
+
+
 def split_of(level: int) -> str:
     """The split of a level. It depends on the level seed alone, so appending levels moves none."""
     return {8: "val", 9: "test"}.get(level % 10, "train")

@@ -119,14 +119,15 @@ def element(space: Discrete, value: ActionLike, name: str) -> int:
 
 def from_run(
     run: str = "runs/demo/dynamics",
-    root: str = "data/coinrun",
+    root: str = "",
     starts: int = 64,
     device: str = "cpu",
     **options: Any,
 ) -> WorldEnv:
     """The environment of a dynamics run or a world file; `options` are `WorldEnv`'s.
 
-    A run starts from held-out frames of the dataset at `root`, a world file from its own.
+    A run starts from held-out frames of the dataset at `root`, by default the one that it was made
+    from; a world file starts from its own.
     """
     chosen = pick_device(device, flag="device")
     loaded = bundle.load(run, chosen, data=root, start_frames=starts)

@@ -33,6 +33,7 @@ from genie_fn.training import processes, sharding, shards
 from genie_fn.training.shards import Damaged
 from genie_fn.tree import Tree
 
+FOLDER = "checkpoints"
 KEEP = 2
 """How many checkpoints a run keeps."""
 CONFIG_BYTES = 1 << 20
@@ -57,14 +58,27 @@ class Loaded(NamedTuple):
     """Tensors as leaves."""
 
 
+def run_of(path: str | Path) -> Path:
+    """The folder of a run, which may also be named by one of its checkpoints."""
+    return Path(path).parent.parent if _is_checkpoint(path) else Path(path)
+
+
+def _is_checkpoint(path: str | Path) -> bool:
+    """Whether a path names a single checkpoint, as in runs/demo/tokenizer/checkpoints/1800."""
+    path = Path(path)
+    return path.name.isdigit() and path.parent.name == FOLDER
+
+
 def folder_of(run: str | Path) -> Path:
     """The folder of a run's checkpoints, each in a folder named by its step."""
-    return Path(run).absolute() / "checkpoints"
+    return run_of(run).absolute() / FOLDER
 
 
 def steps_of(run: str | Path) -> list[int]:
-    """The steps saved in a run's folder, newest first."""
+    """The steps saved in a run's folder, newest first; of a single checkpoint only its own."""
     folder = folder_of(run)
+    if _is_checkpoint(run):
+        return [int(Path(run).name)] if Path(run).is_dir() else []
     if not folder.is_dir():
         return []
     return sorted(
@@ -130,6 +144,23 @@ def config_checksum(config: dict) -> int:
 # Reading
 
 
+def read_config(run: str | Path) -> dict[str, Any] | None:
+    """The configuration of a run by its newest checkpoint of which that can be read, brought up to
+    date; None if there is none."""
+    for step in steps_of(run):
+        try:
+            config = _read_config(folder_of(run) / str(step))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict):
+            return stored_config.update_run(config)
+    return None
+
+
+def _read_config(path: Path) -> Any:
+    return files.read_json(path / "config" / "metadata", CONFIG_BYTES)
+
+
 def load(run: str | Path, *, stage: str, device: torch.device | str = "cpu") -> Loaded:
     """The newest intact checkpoint of a run; a message names those that were passed over.
 
@@ -180,7 +211,7 @@ def _reason(error: Exception) -> str:
 def _read(path: Path) -> Loaded:
     """The checkpoint in a folder, its leaves arrays. Raises exceptions of many kinds if it is not
     what was saved."""
-    config = files.read_json(path / "config" / "metadata", CONFIG_BYTES)
+    config = _read_config(path)
     state = _read_pieces(path / "state") if _is_in_pieces(path) else _read_whole(path / "state")
     if not isinstance(config, dict) or not {"params", "ema"} <= state.keys():
         raise Damaged("it is not of a training run")

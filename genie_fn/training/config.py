@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tyro.conf import Suppress
+
 from genie_fn.errors import UserError
 from genie_fn.runtime.backend import Backend
+from genie_fn.training.inputs import Inputs
 from genie_fn.training.log import SinkName
 from genie_fn.training.optim import OptimConfig
 
@@ -19,8 +22,9 @@ class RunConfig:
 
     preset: str = "demo"
     """The preset that fills in all other values."""
-    data: str = "data/coinrun"
-    """The folder of the dataset."""
+    data: str = ""
+    """The folder of the dataset; by default the one that the run was made from, if it is continued,
+    or else that of the earlier stages or of the runs beside `out`, or else data/coinrun."""
     out: str = "runs/demo/stage"
     """The folder of the run: checkpoints, metrics and sample images."""
     steps: int = 1000
@@ -69,6 +73,8 @@ class RunConfig:
     backend: Backend = field(default_factory=Backend)
     """Which implementations compute the models."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    inputs: Suppress[Inputs] = field(default_factory=Inputs)
+    """What the run was made from, as far as it is known; it is filled in when a run starts."""
 
     def __post_init__(self):
         for name in AT_LEAST_ONE:

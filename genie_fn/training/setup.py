@@ -15,19 +15,23 @@ from genie_fn.data import video
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend, files
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint, processes, sharding
+from genie_fn.training import checkpoint, inputs, processes, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.step import TrainState, init_state
 from genie_fn.tree import Tree
 
 Config = TypeVar("Config", bound=RunConfig)
+DATA = "data/coinrun"
+"""The dataset of the demo, for a run of which nothing else is known."""
+STAGES = ("tokenizer", "lam", "dynamics")
 
 
-def prepare(cfg: Config) -> tuple[Config, data.Store, torch.device]:
+def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torch.device]:
     """The configuration resolved for this machine, the dataset, and the device. Joins the other
-    processes."""
+    processes. `earlier` are the runs of the earlier stages that a new run is made from."""
     device = backend.pick_device(cfg.device)
     processes.join(device)
+    processes.on_first(lambda: _step_to_resume(cfg))  # refuses a folder that is in use
     processes.own_clips(cfg.batch_size, cfg.accumulate)
     console.quiet = processes.rank() > 0
     processes.on_first(lambda: files.check_folder("--cfg.out", cfg.out))
@@ -37,9 +41,40 @@ def prepare(cfg: Config) -> tuple[Config, data.Store, torch.device]:
     mode = "off" if processes.is_any(mode == "off") else mode
     resolved = cfg.backend.resolve(device, mode != "off")
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved)
-    store = processes.on_all(lambda: data.open_store(cfg.data))
-    processes.check_same(store.data_hash, cfg.data)
-    return cfg, store, device
+    store = processes.on_all(lambda: open_dataset(cfg, earlier))
+    processes.check_same(store.data_hash, str(store.root))
+    used = replace(cfg.inputs, data=inputs.describe(store, cfg.out))
+    return replace(cfg, data=inputs.shown(store.root), inputs=used), store, device
+
+
+def is_resumed(cfg: RunConfig) -> bool:
+    """Whether a run continues an earlier one, whose inputs it then takes."""
+    return cfg.resume and checkpoint.latest(cfg.out) is not None
+
+
+def open_dataset(cfg: RunConfig, earlier: Collection[str | Path] = ()) -> data.Store:
+    """The dataset of --cfg.data, or by default the one that the run itself, the earlier stages or
+    the runs beside it were made from.
+
+    Lines are printed where these differ. Raises UserError where they have other recorded actions.
+    """
+    own = [cfg.out] if is_resumed(cfg) else earlier
+    known = [run for run in own if checkpoint.latest(run) is not None]
+    sources = known or [run for run in beside(cfg) if checkpoint.latest(run) is not None]
+    if cfg.data or not sources:
+        store = data.open_store(cfg.data or DATA)
+    else:
+        store = inputs.open_dataset(sources[0])
+        known = known[1:]
+    for record in filter(None, map(inputs.read, known)):
+        inputs.check_dataset(record, store)
+    return store
+
+
+def beside(cfg: RunConfig) -> list[Path]:
+    """Where the runs of the stages of the same world are, by default."""
+    folder = Path(cfg.out).parent
+    return [folder / stage for stage in STAGES if folder / stage != Path(cfg.out)]
 
 
 def _use_deterministic_algorithms() -> None:
@@ -108,6 +143,12 @@ def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> No
         f"compile {cfg.compile}, in {cfg.out}",
         soft_wrap=True,
     )
+    made_from = [
+        f"{kind} {getattr(cfg, kind)}"
+        for kind, entry in asdict(cfg.inputs).items()
+        if entry["path"]
+    ]
+    console.print(f"made from: {', '.join(made_from)}", soft_wrap=True, markup=False)
     names = ", ".join(f"{kind} {name}" for kind, name in asdict(cfg.backend).items())
     console.print(f"implementations: {names}", soft_wrap=True)
 
