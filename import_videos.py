@@ -13,7 +13,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +25,13 @@ from genie_fn import data
 from genie_fn.data import Store
 from genie_fn.data.importing import action_labels, pipeline, sources
 from genie_fn.data.importing.action_labels import ActionTrack
+from genie_fn.data.importing.pipeline import End, VideoPart
 from genie_fn.data.importing.resampling import Fit, FrameFormat
 from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus, files
 from genie_fn.runtime.cli import run
-from genie_fn.runtime.progress import Progress
+from genie_fn.runtime.progress import Progress, Task
 from genie_fn.runtime.signals import terminable
 
 REPORT = "imported.json"
@@ -164,6 +165,24 @@ def _unopened(error: OSError) -> str:
     return f"it cannot be opened ({(error.strerror or str(error)).lower()})"
 
 
+class FrameCount:
+    """The frames imported so far, which are shown beside the number of videos."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._frames = 0
+        self._began = time.monotonic()
+
+    def watch(self, stream: Iterable[VideoPart | End]) -> Iterator[VideoPart | End]:
+        """The parts of a video, counted as they pass."""
+        for part in stream:
+            yield part
+            if isinstance(part, VideoPart):
+                self._frames += len(part.frames)
+                rate = self._frames / (time.monotonic() - self._began)
+                self._task.update(note=f"{self._frames:,} frames, {rate:,.0f} frames/s")
+
+
 def import_all(
     cfg: Config,
     store: Store,
@@ -180,25 +199,22 @@ def import_all(
     segments = list(store.segments)
     offset = data.next_offset(store)
     level = max((segment.level for segment in segments), default=-1) + 1
-    began = time.monotonic()
-    frames = 0
     complete = False
     commit_now_and_then = data.PeriodicCommit()
     with Progress() as progress:
         task = progress.task("importing, video", len(new))
+        count = FrameCount(task)
         try:
             for source, stream in zip(new, results, strict=True):
                 store, written, reason = pipeline.write(
-                    store, source, level, stream, offset, frame_format(cfg)
+                    store, source, level, count.watch(stream), offset, frame_format(cfg)
                 )
                 segments += written
                 level += bool(written)
                 if reason:
                     skipped[source.name] = reason
                 offset += sum(data.padded_length(segment.length) for segment in written)
-                frames += sum(segment.length for segment in written)
-                rate = frames / (time.monotonic() - began)
-                task.advance(f"{rate:,.0f} frames/s")
+                task.advance()
                 commit_now_and_then(store, segments)
             complete = True
         finally:
@@ -206,8 +222,8 @@ def import_all(
             results.close()
             store = data.commit(store, sources.fill_splits(segments) if complete else segments)
             if not complete:
-                count = len(pipeline.segments_by_video(segments))
-                print(f"Kept {count} videos in {store.root}: the same command imports the rest.")
+                kept = len(pipeline.segments_by_video(segments))
+                print(f"Kept {kept} videos in {store.root}: the same command imports the rest.")
     return store
 
 

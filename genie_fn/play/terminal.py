@@ -221,6 +221,11 @@ def _console() -> Console:
             "this terminal (TERM=dumb) cannot show pictures: "
             "use one with true colour, or the browser"
         )
+    if not console.encoding.startswith("utf"):
+        raise UserError(
+            f"the encoding of this terminal ({console.encoding}) lacks the half blocks of the "
+            "picture: choose a locale with UTF-8 (LANG=C.UTF-8), or use the browser"
+        )
     return console
 
 

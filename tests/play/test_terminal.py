@@ -1,5 +1,6 @@
 """Playing in the terminal: keys, commands, drawing, and a game under a pseudo-terminal."""
 
+import io
 import os
 import pty
 import re
@@ -317,3 +318,21 @@ def test_no_terminal_is_a_sentence(world_model, clip):
         UserError, match="do not redirect them"
     ):  # pytest's own standard input is no terminal
         terminal.play(world_model, clip[0, 0].numpy(), SampleConfig(2))
+
+
+class Latin1Terminal(io.TextIOWrapper):
+    """A terminal whose encoding has no half blocks."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="latin-1")
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_without_half_blocks_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, Latin1Terminal())
+    with pytest.raises(UserError, match=r"\(iso-8859-1|\(latin-1"):
+        terminal._console()

@@ -21,7 +21,9 @@ import train_lam
 import train_tokenizer
 from genie_fn import bundle, data
 from genie_fn.data.importing import readers, resampling, sources
+from genie_fn.data.importing.pipeline import End, VideoPart
 from genie_fn.errors import UserError
+from genie_fn.runtime.progress import Progress
 from tests import films
 from tests.scripts import test_training as test_scripts
 
@@ -374,3 +376,13 @@ def test_recorded_actions_of_a_dataset_without_any_are_refused(own_world):
             replace(test_scripts.config(own_world, "dynamics", "true"), actions="recorded")
         )
     assert bundle.load(own_world / "dynamics").world.lam is not None
+
+
+def test_frames_are_counted_as_they_pass(capsys):
+    """One long video is in progress, too."""
+    part = VideoPart(np.zeros((5, 8, 8, 3), "u1"), np.zeros(5, "u1"), np.zeros(5, bool))
+    with Progress() as progress:
+        task = progress.task("importing, video", 1)
+        count = script.FrameCount(task)
+        assert len([*count.watch([part, part, End()])]) == 3
+    assert "importing, video: 0 of 1, 10 frames, " in capsys.readouterr().err
