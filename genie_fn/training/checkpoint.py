@@ -69,6 +69,10 @@ def _is_checkpoint(path: str | Path) -> bool:
     return path.name.isdigit() and path.parent.name == FOLDER
 
 
+class Misfit(UserError):
+    """Parameters or a state of other paths or shapes than expected."""
+
+
 def folder_of(run: str | Path) -> Path:
     """The folder of a run's checkpoints, each in a folder named by its step."""
     return run_of(run).absolute() / FOLDER
@@ -198,6 +202,9 @@ def _read_newest(run: str | Path, stage: str) -> Loaded:
         return loaded
     if damage:
         raise UserError(f"{damage[1]}, and there is no older one: train it again") from damage[0]
+    inner = Path(run) / stage
+    if latest(inner) is not None:
+        raise UserError(f"{run} is not the folder of a run: name {inner}, which is in it")
     raise UserError(
         f"there is no {stage} checkpoint in {run}: "
         f"make one with `python train_{stage}.py --cfg.out {run}`"
@@ -388,7 +395,7 @@ def weights(loaded: Loaded) -> Tree:
 
 
 def check(params: Tree, spec: Tree, what: str) -> Tree:
-    """`params` in the order of `spec`. Raises UserError, naming a difference, unless paths and
+    """`params` in the order of `spec`. Raises Misfit, naming a difference, unless paths and
     shapes are the same.
 
     The order matters: files hold leaves by name, and a sum over leaves in another order is rounded
@@ -398,7 +405,7 @@ def check(params: Tree, spec: Tree, what: str) -> Tree:
     actual = {path: tuple(leaf.shape) for path, leaf in tree.paths(params).items()}
     for path in sorted(expected.keys() | actual.keys()):
         if expected.get(path) != actual.get(path):
-            raise UserError(
+            raise Misfit(
                 f"{what} does not fit its configuration: {path} is {actual.get(path)}, "
                 f"not {expected.get(path)}; train it again"
             )

@@ -15,7 +15,7 @@ from genie_fn.data import video
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend, files
 from genie_fn.runtime.console import console
-from genie_fn.training import checkpoint, inputs, processes, sharding
+from genie_fn.training import checkpoint, inputs, options, processes, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.step import TrainState, init_state
 from genie_fn.tree import Tree
@@ -104,8 +104,16 @@ def start(
     state = init_state(spec, key, cfg.optim, stats, separate, layout)
     if processes.on_first(lambda: _step_to_resume(cfg)) is None:
         return state
-    resumed = _resume(state, cfg, stage, device)
+    changed = options.differences(checkpoint.read_config(cfg.out) or {}, cfg)
+    try:
+        resumed = _resume(state, cfg, stage, device)
+    except checkpoint.Misfit as error:
+        raise options.misfit(cfg.out, changed) if changed else error from error
     console.print(f"continuing {cfg.out} from step {int(resumed.step)}", soft_wrap=True)
+    if changed:
+        inputs.say(f"with other options than before: {options.describe(changed)}")
+    if stage != "dynamics" and not {"steps", "minutes"}.isdisjoint(x.name for x in changed):
+        inputs.say(f"a dynamics model made with {cfg.out} before has to be trained again")
     return resumed
 
 

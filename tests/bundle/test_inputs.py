@@ -177,6 +177,11 @@ def test_a_stage_that_is_missing_is_named_with_where_it_was_looked_for(home):
     assert Path("a.png").exists()
 
 
+def test_the_folder_of_a_run_may_be_meant_by_the_one_around_it(home):
+    with pytest.raises(UserError, match="name runs/own/dynamics"):
+        bundle.load("runs/own")
+
+
 def test_a_tokenizer_that_was_trained_further_is_noticed(home):
     train_tokenizer.main(config("tokenizer", resume=True, steps=2))
     earlier = "runs/own/tokenizer/checkpoints/1"
