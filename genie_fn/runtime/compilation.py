@@ -58,7 +58,9 @@ def _toolchain_factor() -> float:
 def missing(error: BaseException) -> str:
     """What a failed compilation lacks, in one line: the compiler's own first error, if it has one."""
     text = str(error)
-    first = re.search(r"\berror: (.+)", text) or re.search(r"^(?:\w+: )?(.+)", text)
+    first = re.search(r"\berror: (.+)", text) or re.search(
+        r"^(?:backend=.* raised:\n)?(?:\w+: )?(.+)", text
+    )
     return first[1].strip()[:200] if first else type(error).__name__
 
 

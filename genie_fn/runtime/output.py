@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 
 ERRORS = "genie_fn.similar"
 """The name of the error handler of codecs that replaces what cannot be encoded by `similar`."""
-SIMILAR = {"→": "->", "–": "-", "—": "-", "…": "...", "Δ": "d", "·": "-", "×": "x", "−": "-"}  # noqa: RUF001
+SIMILAR = {"→": "->", "–": "-", "—": "-", "…": "...", "Δ": "D", "·": "-", "×": "x", "−": "-"}  # noqa: RUF001
 
 
 def similar(text: str) -> str:

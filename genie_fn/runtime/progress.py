@@ -95,7 +95,8 @@ class Task:
         self._total = self._total if total is None else total
         self._note = self._note if note is None else note
         self._bars.update(self._row, completed=self._done, total=self._total, note=self._note)
-        if self._lines and time.monotonic() - self._last >= SECONDS:
+        is_due = time.monotonic() - self._last >= SECONDS and self._done != self._total
+        if self._lines and is_due:
             self._print(self._time_left())
 
     def advance(self, note: str | None = None, *, parts: int = 1) -> None:

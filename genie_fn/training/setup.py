@@ -31,18 +31,18 @@ def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torc
     processes. `earlier` are the runs of the earlier stages that a new run is made from."""
     device = backend.pick_device(cfg.device)
     processes.join(device)
-    processes.on_first(lambda: _step_to_resume(cfg))  # refuses a folder that is in use
-    processes.own_clips(cfg.batch_size, cfg.accumulate)
     console.quiet = processes.rank() > 0
     processes.on_first(lambda: files.check_folder("--cfg.out", cfg.out))
+    processes.on_first(lambda: _step_to_resume(cfg))  # refuses a folder that is in use
+    processes.own_clips(cfg.batch_size, cfg.accumulate)
     if cfg.deterministic:
         _use_deterministic_algorithms()
+    store = processes.on_all(lambda: open_dataset(cfg, earlier))
+    processes.check_same(store.data_hash, str(store.root))
     mode = backend.pick_compile(cfg.compile, device)
     mode = "off" if processes.is_any(mode == "off") else mode
     resolved = cfg.backend.resolve(device, mode != "off")
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved)
-    store = processes.on_all(lambda: open_dataset(cfg, earlier))
-    processes.check_same(store.data_hash, str(store.root))
     used = replace(cfg.inputs, data=inputs.describe(store, cfg.out))
     return replace(cfg, data=inputs.shown(store.root), inputs=used), store, device
 

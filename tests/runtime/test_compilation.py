@@ -148,6 +148,7 @@ def test_another_compiler_is_another_program(monkeypatch, tmp_path):
             "omp.h: No such file",
         ),
         ("InvalidCxxCompiler: No working C++ compiler\n\nSet TORCH", "No working C++ compiler"),
+        ("backend='inductor' raised:\nCppCompileError: C++ compile error\n", "C++ compile error"),
         ("Failed to find C compiler", "Failed to find C compiler"),
         ("", "RuntimeError"),
     ],

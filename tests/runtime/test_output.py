@@ -32,7 +32,7 @@ class Failing(io.TextIOBase):
 
 
 def test_similar_characters_replace_those_that_an_encoding_lacks():
-    assert output.encodable(TEXT, "ascii") == "1 -> 4 frames ... d4 = -0.5 x e +-+| # ? ?"
+    assert output.encodable(TEXT, "ascii") == "1 -> 4 frames ... D4 = -0.5 x e +-+| # ? ?"
     assert output.encodable("1 → é ½", "cp1252") == "1 -> é ½"
     for encoding in ("utf-8", None, "utf-16"):
         assert output.encodable(TEXT, encoding) == TEXT.replace("\udcff", "?")
