@@ -23,6 +23,7 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 from genie_fn import data
 from genie_fn.data import Store
+from genie_fn.data.images import Background
 from genie_fn.data.importing import action_labels, pipeline, sources
 from genie_fn.data.importing.action_labels import ActionTrack
 from genie_fn.data.importing.pipeline import End, VideoPart
@@ -49,6 +50,8 @@ class Config:
     """Height and width of the frames, in pixels."""
     fit: Fit = "crop"
     """How frames become squares: `crop` keeps the middle, `pad` adds bars, `stretch` distorts."""
+    background: Background = "black"
+    """The colour that is seen through transparent pixels."""
     fps: float = 0
     """Frames per second to take; 0: every frame."""
     cuts: float = 0.4
@@ -79,6 +82,8 @@ LIMITS = {
     "min_frames": (2, 10**6),
     "workers": (1, MAX_WORKERS),
 }
+# Options of datasets that were imported before these options existed.
+ADDED_OPTIONS = {"background": "black"}
 # Fields that do not change how a video is stored.
 RUN_FIELDS = ("src", "root", "workers")
 
@@ -95,8 +100,9 @@ def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> St
     store = data.open_store(root)
     if "import" not in store.meta:
         raise UserError(f"{root} holds a dataset that was not imported: choose another --cfg.root")
+    stored_options = ADDED_OPTIONS | store.meta["import"]
     for name, value in options.items():
-        stored = store.meta["import"].get(name)
+        stored = stored_options.get(name)
         if stored != value:
             raise UserError(
                 f"{root} was imported with {name} {stored}, not {value}: choose another --cfg.root"
@@ -240,7 +246,7 @@ def _streams(
 
 def frame_format(cfg: Config) -> FrameFormat:
     """How frames are stored."""
-    return FrameFormat(cfg.size, cfg.fit, cfg.fps, cfg.cuts, cfg.min_frames)
+    return FrameFormat(cfg.size, cfg.fit, cfg.fps, cfg.cuts, cfg.min_frames, cfg.background)
 
 
 # The report
@@ -289,7 +295,7 @@ def main(cfg: Config) -> None:
     """Make a dataset from your own videos: video files, folders of images, npy episodes."""
     root = Path(cfg.root)
     files.check_folder("--cfg.root", root)
-    found = sources.find(cfg.src, root)
+    found, left_out = sources.find(cfg.src, root)
     label_files = {
         source.name: action_labels.read(source.labels)
         for source in found
@@ -305,7 +311,7 @@ def main(cfg: Config) -> None:
         }
         if new:
             store = import_all(cfg, store, new, tracks, skipped)
-    report(store, skipped)
+    report(store, skipped | left_out)
     missing = sources.missing_splits(store.segments)
     if missing:
         raise UserError(f"{missing}; what was imported is kept in {root}")

@@ -73,7 +73,9 @@ def test_the_store_holds_what_the_files_show(videos, imported):
     ) + imported.count("test")
     for segment in imported.segments[:-1]:
         source = next(
-            s for s in sources.find(str(videos), imported.root) if s.name == segment.info["file"]
+            s
+            for s in sources.find(str(videos), imported.root).sources
+            if s.name == segment.info["file"]
         )
         seen = np.stack(
             [resampling.fit(frame.image(), 16, "crop") for frame in readers.read(source)]
@@ -159,6 +161,39 @@ def test_flashes_leave_no_video_out_and_reasons_name_the_flag(tmp_path):
     reason = report["skipped"][0]["why"]
     assert "5 scenes has 10 frames" in reason
     assert "--cfg.min-frames 16" in reason and "--cfg.cuts above 0.4" in reason
+
+
+def test_animations_are_videos_and_thumbnails_are_reported(tmp_path):
+    for i in range(3):
+        first, *others = map(Image.fromarray, films.squares(17, colour=i))
+        path = tmp_path / "v" / f"{i}.webp"
+        path.parent.mkdir(exist_ok=True)
+        first.save(path, save_all=True, append_images=others, lossless=True)
+        first.save(tmp_path / "v" / f"{i}.jpg")
+    script.main(config(tmp_path / "v", tmp_path / "s"))
+    report = json.loads((tmp_path / "s" / script.REPORT).read_text())
+    assert [entry["frames"] for entry in report["imported"]] == [17] * 3
+    assert [entry["file"] for entry in report["skipped"]] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+def test_the_background_of_transparent_frames_is_an_option(tmp_path, background):
+    for name in "abc":
+        (tmp_path / "v" / name).mkdir(parents=True)
+        for t in range(16):
+            frame = Image.new("RGBA", (16, 16), (10 * t, 0, 0, 0))
+            frame.paste((0, 0, 10 + ord(name), 255), (0, 0, 8, 16))
+            frame.save(tmp_path / "v" / name / f"{t}.png")
+    cfg = config(tmp_path / "v", tmp_path / "s", background=background)
+    script.main(cfg)
+    store = data.open_store(cfg.root)
+    for segment in store.segments:
+        frames = data.read_segment(store, segment).frames
+        assert (frames[:, :, 8:] == (255 if background == "white" else 0)).all()
+        assert (frames[:, :, :8, 2] > 100).all()
+    other = "white" if background == "black" else "black"
+    with pytest.raises(UserError, match=f"background {background}, not {other}"):
+        script.main(replace(cfg, background=other))
 
 
 SLOWLY = """

@@ -13,7 +13,7 @@ from genie_fn.data import Segment, Store
 from genie_fn.data.importing import action_labels, readers, sources
 from genie_fn.data.importing.action_labels import ActionTrack
 from genie_fn.data.importing.cuts import mark_cuts
-from genie_fn.data.importing.readers import SourceFrame, Unreadable
+from genie_fn.data.importing.readers import Conversion, SourceFrame, Unreadable
 from genie_fn.data.importing.resampling import FrameFormat, Pixels, Sample, fit, resample
 from genie_fn.data.importing.sources import Source
 
@@ -58,7 +58,9 @@ def read_parts(
     times = array("d")
     pending: list[Pixels] = []
     try:
-        frames = _recording_times(readers.read(source, threads), track, times, stop)
+        conversion = Conversion(frame_format.background, 4 * frame_format.size)
+        frames = readers.read(source, threads, conversion)
+        frames = _recording_times(frames, track, times, stop)
         resized = _resized(resample(frames, frame_format.fps), frame_format)
         if frame_format.cuts:
             resized = mark_cuts(resized, frame_format.cuts)

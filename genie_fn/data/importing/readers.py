@@ -1,4 +1,4 @@
-"""Reading the frames of a source: video files, folders of images, npy episodes.
+"""Reading the frames of a source: video files, animations, folders of images, npy episodes.
 
 Files are untrusted input. Nothing is decoded before its size is known to be acceptable. A file that
 cannot be read, is cut short or damaged raises `Unreadable` with the reason, after the frames before
@@ -15,30 +15,25 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import InvalidDataError
+from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
 
-from genie_fn.data import images
+from genie_fn.data import colour, images
+from genie_fn.data.colour import UNSPECIFIED, Coding
+from genie_fn.data.images import Background
+from genie_fn.data.importing import containers
 from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
 
-MAX_PIXELS = 16_000_000  # of a frame: a decoder may hold some twenty of them at once
 MAX_IMAGE_BYTES = 256 << 20
 MAX_THREADS = 8  # of a decoder; each of them holds one more frame
 MAX_ASPECT = 8  # of a pixel; a file that claims more is wrong
 SMALL = 1 << 18  # pixels; decoding smaller frames is slower with several threads
-# Formats of ffmpeg that open other files, devices or addresses.
-INDIRECT_FORMATS = (
-    "concat dash hls imf webm_dash_manifest sdp rtp rtsp sap "
-    "image2 image2pipe fbdev kmsgrab lavfi oss alsa x11grab"
-)
-# Formats that make pictures of text or of any bytes.
-RAW_FORMATS = "tty bin xbin adf idf rawvideo bitpacked v210 v210x data"
-FORMATS = ",".join(
-    sorted(
-        av.formats_available
-        - {*INDIRECT_FORMATS.split(), *RAW_FORMATS.split(), "video4linux2,v4l2"}
-    )
-)
+# Decoders of WebM's alpha channel, which ffmpeg's own leave out.
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# Matrices of ITU-T H.273 that ffmpeg converts to RGB.
+MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}
 
 
 class Unreadable(Exception):
@@ -55,26 +50,37 @@ class SourceFrame(NamedTuple):
     """The width of a pixel divided by its height."""
 
 
-def read(source: Source, threads: int = 1) -> Iterator[SourceFrame]:
+class Conversion(NamedTuple):
+    """How pictures become RGB."""
+
+    background: Background = "black"
+    """What is seen through transparent pixels."""
+    least_side: int = 1 << 16
+    """Frames of other colours than sRGB may be reduced before these are converted, which is slow,
+    but to no fewer pixels a side than this."""
+
+
+PLAIN = Conversion()
+
+
+def read(source: Source, threads: int = 1, conversion: Conversion = PLAIN) -> Iterator[SourceFrame]:
     """The frames of a source in order. Raises Unreadable."""
     if source.kind == "video":
-        return _read_video(source.files[0], threads)
+        return _read_video(source.files[0], threads, conversion)
+    if source.kind == "animation":
+        return _read_animation(source.files[0], conversion.background)
     if source.kind == "npy":
         return _read_npy(source.files[0])
-    return _read_images(source.files)
+    return _read_images(source.files, conversion.background)
 
 
 # Video files
 
 
-def _read_video(path: Path, threads: int) -> Iterator[SourceFrame]:
-    limits = {"max_pixels": str(MAX_PIXELS)}
-    whitelists = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    opened = False
+def _read_video(path: Path, threads: int, conversion: Conversion) -> Iterator[SourceFrame]:
+    is_open = False
     try:
-        with av.open(
-            str(path), options=limits, container_options=whitelists, metadata_errors="replace"
-        ) as file:
+        with containers.opened(path) as file:
             stream = file.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise Unreadable("it has no video stream")
@@ -82,20 +88,37 @@ def _read_video(path: Path, threads: int) -> Iterator[SourceFrame]:
             if context is None:
                 raise Unreadable("its codec is unknown")
             _check_size(context.width, context.height)
-            opened = True
-            context.options = limits
-            context.thread_type = "AUTO"
-            small = context.width * context.height <= SMALL
-            context.thread_count = 1 if small else min(threads, MAX_THREADS)
-            yield from _stream_frames(file, stream)
+            is_open = True
+            decoder = _decoder(stream, context, threads)
+            yield from _stream_frames(file, stream, decoder, conversion)
     except Unreadable:
         raise
     except Exception as error:  # PyAV raises many kinds
-        what = "it is damaged" if opened else "it cannot be read as a video"
+        what = "it is damaged" if is_open else "it cannot be read as a video"
         raise Unreadable(f"{what} ({_reason(error)})") from error
 
 
-def _stream_frames(file: InputContainer, stream: av.VideoStream) -> Iterator[SourceFrame]:
+def _decoder(stream: av.VideoStream, context: VideoCodecContext, threads: int) -> VideoCodecContext:
+    """The stream's own decoder, or one that decodes alpha too."""
+    decoder = context
+    if stream.metadata.get("alpha_mode") == "1" and context.name in ALPHA_DECODERS:
+        decoder = VideoCodecContext.create(ALPHA_DECODERS[context.name], "r")
+        decoder.extradata = context.extradata
+    if not isinstance(decoder, VideoCodecContext):
+        raise Unreadable("its codec is unknown")
+    decoder.options = containers.LIMITS
+    decoder.thread_type = "AUTO"
+    small = context.width * context.height <= SMALL
+    decoder.thread_count = 1 if small else min(threads, MAX_THREADS)
+    return decoder
+
+
+def _stream_frames(
+    file: InputContainer,
+    stream: av.VideoStream,
+    decoder: VideoCodecContext,
+    conversion: Conversion,
+) -> Iterator[SourceFrame]:
     """The frames of a video stream with their times and the rotation of the first frame."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -103,25 +126,26 @@ def _stream_frames(file: InputContainer, stream: av.VideoStream) -> Iterator[Sou
         aspect = Fraction(1)
     # Only the first frame is asked: side data keeps its frame until garbage is collected.
     rotation = None
-    for number, frame in enumerate(_decoded(file, stream)):
+    for number, frame in enumerate(_decoded(file, stream, decoder)):
         time = number / rate
         if frame.pts is not None and frame.time_base:
             time = frame.pts * frame.time_base
         if rotation is None:
             rotation = _rotation(frame)
         sideways = rotation[0, 1] != 0
-        yield SourceFrame(
-            time, partial(_picture, frame, rotation), 1 / aspect if sideways else aspect
-        )
+        picture = partial(_picture, frame, rotation, conversion)
+        yield SourceFrame(time, picture, 1 / aspect if sideways else aspect)
 
 
-def _decoded(file: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decoded(
+    file: InputContainer, stream: av.VideoStream, decoder: VideoCodecContext
+) -> Iterator[av.VideoFrame]:
     """The decoded frames, without damaged ones at the start: recorded broadcasts start anywhere."""
     begun = False
     first_error = None
     for packet in file.demux(stream):
         try:
-            frames = packet.decode()
+            frames = decoder.decode(packet)
         except InvalidDataError as error:
             if begun:
                 raise
@@ -144,10 +168,10 @@ def _reason(error: Exception) -> str:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+    limit = containers.MAX_PIXELS
+    if width * height > limit:
         raise Unreadable(
-            f"its frames have {width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller "
-            "first"
+            f"its frames have {width}x{height} pixels, more than {limit:,}: make it smaller first"
         )
 
 
@@ -174,11 +198,16 @@ def _turn(degrees: int) -> np.ndarray:
     return np.eye(2) if rest else np.linalg.matrix_power(clockwise, -quarters % 4)
 
 
-def _picture(frame: av.VideoFrame, rotation: np.ndarray) -> Image.Image:
+def _picture(frame: av.VideoFrame, rotation: np.ndarray, conversion: Conversion) -> Image.Image:
+    coding = Coding(frame.color_trc, frame.color_primaries)
+    problem = _unsupported(frame, coding)
+    if problem:
+        raise Unreadable(problem)
     try:
-        pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
+        pixels = _rgb(frame, coding, conversion.least_side)
     except Exception as error:  # PyAV raises many kinds
         raise Unreadable(f"a frame cannot be decoded ({_reason(error)})") from error
+    pixels = images.to_standard(pixels, coding, conversion.background)
     if rotation[0, 1]:
         pixels = pixels.swapaxes(0, 1)
         rotation = rotation[::-1]
@@ -186,21 +215,67 @@ def _picture(frame: av.VideoFrame, rotation: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def _unsupported(frame: av.VideoFrame, coding: Coding) -> str:
+    """Why the colours of a frame cannot be converted to RGB; empty if they can."""
+    if frame.format.is_rgb or len(frame.format.components) < 3 or frame.colorspace in MATRICES:
+        return colour.unsupported(coding)
+    return f"its colour matrix (number {frame.colorspace} of ITU-T H.273) is not supported"
+
+
+def _rgb(frame: av.VideoFrame, coding: Coding, least_side: int) -> np.ndarray:
+    """(H, W, 3 or 4): uint8 RGB or RGBA, or uint16 where the colours are yet to be converted."""
+    kind = frame.format
+    has_alpha = kind.has_palette or any(component.is_alpha for component in kind.components)
+    name = "rgba" if has_alpha else "rgb24"
+    if colour.is_standard(coding):
+        return frame.reformat(format=name, threads=1).to_ndarray()
+    if frame.colorspace == UNSPECIFIED and coding.transfer in (colour.PQ, colour.HLG):
+        matrix = Colorspace.BT2020
+    else:
+        matrix = None
+    factor = max(1, min(frame.width, frame.height) // least_side)
+    reduced = frame.reformat(
+        frame.width // factor,
+        frame.height // factor,
+        "rgba64le" if has_alpha else "rgb48le",
+        src_colorspace=matrix,
+        interpolation=Interpolation.AREA,
+        threads=1,
+    )
+    return reduced.to_ndarray()
+
+
 # Images and arrays
 
 
-def _read_images(paths: tuple[Path, ...]) -> Iterator[SourceFrame]:
+def _read_images(paths: tuple[Path, ...], background: Background) -> Iterator[SourceFrame]:
     for path in paths:
-        yield SourceFrame(None, partial(_open_image, path))
+        yield SourceFrame(None, partial(_open_image, path, background))
 
 
-def _open_image(path: Path) -> Image.Image:
+def _open_image(path: Path, background: Background) -> Image.Image:
     try:
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise Unreadable(f"{path.name} is larger than {MAX_IMAGE_BYTES >> 20} MB")
-        return images.open_image(path.read_bytes(), path.name)
+        return images.open_image(_content(path), path.name, background)
     except (UserError, OSError) as error:
         raise Unreadable(str(error)) from error
+
+
+def _read_animation(path: Path, background: Background) -> Iterator[SourceFrame]:
+    try:
+        for time, picture in images.pictures(_content(path), path.name, background):
+            yield SourceFrame(time, partial(_same, picture))
+    except (UserError, OSError) as error:
+        raise Unreadable(str(error)) from error
+
+
+def _same(picture: Image.Image) -> Image.Image:
+    return picture
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise Unreadable(f"{path.name} is larger than {MAX_IMAGE_BYTES >> 20} MB")
+    return path.read_bytes()
 
 
 def _read_npy(path: Path) -> Iterator[SourceFrame]:

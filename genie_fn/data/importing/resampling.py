@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from genie_fn.data.images import Background
 from genie_fn.data.importing.readers import SourceFrame, Unreadable
 
 PAUSE = 10  # seconds without a new frame after which a new episode begins
@@ -33,6 +34,8 @@ class FrameFormat(NamedTuple):
     """The change of colours that counts as a cut; 0 detects none."""
     min_frames: int = 1
     """A source without an episode of this length is left out."""
+    background: Background = "black"
+    """What is seen through transparent pixels."""
 
 
 class Sample(NamedTuple):

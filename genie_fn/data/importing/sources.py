@@ -1,10 +1,11 @@
-"""Finding what to import: video files, folders of images and npy episodes, under stable names.
+"""Finding what to import: videos, animations, folders of images, npy episodes; with stable names.
 
 The name of a source is its path relative to the folder asked for, with slashes. It decides the
 split and identifies what was imported before, so it does not depend on the machine or on what else
 is in the folder.
 """
 
+import functools
 import glob
 import hashlib
 import itertools
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from genie_fn import data
-from genie_fn.data import Segment
+from genie_fn.data import Segment, images
+from genie_fn.data.importing import containers
 from genie_fn.errors import UserError
 
-# A folder of these is a video; a .gif is a video by itself.
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+# Endings of pictures, by which a damaged file is known as one. A damaged .gif is a video.
+IMAGES = {
+    *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+}
 LABELS = (".jsonl", ".csv")
 
-Kind = Literal["video", "images", "npy"]
+Kind = Literal["video", "animation", "images", "npy"]
 
 
 class Source(NamedTuple):
@@ -47,35 +52,84 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def find(src: str, exclude: Path) -> list[Source]:
+class Found(NamedTuple):
+    """The result of `find`."""
+
+    sources: list[Source]
+    left_out: dict[str, str]
+    """The reasons why files are no part of any source, by their names."""
+
+
+def find(src: str, exclude: Path) -> Found:
     """All sources in a folder, in a file, or under a glob, in the natural order of their names.
 
-    Hidden files and the folder `exclude` (the dataset's) are left out. Raises UserError if there is
-    nothing to import.
+    What a file is is decided by its content: see `kind_of`. The pictures of a folder are one
+    source. Hidden files and the folder `exclude` (the dataset's) are left out. Raises UserError if
+    there is nothing to import.
     """
     base, paths = _expand(src)
     exclude = exclude.resolve()
     files = {path for path in paths if _is_importable(path, base, exclude)}
     sources: list[Source] = []
-    images: dict[Path, list[Path]] = {}
+    pictures: dict[Path, list[Path]] = {}
     for path in sorted(files, key=lambda path: natural(path.as_posix())):
-        suffix = path.suffix.lower()
-        if suffix in IMAGES:
-            images.setdefault(path.parent, []).append(path)
-        elif suffix not in LABELS:
-            name = _printable(path.relative_to(base).as_posix())
-            kind = "npy" if suffix == ".npy" else "video"
+        if path.suffix.lower() in LABELS:
+            continue
+        kind = kind_of(path)
+        if kind == "images":
+            pictures.setdefault(path.parent, []).append(path)
+        else:
+            name = _name(path, base)
             sources.append(Source(name, kind, (path,), _find_labels(path.with_suffix(""))))
-    for folder, members in images.items():
-        is_base = folder == base
-        name = folder.resolve().name if is_base else folder.relative_to(base).as_posix()
-        labels = _find_labels(folder)
-        sources.append(Source(_printable(name), "images", tuple(members), labels))
+    left_out: dict[str, str] = {}
+    for folder, members in pictures.items():
+        videos = [source.files[0] for source in sources if source.files[0].parent == folder]
+        thumbnails = _thumbnails(members, videos)
+        left_out |= {_name(path, base): reason for path, reason in thumbnails.items()}
+        frames = tuple(path for path in members if path not in thumbnails)
+        if frames:
+            name = _printable(folder.resolve().name) if folder == base else _name(folder, base)
+            sources.append(Source(name, "images", frames, _find_labels(folder)))
     if not sources:
         raise UserError(
             f"there are no videos in {src}: name a folder of videos, of images or of npy files"
         )
-    return sorted(sources, key=lambda source: natural(source.name))
+    return Found(sorted(sources, key=lambda source: natural(source.name)), left_out)
+
+
+def kind_of(path: Path) -> Kind:
+    """What a file is, by its content: a picture ("images"), several of them, or a video.
+
+    The ending decides for npy files, and for a file that cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return "npy"
+    count = images.count_pictures(path)
+    if count:
+        return "images" if count == 1 else "animation"
+    is_picture = suffix in IMAGES and not containers.is_video(path, frames=2)
+    return "images" if is_picture else "video"
+
+
+def _thumbnails(pictures: list[Path], videos: list[Path]) -> dict[Path, str]:
+    """The pictures with the name of a video beside them, and the reasons why they are left out.
+
+    The name may be followed by its ending or by a word, as in clip.mp4.jpg and clip-poster.png.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for path in videos:
+        by_stem.setdefault(path.stem.casefold(), []).append(path)
+    is_video = functools.cache(containers.is_video)
+    found: dict[Path, str] = {}
+    for picture in pictures:
+        name = picture.stem.casefold()
+        word = re.search(r"[-_. ][^-_. \d]*$", name)
+        for stem in {name, name[: word.start()] if word else name}:
+            for video in by_stem.get(stem, ()):
+                if picture not in found and is_video(video):
+                    found[picture] = f"it is taken as a thumbnail of {video.name}, by its name"
+    return found
 
 
 def _expand(src: str) -> tuple[Path, list[Path]]:
@@ -104,6 +158,10 @@ def _files_inside(folder: Path) -> list[Path]:
 def _is_importable(path: Path, base: Path, exclude: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
     return not hidden and path.is_file() and exclude not in path.resolve().parents
+
+
+def _name(path: Path, base: Path) -> str:
+    return _printable(path.relative_to(base).as_posix())
 
 
 def _printable(name: str) -> str:

@@ -19,20 +19,26 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from genie_fn.data import colour
 from genie_fn.data.importing import pipeline, readers, sources
 from genie_fn.data.importing.pipeline import End, VideoPart
-from genie_fn.data.importing.readers import Unreadable
+from genie_fn.data.importing.readers import Conversion, Unreadable
 from genie_fn.data.importing.resampling import FrameFormat
 from genie_fn.data.importing.sources import Source
 from tests import films
+from tests.data.test_colour import coded
 
 FRAMES = films.squares(6)
-KINDS = [*films.CODECS, ".npy", ".png", ".jpg", ".bmp", ".webp"]
+PICTURES = [".png", ".jpg", ".bmp", ".webp", ".tiff", ".avif", ".ppm"]
+ANIMATIONS = {".apng": "PNG", ".webp2": "WEBP", ".tif": "TIFF", ".gif": "GIF", ".avifs": "AVIF"}
+KINDS = [*films.CODECS, ".npy", *PICTURES, *ANIMATIONS]
 
 
 def save(path, frames):
     """Frames, or the first of them, as a file of that name."""
-    if path.suffix in films.CODECS:
+    if path.suffix in ANIMATIONS:
+        animate(path, frames)
+    elif path.suffix in films.CODECS:
         films.write(path, frames)
     elif path.suffix == ".npy":
         np.save(path, frames)
@@ -41,11 +47,19 @@ def save(path, frames):
     return path
 
 
+def animate(path, frames, **options):
+    """Frames, RGB or RGBA, as an animated file of a format of Pillow."""
+    first, *others = map(Image.fromarray, frames)
+    kind = ANIMATIONS.get(path.suffix) or path.suffix[1:].upper()
+    options = {"lossless": True, "duration": 100} | options if kind != "TIFF" else {}
+    if kind == "AVIF":
+        options |= {"quality": 100, "subsampling": "4:4:4"}
+    first.save(path, kind, save_all=True, append_images=others, **options)
+    return path
+
+
 def source(*paths):
-    suffix = paths[0].suffix
-    return Source(
-        "a", "npy" if suffix == ".npy" else "images" if suffix in sources.IMAGES else "video", paths
-    )
+    return Source("a", sources.kind_of(paths[0]), paths)
 
 
 def images(*paths):
@@ -60,6 +74,176 @@ def test_every_frame_comes_back_in_order(tmp_path, suffix):
     assert (error == 0).all() if suffix in (".npy", ".mov") else (error < 20).all()
     nearest = [abs(frame - FRAMES.astype(int)).mean((1, 2, 3)).argmin() for frame in back]
     assert nearest == [*range(6)]
+
+
+@pytest.mark.parametrize("suffix", [*ANIMATIONS, ".png", ".webp", ".jpg", ".mp4"])
+def test_an_animation_is_a_video_whatever_its_ending(tmp_path, suffix):
+    path = animate(tmp_path / f"a{suffix if suffix in ANIMATIONS else '.webp2'}", FRAMES)
+    path = path.rename(tmp_path / f"a{suffix}")
+    assert sources.kind_of(path) == "animation"
+    error = abs(images(path).astype(int) - FRAMES).mean()
+    assert error < (6 if suffix in (".gif", ".avifs") else 0.01)
+    times = [frame.time for frame in readers.read(source(path))]
+    assert times == [None if suffix == ".tif" else Fraction(t, 10) for t in range(6)]
+
+
+def test_a_video_with_the_ending_of_a_picture_is_a_video(tmp_path):
+    path = films.write(tmp_path / "a.mkv", FRAMES).rename(tmp_path / "a.png")
+    assert sources.kind_of(path) == "video" and len(images(path)) == 6
+
+
+def test_durations_of_an_animation_are_its_times(tmp_path):
+    path = animate(tmp_path / "a.gif", FRAMES, duration=[50, 200, 0, 10, 20, 30])
+    times = [float(frame.time) for frame in readers.read(source(path))]
+    assert times == [0, 0.05, 0.25, 0.35, 0.45, 0.47]
+
+
+@pytest.mark.parametrize("suffix", PICTURES)
+def test_every_format_of_pictures_is_read(tmp_path, suffix):
+    path = save(tmp_path / f"a{suffix}", FRAMES)
+    assert sources.kind_of(path) == "images"
+    assert abs(images(path)[0].astype(int) - FRAMES[0]).mean() < 8
+
+
+# Transparency
+
+
+HIDDEN = np.dstack([FRAMES[0], np.full((24, 32), 255, np.uint8)])
+HIDDEN[:, :16, 3] = 0
+HIDDEN[:8, 16:, 3] = 102  # 40 percent
+
+
+SHARP = {".avif": {"quality": 100}, ".webp": {"lossless": True, "exact": True}}
+
+
+def over(background):
+    """What is seen of HIDDEN."""
+    alpha = HIDDEN[..., 3:] / 255
+    return HIDDEN[..., :3] * alpha + (255 if background == "white" else 0) * (1 - alpha)
+
+
+def with_alpha(path, codec, pixels):
+    """A video of three frames HIDDEN."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = 24, 32, pixels
+        if path.suffix == ".webm":
+            stream.codec_context.options = {"auto-alt-ref": "0", "crf": "4", "b": "4M"}
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(HIDDEN, format="rgba")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.webp", "a.tiff", "a.apng", "a.webp2", "a.avif", "a.avifs"]
+)
+def test_what_is_transparent_in_pictures_shows_the_background(tmp_path, name, background):
+    path = tmp_path / name
+    if path.suffix in ANIMATIONS:
+        animate(path, np.stack([HIDDEN, HIDDEN[:, ::-1]]))
+    else:
+        Image.fromarray(HIDDEN).save(path, **SHARP.get(path.suffix, {}))
+    first = next(readers.read(source(path), 1, Conversion(background)))
+    error = abs(np.array(first.image()) - over(background))
+    assert error.max() < 4 or ("avif" in name and error.mean() < 8)
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+@pytest.mark.parametrize("mode", ["P", "LA", "PA", "RGB"])
+def test_every_kind_of_transparency_counts(tmp_path, mode, background):
+    image = Image.new("RGBA", (8, 8), (70, 70, 70, 255))
+    image.paste((200, 200, 200, 0), (0, 0, 4, 8))
+    options = {}
+    if mode == "RGB":  # a colour that is transparent
+        options = {"transparency": (200, 200, 200)}
+    elif mode == "P":
+        options = {"transparency": 1}
+        image = Image.fromarray((np.asarray(image)[..., 0] == 200).astype(np.uint8), "P")
+        image.putpalette([70, 70, 70, 200, 200, 200])
+    path = tmp_path / ("a.tiff" if mode == "PA" else "a.png")
+    (image if mode == "P" else image.convert("LA" if mode == "PA" else mode)).save(path, **options)
+    (frame,) = readers.read(source(path), 1, Conversion(background))
+    pixels = np.array(frame.image())
+    assert (pixels[:, :4] == (255 if background == "white" else 0)).all()
+    assert (pixels[:, 4:] == 70).all()
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+@pytest.mark.parametrize(
+    "name, codec, pixels",
+    [
+        ("png.mov", "png", "rgba"),
+        ("rle.mov", "qtrle", "argb"),
+        ("prores.mov", "prores_ks", "yuva444p10le"),
+        ("vp9.webm", "libvpx-vp9", "yuva420p"),
+        ("vp8.webm", "libvpx", "yuva420p"),
+    ],
+)
+def test_what_is_transparent_in_videos_shows_the_background(
+    tmp_path, name, codec, pixels, background
+):
+    path = with_alpha(tmp_path / name, codec, pixels)
+    frames = list(readers.read(source(path), 1, Conversion(background)))
+    error = abs(np.array(frames[1].image()) - over(background))
+    assert len(frames) == 3 and error.mean() < (8 if name.endswith("webm") else 2)
+
+
+# High dynamic range
+
+
+@pytest.mark.parametrize("transfer", [colour.PQ, colour.HLG])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_high_dynamic_range_is_tone_mapped(tmp_path, transfer, tagged):
+    level = (204, 58, 82)
+    path = hdr_video(tmp_path / "a.mkv", level, transfer, tagged)
+    frame = next(readers.read(source(path))).image()
+    assert abs(np.asarray(frame)[12, 16].astype(int) - level).max() <= 4
+    small = next(readers.read(source(path), 1, Conversion(least_side=8))).image()
+    assert small.size == (10, 8) and abs(np.asarray(small)[4, 5].astype(int) - level).max() <= 4
+
+
+def hdr_video(path, level, transfer, tagged=True, primaries=colour.BT2020):
+    """Two frames of 10 bits in BT.2020, with primaries and matrix in the file if `tagged`."""
+    signal = coded(np.array(level), transfer)
+    pixels = np.broadcast_to(signal, (24, 32, 3))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 24, 32, "yuv420p10le"
+        context = stream.codec_context
+        context.color_trc = transfer
+        if tagged:
+            context.color_primaries, context.colorspace = primaries, Colorspace.BT2020
+            context.color_range = ColorRange.MPEG
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb48le")
+            frame = frame.reformat(format="yuv420p10le", dst_colorspace=Colorspace.BT2020)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_pictures_of_high_dynamic_range_are_tone_mapped(tmp_path):
+    signal = (coded(np.array((204, 58, 82)), colour.PQ) >> 8).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.broadcast_to(signal, (8, 8, 3)).copy()).save(file, "PNG")
+    content = file.getvalue()
+    at = content.find(b"IDAT") - 4
+    for transfer, primaries in ((colour.PQ, 9), (10, 9)):
+        chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+        chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (tmp_path / f"{transfer}.png").write_bytes(content[:at] + chunk + content[at:])
+    assert abs(images(tmp_path / "16.png")[0].astype(int) - (204, 58, 82)).max() <= 4
+    with pytest.raises(Unreadable, match="number 10 of"):
+        images(tmp_path / "10.png")
+
+
+@pytest.mark.parametrize("transfer, primaries", [(10, 9), (1, 10), (10, 10)])
+def test_colours_that_cannot_be_converted_are_refused(tmp_path, transfer, primaries):
+    path = hdr_video(tmp_path / "a.mkv", (204, 58, 82), transfer, primaries=primaries)
+    with pytest.raises(Unreadable, match="number 10 of ITU-T"):
+        images(path)
 
 
 def test_a_folder_of_images_is_read_file_by_file(tmp_path):
@@ -375,4 +559,4 @@ def test_any_bytes_are_read_or_refused_at_length(tmp_path, careful, suffix, edit
 def test_undamaged_files_are_read_completely(tmp_path):
     for suffix in KINDS:
         (path := tmp_path / f"a{suffix}").write_bytes(original(suffix))
-        assert consume(path) == (1 if suffix in sources.IMAGES else 6, End())
+        assert consume(path) == (1 if suffix in PICTURES else 6, End())

@@ -4,11 +4,13 @@ import hashlib
 import os
 
 import pytest
+from PIL import Image
 
 from genie_fn import data
 from genie_fn.data import Segment
 from genie_fn.data.importing import sources
 from genie_fn.errors import UserError
+from tests import films
 
 
 def fill(root, *names):
@@ -18,7 +20,10 @@ def fill(root, *names):
 
 
 def find(root, src=None):
-    return [(source.name, source.kind) for source in sources.find(str(src or root), root / "store")]
+    return [
+        (source.name, source.kind)
+        for source in sources.find(str(src or root), root / "store").sources
+    ]
 
 
 def test_a_folder_holds_videos_images_and_arrays_in_natural_order(tmp_path):
@@ -35,13 +40,33 @@ def test_a_folder_holds_videos_images_and_arrays_in_natural_order(tmp_path):
     fill(tmp_path, ".hidden.mp4", ".git/x.mp4", "store/frames/c/0", "b_9.csv", "a/run 2.jsonl")
     kinds = {"a/run 2": "images", "a/run 10": "images", "b_9.MKV": "video", "b_10.mp4": "video"}
     assert find(tmp_path) == [*kinds.items(), ("e.npy", "npy"), ("f.gif", "video")]
-    every = {source.name: source for source in sources.find(str(tmp_path), tmp_path / "store")}
+    every = {
+        source.name: source for source in sources.find(str(tmp_path), tmp_path / "store").sources
+    }
     assert [path.name for path in every["a/run 2"].files] == ["frame_9.PNG", "frame_10.png"]
     assert (
         every["b_9.MKV"].labels.name == "b_9.csv" and every["a/run 2"].labels.name == "run 2.jsonl"
     )
     assert every["b_10.mp4"].labels is None
     assert every["a/run 2"].size() == len("a/run 2/frame_10.png") + len("a/run 2/frame_9.PNG")
+
+
+def test_pictures_with_the_name_of_a_video_are_no_frames(tmp_path):
+    names = ("a.jpg", "A_thumb.png", "a.mkv.webp", "b-poster.avif", "frame_1.png", "frame_2.png")
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    films.write(tmp_path / "a.mkv", films.squares(2))
+    first, *others = map(Image.fromarray, films.squares(3))
+    first.save(tmp_path / "b.gif", save_all=True, append_images=others)
+    fill(tmp_path, "frame_1.txt", "frame_2.json")  # labels of the frames, and no video
+    found = sources.find(str(tmp_path), tmp_path / "store")
+    kinds = {source.name: source.kind for source in found.sources}
+    assert kinds.pop(tmp_path.name) == "images"
+    assert kinds.pop("a.mkv") == "video" and kinds.pop("b.gif") == "animation"
+    (images,) = (source for source in found.sources if source.kind == "images")
+    assert [path.name for path in images.files] == ["frame_1.png", "frame_2.png"]
+    assert found.left_out.keys() == {*names[:4]}
+    assert "thumbnail of b.gif" in found.left_out["b-poster.avif"]
 
 
 def test_globs_and_files_are_named_from_where_they_begin(tmp_path):
@@ -66,7 +91,7 @@ def test_globs_and_files_are_named_from_where_they_begin(tmp_path):
 def test_a_name_that_is_not_unicode_can_be_printed(tmp_path):
     with open(os.fsencode(tmp_path) + b"/a\xff.mp4", "wb"):
         pass
-    (source,) = sources.find(str(tmp_path), tmp_path / "store")
+    (source,) = sources.find(str(tmp_path), tmp_path / "store").sources
     assert source.name == "a\ufffd.mp4" and sources.split_of(source.name) and source.size() == 0
 
 
@@ -83,7 +108,7 @@ def test_nothing_to_import_is_an_error(tmp_path):
 
 def test_content_is_recognised_under_another_name(tmp_path):
     fill(tmp_path, "a.mp4", "b.mp4", "i/0.png", "i/1.png", "i/2.png")
-    a, b, images = sources.find(str(tmp_path), tmp_path / "store")
+    a, b, images = sources.find(str(tmp_path), tmp_path / "store").sources
     assert sources.digest(a) != sources.digest(b)
     (tmp_path / "b.mp4").write_text("a.mp4")
     assert sources.digest(a) == sources.digest(b) != sources.digest(images)
