@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from genie_fn.errors import UserError
+from genie_fn.runtime import files
 
 FPS = 15  # the frame rate of Procgen
 
@@ -59,7 +60,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, lossless: bo
     if not lossless:
         padding = [(0, side % 2) for side in frames.shape[1:3]]
         frames = np.pad(frames, [(0, 0), *padding, (0, 0)], mode="edge")
-    with av.open(str(path), "w") as container:
+    with files.naming(path), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options={"crf": crf})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
@@ -84,7 +85,8 @@ def write_episodes(
 
 def write_gif(path: str | Path, frames: np.ndarray, fps: int = FPS) -> None:
     """Write a gif that loops, with at most 256 colours per frame."""
-    Path(path).write_bytes(gif_bytes(frames, fps))
+    with files.naming(path):
+        Path(path).write_bytes(gif_bytes(frames, fps))
 
 
 def gif_bytes(frames: np.ndarray, fps: int = FPS) -> bytes:
@@ -95,8 +97,9 @@ def gif_bytes(frames: np.ndarray, fps: int = FPS) -> bytes:
 
 def write_png(path: str | Path, frame: np.ndarray) -> None:
     """Write one (H, W, 3) uint8 image."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(frame).save(path)
+    with files.naming(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(path)
 
 
 def png_bytes(frame: np.ndarray) -> bytes:

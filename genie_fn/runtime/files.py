@@ -96,6 +96,16 @@ def sentence(error: OSError) -> str:
     )
 
 
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within the context an error of the system names `path`, unless it names another file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
 def reason(error: BaseException) -> str:
     """An error in a few words: the system's own, if it is known."""
     for number in DISK_FULL:

@@ -1,5 +1,8 @@
 """Videos and images are written so that they read back."""
 
+import errno
+from pathlib import Path
+
 import av
 import imageio.v3 as imageio
 import numpy as np
@@ -72,3 +75,13 @@ def test_episodes_are_cut_at_their_starts(frames, tmp_path):
     files = sorted(tmp_path.glob("*.mp4"))
     assert [f.name for f in files] == ["level_7_000.mp4", "level_7_001.mp4", "level_7_002.mp4"]
     assert (read(files[1]) == frames[2:5]).all()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("kind", ["mp4", "gif", "png"])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError) as full:
+        video.write_video(path, np.zeros((2, 32, 32, 3), np.uint8))
+    assert full.value.filename == str(path) and full.value.errno == errno.ENOSPC

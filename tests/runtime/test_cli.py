@@ -1,6 +1,7 @@
 """The command line: values as people and shells write them, and errors as one sentence."""
 
 import errno
+import io
 import os
 import sys
 from dataclasses import dataclass, field
@@ -101,3 +102,26 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py"])
     with pytest.raises(OSError, match="mistake"):
         cli.run(main)
+
+
+def test_help_is_printed_in_any_encoding(monkeypatch):
+    """The help of this configuration: Δ → …"""
+
+    @dataclass(frozen=True)
+    class Described:
+        delta: float = 0.0
+        """Δ₄ → the difference … – in dB."""
+
+    def main(cfg: Described) -> None:
+        pytest.fail("it must not run")
+
+    main.__annotations__ = {"cfg": Described}
+    for encoding in ("ascii", "cp1252"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "argv", ["script.py", "--help"])
+        with pytest.raises(SystemExit) as left:
+            cli.run(main)
+        stream.flush()
+        assert not left.value.code
+        assert "D4 -> the difference" in stream.buffer.getvalue().decode(encoding)

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,16 @@ def test_without_a_budget_a_step_gets_no_total(tmp_path):
     toy = Toy()
     state = fit(replace(CFG, out=str(tmp_path)), toy)
     assert int(state.step) == 8 and toy.totals == [None] * 8
+
+
+def test_a_run_in_another_thread_saves_and_logs_its_steps(tmp_path, capsys):
+    cfg = replace(CFG, out=str(tmp_path / "lam"), steps=10)
+    with ThreadPoolExecutor(1) as pool:
+        state = pool.submit(fit, cfg, Toy()).result()
+    assert int(state.step) == checkpoint.latest(cfg.out) == 10
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "lam, step: 0 of 10"
+    assert lines[1].startswith("lam, step: 10 of 10, loss 1.000, in ")
 
 
 def test_a_time_budget_ends_the_run_and_tells_the_step_how_long_it_will_be(tmp_path):
