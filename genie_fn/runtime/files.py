@@ -102,8 +102,9 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
-        raise
+        if error.filename or error.errno is None:
+            raise
+        raise OSError(error.errno, reason(error), os.fspath(path)) from error
 
 
 def reason(error: BaseException) -> str:
