@@ -5,9 +5,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import tyro
@@ -66,35 +67,42 @@ def _parse(main: Callable[..., None], presets: Presets | None) -> tuple[Any, ...
         entry.__signature__ = inspect.Signature([parameter])  # pyright: ignore[reportAttributeAccessIssue]
         entry.__annotations__ = {"cfg": type(preset)}
     description = inspect.getdoc(sys.modules[main.__module__])
-    several = _several_files(sys.argv[1:])
-    try:
-        return tyro.cli(entry, description=description, console_outputs=not several)
-    except SystemExit:
-        if not several:
-            raise
-    flag, count = several
-    raise UserError(
-        f"{flag} takes one value, not {count} files: if the shell made them of a pattern such as "
-        f"*.mp4, put the pattern in quotes; if not, see --help"
-    )
+    parse = functools.partial(tyro.cli, entry, description=description)
+    _check_patterns(sys.argv[1:], functools.partial(parse, console_outputs=False))
+    return parse()
 
 
-def _several_files(arguments: list[str]) -> tuple[str, int] | None:
-    """A flag that is followed by several words that name files, and their number; None without one.
+def _check_patterns(arguments: list[str], parse: Callable[..., Any]) -> None:
+    """Raise UserError for a flag of one value that is followed by several names of files.
 
-    This is what a shell makes of a pattern without quotes.
+    This is what a shell makes of a pattern without quotes. Such a command line is wrong, and right
+    with the first of these names alone.
     """
-    flag = ""
-    values: list[str] = []
-    for argument in [*arguments, "--"]:
-        if not argument.startswith("--"):
-            values.append(argument)
-            continue
-        if flag and len(values) > 1 and all(map(os.path.exists, values)):
-            return flag, len(values)
-        flag = argument
-        values = []
-    return None
+    for start, count in _runs_of_files(arguments):
+        first_alone = arguments[: start + 1] + arguments[start + count :]
+        if not _is_accepted(parse, arguments) and _is_accepted(parse, first_alone):
+            raise UserError(
+                f"{arguments[start - 1]} takes one value, not {count} files: if the shell made them "
+                "of a pattern such as *.mp4, put the pattern in quotes"
+            )
+
+
+def _runs_of_files(arguments: list[str]) -> Iterator[tuple[int, int]]:
+    """Where a flag is followed by several words that name files: the first one's index, and how
+    many they are."""
+    flags = [i for i, word in enumerate(arguments) if word.startswith("--")]
+    for flag, end in itertools.pairwise([*flags, len(arguments)]):
+        names = arguments[flag + 1 : end]
+        if len(names) > 1 and all(map(os.path.exists, names)):
+            yield flag + 1, len(names)
+
+
+def _is_accepted(parse: Callable[..., Any], arguments: list[str]) -> bool:
+    try:
+        parse(args=arguments)
+    except SystemExit:
+        return False
+    return True
 
 
 def with_home(value: Any) -> Any:

@@ -71,6 +71,8 @@ def test_a_pattern_that_the_shell_expanded(monkeypatch, capsys, tmp_path):
         assert said.startswith("error: --cfg.run takes one value, not 3 files: ")
         assert "in quotes" in said and len(said.splitlines()) == 1
     assert parsed(monkeypatch, "--cfg.worlds", *names, "--cfg.run", "a.mp4").worlds == (*names,)
+    said = refused(monkeypatch, capsys, main, "--cfg.worlds", *names, "--cfg.ru", "a.mp4")
+    assert "in quotes" not in said and "--cfg.run" in said, "another mistake is another message"
 
 
 @pytest.mark.parametrize(
