@@ -151,7 +151,7 @@ def prepare(
     cfg: Config, world: World, store: data.Store, progress: Progress
 ) -> tuple[Task, ExpertSummary]:
     """The levels to play and the expert's labelled moments, with a summary of the expert."""
-    levels = cloning.open_levels(cfg.levels, store.meta)
+    levels = cloning.open_levels(cfg.levels, store.meta, store.stride)
     episodes = cloning.episodes(store)
     expert = label(cfg, world, store, episodes, progress)
     return Task(world, store, expert, levels), summarise_expert(episodes, expert)

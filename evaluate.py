@@ -192,6 +192,8 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
     report, examples = evaluate_actions(cfg, subject, keys[3], watch)
     with watch("held keys"):
         held, films = evaluate_held_keys(cfg, subject, report, keys[4])
+    with watch("held actions"):
+        held_actions = evaluate_held_actions(cfg, subject, keys[4])
     evaluation = Evaluation(
         config=asdict(cfg),
         machine=provenance.describe(subject.device),
@@ -201,7 +203,7 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
         reconstruction=quality,
         prediction=loss,
         rollouts=protocols,
-        actions=replace(report, held_keys=held),
+        actions=replace(report, held_keys=held, held_codes=held_actions),
         perceptual=likeness,
     )
     last_prompt = frames[:, max(cfg.prompts) - 1 :]

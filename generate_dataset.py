@@ -37,9 +37,8 @@ from genie_fn.runtime.signals import terminable
 
 # Weights of the explorer's actions by game: in CoinRun mostly to the right, jumping.
 EXPLORER_WEIGHTS = {"coinrun": [0.5, 2, 2, 0.5, 2, 1, 0.5, 4, 9, 0, 0, 0, 0, 0, 0]}
-# Mean frames that the explorer holds an action: enough to clear gaps, and few enough that most
-# clips of 4 frames see a change.
-EXPLORER_HOLD = 3
+# Options of datasets that were collected before these were options.
+FORMER_OPTIONS = {"hold": 3.0}
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,9 @@ class Config:
     """Frames of the game per step: an action is held for these, and the last one is kept."""
     policy: Literal["explorer", "random"] = "explorer"
     """`explorer` holds actions, in CoinRun mostly right and jump; `random` holds none."""
+    hold: float = 6
+    """Mean frames for which the explorer holds an action. An agent that turns around needs several
+    frames to stop first; in shorter holds, actions hardly show."""
     repeat_actions: bool = True
     """If off, the random policy never takes the same action twice in a row."""
     seed: int = 0
@@ -77,6 +79,7 @@ SMALLEST = {
     "start_level": 0,
     "steps_per_level": 1,
     "frame_skip": 1,
+    "hold": 1,
     "seed": 0,
     "workers": 1,
 }
@@ -110,7 +113,7 @@ def choose_actions(cfg: Config, level: int) -> np.ndarray:
     if cfg.policy == "explorer":
         weights = np.array(EXPLORER_WEIGHTS.get(cfg.env, [1] * len(ACTIONS)), float)
         drawn = rng.choice(len(ACTIONS), steps, p=weights / weights.sum())
-        actions = np.repeat(drawn, rng.geometric(1 / EXPLORER_HOLD, steps))[:steps]
+        actions = np.repeat(drawn, rng.geometric(1 / cfg.hold, steps))[:steps]
     elif cfg.repeat_actions:
         actions = rng.integers(0, len(ACTIONS), steps)
     else:  # a step of 1..14 on the circle of actions leads to any action but the last one
@@ -192,7 +195,7 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
     store = data.open_store(root)
     collection = store.meta.get("collection", {})
     for name, value in options.items():
-        stored = collection.get(name, getattr(Config, name))
+        stored = collection.get(name, FORMER_OPTIONS.get(name, getattr(Config, name)))
         if stored != value:
             raise UserError(
                 f"{root} was collected with {name} {stored}, not {value}: choose another --cfg.root"

@@ -57,10 +57,6 @@ class Config(RunConfig):
     """The folder of these ids; by default it is in the dataset's folder."""
     train_lam: bool = False
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
-    flip: bool = False
-    """Horizontal-flip augmentation: every second batch is flipped, and of its recorded actions LEFT
-    and RIGHT are swapped. It helps if most of the motion has one direction. The frozen models were
-    not trained on flipped frames: CoinRun's tokenizer loses 0.4 dB on them."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
     """The latent action model of joint training."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -101,7 +97,8 @@ def demo() -> Config:
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
-    return _config("demo", steps=450, batch_size=16, num_frames=8, compile="off", optim=optim)
+    sizes = {"steps": 450, "batch_size": 16, "num_frames": 8, "stride": 2}
+    return _config("demo", **sizes, flip=True, compile="off", optim=optim)
 
 
 def small() -> Config:
@@ -329,11 +326,25 @@ def load_frozen(
         folder, stage = load_earlier(cfg, own, name, device)
         processes.check_same(bundle.fingerprint(stage), f"the model in {folder}")
         bundle.check_resolution(stage, store.height, store.width, folder)
+        check_stride(cfg, name, folder)
         entry = StageInput(inputs.relative(folder, cfg.out), bundle.weights_fingerprint(stage))
         used = replace(cfg.inputs, **{name: entry})
         cfg = replace(cfg, inputs=used, **{name: folder})
         stages[name] = stage
     return cfg, stages
+
+
+def check_stride(cfg: Config, name: EarlierStage, folder: str | Path) -> None:
+    """Raise UserError if the latent action model was trained with another stride.
+
+    Its actions are those of another gap in time. A tokenizer is of use with any stride.
+    """
+    record = inputs.read(folder)
+    if name == "lam" and record is not None and record.stride != cfg.stride:
+        raise UserError(
+            f"the latent action model in {folder} was trained with a stride of {record.stride}, "
+            f"and this run has {cfg.stride}: pass --cfg.stride {record.stride}, or train it again"
+        )
 
 
 def load_earlier(
@@ -364,14 +375,10 @@ def frozen_tokenizer(stage: Stage, cfg: Config) -> Callable[[Tensor], Tensor]:
     return frozen(tokenize, cfg)
 
 
-def on_frames(
-    step: Step, tokenize: Callable, actions: Conditioning, swap_A: Tensor | None, flip: bool
-) -> Step:
+def on_frames(step: Step, tokenize: Callable, actions: Conditioning) -> Step:
     """`step` on batches of frames, which the frozen models encode first."""
 
     def encode_and_step(state, batch: data.Batch, key, *total_steps):
-        if flip:
-            batch = augment.flip_odd_steps(batch, state.step, swap_A)
         ids = tokenize(batch.frames)
         return step(state, actions.make_batch(ids, batch), key, *total_steps)
 
@@ -461,7 +468,9 @@ def main(cfg: Config) -> None:
         encoder = cache_encoder(cfg, stage, tokenize, actions, device)
         batches = cached_batches(cfg, store, encoder, first, device)
     else:
-        step = on_frames(step, tokenize, actions, swap_A, cfg.flip)
+        step = on_frames(step, tokenize, actions)
+        if cfg.flip:
+            step = setup.flipped(step, cfg, swap_A)
         batches = setup.batches(store, cfg, first, device)
     loop.fit(step, state, batches, cfg, sample)
 

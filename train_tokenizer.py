@@ -67,7 +67,8 @@ def demo() -> Config:
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
-    return _config("demo", steps=1800, batch_size=8, num_frames=4, compile="off", optim=optim)
+    sizes = {"steps": 1800, "batch_size": 8, "num_frames": 4, "stride": 2}
+    return _config("demo", **sizes, flip=True, compile="off", optim=optim)
 
 
 def small() -> Config:
@@ -223,6 +224,8 @@ def main(cfg: Config) -> None:
 
     batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(objective(cfg, vgg), spec, cfg, separate)
+    if cfg.flip:
+        step = setup.flipped(step, cfg)
     loop.fit(step, state, batches, cfg, sample)
 
 

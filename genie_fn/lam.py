@@ -14,7 +14,7 @@ the grid; the decoder may start from a coarser grid and refine it, conditioned o
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from genie_fn import layers, metrics, quantize
 from genie_fn.errors import UserError
 from genie_fn.layers import DtypeName, STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
-from genie_fn.nets import blueprint, facing
+from genie_fn.nets import blueprint, facing, flow
 from genie_fn.nets.blueprint import Blueprint, Blueprints
 from genie_fn.nets.designs import (
     LATENT_ACT_DEC,
@@ -36,6 +36,7 @@ from genie_fn.nets.designs import (
     latent_act_encoder,
 )
 from genie_fn.nets.facing import FacingConfig
+from genie_fn.nets.flow import FlowConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
@@ -65,20 +66,23 @@ class LamConfig:
     paper's loss has 0."""
     history: bool = True
     """Whether the decoder sees all past frames, not only the last, which shows no velocities."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """The networks of `motion`."""
     facing: FacingConfig = field(default_factory=FacingConfig)
     """For games whose view follows an agent that faces left or right; its `side` turns it on."""
-    arch: Suppress[Literal["st_vivit", "blueprint"]] = "st_vivit"
-    """`st_vivit` consists of `encoder` and `decoder`; `blueprint` of `blueprints`."""
+    arch: Suppress[Literal["motion", "st_vivit", "blueprint"]] = "st_vivit"
+    """`motion` consists of `flow`; `st_vivit` of `encoder` and `decoder`; `blueprint` of
+    `blueprints`."""
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
 
     def __post_init__(self):
         if self.arch == "blueprint":
             self._check_blueprints()
-        if self.height % self.patch or self.width % self.patch:
+        side, flag = self._division
+        if self.height % side or self.width % side:
             raise UserError(
-                f"{self.height}x{self.width} frames cannot be divided into "
-                f"{self.patch}x{self.patch} patches: choose a --cfg.model.patch that divides both "
-                "sides"
+                f"{self.height}x{self.width} frames cannot be divided into {side}x{side} patches: "
+                f"choose a {flag} that divides both sides"
             )
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion must be between 0 and 1, not {self.motion}")
@@ -120,6 +124,13 @@ class LamConfig:
             )
 
     @property
+    def _division(self) -> tuple[int, str]:
+        """Pixels per side of a patch or cell, and the flag that decides."""
+        if self.arch == "motion":
+            return self.flow.side, "--cfg.model.flow.cell"
+        return self.patch, "--cfg.model.patch"
+
+    @property
     def coarse_patch(self) -> int:
         """Pixels per side of a patch in the grid that a blueprint's decoder starts from."""
         return self.patch * int(blueprint.growth(self.blueprints.decoder)[1])
@@ -135,10 +146,16 @@ def _st_vivit(patch: int, stack: STConfig) -> LamConfig:
 
 
 def _demo() -> LamConfig:
+    quantizer = QuantizerConfig(
+        kind="vq", codes=6, latent_dim=8, sphere=True, pairs=2, reset_below=0.15
+    )
+    return LamConfig(arch="motion", quantizer=quantizer, motion=0.5)
+
+
+def _conv_demo() -> LamConfig:
     return LamConfig(
         patch=8,
-        quantizer=QuantizerConfig(kind="vq", codes=3, reset_below=0.3),
-        facing=FacingConfig(side=12),
+        quantizer=QuantizerConfig(kind="vq", codes=6, reset_below=0.3),
         arch="blueprint",
         blueprints=Blueprints(conv_encoder(), conv_decoder()),
         motion=0.2,
@@ -155,6 +172,7 @@ def _open_genie(
 
 PRESETS = {
     "demo": _demo(),
+    "conv-demo": _conv_demo(),
     "small": _st_vivit(8, STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")),
     "coinrun": _st_vivit(16, STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")),
     "open-genie-demo": _open_genie(
@@ -174,7 +192,7 @@ trained jointly; `coinrun` is the paper's Appendix F.3."""
 
 def spec(cfg: LamConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
-    params = _blueprint_spec(cfg) if cfg.arch == "blueprint" else _st_vivit_spec(cfg)
+    params = SPECS[cfg.arch](cfg)
     if cfg.facing.side:
         params["facing"] = facing.spec(cfg.facing)
     return params
@@ -201,6 +219,15 @@ def _blueprint_spec(cfg: LamConfig) -> Tree:
         "quantizer": quantize.spec(cfg.quantizer),
         "decoder": _net_spec(nets.decoder, 2 * coarse_pixels, pixels, scale=SMALL_START),
     }
+
+
+def _motion_spec(cfg: LamConfig) -> Tree:
+    networks = flow.spec(cfg.flow, cfg.quantizer.width)
+    return networks | {"quantizer": quantize.spec(cfg.quantizer)}
+
+
+SPECS = {"motion": _motion_spec, "st_vivit": _st_vivit_spec, "blueprint": _blueprint_spec}
+"""The parameters of each architecture."""
 
 
 def encoder(params: Tree) -> Tree:
@@ -254,8 +281,12 @@ def _patches(video_BTHWC: Tensor, patch: int) -> Tensor:
 def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig, *, backend: Backend = AUTO) -> Tensor:
     """Video in [-1, 1] → a latent for each transition, (B, T-1, K), before quantisation.
 
-    It is the mean over the grid of the transition's second frame.
+    It is the mean over the grid of the transition's second frame; that of `motion` depends on the
+    transition's two frames alone.
     """
+    if cfg.arch == "motion":
+        pairs = flow.transitions(flow.reduced(video_BTHWC, cfg.flow), cfg.flow)
+        return _encode_motion(params, pairs, cfg, clips=len(video_BTHWC))
     patches_BTNP = _patches(video_BTHWC, cfg.patch)
     if cfg.arch == "blueprint":
         z_BTNK = _run_net(
@@ -271,6 +302,12 @@ def encode(params: Tree, video_BTHWC: Tensor, cfg: LamConfig, *, backend: Backen
             params["encoder"], patches_BTNP, cfg.encoder, backend=backend
         )
     return z_BTNK[:, 1:].mean(2)
+
+
+def _encode_motion(params: Tree, pairs: flow.Transitions, cfg: LamConfig, *, clips: int) -> Tensor:
+    """`encode` of the transitions of so many clips."""
+    z_MK = flow.encode(params["encoder"], pairs, paired=cfg.quantizer.pairs > 0)
+    return z_MK.reshape(clips, -1, z_MK.shape[-1])
 
 
 def infer_actions(
@@ -306,6 +343,10 @@ def decode(
 
     `codes_BTK[t]` is the code of the action that follows frame t.
     """
+    if cfg.arch == "motion":
+        frames = video_BTHWC.flatten(0, 1)
+        predicted = flow.predict(params["decoder"], frames, codes_BTK.flatten(0, 1), cfg.flow)
+        return predicted.reshape(video_BTHWC.shape)
     if not cfg.history and video_BTHWC.shape[1] > 1:
         frames_MTHWC = video_BTHWC.flatten(0, 1)[:, None]  # every frame as a video of its own
         codes_MTK = codes_BTK.flatten(0, 1)[:, None]
@@ -341,6 +382,44 @@ def _motion(video_BTHWC: Tensor) -> Tensor:
     return (video_BTHWC[:, 1:] - video_BTHWC[:, :-1]).abs().mean(-1, keepdim=True)
 
 
+def _seen(video_BTHWC: Tensor, cfg: LamConfig) -> Tensor:
+    """A video in [-1, 1] at the resolution at which predictions are compared with it."""
+    return flow.reduced(video_BTHWC, cfg.flow) if cfg.arch == "motion" else video_BTHWC
+
+
+class _Autoencoded(NamedTuple):
+    """A video as `_seen`, the prediction of its frames but the first, the quantised latents."""
+
+    seen_BTHWC: Tensor
+    predicted_BTHWC: Tensor
+    quantized: Quantized
+
+
+def _autoencode(
+    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, microbatch: Microbatch, backend: Backend
+) -> _Autoencoded:
+    if cfg.arch == "motion":
+        return _autoencode_motion(params, video_BTHWC, cfg, microbatch, backend)
+    z_BTK = encode(params, video_BTHWC, cfg, backend=backend)
+    q = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend)
+    predicted = decode(params, video_BTHWC[:, :-1], q.codes, cfg, backend=backend)
+    return _Autoencoded(video_BTHWC, predicted, q)
+
+
+def _autoencode_motion(
+    params: Tree, video_BTHWC: Tensor, cfg: LamConfig, microbatch: Microbatch, backend: Backend
+) -> _Autoencoded:
+    """Both sides share the displaced frames, which take most of the memory."""
+    seen = _seen(video_BTHWC, cfg)
+    clips = len(seen)
+    pairs = flow.transitions(seen, cfg.flow)
+    z_BTK = _encode_motion(params, pairs, cfg, clips=clips)
+    q = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend)
+    codes_MK = q.codes.flatten(0, 1)
+    predicted = flow.reconstruct(params["decoder"], pairs, codes_MK, cfg.flow)
+    return _Autoencoded(seen, predicted.reshape(seen[:, 1:].shape), q)
+
+
 def statistics(
     params: Tree,
     video_BTHWC: Tensor,
@@ -351,7 +430,7 @@ def statistics(
 ) -> dict[str, Tensor]:
     """The statistics of uint8 video, by name, whose averages over the whole batch `loss` uses."""
     video = layers.to_float(video_BTHWC)
-    values = {"motion": _motion(video).mean()}
+    values = {"motion": _motion(_seen(video, cfg)).mean()}
     if quantize.has_statistics(cfg.quantizer):
         z_BTK = encode(params, video, cfg, backend=backend)
         q = quantize.quantize(
@@ -382,12 +461,9 @@ def loss(
     ids among the latter are the actions. The metric `mse` is unweighted.
     """
     video = layers.to_float(video_BTHWC)
-    past = video[:, :-1]
-    target = video[:, 1:]
-    z_BTK = encode(params, video, cfg, backend=backend)
-    q = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend)
-    error = (decode(params, past, q.codes, cfg, backend=backend) - target).square()
-    motion = _motion(video)
+    seen, predicted, q = _autoencode(params, video, cfg, microbatch, backend)
+    error = (predicted - seen[:, 1:]).square()
+    motion = _motion(seen)
     mean_motion = microbatch.mean("motion", motion.mean()).clamp(min=1e-6)
     weight = (1 - cfg.motion) + cfg.motion * motion / mean_motion
     weighted_mse = (weight * error).mean()

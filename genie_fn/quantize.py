@@ -51,6 +51,12 @@ class QuantizerConfig:
     """Temperature of the soft assignment whose entropies LFQ optimises."""
     frac_sample: float = 1.0
     """The share of the latents, evenly spread, from which LFQ's entropies are computed."""
+    sphere: bool = False
+    """VQ: what is quantised and the codes are scaled to the length sqrt(K), so that only their
+    directions count."""
+    pairs: int = 0
+    """VQ: the first 2 x `pairs` codes are pairs of mirror images: the second half of the channels
+    has opposite signs in the two. In the other codes it is then 0. 0: no such constraint."""
     reset_below: float = 0.1
     """VQ: codes whose share of use is below this multiple of uniform use are moved onto inputs."""
 
@@ -65,6 +71,11 @@ class QuantizerConfig:
             raise UserError(
                 f"{self.books} codebooks need lfq and equal shares of its {self.dim} bits: "
                 "change --cfg.model.quantizer.books"
+            )
+        if not 0 <= 2 * self.pairs <= self.codes or self.pairs and self.latent_dim % 2:
+            raise UserError(
+                f"{self.pairs} pairs need twice as many codes and an even --cfg.model.quantizer."
+                f"latent-dim, not {self.codes} codes of width {self.latent_dim}: change one of them"
             )
         if not 0 < self.frac_sample <= 1:
             raise UserError(
@@ -288,6 +299,9 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     their codes.
     """
     z = z.float()
+    if cfg.sphere:
+        z = _on_sphere(z)
+    codebook_VK = _entries(codebook_VK, cfg)
     flat_MK = z.flatten(0, -2)
     distance_MV = codebook_VK.square().sum(-1) - 2 * flat_MK @ codebook_VK.T
     ids = distance_MV.argmin(-1).reshape(z.shape[:-1])
@@ -296,6 +310,25 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     commit = (z - codes.detach()).square().mean()
     loss = cfg.commit * commit + (codes - z.detach()).square().mean()
     return _quantized(z, z + (codes - z).detach(), ids, loss, {"commit": commit}, cfg)
+
+
+def _entries(codebook_VK: Tensor, cfg: QuantizerConfig) -> Tensor:
+    """The codes, from the parameters: paired and scaled as configured."""
+    if cfg.pairs:
+        first, second = codebook_VK.chunk(2, -1)
+        paired = 2 * cfg.pairs
+        first_of_pair = first[:paired:2].repeat_interleave(2, 0)
+        second_of_pair = second[:paired:2].repeat_interleave(2, 0)
+        sign_V1 = second.new_tensor([1.0, -1.0]).repeat(cfg.pairs)[:, None]
+        first = torch.cat((first_of_pair, first[paired:]))
+        second = torch.cat((sign_V1 * second_of_pair, torch.zeros_like(second[paired:])))
+        codebook_VK = torch.cat((first, second), -1)
+    return _on_sphere(codebook_VK) if cfg.sphere else codebook_VK
+
+
+def _on_sphere(x: Tensor) -> Tensor:
+    """Vectors (..., K) scaled to the length sqrt(K)."""
+    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
 
 
 def _vq_dim(cfg: QuantizerConfig) -> int:
@@ -309,7 +342,7 @@ def _vq_quantize(
 
 
 def _vq_lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
-    return params["codebook"][ids]
+    return _entries(params["codebook"], cfg)[ids]
 
 
 def _vq_spec(cfg: QuantizerConfig) -> Tree:

@@ -10,15 +10,19 @@ from genie_fn.errors import UserError
 from genie_fn.nets import facing
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.facing import FacingConfig
+from genie_fn.nets.flow import FlowConfig
 
 
-@pytest.fixture(scope="module", params=["st_vivit", "blueprint", "facing"])
+@pytest.fixture(scope="module", params=["st_vivit", "blueprint", "facing", "motion"])
 def lam_cfg(request, lam_cfg):
-    """Both architectures, and a bit for the way the agent looks."""
+    """All architectures, and a bit for the way the agent looks."""
     if request.param == "st_vivit":
         return lam_cfg
     if request.param == "facing":
         return replace(lam_cfg, facing=FacingConfig(side=12, hidden=16, latent=4))
+    if request.param == "motion":
+        flow = FlowConfig(reduce=1, radius=2, cell=8, hidden=16)
+        return replace(lam_cfg, arch="motion", flow=flow)
     nets = Blueprints(
         lam.latent_act_encoder(16, 2, 8, 1), lam.latent_act_decoder(16, 2, 8, 1, condition=8)
     )
@@ -56,7 +60,8 @@ def test_action_t_sees_frame_t_plus_1(lam_params, lam_cfg, video):
     leaf = video.clone().requires_grad_()
     z = lam.encode(lam_params, leaf, lam_cfg)
     gradient = torch.autograd.grad(z[:, 2].sum(), leaf)[0].abs().amax((0, 2, 3, 4))
-    assert (gradient[:4] > 0).all() and (gradient[4:] == 0).all()
+    seen = slice(2, 4) if lam_cfg.arch == "motion" else slice(4)  # its codes have no history
+    assert (gradient[seen] > 0).all() and (gradient[4:] == 0).all()
 
 
 def test_a_prediction_sees_no_later_frame_and_no_later_action(lam_params, lam_cfg, video):
@@ -161,7 +166,8 @@ def test_two_frames_are_enough(lam_params, lam_cfg, clip):
 
 
 def test_bad_configurations_are_refused(lam_cfg):
-    for bad in ({"patch": 12}, {"motion": 1.5}, {"motion": -0.1}):
+    side = {"flow": FlowConfig(cell=6)} if lam_cfg.arch == "motion" else {"patch": 12}
+    for bad in (side, {"motion": 1.5}, {"motion": -0.1}):
         with pytest.raises(UserError):
             replace(lam_cfg, **bad)
 

@@ -4,7 +4,7 @@ A run has its models in its folder and the rest in its dataset; a world file hol
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -46,6 +46,8 @@ class Dataset(NamedTuple):
     hash: str = ""
     meta: dict = {}  # noqa: RUF012, never changed
     """How the data was collected; it names the real game."""
+    stride: int = 1
+    """Frames of the dataset from one frame of the world to the next."""
 
 
 class Bundle(NamedTuple):
@@ -119,7 +121,7 @@ def with_dataset(
         count = min(start_frames, len(datasets.clip_starts(store, "test", 1)))
         offsets = datasets.eval_clips(store, "test", 1, count)
         frames = datasets.read_clips(store, offsets, 1).frames[:, 0]
-    dataset = Dataset(store.root.name, store.data_hash, store.meta)
+    dataset = Dataset(store.root.name, store.data_hash, store.meta, store.stride)
     return bundle._replace(start_frames=frames, action_names=store.action_names, dataset=dataset)
 
 
@@ -160,7 +162,7 @@ def _dataset_of_file(bundle: Bundle, data: str | Path) -> Store:
         count = len(bundle.action_names)
         inputs.check_actions(count, bundle.action_names, store, bundle.path)
         inputs.say(f"{store.root} is not the dataset of {bundle.path}, or has grown since")
-    return store
+    return replace(store, stride=bundle.dataset.stride)
 
 
 def recorded_actions(bundle: Bundle) -> dict[str, int]:
@@ -314,6 +316,8 @@ def _read_about(path: str | Path, header: format.Header, actions: int) -> _About
             and isinstance(dataset.name, str)
             and isinstance(dataset.hash, str)
             and _valid_meta(dataset.meta)
+            and type(dataset.stride) is int
+            and 1 <= dataset.stride <= MAX_FRAME_SKIP
         )
     except Exception as error:  # a description from outside may be wrong in any way
         problem = "the description of its actions or its data cannot be parsed"

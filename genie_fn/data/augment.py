@@ -27,15 +27,18 @@ def flipped_actions(names: Sequence[str]) -> list[int]:
     return [list(names).index(name) for name in flipped]
 
 
-def flip_odd_steps(batch: Batch, step: Tensor, swap_A: Tensor | None) -> Batch:
-    """A batch of tensors, its frames flipped horizontally if `step` is odd.
+def flip_half(batch: Batch, step: Tensor, first_clip: int, swap_A: Tensor | None) -> Batch:
+    """A batch of tensors with every second clip flipped horizontally, the others at the next step.
 
-    Recorded actions are then mapped by `swap_A` (see `flipped_actions`). Without `swap_A` actions
-    stay, because latent actions are inferred from the flipped frames. Only the step number decides,
-    so a resumed run and every process of several flip the same batches.
+    Recorded actions of flipped clips are mapped by `swap_A` (see `flipped_actions`). Without
+    `swap_A` actions stay, because latent actions are inferred from the flipped frames. `first_clip`
+    is the index in the whole batch of the first clip. Only that index and the step decide, so a
+    resumed run and any number of processes flip the same clips.
     """
-    odd = step % 2 == 1
-    frames = torch.where(odd, batch.frames.flip(-2), batch.frames)
+    clips = len(batch.frames)
+    index_B = torch.arange(first_clip, first_clip + clips, device=batch.frames.device)
+    odd_B = (index_B + step) % 2 == 1
+    frames = torch.where(odd_B[:, None, None, None, None], batch.frames.flip(-2), batch.frames)
     if swap_A is None:
         return Batch(frames, batch.actions)
-    return Batch(frames, torch.where(odd, swap_A[batch.actions], batch.actions))
+    return Batch(frames, torch.where(odd_B[:, None], swap_A[batch.actions], batch.actions))

@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     frames: Any
     """(B, T, H, W, 3) uint8."""
     actions: Any
-    """(B, T-1) int64; action t is taken between frames t and t+1."""
+    """(B, T-1) int64; action t is taken between frames t and t+1 of the clip. With a stride, it is
+    the first of those that are taken between them, whose effect shows the most."""
 
 
 def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
@@ -32,23 +33,30 @@ def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
             f"one frame of {', '.join(SPLITS)}"
         )
     segments = segments_with_clips(store, split, num_frames)
+    span = store.span(num_frames)
     starts = [np.empty(0, np.int64)]
     for segment, episode_starts in zip(segments, _episode_starts(store, segments), strict=True):
         episode = np.cumsum(episode_starts)
-        first = np.arange(segment.length - num_frames + 1)
-        uncut = episode[first] == episode[first + num_frames - 1]
+        first = np.arange(segment.length - span + 1)
+        uncut = episode[first] == episode[first + span - 1]
         starts.append(segment.offset + first[uncut])
     if not any(map(len, starts)):
         raise UserError(
-            f"{store.root} has no {split} clip of {num_frames} frames within one episode: collect "
-            "or import more, or ask for fewer frames"
+            f"{store.root} has no {split} clip of {num_frames} frames{_every(store)} within one "
+            "episode: collect or import more, or ask for fewer frames"
         )
     return np.concatenate(starts)
 
 
 def segments_with_clips(store: Store, split: str, num_frames: int) -> list[Segment]:
     """The segments of a split that are long enough for a clip."""
-    return [s for s in store.segments if s.split == split and s.length >= num_frames]
+    span = store.span(num_frames)
+    return [s for s in store.segments if s.split == split and s.length >= span]
+
+
+def _every(store: Store) -> str:
+    """The store's stride, for messages."""
+    return f", {store.stride} frames apart," if store.stride > 1 else ""
 
 
 def _episode_starts(store: Store, segments: list[Segment]) -> list[np.ndarray]:
@@ -119,27 +127,31 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
     """The clips that start at `offsets` (B,) int64. Raises DamagedClips if files are damaged."""
     frames = np.empty((len(offsets), num_frames, store.height, store.width, 3), np.uint8)
     source = store.arrays["frames"]
-    transitions = offsets[:, None] + np.arange(num_frames - 1)
+    stride = store.stride
+    span = store.span(num_frames)
+    transitions = offsets[:, None] + np.arange(num_frames - 1) * stride
     try:
         # Slices into one preallocated array are more than twice as fast as one indexed read.
         clips = zip(frames, offsets.tolist(), strict=True)
-        jobs = [ts.array(clip).write(source[start : start + num_frames]) for clip, start in clips]
+        jobs = [
+            ts.array(clip).write(source[start : start + span : stride]) for clip, start in clips
+        ]
         actions = store.arrays["actions"][transitions].read().result()
         for job in jobs:
             job.result()
     except Exception as error:  # tensorstore raises several kinds
-        lost = _damaged_clips(store, offsets.tolist(), num_frames)
+        lost = _damaged_clips(store, offsets.tolist(), span)
         fallback = {0: f"{store.root} could not be read ({reason(error)})"}
         raise DamagedClips(lost or fallback) from error
     return Batch(frames, np.asarray(actions).astype(np.int64))
 
 
-def _damaged_clips(store: Store, offsets: list[int], num_frames: int) -> dict[int, str]:
-    """The reasons why clips cannot be read, by their positions in `offsets`."""
+def _damaged_clips(store: Store, offsets: list[int], span: int) -> dict[int, str]:
+    """The reasons why clips that cover `span` frames cannot be read, by their positions."""
     lost = {}
     for i, offset in enumerate(offsets):
-        sentence = describe_damage(store, ["frames"], offset, offset + num_frames)
-        sentence = sentence or describe_damage(store, ["actions"], offset, offset + num_frames - 1)
+        sentence = describe_damage(store, ["frames"], offset, offset + span)
+        sentence = sentence or describe_damage(store, ["actions"], offset, offset + span - 1)
         if sentence:
             lost[i] = sentence
     return lost

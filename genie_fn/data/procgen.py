@@ -96,10 +96,13 @@ def make_env(name: str, level: int, mode: str) -> Any:
     return _library().ProcgenGym3Env(num=1, env_name=name, num_threads=0, **options)
 
 
-def open_game(level: int, meta: dict[str, Any], height: int = SIZE, width: int = SIZE) -> Game:
+def open_game(
+    level: int, meta: dict[str, Any], height: int = SIZE, width: int = SIZE, stride: int = 1
+) -> Game:
     """Open `level` of the game that a store with this `meta` was collected from.
 
-    `height` and `width` are those of the frames to compare with. Raises UserError if the data is
+    `height` and `width` are those of the frames to compare with. An action is held for `stride`
+    frames of the store. Raises UserError if the data is
     not from Procgen, if Procgen is missing, or if the frames have another size.
     """
     collection = meta.get("collection", {})
@@ -117,7 +120,7 @@ def open_game(level: int, meta: dict[str, Any], height: int = SIZE, width: int =
     name = collection["env"]
     mode = collection["distribution_mode"]
     check(name, mode)
-    return Game(make_env(name, level, mode), level, collection.get("frame_skip", 1))
+    return Game(make_env(name, level, mode), level, stride * collection.get("frame_skip", 1))
 
 
 def frame(game: Game) -> np.ndarray:

@@ -80,6 +80,13 @@ class Store:
     segments: tuple[Segment, ...]
     data_hash: str
     arrays: dict[str, ts.TensorStore]
+    stride: int = 1
+    """Frames from one frame of a clip to the next. The action between two frames of a clip is the
+    first one of those between them."""
+
+    def span(self, num_frames: int) -> int:
+        """The number of successive frames that a clip of `num_frames` frames covers."""
+        return (num_frames - 1) * self.stride + 1
 
     def count(self, split: str) -> int:
         """The number of frames in a split."""

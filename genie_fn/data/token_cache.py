@@ -56,6 +56,8 @@ class Cache(NamedTuple):
 
     root: Path
     num_frames: int
+    stride: int
+    """As that of the store: frames from one frame of a clip to the next."""
     arrays: dict[str, ts.TensorStore]
     encoded: frozenset[tuple[int, int]]
     """The segments of the dataset that the cache holds, as (offset, checksum)."""
@@ -69,7 +71,8 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
 
     `root` is the folder that holds caches, by default one within the dataset.
     """
-    identity = hashlib.sha256(f"{VERSION} {num_frames} {encoder.identity}".encode()).hexdigest()
+    clips = f"{num_frames}" if store.stride == 1 else f"{num_frames}/{store.stride}"
+    identity = hashlib.sha256(f"{VERSION} {clips} {encoder.identity}".encode()).hexdigest()
     root = Path(root or store.root / "tokens") / identity[:16]
     dtype = "uint16" if encoder.codes <= 2**16 else "uint32"
     ids = ArrayKind(dtype, (encoder.tokens,), CHUNK)
@@ -81,7 +84,7 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
         arrays = storage.open_arrays(root, kinds, cache_bytes=1 << 28)
     except UserError as error:
         raise _damaged(root) from error
-    return Cache(root, num_frames, arrays, _read_manifest(root))
+    return Cache(root, num_frames, store.stride, arrays, _read_manifest(root))
 
 
 def _create(root: Path, kinds: dict[str, ArrayKind]) -> None:
@@ -144,7 +147,14 @@ def add(
     cache: Cache, segment: Segment, recording: Recording, encoder: Encoder, batch: int = 64
 ) -> Cache:
     """Encode one segment and return the cache with it; it is on disk when this returns."""
-    ids, first, actions = encode(recording, cache.num_frames, encoder, batch)
+    order, episode_starts = by_phase(recording.episode_starts, cache.stride)
+    ordered = recording._replace(
+        frames=recording.frames[order],
+        actions=recording.actions[order],
+        episode_starts=episode_starts,
+    )
+    back = np.argsort(order)
+    ids, first, actions = (x[back] for x in encode(ordered, cache.num_frames, encoder, batch))
     reserved = segment.offset + padded_length(segment.length)
     end = segment.offset + segment.length
     with files.writing(f"the token cache {cache.root} (--cfg.tokens)"):
@@ -189,15 +199,34 @@ def encode(
     return ids, np.concatenate(first)[:count], actions
 
 
+def by_phase(episode_starts: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a recording, ordered so that the frames of a clip follow each other.
+
+    Of every episode first come frames 0, stride, 2 stride and so on, then 1, stride + 1 and so on;
+    each such sequence counts as an episode. Returns indices (M,) and episode starts (M,).
+    """
+    if stride == 1:
+        return np.arange(len(episode_starts)), episode_starts
+    bounds = np.append(np.flatnonzero(episode_starts), len(episode_starts))
+    order = []
+    starts = []
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        for first in range(begin, min(begin + stride, end)):
+            phase = np.arange(first, end, stride)
+            order.append(phase)
+            starts.append(phase == first)
+    return np.concatenate(order), np.concatenate(starts)
+
+
 def clip_cover(episode_starts: np.ndarray, num_frames: int) -> np.ndarray:
     """Starts, in order, of clips that cover every transition of every episode as long as a clip."""
     bounds = np.append(np.flatnonzero(episode_starts), len(episode_starts))
-    stride = max(1, num_frames - 1)
+    hop = max(1, num_frames - 1)
     starts = []
     for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         last = end - num_frames
         if last >= begin:
-            starts += [*range(begin, last, stride), last]
+            starts += [*range(begin, last, hop), last]
     return np.array(starts, np.int64)
 
 
@@ -219,11 +248,13 @@ def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     source = cache.arrays["ids"]
     shape = (len(offsets), cache.num_frames, source.shape[1])
     ids = np.empty(shape, source.dtype.name)
-    transitions = offsets[:, None] + np.arange(cache.num_frames - 1)
+    stride = cache.stride
+    span = (cache.num_frames - 1) * stride + 1
+    transitions = offsets[:, None] + np.arange(cache.num_frames - 1) * stride
     clips = zip(ids, offsets.tolist(), strict=True)
     try:
         jobs = [
-            ts.array(clip).write(source[start : start + cache.num_frames]) for clip, start in clips
+            ts.array(clip).write(source[start : start + span : stride]) for clip, start in clips
         ]
         first = cache.arrays["first"][offsets].read()
         actions = cache.arrays["actions"][transitions].read()

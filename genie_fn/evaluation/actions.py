@@ -40,7 +40,8 @@ class Transitions(NamedTuple):
 def spread_clips(store: Store, split: str, num_frames: int, count: int) -> np.ndarray:
     """Offsets of at most `count` clips, evenly spread over a split; they hardly overlap."""
     starts = data.clip_starts(store, split, num_frames)
-    disjoint = starts[np.unique(starts // num_frames, return_index=True)[1]]
+    span = store.span(num_frames)
+    disjoint = starts[np.unique(starts // span, return_index=True)[1]]
     rows = np.linspace(0, len(disjoint) - 1, min(count, len(disjoint))).round().astype(int)
     return disjoint[rows]
 

@@ -64,7 +64,7 @@ class Expert(NamedTuple):
 def episodes(store: Store) -> list[Episode]:
     """All episodes of a store. Raises UserError if no solved one can be learnt from."""
     result = [episode for segment in store.segments for episode in _of_segment(store, segment)]
-    if not any(map(_usable, result)):
+    if not _usable(store, result):
         raise UserError(
             f"{store.root} holds no solved episode to learn from: "
             "collect a game with rewards, and more episodes"
@@ -89,8 +89,14 @@ def _of_segment(store: Store, segment: Segment) -> Iterator[Episode]:
         )
 
 
-def _usable(episode: Episode) -> bool:
-    return episode.solved and episode.train and episode.end - episode.start >= CLIP
+def _usable(store: Store, all_episodes: list[Episode]) -> list[Episode]:
+    """The solved episodes of the train split that are as long as a clip."""
+    least = store.span(CLIP)
+    return [
+        episode
+        for episode in all_episodes
+        if episode.solved and episode.train and episode.end - episode.start >= least
+    ]
 
 
 def label(
@@ -104,26 +110,34 @@ def label(
 
     `infer(frames, recorded actions)` returns the latent actions of clips.
     """
-    usable = list(filter(_usable, all_episodes))
+    usable = _usable(store, all_episodes)
     rows = np.linspace(0, len(usable) - 1, min(limit, len(usable))).round().astype(int)
     chosen = [usable[row] for row in rows]
-    clips = np.concatenate([_clip_starts(episode) for episode in chosen])
-    offsets = np.concatenate([np.arange(episode.start, episode.end - FRAMES) for episode in chosen])
-    latent = np.full(clips.max() + CLIP, -1)
+    clips = np.concatenate([_clip_starts(episode, store) for episode in chosen])
+    stride = store.stride
+    latent = np.full(clips.max() + store.span(CLIP), -1)
     codes = action_statistics.map_clips(store, clips, CLIP, infer, device)
-    latent[clips[:, None] + np.arange(CLIP - 1)] = codes.numpy()
-    now = offsets + FRAMES - 1
+    latent[clips[:, None] + np.arange(CLIP - 1) * stride] = codes.numpy()
+    offsets = np.concatenate(
+        [np.arange(episode.start, episode.end - FRAMES * stride) for episode in chosen]
+    )
+    now = offsets + (FRAMES - 1) * stride
+    known = latent[now] >= 0  # short episodes are not covered by clips of every phase
     recorded = np.asarray(store.arrays["actions"][now].read().result()).astype(np.int64)
-    return Expert(offsets, latent[now], recorded)
+    return Expert(offsets[known], latent[now][known], recorded[known])
 
 
-def _clip_starts(episode: Episode) -> np.ndarray:
+def _clip_starts(episode: Episode, store: Store) -> np.ndarray:
     """Where clips begin that cover an episode's transitions.
 
-    The last one may overlap the one before.
+    The last ones may overlap those before.
     """
-    last = episode.end - CLIP
-    return np.append(np.arange(episode.start, last, CLIP - 1), last)
+    stride = store.stride
+    last = episode.end - store.span(CLIP)
+    hop = (CLIP - 1) * stride
+    regular = [np.arange(episode.start + phase, last, hop) for phase in range(stride)]
+    final = np.arange(max(episode.start, last - stride + 1), last + 1)
+    return np.concatenate((*regular, final))
 
 
 def logits(params: Tree, frames_BTHWC: Tensor, net: Blueprint) -> Tensor:
@@ -200,10 +214,16 @@ def translated(policy: Policy, translation_KA: Tensor) -> Policy:
     return lambda frames: policy(frames).double() @ translation_KA
 
 
-def open_levels(count: int, meta: dict) -> list[tuple[Game, bytes]]:
-    """The first test levels of the game that a store came from, each with its first state."""
+def open_levels(count: int, meta: dict, stride: int = 1) -> list[tuple[Game, bytes]]:
+    """The first test levels of the game that a store came from, each with its first state.
+
+    An action is held for `stride` frames of the store.
+    """
     seeds = (level for level in range(100 * count) if data.split_of(level) == "test")
-    games = [procgen.open_game(level, meta) for level in itertools.islice(seeds, count)]
+    games = [
+        procgen.open_game(level, meta, stride=stride)
+        for level in itertools.islice(seeds, count)
+    ]
     return [(game, procgen.save(game)) for game in games]
 
 

@@ -79,7 +79,8 @@ def _replay(store: Store, offset: int) -> Tensor | None:
         for action in actions:
             procgen.step(game, int(action))
         saved = procgen.save(game)
-        videos = [_hold_in_game(game, saved, store.action_names.index(key)) for key in KEYS]
+        strided = game._replace(skip=game.skip * store.stride)
+        videos = [_hold_in_game(strided, saved, store.action_names.index(key)) for key in KEYS]
     finally:
         procgen.close(game)
     if any(video is None for video in videos):

@@ -170,6 +170,28 @@ class HeldKeys:
 
 
 @dataclass(frozen=True)
+class HeldCodes:
+    """Whether generated pictures move under a held action as recorded ones do under it."""
+
+    frames: int
+    starts: int
+    actions: list[int]
+    """Those that are tested: with at least 5% of the recorded transitions."""
+    followed: list[float]
+    """By action, the share of starts from which it is followed; see evaluation/held_codes.py."""
+    average: Values
+    """Over the actions, with the interval over starts."""
+    others: float | None
+    """The chance level: the share of rollouts under other actions that look like following the action."""
+    recorded: list[float]
+    """By action, the share of recorded transitions that move as their mean does."""
+    expected: list[list[float]]
+    """By action, the mean displacement (dx, dy) of recorded transitions, in pixels per frame."""
+    reinferred: Values | None
+    """Share of generated transitions in which the latent action model finds the held action."""
+
+
+@dataclass(frozen=True)
 class Actions:
     """Use and effect of the world's actions."""
 
@@ -189,6 +211,7 @@ class Actions:
     recorded: Recorded | None
     inverse_dynamics: InverseDynamics | None = None
     held_keys: HeldKeys | None = None
+    held_codes: HeldCodes | None = None
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,10 @@ class Engine:
                 oldest = next(iter(self._games))
                 procgen.close(self._games.pop(oldest)[0])
             size = self.world.tokenizer.cfg
-            meta = self.bundle.dataset.meta
-            game = procgen.open_game(level, meta, size.height, size.width)
+            dataset = self.bundle.dataset
+            game = procgen.open_game(
+                level, dataset.meta, size.height, size.width, dataset.stride
+            )
             self._games[level] = (game, procgen.save(game))
         return self._games[level]
 

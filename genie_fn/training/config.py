@@ -11,7 +11,15 @@ from genie_fn.training.inputs import Inputs
 from genie_fn.training.log import SinkName
 from genie_fn.training.optim import OptimConfig
 
-AT_LEAST_ONE = ("steps", "batch_size", "num_frames", "save_every", "sample_every", "accumulate")
+AT_LEAST_ONE = (
+    "steps",
+    "batch_size",
+    "num_frames",
+    "stride",
+    "save_every",
+    "sample_every",
+    "accumulate",
+)
 AT_LEAST_ZERO = ("minutes", "profile")
 
 
@@ -36,6 +44,12 @@ class RunConfig:
     """Clips per step, over all processes and microbatches."""
     num_frames: int = 8
     """Frames per clip."""
+    stride: int = 1
+    """Frames of the dataset from one frame of a clip to the next. The action between two frames of
+    a clip is the first recorded one between them."""
+    flip: bool = False
+    """Horizontal-flip augmentation: every second clip is flipped, and of its recorded actions LEFT
+    and RIGHT are swapped. It makes both directions equally frequent."""
     seed: int = 0
     """The seed of the parameters, the batches and all other random numbers."""
     resume: bool = False

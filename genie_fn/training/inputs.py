@@ -7,7 +7,7 @@ Its hashes tell whether what is found is what the run was made from.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,6 +68,8 @@ class Record(NamedTuple):
     inputs: Inputs
     given: dict[Kind, str]
     """The paths as they were given to the run, relative to the current directory of then."""
+    stride: int = 1
+    """Frames of the dataset from one frame of a clip to the next."""
 
 
 def read(run: str | Path) -> Record | None:
@@ -82,7 +84,10 @@ def of_config(run: str | Path, config: dict[str, Any]) -> Record:
     given: dict[Kind, str] = {
         kind: config[kind] for kind in NAMES if isinstance(config.get(kind), str)
     }
-    return Record(checkpoint.run_of(run), stored, given)
+    stride = config.get("stride", 1)
+    if type(stride) is not int or stride < 1:
+        raise UserError(f"the configuration of {run} has an impossible stride: train it again")
+    return Record(checkpoint.run_of(run), stored, given, stride)
 
 
 # Paths
@@ -146,7 +151,7 @@ def describe(store: data.Store, run: str | Path) -> DataInput:
 
 
 def open_dataset(run: str | Path, given: str | Path = "") -> data.Store:
-    """The dataset that a run was made from, or the one that is `given`.
+    """The dataset that a run was made from, or the one that is `given`, with the run's stride.
 
     A line is printed for a given dataset that is another one, and for one that has grown. Raises
     UserError for a dataset that cannot be found, or was replaced, and for other recorded actions.
@@ -154,9 +159,10 @@ def open_dataset(run: str | Path, given: str | Path = "") -> data.Store:
     record = read(run)
     if given:
         store = data.open_store(given)
-        if record is not None:
-            check_dataset(record, store)
-        return store
+        if record is None:
+            return store
+        check_dataset(record, store)
+        return replace(store, stride=record.stride)
     if record is None:
         raise UserError(f"there is no checkpoint in {run}: name a dataset with --cfg.data")
     where = places(record, "data")
@@ -166,7 +172,7 @@ def open_dataset(run: str | Path, given: str | Path = "") -> data.Store:
     for store in found:
         if compare(record.inputs.data, store) != "other":
             check_dataset(record, store)
-            return store
+            return replace(store, stride=record.stride)
     raise UserError(
         f"{shown(found[0].root)} no longer holds the dataset that {record.run} was made from: "
         "restore it, or name the dataset to use with --cfg.data"

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from genie_fn import data, random, tree
-from genie_fn.data import video
+from genie_fn.data import augment, video
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend, files
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, inputs, options, processes, sharding
 from genie_fn.training.config import RunConfig
-from genie_fn.training.step import TrainState, init_state
+from genie_fn.training.step import Step, TrainState, init_state
 from genie_fn.tree import Tree
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -38,6 +38,7 @@ def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torc
     if cfg.deterministic:
         _use_deterministic_algorithms()
     store = processes.on_all(lambda: open_dataset(cfg, earlier))
+    store = replace(store, stride=cfg.stride)
     processes.check_same(store.data_hash, str(store.root))
     mode = backend.pick_compile(cfg.compile, device)
     mode = "off" if processes.is_any(mode == "off") else mode
@@ -184,6 +185,17 @@ def batches(
     reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged, load)
     share = processes.own_clips(cfg.batch_size, cfg.accumulate)
     return reader.batches(cfg.batch_size, cfg.seed, start_step, share)
+
+
+def flipped(step: Step, cfg: RunConfig, swap_A: Tensor | None = None) -> Step:
+    """`step` on batches of which every second clip is flipped: see `augment.flip_half`."""
+    first_clip = processes.own_clips(cfg.batch_size, cfg.accumulate).start
+
+    def flip_and_step(state, batch: data.Batch, key, *total_steps):
+        half_flipped = augment.flip_half(batch, state.step, first_clip, swap_A)
+        return step(state, half_flipped, key, *total_steps)
+
+    return flip_and_step
 
 
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:

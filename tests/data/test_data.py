@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -107,6 +108,18 @@ def test_clips_hold_their_frames_and_the_actions_between_them(store):
         np.testing.assert_array_equal(frames, RECORDINGS[k].frames[o : o + 6])
         np.testing.assert_array_equal(actions, RECORDINGS[k].actions[o : o + 5])
     assert data.read_clips(store, offsets, 1).actions.shape == (200, 0)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_with_a_stride_clips_take_every_nth_frame_and_the_first_action(store, stride):
+    strided = replace(store, stride=stride)
+    span = 3 * stride + 1
+    starts = data.clip_starts(strided, "train", 4)
+    np.testing.assert_array_equal(starts, data.clip_starts(store, "train", span))
+    frames, actions = data.read_clips(strided, starts[::7], 4)
+    all_frames, all_actions = data.read_clips(store, starts[::7], span)
+    np.testing.assert_array_equal(frames, all_frames[:, ::stride])
+    np.testing.assert_array_equal(actions, all_actions[:, ::stride])
 
 
 def test_clip_offsets_are_a_function_of_seed_and_step():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_clips_from_the_cache_are_the_clips_encoded(store, cache):
     fresh = starts == begins
     assert fresh.any() and (ids[fresh, :, 1] == np.arange(FRAMES)).all()
     assert ids[:, 1:, 1].min() >= 1 and ids[..., 1].max() == FRAMES - 1
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_clips_with_a_stride_are_the_clips_encoded(store, latent):
+    strided = replace(store, stride=3)
+    models = encoder(differences if latent else None, identity=str(latent))
+    cache = filled(strided, models)
+    starts = data.clip_starts(strided, "train", FRAMES)
+    ids, actions = token_cache.read(cache, starts)
+    clips = data.read_clips(strided, starts, FRAMES)
+    np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
+    np.testing.assert_array_equal(actions, differences(clips.frames) if latent else clips.actions)
+    assert cache.root != filled(store, models).root
 
 
 def test_a_cache_is_filled_once_and_only_with_its_split(store, cache):

@@ -21,7 +21,7 @@ SHAPES = [
     (1, 2, 64, 2, 16),
     (2, 1, 37, 2, 40),
     (1, 1, 130, 1, 64),
-    (1, 2, 192, 1, 32),
+    (1, 1, 128, 1, 32),
     (2, 3, 1, 2, 24),
     (1, 1, 70, 1, 128),
 ]
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_one_number_everywhere_is_read_where_it_lies():
 def test_runs_repeat_bit_for_bit():
     inputs = [
         x.requires_grad_()
-        for x in (*strided(0, (1, 1, 100, 2, 16), torch.float32), noise(1, 16), noise(2, 16))
+        for x in (*strided(0, (1, 1, 70, 1, 16), torch.float32), noise(1, 16), noise(2, 16))
     ]
     first, second = (
         torch.autograd.grad(attention.attend_within(*inputs, impl="triton").square().sum(), inputs)

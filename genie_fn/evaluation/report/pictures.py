@@ -94,7 +94,7 @@ def transitions(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]])
     """
     if not pairs:
         return np.empty((0, 0, 3), np.uint8)
-    starts = np.array([offsets[clip] + t for clip, t in pairs])
+    starts = np.array([offsets[clip] + t * store.stride for clip, t in pairs])
     before, after = data.read_clips(store, starts, 2).frames.swapaxes(0, 1)
     difference = np.clip(128 + (after.astype(int) - before) // 2, 0, 255).astype(np.uint8)
     return video.grid(np.stack((before, after, difference)), gap=2)
