@@ -31,6 +31,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation import (
     actions,
     clone_record,
+    held_codes,
     held_keys,
     inverse_dynamics,
     perceptual,
@@ -45,6 +46,7 @@ from genie_fn.evaluation.record import (
     Actions,
     Dataset,
     Evaluation,
+    HeldCodes,
     HeldKeys,
     InverseDynamics,
     Perceptual,
@@ -192,8 +194,6 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
     report, examples = evaluate_actions(cfg, subject, keys[3], watch)
     with watch("held keys"):
         held, films = evaluate_held_keys(cfg, subject, report, keys[4])
-    with watch("held actions"):
-        held_actions = evaluate_held_actions(cfg, subject, keys[4])
     evaluation = Evaluation(
         config=asdict(cfg),
         machine=provenance.describe(subject.device),
@@ -203,7 +203,7 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
         reconstruction=quality,
         prediction=loss,
         rollouts=protocols,
-        actions=replace(report, held_keys=held, held_codes=held_actions),
+        actions=replace(report, held_keys=held),
         perceptual=likeness,
     )
     last_prompt = frames[:, max(cfg.prompts) - 1 :]
@@ -274,6 +274,10 @@ def evaluate_actions(
     if report.recorded is not None and cfg.probe_steps:
         model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
         report = replace(report, inverse_dynamics=model)
+    if cfg.held:
+        with watch("held actions"):
+            held = evaluate_held_codes(cfg, subject, transitions, random.fold_in(key, 1))
+        report = replace(report, held_codes=held)
     examples = actions.examples(codes, choices, 8)
     strips = [pictures.transitions(store, offsets, pairs) for pairs in examples]
     images = [
@@ -319,6 +323,19 @@ def evaluate_inverse_dynamics(
     return inverse_dynamics.evaluate(
         model, training, transitions, predicted, report.recorded, store.action_names
     )
+
+
+def evaluate_held_codes(
+    cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
+) -> HeldCodes | None:
+    """Whether generated pictures move under each held action as recorded ones do under it."""
+    world, store, _ = subject
+    frames = min(cfg.held, store.count(cfg.split))
+    offsets = data.eval_clips(store, cfg.split, 1, frames, cfg.seed)
+    starts = torch.from_numpy(data.read_clips(store, offsets, 1).frames)
+    used = held_codes.tested(transitions.codes, world.dynamics.cfg.actions)
+    held = held_codes.hold(world, starts, used, key, cfg.sample)
+    return held_codes.score(world, held, transitions.codes, transitions.shift, key.cpu())
 
 
 def evaluate_held_keys(

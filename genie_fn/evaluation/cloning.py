@@ -221,8 +221,7 @@ def open_levels(count: int, meta: dict, stride: int = 1) -> list[tuple[Game, byt
     """
     seeds = (level for level in range(100 * count) if data.split_of(level) == "test")
     games = [
-        procgen.open_game(level, meta, stride=stride)
-        for level in itertools.islice(seeds, count)
+        procgen.open_game(level, meta, stride=stride) for level in itertools.islice(seeds, count)
     ]
     return [(game, procgen.save(game)) for game in games]
 

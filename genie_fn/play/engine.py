@@ -180,9 +180,7 @@ class Engine:
                 procgen.close(self._games.pop(oldest)[0])
             size = self.world.tokenizer.cfg
             dataset = self.bundle.dataset
-            game = procgen.open_game(
-                level, dataset.meta, size.height, size.width, dataset.stride
-            )
+            game = procgen.open_game(level, dataset.meta, size.height, size.width, dataset.stride)
             self._games[level] = (game, procgen.save(game))
         return self._games[level]
 

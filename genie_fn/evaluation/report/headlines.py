@@ -6,7 +6,16 @@ from typing import Literal, NamedTuple
 
 from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file
-from genie_fn.evaluation.record import Agreement, Curve, Evaluation, Guesses, Method, Subset, Values
+from genie_fn.evaluation.record import (
+    Agreement,
+    Curve,
+    Evaluation,
+    Guesses,
+    HeldCodes,
+    Method,
+    Subset,
+    Values,
+)
 
 Read = Callable[[Evaluation], Values | None]
 """Returns [value] or [mean, low, high]; None if the evaluation has no such number."""
@@ -97,6 +106,16 @@ def held_keys_share(evaluation: Evaluation) -> Values | None:
     return None if held is None else [held.share]
 
 
+def held_codes(read: Callable[[HeldCodes], Values | None]) -> Callable[[Evaluation], Values | None]:
+    """A number about held actions."""
+
+    def from_evaluation(evaluation: Evaluation) -> Values | None:
+        held = evaluation.actions.held_codes
+        return None if held is None else read(held)
+
+    return from_evaluation
+
+
 TOKENIZER_PSNR = Row("tokenizer, PSNR", lambda e: [e.reconstruction.psnr], 2, " dB")
 DELTA_RANDOM = Row("Δ₄ PSNR, random actions, moving clips", delta("random", 4), 2, " dB")
 DELTA_SHUFFLED = Row("Δ₄ PSNR, shuffled actions, moving clips", delta("shuffled", 4), 2, " dB")
@@ -157,6 +176,13 @@ ROWS = (
         summary=False,
     ),
     Row("held keys, share of starts with both directions correct", held_keys_share),
+    Row("held actions, share followed", held_codes(lambda held: held.average), 2),
+    Row(
+        "held actions, share followed under other actions",
+        held_codes(lambda held: None if held.others is None else [held.others]),
+        2,
+    ),
+    Row("held actions, share inferred again", held_codes(lambda held: held.reinferred), 2),
     Row(
         "image displacement by action, p, horizontal",
         lambda e: [e.actions.displacement.dx_p],

@@ -6,6 +6,7 @@ from genie_fn.evaluation.record import (
     Curve,
     Displacement,
     Evaluation,
+    HeldCodes,
     HeldKeys,
     Protocol,
     Recorded,
@@ -110,6 +111,15 @@ def held_keys(held: HeldKeys) -> Rows:
         [f"{key}, {source}", ", ".join(f"{x:+d}" for x in pixels)]
         for source, by_key in (("recorded", held.recorded), ("generated", held.generated))
         for key, pixels in by_key.items()
+    ]
+
+
+def held_codes(held: HeldCodes, names: list[str]) -> Rows:
+    """By held action, how recorded and generated pictures move."""
+    columns = zip(held.actions, held.expected, held.recorded, held.followed, strict=True)
+    return [
+        [names[action], f"{dx:+.2f}", f"{dy:+.2f}", f"{recorded:.0%}", f"{followed:.0%}"]
+        for action, (dx, dy), recorded, followed in columns
     ]
 
 

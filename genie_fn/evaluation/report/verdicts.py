@@ -1,6 +1,6 @@
 """What an evaluation shows, in sentences."""
 
-from genie_fn.evaluation.record import Evaluation, HeldKeys
+from genie_fn.evaluation.record import Evaluation, HeldCodes, HeldKeys
 from genie_fn.evaluation.report import headlines
 
 SIGNIFICANT = 0.05
@@ -9,6 +9,7 @@ SIGNIFICANT = 0.05
 def verdicts(evaluation: Evaluation) -> list[str]:
     """One sentence per question that the evaluation can answer."""
     held = evaluation.actions.held_keys
+    codes = evaluation.actions.held_codes
     sentences = [
         _controllability(evaluation),
         _copying(evaluation),
@@ -16,6 +17,7 @@ def verdicts(evaluation: Evaluation) -> list[str]:
         _agreement(evaluation),
         _displacement(evaluation),
         None if held is None else held_keys(held),
+        None if codes is None else held_codes(codes),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -80,6 +82,23 @@ def held_keys(held: HeldKeys) -> str:
         f"While LEFT or RIGHT is held, the agent moves in the held direction under both keys from "
         f"{held.correct} of {held.starts} starts; from {held.separated} it ends further left under "
         "LEFT than under RIGHT."
+    )
+
+
+def held_codes(held: HeldCodes) -> str:
+    """How generated pictures move while an action is held."""
+    sentence = (
+        f"Held for {held.frames} frames, actions are followed from "
+        f"{headlines.show([100 * x for x in held.average], 0)}% of {held.starts} starts: the picture "
+        "moves as recorded pictures do under the same action"
+    )
+    if held.others is not None:
+        sentence += f" (under the other actions from {held.others:.0%})"
+    if held.reinferred is None:
+        return sentence + "."
+    return (
+        f"{sentence}; the latent action model infers the held action again in "
+        f"{held.reinferred[0]:.0%} of the generated transitions."
     )
 
 
