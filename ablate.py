@@ -49,7 +49,16 @@ INPUTS: dict[Stage, tuple[Stage, ...]] = {
 """The stages that each stage reads, in the order in which they are run."""
 
 ChoiceName = Literal[
-    "actions", "quantizer", "history", "order", "steps", "temperature", "guidance", "data"
+    "actions",
+    "quantizer",
+    "lam",
+    "codes",
+    "history",
+    "order",
+    "steps",
+    "temperature",
+    "guidance",
+    "data",
 ]
 
 
@@ -75,10 +84,28 @@ CHOICES: dict[ChoiceName, Choice] = {
         "The tokenizer's quantizer",
         {"vq": "", "lfq": "--cfg.model.quantizer.kind lfq --cfg.model.quantizer.entropy 0.1"},
     ),
+    "lam": Choice(
+        "lam",
+        "Whether the latent action model's decoder moves pixels or paints them",
+        {"moves": "", "paints": "--cfg.preset conv-demo"},
+    ),
+    "codes": Choice(
+        "lam",
+        "How many latent actions, and how many of them in pairs of mirror images",
+        {
+            "6-with-2-pairs": "",
+            "6": "--cfg.model.quantizer.pairs 0",
+            "9-with-3-pairs": "--cfg.model.quantizer.codes 9 --cfg.model.quantizer.pairs 3",
+            "8": "--cfg.model.quantizer.codes 8 --cfg.model.quantizer.pairs 0",
+        },
+    ),
     "history": Choice(
         "lam",
-        "Whether the latent action model's decoder sees more than the last frame",
-        {"seen": "", "masked": "--cfg.model.no-history"},
+        "Whether the decoder of a latent action model that paints sees more than the last frame",
+        {
+            "seen": "--cfg.preset conv-demo",
+            "masked": "--cfg.preset conv-demo --cfg.model.no-history",
+        },
     ),
     "order": Choice(
         "evaluation",
