@@ -23,9 +23,6 @@ LARGEST_INT = 2**53
 RUN_FIELDS = {"mirror": "flip"}  # language: allow
 """Renamed fields of a run's configuration: the old name and the new."""
 
-RUN_DEFAULTS = {"stride": 1, "flip": False}
-"""What runs did before these were options."""
-
 RUN_VALUES = {"actions": {"true": "recorded"}}
 """Renamed values of a run's configuration, by field (under its new name)."""
 
@@ -43,7 +40,7 @@ def update_run(config: Any) -> Any:
     """The configuration of a training run, in terms of this version's fields and values."""
     if not isinstance(config, dict):
         return config
-    updated: dict[str, Any] = dict(RUN_DEFAULTS)
+    updated = {}
     for name, value in config.items():
         current = str(RUN_FIELDS.get(name, name))
         updated[current] = _update_value(current, value)

@@ -22,6 +22,8 @@ DETERMINED = {
 }
 """Fields of a model's configuration that something else determines, and the flag of that."""
 MODELS = ("model", "lam_model")
+FORMER = {"stride": 1, "flip": False}
+"""What runs did before these were options."""
 SHOWN = 5
 """The largest number of options that a sentence lists."""
 
@@ -46,9 +48,10 @@ class Difference(NamedTuple):
 def differences(stored: dict[str, Any], cfg: RunConfig) -> list[Difference]:
     """The options that differ from the stored ones, the preset first.
 
-    An option that is not stored is new in this version of the program, and is not compared.
+    An option that is not stored is new in this version of the program, and is not compared, except
+    those of FORMER.
     """
-    before = _flat(stored)
+    before = FORMER | _flat(stored)
     now = _flat(json.loads(json.dumps(asdict(cfg))))
     changed = [
         Difference(name, before[name], value)
