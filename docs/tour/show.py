@@ -73,7 +73,8 @@ def collection(path: str) -> generate_dataset.Config:
     """The configuration with which the dataset of a world was collected."""
     stored = bundle.load(path).dataset.meta.get("collection", {})
     known = {field.name for field in fields(generate_dataset.Config)}
-    return generate_dataset.Config(**{name: x for name, x in stored.items() if name in known})
+    options = {name: x for name, x in stored.items() if name in known}
+    return generate_dataset.Config(**(generate_dataset.FORMER_OPTIONS | options))
 
 
 def clips(
