@@ -49,7 +49,8 @@ class Config:
     size: int = 64
     """Height and width of the frames, in pixels."""
     fit: Fit = "crop"
-    """How frames become squares: `crop` keeps the middle, `pad` adds bars, `stretch` distorts."""
+    """How frames of other shapes become squares: `crop` keeps the middle and cuts off the rest,
+    `pad` keeps all between black bars, `stretch` keeps all and changes its shape."""
     background: Background = "black"
     """The colour that is seen through transparent pixels."""
     fps: float = 0
@@ -58,6 +59,9 @@ class Config:
     """The lasting change of colours, from 0 to 1, that begins a new scene; 0: a video is one scene."""
     min_frames: int = 16
     """A video without a scene of this length is left out."""
+    split_seconds: float = 0
+    """Divide videos into pieces of at most this many seconds, each with a split of its own, so that
+    one long recording can be split; 0: a video belongs to one split."""
     actions: bool = True
     """Read recorded actions from clip.jsonl or clip.csv beside the videos."""
     workers: int = field(default_factory=lambda: cpus.available(MAX_WORKERS))
@@ -73,6 +77,11 @@ class Config:
                 )
         if 0 < self.fps < 0.1:
             raise UserError(f"--cfg.fps is {self.fps}: choose 0, for every frame, or at least 0.1")
+        if 0 < self.split_seconds * self.fps < self.min_frames:
+            raise UserError(
+                f"pieces of --cfg.split-seconds {self.split_seconds:g} have fewer frames than "
+                f"--cfg.min-frames {self.min_frames}: choose more seconds"
+            )
 
 
 LIMITS = {
@@ -80,10 +89,11 @@ LIMITS = {
     "fps": (0, 240),
     "cuts": (0, 1),
     "min_frames": (2, 10**6),
+    "split_seconds": (0, 10**6),
     "workers": (1, MAX_WORKERS),
 }
 # Options of datasets that were imported before these options existed.
-ADDED_OPTIONS = {"background": "black"}
+ADDED_OPTIONS = {"background": "black", "split_seconds": 0}
 # Fields that do not change how a video is stored.
 RUN_FIELDS = ("src", "root", "workers")
 
@@ -216,7 +226,7 @@ def import_all(
                     store, source, level, count.watch(stream), offset, frame_format(cfg)
                 )
                 segments += written
-                level += bool(written)
+                level = max([level, *(segment.level + 1 for segment in written)])
                 if reason:
                     skipped[source.name] = reason
                 offset += sum(data.padded_length(segment.length) for segment in written)
@@ -246,7 +256,15 @@ def _streams(
 
 def frame_format(cfg: Config) -> FrameFormat:
     """How frames are stored."""
-    return FrameFormat(cfg.size, cfg.fit, cfg.fps, cfg.cuts, cfg.min_frames, cfg.background)
+    return FrameFormat(
+        size=cfg.size,
+        fit=cfg.fit,
+        fps=cfg.fps,
+        cuts=cfg.cuts,
+        min_frames=cfg.min_frames,
+        background=cfg.background,
+        split_seconds=cfg.split_seconds,
+    )
 
 
 # The report
@@ -257,7 +275,7 @@ def report(store: Store, skipped: dict[str, str]) -> None:
     videos = [
         {
             "file": name,
-            "split": own[0].split,
+            "split": ", ".join(dict.fromkeys(segment.split for segment in own)),
             "frames": sum(segment.length for segment in own),
             "episodes": sum(segment.info["episodes"] for segment in own),
             "note": own[0].info["note"],
@@ -279,9 +297,29 @@ def report(store: Store, skipped: dict[str, str]) -> None:
         f"{store.root}: {len(videos)} videos, {scenes} scenes, {actions} actions; "
         f"frames: {splits}; {size / 2**20:,.0f} MiB"
     )
+    _print_shapes(store)
     ended_early = [f"{video['file']}, {video['note']}" for video in videos if video["note"]]
     _print_list("ended early", ended_early, store.root)
     _print_list("left out", [f"{name}: {reason}" for name, reason in skipped.items()], store.root)
+
+
+def _print_shapes(store: Store) -> None:
+    """Say what happened to frames that were not square."""
+    videos = pipeline.segments_by_video(store.segments).values()
+    # Datasets of earlier versions do not say which shape the frames had.
+    others = [own[0].info["aspect"] for own in videos if own[0].info.get("aspect", 1) != 1]
+    if not others:
+        return
+    how = store.meta["import"]["fit"]
+    lost = max(1 - min(aspect, 1 / aspect) for aspect in others)
+    action, instead = {
+        "crop": (f"the middle was kept and up to {lost:.0%} cut off", "pad or stretch keep all"),
+        "pad": ("bars were added", "crop or stretch fill the frame"),
+        "stretch": ("their shape was changed", "crop or pad keep it"),
+    }[how]
+    print(
+        f"the frames of {len(others)} videos are not square: {action} (--cfg.fit {how}; {instead})"
+    )
 
 
 def _print_list(title: str, lines: list[str], root: Path) -> None:

@@ -196,6 +196,25 @@ def test_the_background_of_transparent_frames_is_an_option(tmp_path, background)
         script.main(replace(cfg, background=other))
 
 
+def test_one_long_recording_is_split_by_time(tmp_path, capsys):
+    films.write(tmp_path / "day.mkv", films.squares(110, 24, 32), fps=10)
+    cfg = config(tmp_path / "day.mkv", tmp_path / "s", split_seconds=2.0)
+    script.main(cfg)
+    store = data.open_store(cfg.root)
+    lengths: dict[int, int] = {}
+    for segment in store.segments:
+        lengths[segment.level] = lengths.get(segment.level, 0) + segment.length
+    assert lengths == {0: 20, 1: 20, 2: 20, 3: 20, 4: 30}  # the rest of 10 frames is no piece
+    assert {segment.split for segment in store.segments} == set(data.SPLITS)
+    assert len({(s.level, s.split) for s in store.segments}) == 5
+    assert "1 videos are not square: the middle was kept and up to 25%" in capsys.readouterr().out
+    before = content(cfg.root)
+    script.main(cfg)
+    assert content(cfg.root) == before
+    with pytest.raises(UserError, match=r"fewer frames than --cfg\.min-frames 16"):
+        replace(cfg, fps=5)
+
+
 SLOWLY = """
 import sys, time
 import import_videos as script

@@ -2,7 +2,7 @@
 
 import threading
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +32,10 @@ class VideoPart(NamedTuple):
     """(n,) uint8."""
     episode_starts: np.ndarray
     """(n,) bool."""
+    piece: int = 0
+    """The number of the piece of the source, which has a split of its own."""
+    aspect: float = 1
+    """The displayed width of the source's pictures divided by their height."""
 
 
 class End(NamedTuple):
@@ -57,24 +61,55 @@ def read_parts(
     limit = max(1, PART_BYTES // (3 * frame_format.size**2))
     times = array("d")
     pending: list[Pixels] = []
+    piece = 0
     try:
         conversion = Conversion(frame_format.background, 4 * frame_format.size)
         frames = readers.read(source, threads, conversion)
+        if frame_format.split_seconds and not frame_format.fps:
+            frames = _with_times(frames)
         frames = _recording_times(frames, track, times, stop)
         resized = _resized(resample(frames, frame_format.fps), frame_format)
         if frame_format.cuts:
             resized = mark_cuts(resized, frame_format.cuts)
-        for pixels in resized:
-            pending.append(pixels)
-            if len(pending) == limit:
-                yield _make_part(pending, track, times)
+        for number, pixels in _in_pieces(resized, times, frame_format):
+            if pending and (len(pending) == limit or number != piece):
+                yield _make_part(pending, track, times, piece)
                 pending = []
+            piece = number
+            pending.append(pixels)
         end = _end_of(track, times)
     except Unreadable as error:
         end = End(str(error))
     if pending:
-        yield _make_part(pending, track, times)
+        yield _make_part(pending, track, times, piece)
     yield end
+
+
+def _with_times(frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
+    for frame in frames:
+        if frame.time is None:
+            raise Unreadable("its frames have no times: --cfg.split-seconds then needs --cfg.fps")
+        yield frame
+
+
+def _in_pieces(
+    samples: Iterable[Pixels], times: Sequence[float], frame_format: FrameFormat
+) -> Iterator[tuple[int, Pixels]]:
+    """The samples with the numbers of their pieces; the first of a piece begins an episode."""
+    fps, seconds = frame_format.fps, frame_format.split_seconds
+    piece = 0
+    count = 0
+    began = 0.0
+    for sample in samples:
+        elapsed = count / fps if fps else times[sample.number] - began
+        if seconds and count and not 0 <= elapsed < seconds:
+            piece += 1
+            count = 0
+            sample = sample._replace(begins_episode=True)
+        if not count:
+            began = times[sample.number]
+        count += 1
+        yield piece, sample
 
 
 def _recording_times(
@@ -108,20 +143,26 @@ def _resized(samples: Iterable[Sample], frame_format: FrameFormat) -> Iterator[P
     """Decode and resize samples. A repeated frame is decoded once."""
     last_number = -1
     pixels = None
+    aspect = 1.0
     for number, begins, frame in samples:
         if number != last_number or pixels is None:
-            pixels = fit(frame.image(), frame_format.size, frame_format.fit, frame.aspect)
-        yield Pixels(number, begins, pixels)
+            image = frame.image()
+            aspect = float(image.width * frame.aspect / image.height)
+            pixels = fit(image, frame_format.size, frame_format.fit, frame.aspect)
+        yield Pixels(number, begins, pixels, aspect)
         last_number = number
 
 
-def _make_part(samples: list[Pixels], track: ActionTrack | None, times: Iterable) -> VideoPart:
+def _make_part(
+    samples: list[Pixels], track: ActionTrack | None, times: Sequence[float], piece: int
+) -> VideoPart:
     if track is None:
         actions = np.zeros(len(samples), np.uint8)
     else:
         actions = longest_actions(track, np.array([s.number for s in samples]), times)
     frames = np.stack([s.pixels for s in samples])
-    return VideoPart(frames, actions, np.array([s.begins_episode for s in samples]))
+    starts = np.array([s.begins_episode for s in samples])
+    return VideoPart(frames, actions, starts, piece, samples[0].aspect)
 
 
 def _end_of(track: ActionTrack | None, times: "array[float]") -> End:
@@ -187,6 +228,13 @@ def _one_ahead(pool: ThreadPoolExecutor, stream: Iterator[T], job: Future) -> It
 # Writing
 
 
+class Owner(NamedTuple):
+    """The piece of a video that segments belong to."""
+
+    level: int
+    piece: int
+
+
 class Written(NamedTuple):
     """The result of `write`."""
 
@@ -208,6 +256,8 @@ def write(
 ) -> Written:
     """Write a video from `offset` on, one segment for each part.
 
+    The pieces of the video have the levels from `level` on. One that begins without a scene of
+    `frame_format.min_frames` frames, such as the rest at the end, belongs to the piece before it.
     Nothing is written if no scene has `frame_format.min_frames` frames, or if the source is
     refused.
     """
@@ -215,6 +265,8 @@ def write(
     pending: list[VideoPart] = []
     lengths: list[int] = []
     min_frames = frame_format.min_frames
+    owner = Owner(level, 0)
+    last_piece = 0
     end = End()
     for item in stream:
         if isinstance(item, End):
@@ -224,7 +276,11 @@ def write(
         lengths += episode_lengths(item)
         # A video that may be left out is not written yet, unless it is long.
         while pending and (max(lengths) >= min_frames or len(pending) > 2):
-            store, segment = _write_part(store, source, level, pending.pop(0), offset)
+            part = pending.pop(0)
+            if part.piece > last_piece and max(episode_lengths(part)) >= min_frames:
+                owner = Owner(owner.level + 1, part.piece)
+            last_piece = part.piece
+            store, segment = _write_part(store, source, owner, part, offset)
             segments.append(segment)
             offset += data.padded_length(segment.length)
     if end.refused or not (segments or pending):
@@ -255,16 +311,16 @@ def _too_short(lengths: list[int], frame_format: FrameFormat) -> str:
 
 
 def _write_part(
-    store: Store, source: Source, level: int, part: VideoPart, offset: int
+    store: Store, source: Source, owner: Owner, part: VideoPart, offset: int
 ) -> tuple[Store, Segment]:
     count = len(part.frames)
     if offset + count > store.arrays["frames"].shape[0]:
         blocks = -(-(offset + count) // RESERVED_FRAMES)
         store = data.reserve(store, blocks * RESERVED_FRAMES)
-    split = sources.split_of(source.name)
-    info = {"episodes": len(episode_lengths(part))}
+    split = sources.split_of(source.name, owner.piece)
+    info = {"episodes": len(episode_lengths(part)), "aspect": round(part.aspect, 4)}
     recording = data.Recording(
-        level, part.frames, part.actions, np.zeros(count), part.episode_starts, split, info
+        owner.level, part.frames, part.actions, np.zeros(count), part.episode_starts, split, info
     )
     return store, data.write_segment(store, offset, recording)
 

@@ -36,6 +36,8 @@ class FrameFormat(NamedTuple):
     """A source without an episode of this length is left out."""
     background: Background = "black"
     """What is seen through transparent pixels."""
+    split_seconds: float = 0
+    """The longest piece of a source that belongs to one split; 0: all of it does."""
 
 
 class Sample(NamedTuple):
@@ -54,6 +56,8 @@ class Pixels(NamedTuple):
     begins_episode: bool
     pixels: np.ndarray
     """(size, size, 3) uint8."""
+    aspect: float = 1
+    """The displayed width of the source's picture divided by its height."""
 
 
 def resample(frames: Iterable[SourceFrame], fps: float) -> Iterator[Sample]:

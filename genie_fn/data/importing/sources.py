@@ -198,12 +198,13 @@ def folder_split(name: str) -> str:
     return top if rest and top in data.SPLITS else ""
 
 
-def split_of(name: str) -> str:
-    """The split of a source: named by its folder, or else by a hash of its name.
+def split_of(name: str, piece: int = 0) -> str:
+    """The split of a piece of a source: named by its folder, or else by a hash of name and piece.
 
     Files that are added later therefore move none.
     """
-    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+    key = f"{name}#{piece}" if piece else name
+    number = int(hashlib.sha256(key.encode()).hexdigest(), 16)
     return folder_split(name) or data.split_of(number)
 
 
@@ -241,4 +242,7 @@ def missing_splits(segments: Iterable[Segment]) -> str:
         needed = f"{len(missing)} more videos are needed"
     if any(folder_split(segment.info["file"]) for segment in segments):
         return f"there is no video for {listed}: {needed}, in folders of these names"
-    return f"there is no video left for {listed}: {needed} (a long one can be cut)"
+    return (
+        f"there is no video left for {listed}: {needed}, or import to a new folder with "
+        "--cfg.split-seconds, which divides long ones"
+    )

@@ -30,7 +30,13 @@ def imported(source, labels=None, **options):
     """The frames, actions and episode starts of a source, and its end."""
     frame_format = FrameFormat(**{"size": 16, "fit": "crop", "fps": 0, "cuts": 0.4} | options)
     *parts, end = pipeline.read_parts(source, frame_format, labels, threading.Event())
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)], end
+    return joined(parts), end
+
+
+def joined(parts):
+    """The frames, actions and episode starts of all parts."""
+    arrays = [(part.frames, part.actions, part.episode_starts) for part in parts]
+    return [np.concatenate(columns) for columns in zip(*arrays, strict=True)]
 
 
 def test_a_source_becomes_frames_actions_and_episodes(film):
@@ -83,8 +89,33 @@ def test_a_long_video_becomes_several_parts(film, monkeypatch):
     frame_format = FrameFormat(16, "crop", 0, 0.4)
     *parts, _ = pipeline.read_parts(film, frame_format, labels, threading.Event())
     assert [len(part.frames) for part in parts] == [5, 5, 2]
-    for arrays, complete in zip(zip(*parts, strict=True), whole, strict=True):
-        assert (np.concatenate(arrays) == complete).all()
+    for values, complete in zip(joined(parts), whole, strict=True):
+        assert (values == complete).all()
+
+
+def pieces(source, **options):
+    """The lengths of the parts of each piece of a source."""
+    frame_format = FrameFormat(16, "crop", 0, 0)._replace(**options)
+    *parts, end = pipeline.read_parts(source, frame_format, None, threading.Event())
+    lengths = {}
+    for part in parts:
+        assert part.episode_starts[0] or part.piece in lengths
+        lengths.setdefault(part.piece, []).append(len(part.frames))
+    return [*lengths.values()], end
+
+
+def test_a_long_recording_is_divided_by_time(tmp_path, film, monkeypatch):
+    assert pieces(film) == ([[12]], End())
+    assert pieces(film, split_seconds=0.2) == ([[6], [6]], End())
+    assert pieces(film, split_seconds=0.17) == ([[6], [6]], End())
+    assert pieces(film, split_seconds=0.15) == ([[5], [5], [2]], End())
+    assert pieces(film, split_seconds=0.2, fps=10) == ([[2], [2]], End())
+    monkeypatch.setattr(pipeline, "PART_BYTES", 5 * 16 * 16 * 3)
+    assert pieces(film, split_seconds=0.2) == ([[5, 1], [5, 1]], End())
+    np.save(tmp_path / "a.npy", films.squares(9))
+    untimed = Source("a.npy", "npy", (tmp_path / "a.npy",))
+    assert pieces(untimed, split_seconds=2, fps=2)[0] == [[4], [4], [1]]
+    assert "needs --cfg.fps" in pieces(untimed, split_seconds=2)[1].note
 
 
 def test_streams_are_read_in_order_whatever_their_speed():
