@@ -51,7 +51,8 @@ class Config:
     ui: Literal["browser", "terminal", "video"] = "browser"
     """Where to play; `--cfg.actions` or `--cfg.output` always make a video."""
     image: str = ""
-    """The image file of the first frame; by default the first frame is a held-out frame of `data`."""
+    """The image file of the first frame; by default the first frame is a held-out frame of `data`.
+    Transparent pixels show the background that the dataset was imported with, or black."""
     actions: str = ""
     """The actions of a video, as in 0,0,3,1: one frame is generated for each."""
     output: str = ""
@@ -182,7 +183,8 @@ def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
     """The image named by the configuration, or a held-out frame."""
     if cfg.image:
         size = loaded.world.tokenizer.cfg
-        return images.read_image(cfg.image, size.height, size.width)
+        background = images.background_of(loaded.dataset.meta)
+        return images.read_image(cfg.image, size.height, size.width, background)
     count = len(loaded.start_frames)
     if not 0 <= cfg.clip < count:
         raise UserError(

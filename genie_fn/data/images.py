@@ -5,11 +5,11 @@ transparent shows a background.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,13 +21,22 @@ from genie_fn.errors import UserError
 # Other decoders of Pillow start programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 MAX_PIXELS = 32_000_000
-MAX_JPEG_PIXELS = 128_000_000  # which are decoded at a fraction of the size
 MAX_SIDE = 9_999
+MAX_JPEG_PIXELS = 128_000_000  # which are decoded at a fraction of the size
+MAX_JPEG_SIDE = 19_999
+JPEG_SIDE = 1024  # to which they are reduced, more or less; no frame is larger
 DEFAULT_MS = 100  # of a picture with a duration of MIN_MS or less, as browsers show it
 MIN_MS = 10
 
 Background = Literal["black", "white"]
 LEVELS = {"black": 0, "white": 255}
+
+
+def background_of(meta: Mapping[str, Any]) -> Background:
+    """The background with which a dataset with this metadata was imported; black if it was not."""
+    options = meta.get("import")
+    is_white = isinstance(options, dict) and options.get("background") == "white"
+    return "white" if is_white else "black"
 
 
 def read_image(
@@ -117,15 +126,15 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
-    limit = MAX_PIXELS
-    if image.format in ("JPEG", "MPO"):
-        limit = MAX_JPEG_PIXELS
-        image.draft(None, (1024, 1024))  # the least size; larger than any frame is
-    if width * height > limit or max(width, height) > MAX_SIDE:
+    is_jpeg = image.format in ("JPEG", "MPO")
+    pixels, side = (MAX_JPEG_PIXELS, MAX_JPEG_SIDE) if is_jpeg else (MAX_PIXELS, MAX_SIDE)
+    if width * height > pixels or max(width, height) > side:
         raise UserError(
-            f"{name} has {width}x{height} pixels: give an image of under {limit:,} pixels and "
-            f"{MAX_SIDE:,} a side"
+            f"{name} has {width}x{height} pixels: give an image of under {pixels:,} pixels and "
+            f"{side:,} a side"
         )
+    if is_jpeg:
+        image.draft(None, (JPEG_SIDE, JPEG_SIDE))
 
 
 def _to_rgb(image: Image.Image, background: Background, coding: Coding) -> Image.Image:

@@ -39,7 +39,7 @@ except ImportError as error:
     ) from error
 
 PAGE = Path(__file__).parent / "page"
-MAX_UPLOAD = 4 << 20  # bytes of an image
+MAX_UPLOAD = 32 << 20  # bytes of an image, such as a photo of a phone; it is scaled down here
 MAX_IMAGES = 32  # uploaded images kept
 MEDIA_TYPES = {"mp4": "video/mp4", "gif": "image/gif"}
 
@@ -68,6 +68,7 @@ class Server:
         self.limits = limits
         self.world = describe(engine.bundle)
         self.size = (self.world["height"], self.world["width"])
+        self.background: images.Background = images.background_of(engine.bundle.dataset.meta)
         self.places: dict[str, Place] = {}
         self.images: dict[str, np.ndarray] = {}
         self.heavy = asyncio.Semaphore(2)  # images and videos that are being decoded or written
@@ -151,7 +152,9 @@ class Server:
             return refusal(f"This file is larger than {limit} MB: choose a smaller one.", 413)
         try:
             async with self.heavy:
-                image = await asyncio.to_thread(images.decode_image, content, *self.size)
+                image = await asyncio.to_thread(
+                    images.decode_image, content, *self.size, background=self.background
+                )
         except UserError as error:
             return refusal(sentence(str(error)), 400)
         name = secrets.token_urlsafe(9)
@@ -269,7 +272,7 @@ async def read_body(request: Request) -> bytes | None:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > 16 * MAX_UPLOAD:
+        if size > 4 * MAX_UPLOAD:
             return None
         if size <= MAX_UPLOAD:
             content += chunk

@@ -229,7 +229,7 @@ def test_a_wrong_file_is_an_error_message(visit):
     page = visit()
     alert = page.get_by_role("alert")
     expect(alert).to_be_hidden()
-    for size in (100, 2**22 + 1):
+    for size in (100, 2**25 + 1):
         page.locator("#image").set_input_files(
             {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * size}
         )

@@ -285,7 +285,7 @@ def test_an_image_becomes_the_first_frame(serve):
         (png()[:500], 400, "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 400, "not an image"),
         (b"", 400, "not an image"),
-        (b"x" * (20 << 20), 413, "4 MB"),
+        (b"x" * (33 << 20), 413, "32 MB"),
     ],
 )
 def test_a_wrong_upload_is_a_sentence(serve, content, status, words):

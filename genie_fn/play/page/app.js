@@ -9,7 +9,7 @@ import { render, upload } from "./protocol.js";
 import { branch, goTo, idle, link, replay, run, save, start, turn, visit, input } from "./session.js";
 import { paintRamp } from "./view.js";
 
-const MAX_UPLOAD = 4 * 2 ** 20; // bytes; the server refuses more, too
+const MAX_UPLOAD = 32 * 2 ** 20; // bytes; the server refuses more, too
 
 // ---- files
 
@@ -24,7 +24,7 @@ async function exportVideo(format) {
 }
 
 async function useImage(file) {
-  if (file.size > MAX_UPLOAD) return complain("This file is larger than 4 MB: choose a smaller image.");
+  if (file.size > MAX_UPLOAD) return complain("This file is larger than 32 MB: choose a smaller image.");
   try {
     start({ from: "image", image: await upload(file) });
     note("This is your image as the tokenizer reconstructs it. Choose an action.");
