@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from genie_fn.data import colour
 from genie_fn.data.colour import Coding
@@ -147,11 +147,26 @@ def _to_rgb(image: Image.Image, background: Background, coding: Coding) -> Image
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
     else:
-        image = image.convert("RGB")
+        image = _without_profile(image).convert("RGB")
         if colour.is_standard(coding):
             return image
         rgba = np.asarray(image)
     return Image.fromarray(to_standard(rgba, coding, background))
+
+
+def _without_profile(image: Image.Image) -> Image.Image:
+    """An opaque image in sRGB, if an ICC profile in its file says that it is in other colours."""
+    profile = image.info.get("icc_profile") or b""
+    named = b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+    if not profile or named or image.mode not in ("RGB", "L", "CMYK"):
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # a damaged profile, or one of another kind of image
+        return image
+    return converted or image
 
 
 def to_standard(pixels: np.ndarray, coding: Coding, background: Background) -> np.ndarray:

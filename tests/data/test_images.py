@@ -1,12 +1,14 @@
 """Image files as first frames: large photos are scaled down, transparency shows a background."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
-from genie_fn.data import images
+from genie_fn.data import colour, images
+from genie_fn.data.colour import Coding
 from genie_fn.errors import UserError
 
 
@@ -57,3 +59,27 @@ def test_deep_greys_keep_their_range():
         assert (grey == ramp[0] >> 8).all()
     with pytest.raises(UserError, match="not an image that can be read"):
         images.open_image(encoded(Image.new("F", (4, 4)), "TIFF"))
+
+
+def display_p3():
+    """The ICC profile of Display P3: that of sRGB with other primaries (adapted to D50)."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {"r": (0.5151, 0.2412, -0.0011), "g": (0.2920, 0.6922, 0.0419)}
+    for name, xyz in (primaries | {"b": (0.1571, 0.0666, 0.7841)}).items():
+        entry = profile.index(f"{name}XYZ".encode())
+        (at,) = struct.unpack_from(">I", profile, entry + 4)
+        struct.pack_into(">3i", profile, at + 8, *(round(65536 * value) for value in xyz))
+    return bytes(profile.replace("sRGB".encode("utf-16-be"), "P300".encode("utf-16-be")))
+
+
+def test_colours_of_an_icc_profile_become_srgb():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    expected = colour.to_standard(pixels, Coding(13, 12)).astype(int)
+    content = encoded(Image.fromarray(pixels), "PNG", icc_profile=display_p3())
+    assert abs(np.array(images.open_image(content)) - expected).max() <= 3
+    for profile in (
+        b"no profile",
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ):
+        content = encoded(Image.fromarray(pixels), "PNG", icc_profile=profile)
+        assert (np.array(images.open_image(content)) == pixels).all()
