@@ -11,8 +11,9 @@ before torch. A variable that the user has set is left as it is.
 
 import os
 
-VARIABLES = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-"""libgomp: turns of the busy loop; Intel's and LLVM's OpenMP: milliseconds of it."""
+VARIABLES = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""libgomp: turns of the busy loop; Intel's and LLVM's OpenMP: milliseconds of it, of which
+already one is as slow as the default."""
 
 if not os.environ.keys() & {"OMP_WAIT_POLICY", *VARIABLES}:
     os.environ.update(VARIABLES)
