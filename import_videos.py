@@ -1,4 +1,4 @@
-"""Make a dataset from your own videos: video files, folders of images, npy episodes.
+"""Make a dataset from your own videos: video files, animations, folders of images, npy episodes.
 
     python import_videos.py --cfg.src videos                # everything in the folder, to data/mine
     python import_videos.py --cfg.src 'videos/*.mp4' --cfg.fps 10 --cfg.fit pad --cfg.root data/game
@@ -330,7 +330,7 @@ def _print_list(title: str, lines: list[str], root: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Make a dataset from your own videos: video files, folders of images, npy episodes."""
+    """Make a dataset from your own videos: video files, animations, folders of images, npy episodes."""
     root = Path(cfg.root)
     files.check_folder("--cfg.root", root)
     found, left_out = sources.find(cfg.src, root)

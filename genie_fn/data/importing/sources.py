@@ -106,9 +106,12 @@ def kind_of(path: Path) -> Kind:
     if suffix == ".npy":
         return "npy"
     count = images.count_pictures(path)
-    if count:
-        return "images" if count == 1 else "animation"
-    is_picture = suffix in IMAGES and not containers.is_video(path, frames=2)
+    if count > 1:
+        return "animation"
+    # A picture may begin a stream of them, such as .mjpeg.
+    if count and suffix in IMAGES:
+        return "images"
+    is_picture = (count or suffix in IMAGES) and not containers.is_video(path, frames=2)
     return "images" if is_picture else "video"
 
 

@@ -92,6 +92,16 @@ def test_a_video_with_the_ending_of_a_picture_is_a_video(tmp_path):
     assert sources.kind_of(path) == "video" and len(images(path)) == 6
 
 
+def test_a_stream_of_pictures_is_a_video_and_one_picture_is_none(tmp_path):
+    pictures = [save(tmp_path / f"{t}.jpg", FRAMES[t:]).read_bytes() for t in range(6)]
+    stream = tmp_path / "a.mjpeg"
+    stream.write_bytes(b"".join(pictures))
+    assert sources.kind_of(stream) == "video" and len(images(stream)) == 6
+    for name, kind in (("a.photo", "JPEG"), ("a.gif", "GIF")):
+        Image.fromarray(FRAMES[0]).save(tmp_path / name, kind)
+        assert sources.kind_of(tmp_path / name) == "images"
+
+
 def test_durations_of_an_animation_are_its_times(tmp_path):
     path = animate(tmp_path / "a.gif", FRAMES, duration=[50, 200, 0, 10, 20, 30])
     times = [float(frame.time) for frame in readers.read(source(path))]
@@ -265,13 +275,15 @@ def test_colours_survive_every_pixel_format(tmp_path, pixels):
     assert abs(images(path)[0, 12, 16].astype(int) - expected).max() <= 3
 
 
-def test_the_colour_space_of_the_file_counts(tmp_path):
-    tags = {"colorspace": Colorspace.ITU709, "color_range": ColorRange.MPEG}
+@pytest.mark.parametrize("matrix", [Colorspace.ITU601, Colorspace.ITU709, Colorspace.BT2020])
+@pytest.mark.parametrize("levels", [ColorRange.MPEG, ColorRange.JPEG])
+def test_the_matrix_and_the_range_of_the_file_count(tmp_path, matrix, levels):
     path = films.write(
         tmp_path / "a.mkv",
         np.full((2, 24, 32, 3), (200, 40, 90), np.uint8),
         pixels="yuv444p",
-        **tags,
+        colorspace=matrix,
+        color_range=levels,
     )
     assert abs(images(path)[0, 12, 16].astype(int) - (200, 40, 90)).max() <= 3
 
