@@ -105,7 +105,8 @@ def main(cfg: Config) -> None:
     world = loaded.world
     if world.lam is None:
         raise UserError(
-            f"{cfg.run} was trained on recorded actions: cloning needs a world of latent actions"
+            f"{cfg.run} was trained on recorded actions, and cloning needs a world of latent ones: "
+            "name another --cfg.run"
         )
     store = bundle.open_dataset(loaded, cfg.data)
     cfg = replace(cfg, data=str(store.root))

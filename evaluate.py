@@ -225,7 +225,8 @@ def read_clips(cfg: Config, subject: Subject) -> HeldOut:
     """Held-out clips of the longest prompt and the frames after it."""
     store = subject.store
     length = cfg.frames + max(cfg.prompts)
-    offsets = data.eval_clips(store, cfg.split, length, cfg.clips, cfg.seed)
+    flags = "--cfg.clips, --cfg.frames or --cfg.prompts"
+    offsets = data.eval_clips(store, cfg.split, length, cfg.clips, cfg.seed, flags)
     frames, recorded = setup.to_device(data.read_clips(store, offsets, length), subject.device)
     levels = np.asarray(store.arrays["level_seeds"][offsets].read().result())
     return HeldOut(encode(subject.world, frames, recorded), recorded, levels)

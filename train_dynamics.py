@@ -11,7 +11,7 @@ the same step, as in the paper.
     python train_dynamics.py --cfg.preset coinrun      # the paper's Appendix F.3
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import bundle, data, dynamics, lam, quantize, random, tokenizer, world
+from genie_fn import bundle, data, dynamics, lam, metrics, quantize, random, tokenizer, world
 from genie_fn.bundle import EarlierStage
 from genie_fn.data import augment, token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
@@ -79,6 +79,21 @@ class Config(RunConfig):
             raise UserError(
                 "--cfg.flip needs frames, which the token cache does not hold: add --cfg.no-cache"
             )
+
+    def watched(self) -> dict[str, str]:
+        if self.train_lam:
+            return {
+                "lam_perplexity": "nearly all transitions have the same code, so that the latent "
+                "actions have collapsed and cannot control the world; raise --cfg.batch-size, or "
+                "train the latent action model alone with train_lam.py, which has more flags"
+            }
+        source = "train the latent action model again"
+        if self.actions == "recorded":
+            source = "collect data with more varied actions"
+        return {
+            "action_perplexity": "nearly all transitions have the same action, so that actions "
+            f"cannot control the world; {source}"
+        }
 
 
 def _config(preset: str, **options) -> Config:
@@ -156,15 +171,21 @@ def token_objective(cfg: Config) -> Objective:
 
     def loss(params, batch: TokenBatch, key, step, microbatch):
         mask, shown = hide(batch.ids, key, model, microbatch)
-        return dynamics.loss(
+        value, (scores, aux) = dynamics.loss(
             params, batch.ids, batch.actions, mask, model, microbatch, shown, backend=backend
         )
+        use_A = quantize.code_use(batch.actions, model.actions)
+        return value, (scores | {"action_use": use_A}, aux)
 
     def statistics(params, batch: TokenBatch, key, step, microbatch):
         mask, _ = hide(batch.ids, key, model, microbatch)
         return dynamics.statistics(mask)
 
-    return Objective(loss, statistics)
+    def summarise(scores):
+        own = {name: value for name, value in scores.items() if name != "action_use"}
+        return own | {"action_perplexity": metrics.code_usage(scores["action_use"])["perplexity"]}
+
+    return Objective(loss, statistics, summarise)
 
 
 def joint_objective(cfg: Config) -> Objective:
@@ -389,30 +410,6 @@ CACHED_AS = {"latent": "latent", "recorded": "true"}
 """The kinds of actions by the names that token caches are identified with."""
 
 
-def cached_batches(
-    cfg: Config,
-    store: data.Store,
-    encoder: token_cache.Encoder,
-    start: int,
-    device: torch.device,
-) -> Iterator[TokenBatch]:
-    """Batches of ids and actions from the token cache, which the first process completes before."""
-    reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged)
-
-    def fill() -> None:
-        cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-        token_cache.fill(cache, reader, encoder)
-
-    def to_batch(*arrays) -> TokenBatch:
-        return TokenBatch(*setup.to_device(arrays, device))
-
-    processes.on_first(fill)
-    cache = token_cache.open_cache(store, cfg.num_frames, encoder, cfg.tokens)
-    cached = token_cache.cached_reader(cache, reader, to_batch)
-    share = processes.own_clips(cfg.batch_size, cfg.accumulate)
-    return cached.batches(cfg.batch_size, cfg.seed, start, share)
-
-
 def cache_encoder(
     cfg: Config, stage: Stage, tokenize: Callable, actions: Conditioning, device: torch.device
 ) -> token_cache.Encoder:
@@ -455,6 +452,9 @@ def main(cfg: Config) -> None:
     if cfg.flip and cfg.actions == "recorded":
         swap_A = torch.tensor(augment.flipped_actions(store.action_names), device=device)
     cfg = fitted(cfg, store, stage, actions)
+    dynamics.check_clips(cfg.model, cfg.num_frames)
+    if cfg.train_lam:
+        lam.check_clips(cfg.lam_model, cfg.num_frames)
 
     spec = dynamics.spec(cfg.model) | actions.spec
     setup.announce("dynamics model", spec, cfg, device)
@@ -466,7 +466,7 @@ def main(cfg: Config) -> None:
     tokenize = frozen_tokenizer(stage, cfg)
     if cfg.cache:
         encoder = cache_encoder(cfg, stage, tokenize, actions, device)
-        batches = cached_batches(cfg, store, encoder, first, device)
+        batches = setup.cached_batches(store, cfg, encoder, cfg.tokens, first, device, TokenBatch)
     else:
         step = on_frames(step, tokenize, actions)
         if cfg.flip:

@@ -27,6 +27,15 @@ from genie_fn.training.step import Objective
 class Config(RunConfig):
     model: LamConfig = field(default_factory=LamConfig)
 
+    def watched(self) -> dict[str, str]:
+        lfq = self.model.quantizer.kind == "lfq"
+        term = "entropy" if lfq else "reset-below"
+        return {
+            "perplexity": "nearly all transitions have the same code, so that the latent actions "
+            f"have collapsed and cannot control a world; raise --cfg.model.quantizer.{term}, "
+            "--cfg.model.motion or --cfg.batch-size, or lower --cfg.optim.lr"
+        }
+
 
 def _config(preset: str, **options) -> Config:
     return Config(preset, out=f"runs/{preset}/lam", model=lam.PRESETS[preset], **options)
@@ -106,6 +115,7 @@ def main(cfg: Config) -> None:
     cfg, store, device = setup.prepare(cfg)
     model = replace(cfg.model, height=store.height, width=store.width)
     cfg = replace(cfg, model=model)
+    lam.check_clips(model, cfg.num_frames)
     spec = lam.spec(model)
     setup.announce("latent action model", spec, cfg, device)
     state = setup.start(spec, quantize.initial_use(model.quantizer), cfg, "lam", device)

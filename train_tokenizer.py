@@ -53,6 +53,15 @@ class Config(RunConfig):
                 "use --cfg.compile step or off"
             )
 
+    def watched(self) -> dict[str, str]:
+        lfq = self.model.quantizer.kind == "lfq"
+        term = "entropy" if lfq else "reset-below"
+        return {
+            "perplexity": "nearly all tokens have the same code, so that the codebook has collapsed "
+            f"and frames cannot be told apart; raise --cfg.model.quantizer.{term}, or lower "
+            "--cfg.optim.lr"
+        }
+
 
 def _config(preset: str, **options) -> Config:
     model = tokenizer.PRESETS[preset]
@@ -200,6 +209,8 @@ def main(cfg: Config) -> None:
     cfg, store, device = setup.prepare(cfg)
     model = replace(cfg.model, height=store.height, width=store.width)
     cfg = replace(cfg, model=model)
+    tokenizer.check_clips(model, cfg.num_frames)
+    adversarial.check_size(cfg.adversarial, model.height, model.width)
     spec = tokenizer.spec(model)
     separate = {}
     if cfg.adversarial.gan:

@@ -158,7 +158,7 @@ def lfq_suite(
 
 
 def _triton_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    rounded = lfq.quantize(z_MK, temperature=temperature, impl="triton")
+    rounded = lfq.quantize(z_MK, lfq.Options(temperature=temperature, impl="triton"))
     return rounded.sample_entropy, rounded.code_entropy
 
 

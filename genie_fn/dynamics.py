@@ -49,6 +49,8 @@ class DynamicsConfig:
     softmax. 0: two from 2^14 codes on, otherwise one."""
 
     def __post_init__(self):
+        if not 0 <= self.mask_low <= 1:
+            raise UserError(f"--cfg.model.mask-low must be from 0 to 1, not {self.mask_low}")
         if not 0 <= self.corrupt <= 1:
             raise UserError(f"--cfg.model.corrupt must be from 0 to 1, not {self.corrupt}")
         indivisible = self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors
@@ -98,7 +100,8 @@ class SampleConfig:
         if self.steps < 1 or min(self.temperature, self.guidance or 0) < 0:
             raise UserError(
                 "sampling needs at least 1 step and a temperature and guidance of at least 0: "
-                f"got {self.steps}, {self.temperature} and {self.guidance}"
+                f"change --cfg.sample.steps {self.steps}, .temperature {self.temperature} or "
+                f".guidance {self.guidance}"
             )
 
 
@@ -127,6 +130,15 @@ def digits(ids: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
         factors.append(torch.where(hidden, size, rest % size))
         rest = rest // size
     return factors
+
+
+def check_clips(cfg: DynamicsConfig, frames: int) -> None:
+    """Raise UserError unless the model can be trained on clips of so many frames."""
+    if frames < 2:
+        raise UserError(
+            "a dynamics model predicts frames from the ones before, so clips need at least 2, "
+            f"not {frames}: raise --cfg.num-frames"
+        )
 
 
 def spec(cfg: DynamicsConfig) -> Tree:

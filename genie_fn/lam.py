@@ -76,14 +76,12 @@ class LamConfig:
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
 
     def __post_init__(self):
+        layers.check_patch(self.patch)
         if self.arch == "blueprint":
             self._check_blueprints()
         side, flag = self._division
-        if self.height % side or self.width % side:
-            raise UserError(
-                f"{self.height}x{self.width} frames cannot be divided into {side}x{side} patches: "
-                f"choose a {flag} that divides both sides"
-            )
+        advice = f"choose a {flag} that divides both sides"
+        layers.check_divisible(self.height, self.width, side, advice)
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion must be between 0 and 1, not {self.motion}")
         if self.facing.side > min(self.height, self.width):
@@ -116,12 +114,8 @@ class LamConfig:
                 f"action's code, {width}: give one of them has_ext, and that width as key_dim or "
                 "dim_cond"
             )
-        side = self.coarse_patch
-        if self.height % side or self.width % side:
-            raise UserError(
-                f"{self.height}x{self.width} frames cannot be divided into {side}x{side} patches, "
-                "those that the decoder starts from: choose another --cfg.model.patch"
-            )
+        advice = "the decoder starts from these, so choose another --cfg.model.patch"
+        layers.check_divisible(self.height, self.width, self.coarse_patch, advice)
 
     @property
     def _division(self) -> tuple[int, str]:
@@ -185,6 +179,22 @@ PRESETS = {
 }
 """The models of train_lam.py's presets, and of train_dynamics.py's if the latent action model is
 trained jointly; `coinrun` is the paper's Appendix F.3."""
+
+
+def check_clips(cfg: LamConfig, frames: int) -> None:
+    """Raise UserError unless the model can be trained on clips of so many frames, of its size."""
+    if frames < 2:
+        raise UserError(
+            f"a latent action lies between two frames, so clips need at least 2, not {frames}: "
+            "raise --cfg.num-frames"
+        )
+    if cfg.arch == "blueprint":
+        nets = cfg.blueprints
+        for net, patch, what in (
+            (nets.encoder, cfg.patch, "the encoder"),
+            (nets.decoder, cfg.coarse_patch, "the decoder"),
+        ):
+            blueprint.check_grid(net, cfg.height // patch, cfg.width // patch, patch, what)
 
 
 # Parameters

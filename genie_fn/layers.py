@@ -42,11 +42,12 @@ class STConfig:
     """The compute dtype; parameters are float32 in any case."""
 
     def __post_init__(self):
-        if min(self.layers, self.dim, self.heads, self.window) < 1 or self.dim % (2 * self.heads):
+        sizes = (self.layers, self.dim, self.heads, self.mlp, self.window)
+        if min(sizes) < 1 or self.dim % (2 * self.heads):
             raise UserError(
                 f"a transformer of width {self.dim} cannot have {self.heads} heads in "
-                f"{self.layers} layers: choose a width that is an even multiple of the heads, and "
-                "at least one layer"
+                f"{self.layers} layers, an mlp of {self.mlp} and a window of {self.window}: choose "
+                "a .dim that is an even multiple of .heads, and at least 1 of each"
             )
 
 
@@ -268,6 +269,20 @@ def grid_transformer(
 
 
 # Pixels
+
+
+def check_patch(patch: int) -> None:
+    """Raise UserError if a patch has no pixel."""
+    if patch < 1:
+        raise UserError(f"--cfg.model.patch is {patch}, but must be at least 1")
+
+
+def check_divisible(height: int, width: int, side: int, advice: str) -> None:
+    """Raise UserError unless frames of height × width pixels consist of patches of side × side."""
+    if min(height, width) < side or height % side or width % side:
+        raise UserError(
+            f"{height}x{width} frames cannot be divided into {side}x{side} patches: {advice}"
+        )
 
 
 def patchify(video_BTHWC: Tensor, patch: int) -> Tensor:

@@ -7,7 +7,7 @@ docs/how-to/quantiser.md adds another one.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,11 @@ class QuantizerConfig:
             raise UserError(
                 "a quantizer needs at least 2 codes and a temperature above 0: change "
                 f"--cfg.model.quantizer.codes {self.codes} or .temperature {self.temperature}"
+            )
+        if self.latent_dim < 1 or self.input_dim < 0:
+            raise UserError(
+                "--cfg.model.quantizer.latent-dim must be at least 1 and .input-dim at least 0, "
+                f"not {self.latent_dim} and {self.input_dim}"
             )
         KINDS[self.kind].check(self)
         if self.books < 1 or self.books > 1 and (self.kind != "lfq" or self.dim % self.books):
@@ -236,7 +241,7 @@ def lfq(
     where the entropies are averaged over the codebooks.
     """
     options = _lfq_options(z, cfg, backend)
-    r = lookup_free.quantize(z.flatten(0, -2), **options, microbatch=microbatch)
+    r = lookup_free.quantize(z.flatten(0, -2), options, microbatch)
     loss = cfg.commit * r.commit + cfg.entropy * (r.sample_entropy - cfg.diversity * r.code_entropy)
     scores = {
         "commit": r.commit,
@@ -248,14 +253,9 @@ def lfq(
     return _quantized(z.float(), codes, ids, loss, scores, cfg)
 
 
-def _lfq_options(z: Tensor, cfg: QuantizerConfig, backend: Backend) -> dict[str, Any]:
-    return {
-        "books": cfg.books,
-        "temperature": cfg.temperature,
-        "share": cfg.frac_sample,
-        "impl": backend.lfq,
-        "clips": len(z) if z.dim() > 2 else 1,
-    }
+def _lfq_options(z: Tensor, cfg: QuantizerConfig, backend: Backend) -> lookup_free.Options:
+    clips = len(z) if z.dim() > 2 else 1
+    return lookup_free.Options(cfg.books, cfg.temperature, cfg.frac_sample, clips, backend.lfq)
 
 
 def _lfq_dim(cfg: QuantizerConfig) -> int:
@@ -285,7 +285,7 @@ def _lfq_statistics(
 ) -> dict[str, Tensor]:
     """The average probability of each code."""
     options = _lfq_options(z, cfg, backend)
-    average = lookup_free.code_probabilities(z.flatten(0, -2), **options, microbatch=microbatch)
+    average = lookup_free.code_probabilities(z.flatten(0, -2), options, microbatch)
     return {"code_probabilities": average}
 
 

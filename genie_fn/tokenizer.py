@@ -49,14 +49,12 @@ class TokenizerConfig:
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
 
     def __post_init__(self):
+        layers.check_patch(self.patch)
+        advice = "choose a --cfg.model.patch that divides both sides"
         if self.arch == "magvit2":
             self._check_blueprints()
-        side = self.scale
-        if self.height % side or self.width % side:
-            raise UserError(
-                f"{self.height}x{self.width} frames cannot be divided into {side}x{side} patches: "
-                "choose a --cfg.model.patch (or a blueprint) that divides both sides"
-            )
+            advice = "use frames whose sides are multiples of it, or another --cfg.preset"
+        layers.check_divisible(self.height, self.width, self.scale, advice)
 
     def _check_blueprints(self) -> None:
         encoder = self.blueprints.encoder
@@ -168,6 +166,14 @@ def spec(cfg: TokenizerConfig) -> Tree:
         encoder = layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens)
         decoder = layers.grid_spec(cfg.decoder, latent, pixels, cfg.tokens)
     return {"encoder": encoder, "quantizer": quantize.spec(cfg.quantizer), "decoder": decoder}
+
+
+def check_clips(cfg: TokenizerConfig, frames: int) -> None:
+    """Raise UserError unless the model can be trained on clips of so many frames, of its size."""
+    blueprint.codes_first_frame_alone(frames, cfg.time_factor)
+    if cfg.arch == "magvit2":
+        blueprint.check_grid(cfg.blueprints.encoder, cfg.height, cfg.width, 1, "the encoder")
+        blueprint.check_grid(cfg.blueprints.decoder, *cfg.grid, cfg.scale, "the decoder")
 
 
 # Encoder and decoder

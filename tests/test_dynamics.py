@@ -519,3 +519,9 @@ def test_joint_decoding(dynamics_cfg, dynamics_params, steps):
     many = dynamics.generate_jointly(dynamics_params, ids, actions, key, cfg, sample)
     assert many.shape == (2, 5, cfg.tokens) and torch.equal(many[:, :2], ids)
     assert many.min() >= 0 and many.max() < cfg.codes
+
+
+def test_a_prediction_needs_two_frames(dynamics_cfg):
+    dynamics.check_clips(dynamics_cfg, 2)
+    with pytest.raises(UserError, match="at least 2, not 1: raise --cfg.num-frames"):
+        dynamics.check_clips(dynamics_cfg, 1)

@@ -195,3 +195,26 @@ def test_networks_that_change_the_frame_rate_or_ignore_the_action_are_refused():
                 arch="blueprint",
                 blueprints=Blueprints(encoder, decoder),
             )
+
+
+@pytest.mark.parametrize("preset", ["demo", "coinrun", "open-genie-demo"])
+def test_an_action_needs_two_frames(preset):
+    lam.check_clips(lam.PRESETS[preset], 2)
+    with pytest.raises(UserError, match="at least 2, not 1: raise --cfg.num-frames"):
+        lam.check_clips(lam.PRESETS[preset], 1)
+
+
+def test_frames_that_are_too_small_are_told_the_least_size():
+    cfg = replace(lam.PRESETS["demo"], height=16, width=16)
+    with pytest.raises(UserError, match="2x2 patches, and the encoder needs one of 4x4.* 32x32 pi"):
+        lam.check_clips(cfg, 2)
+    cfg = replace(cfg, height=32, width=32)
+    lam.check_clips(cfg, 2)
+    params = tree.init(lam.spec(cfg), random.key(0))
+    assert lam.infer_actions(params, torch.zeros((1, 2, 32, 32, 3), dtype=torch.uint8), cfg).shape
+
+
+@pytest.mark.parametrize("patch", [0, -1])
+def test_a_patch_has_pixels(patch):
+    with pytest.raises(UserError, match="--cfg.model.patch"):
+        replace(lam.PRESETS["demo"], patch=patch)

@@ -244,16 +244,16 @@ def test_every_codebook_has_its_own_entropies():
 
 
 def test_a_share_of_the_samples_is_spread_evenly():
-    part = lfq._sampled_rows(1000, 0.1, torch.device("cpu"))
+    part = lfq.spread_rows(1000, 0.1, torch.device("cpu"))
     assert len(part) == 100 == len(part.unique())
     assert torch.histc(part.float(), 10, 0, 1000).min() >= 9
     assert len((part % 8).unique()) == 8, "always the same places"
-    by_clip = lfq._sampled_rows(1000, 0.1, torch.device("cpu"), clips=10)
+    by_clip = lfq.spread_rows(1000, 0.1, torch.device("cpu"), clips=10)
     assert torch.equal(torch.bincount(by_clip // 100), torch.full((10,), 10))
     assert len((by_clip % 100).unique()) > 50, "the same places of every clip"
-    rest = lfq._sampled_rows(400, 0.1, torch.device("cpu"), clips=4, first=6)
+    rest = lfq.spread_rows(400, 0.1, torch.device("cpu"), clips=4, first=6)
     assert torch.equal(rest + 600, by_clip[60:]), "a part of a batch sees what the whole would"
-    assert lfq._sampled_rows(1000, 1.0, torch.device("cpu")) is None
+    assert lfq.spread_rows(1000, 1.0, torch.device("cpu")) is None
     cfg = QuantizerConfig(codes=16)
     z = random.normal(random.key(0), (4096, 4))
     full, part = (quantize.lfq(z, replace(cfg, frac_sample=f)) for f in (1.0, 0.25))

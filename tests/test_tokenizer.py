@@ -1,5 +1,7 @@
 """The tokenizer: causality, the decoder's cache, the interface's shapes, and its loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -181,3 +183,25 @@ def test_the_last_weight_is_the_last_layers():
     with pytest.raises(UserError, match="ends in a convolution"):
         odd = nets((FIRST,), (LAST, "silu"))
         tokenizer.last_weight(tree.init(tokenizer.spec(odd), random.key(0)), odd)
+
+
+def test_clips_fit_the_frames_that_are_coded_together():
+    cfg = tokenizer.PRESETS["magvit2-coinrun"]  # four frames together
+    for frames, advice in ((3, "1 or 4"), (6, "4 or 5"), (7, "4 or 5")):
+        with pytest.raises(UserError, match=f"give it {advice}, in training with --cfg.num-frames"):
+            tokenizer.check_clips(cfg, frames)
+    for frames in (1, 4, 5, 8):
+        tokenizer.check_clips(cfg, frames)
+    tokenizer.check_clips(tokenizer.PRESETS["demo"], 1)
+
+
+@pytest.mark.parametrize("patch", [0, -1, 128])
+def test_a_patch_is_at_most_a_frame(patch):
+    with pytest.raises(UserError, match="--cfg.model.patch"):
+        replace(tokenizer.PRESETS["demo"], patch=patch)
+
+
+def test_sides_that_no_flag_can_change_are_the_frames():
+    """Blueprints decide the size of a patch; --cfg.model.patch does not."""
+    with pytest.raises(UserError, match="use frames whose sides are multiples of it"):
+        replace(tokenizer.PRESETS["magvit2-demo"], height=20, width=20)

@@ -21,11 +21,12 @@ class Batch(NamedTuple):
     the first of those that are taken between them, whose effect shows the most."""
 
 
-def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
+def clip_starts(store: Store, split: str, num_frames: int, flags: str = "") -> np.ndarray:
     """(S,) int64: every offset at which a clip of `num_frames` frames of `split` may start.
 
     All frames of a clip lie in one segment and in one episode. Raises DamagedClips if the episodes
-    cannot be read, and UserError if there is no such clip.
+    cannot be read, and UserError if there is no such clip: it advises to lower the `flags` that
+    decide the length, if any.
     """
     if split not in SPLITS or num_frames < 1:
         raise UserError(
@@ -43,9 +44,13 @@ def clip_starts(store: Store, split: str, num_frames: int) -> np.ndarray:
     if not any(map(len, starts)):
         raise UserError(
             f"{store.root} has no {split} clip of {num_frames} frames{_every(store)} within one "
-            "episode: collect or import more, or ask for fewer frames"
+            f"episode: collect or import longer ones{_or_lower(flags)}"
         )
     return np.concatenate(starts)
+
+
+def _or_lower(flags: str) -> str:
+    return f", or lower {flags}" if flags else ""
 
 
 def segments_with_clips(store: Store, split: str, num_frames: int) -> list[Segment]:
@@ -102,17 +107,25 @@ def clip_offsets(
     return starts[generator.integers(0, len(starts), batch_size)]
 
 
-def eval_clips(store: Store, split: str, num_frames: int, count: int, seed: int = 0) -> np.ndarray:
+def eval_clips(
+    store: Store, split: str, num_frames: int, count: int, seed: int = 0, flags: str = ""
+) -> np.ndarray:
     """(count,) int64: distinct clips for evaluation, spread evenly over as many levels as possible.
 
-    The result depends on the arguments alone. Raises UserError if there are fewer clips.
+    The result depends on the arguments alone. Raises UserError if there are fewer clips: it advises
+    to lower the `flags` that decide their number or length, if any.
     """
-    starts = clip_starts(store, split, num_frames)
+    starts = clip_starts(store, split, num_frames, flags)
     if len(starts) < count:
         raise UserError(
-            f"{store.root} has {len(starts)} {split} clips of {num_frames} frames, fewer than the "
-            f"{count} asked for: collect or import more, or ask for fewer"
+            f"{store.root} has {len(starts)} {split} clips of {num_frames} frames, fewer than "
+            f"{count}: collect or import more{_or_lower(flags)}"
         )
+    return spread_clips(store, starts, count, seed)
+
+
+def spread_clips(store: Store, starts: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """At most `count` of the clips, spread evenly over as many levels as possible."""
     starts = np.random.default_rng(seed % 2**64).permutation(starts)
     offsets = np.array([segment.offset for segment in store.segments])
     level = np.searchsorted(offsets, starts, side="right")

@@ -13,9 +13,9 @@ from genie_fn.data.clips import (
     clip_offsets,
     clip_starts,
     damaged_episodes,
-    eval_clips,
     read_clips,
     segments_with_clips,
+    spread_clips,
 )
 from genie_fn.data.storage import Segment
 from genie_fn.data.store import DamagedClips, Recording, Store, read_segment
@@ -43,6 +43,8 @@ class ClipReader:
     on_damage: OnDamage = "refuse"
     load: Callable[[np.ndarray], Any] | None = None
     """Makes a batch from the offsets of its clips, in a reading thread; by default `read_clips`."""
+    flags: str = ""
+    """The flags to lower where the split has no clip, as in `clip_starts`."""
     reported: set[str] = field(default_factory=set, compare=False)
     """The messages printed so far."""
 
@@ -72,7 +74,7 @@ class ClipReader:
         threads read a few batches ahead; they end when the iterator is closed or garbage-collected.
         An error in a thread is raised by the iterator.
         """
-        starts = clip_starts(self.readable, self.split, self.num_frames)
+        starts = clip_starts(self.readable, self.split, self.num_frames, self.flags)
 
         def draw(step: int, attempt: int) -> np.ndarray:
             return clip_offsets(starts, seed, step, batch_size, attempt)[share]
@@ -105,11 +107,12 @@ class ClipReader:
         return read_clips(self.store, offsets, self.num_frames)
 
     def fixed_batch(self, count: int) -> Any:
-        """A batch of `count` clips that is the same at every call: see `eval_clips`.
+        """A batch of at most `count` clips that is the same at every call: see `spread_clips`.
 
         Clips that cannot be read are replaced by repeating the others.
         """
-        offsets = eval_clips(self.readable, self.split, self.num_frames, count)
+        starts = clip_starts(self.readable, self.split, self.num_frames, self.flags)
+        offsets = spread_clips(self.readable, starts, count)
         try:
             return self._load(offsets)
         except DamagedClips as damage:
@@ -117,7 +120,7 @@ class ClipReader:
             if self.on_damage == "refuse" or not len(undamaged):
                 raise
             self.report(damage.lost.values())
-            return self._load(np.resize(undamaged, count))
+            return self._load(np.resize(undamaged, len(offsets)))
 
     def read_segment(self, segment: Segment) -> Recording | None:
         """The content of one segment; None if it cannot be read and damage is skipped."""

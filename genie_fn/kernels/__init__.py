@@ -18,9 +18,9 @@ def require_triton() -> None:
         from genie_fn.kernels import common
     except ImportError as error:
         raise UserError(
-            "the impl triton needs the package triton: install it, or choose another impl"
+            "the impl triton needs the package triton: install it, or leave out the flags --cfg.backend"
         ) from error
     if not torch.cuda.is_available() and not common.INTERPRETED:
         raise UserError(
-            "the impl triton runs on a GPU, and there is none here: choose another impl"
+            "the impl triton runs on a GPU, and there is none here: leave out the flags --cfg.backend"
         )

@@ -37,32 +37,40 @@ class Rounded(NamedTuple):
     """Mean over codebooks of the entropy of the samples' average assignment, in nats."""
 
 
-def quantize(  # noqa: PLR0913 (the options of the paper's loss)
-    z_MK: Tensor,
-    *,
-    books: int = 1,
-    temperature: float = 1.0,
-    share: float = 1.0,
-    impl: LfqImpl = "reference",
-    clips: int = 1,
-    microbatch: Microbatch = WHOLE_BATCH,
+class Options(NamedTuple):
+    """How z (M, K) is quantised: all that `quantize` and `code_probabilities` have in common."""
+
+    books: int = 1
+    """The number of codebooks into which the K bits are divided, each with its own entropies."""
+    temperature: float = 1.0
+    """Temperature of the soft assignment."""
+    share: float = 1.0
+    """The share of the rows, evenly spread, from which the entropies are computed."""
+    clips: int = 1
+    """The number of clips of whose rows z consists."""
+    impl: LfqImpl = "reference"
+
+
+DEFAULT = Options()
+
+
+def quantize(
+    z_MK: Tensor, options: Options = DEFAULT, microbatch: Microbatch = WHOLE_BATCH
 ) -> Rounded:
     """Round z (M, K), float32 or a shorter type, and compute the terms of LFQ's loss.
 
-    The K bits are divided into `books` codebooks, each with its own entropies, which are computed
-    from a `share` of the rows, evenly spread. The rows are those of `clips` clips, a microbatch;
-    the code entropy is that of the whole batch's average assignment.
+    The rows are those of a microbatch; the code entropy is that of the whole batch's average
+    assignment.
     """
-    rows_S = _sampled_rows(len(z_MK), share, z_MK.device, clips, microbatch.first_clip(clips))
-    if impl == "triton":
-        return _quantize_triton(z_MK, books, temperature, rows_S, microbatch)
+    rows_S = _sampled_rows(z_MK, options, microbatch)
+    if options.impl == "triton":
+        return _quantize_triton(z_MK, options, rows_S, microbatch)
     z_MK = z_MK.float()
     positive = z_MK > 0
     codes = positive.to(z_MK.dtype) * 2 - 1
     ids = (positive * _bit_values(z_MK.shape[1], z_MK.device)).sum(-1)
     sampled_SK = z_MK if rows_S is None else z_MK[rows_S]
-    pairs = [_soft_assignment(book_SK, temperature) for book_SK in sampled_SK.chunk(books, -1)]
-    samples, averages = zip(*pairs, strict=True)
+    samples, averages = zip(*_assignments(sampled_SK, options), strict=True)
     average_XBA = microbatch.mean("code_probabilities", torch.stack(averages))
     return Rounded(
         codes_MK=z_MK + (codes - z_MK).detach(),
@@ -73,14 +81,20 @@ def quantize(  # noqa: PLR0913 (the options of the paper's loss)
     )
 
 
+def _assignments(sampled_SK: Tensor, options: Options) -> list[tuple[Tensor, Tensor]]:
+    """The `_soft_assignment` of each codebook."""
+    books_SK = sampled_SK.chunk(options.books, -1)
+    return [_soft_assignment(book_SK, options.temperature) for book_SK in books_SK]
+
+
 def _quantize_triton(
-    z_MK: Tensor, books: int, temperature: float, rows_S: Tensor | None, microbatch: Microbatch
+    z_MK: Tensor, options: Options, rows_S: Tensor | None, microbatch: Microbatch
 ) -> Rounded:
-    width = z_MK.shape[1] // books
+    width = z_MK.shape[1] // options.books
     if width > TRITON_BITS:
         raise UserError(
             f"the impl triton takes at most {TRITON_BITS} bits in a codebook, not {width}: "
-            "use more codebooks"
+            "raise --cfg.model.quantizer.books"
         )
     require_triton()
     from genie_fn.kernels import lfq_triton
@@ -91,19 +105,25 @@ def _quantize_triton(
         sampled_SK = z_MK[rows_S]
         zeros = torch.zeros(len(z_MK), dtype=rows_S.dtype, device=z_MK.device)
         times_M = zeros.scatter_add(0, rows_S, torch.ones_like(rows_S))
-    codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / temperature)
-    average_XBA = _average_triton(sampled_SK, books, temperature)
+    codes, ids, (commit, sample) = lfq_triton.round_bits(z_MK, times_M, 4 / options.temperature)
+    average_XBA = _average_triton(sampled_SK, options)
     average_XBA = microbatch.mean("code_probabilities", average_XBA)
     return Rounded(
         codes_MK=codes,
         ids_M=ids,
         commit=commit / z_MK.numel(),
-        sample_entropy=sample / (len(sampled_SK) * books),
-        code_entropy=_entropy(average_XBA) / books,
+        sample_entropy=sample / (len(sampled_SK) * options.books),
+        code_entropy=_entropy(average_XBA) / options.books,
     )
 
 
-def _sampled_rows(
+def _sampled_rows(z_MK: Tensor, options: Options, microbatch: Microbatch) -> Tensor | None:
+    """The `spread_rows` of z (M, K); None: all rows."""
+    first = microbatch.first_clip(options.clips)
+    return spread_rows(len(z_MK), options.share, z_MK.device, options.clips, first)
+
+
+def spread_rows(
     rows: int, share: float, device: torch.device, clips: int = 1, first: int | Tensor = 0
 ) -> Tensor | None:
     """The indices (S,) of a `share` of the rows, spread over all frames and places; None: all.
@@ -121,34 +141,27 @@ def _sampled_rows(
     return row_S + step_S // count * rows
 
 
-def code_probabilities(  # noqa: PLR0913 (the arguments of `quantize`)
-    z_MK: Tensor,
-    *,
-    books: int = 1,
-    temperature: float = 1.0,
-    share: float = 1.0,
-    impl: LfqImpl = "reference",
-    clips: int = 1,
-    microbatch: Microbatch = WHOLE_BATCH,
+def code_probabilities(
+    z_MK: Tensor, options: Options = DEFAULT, microbatch: Microbatch = WHOLE_BATCH
 ) -> Tensor:
     """The average probability of every code, (books, B, A), over the rows that `quantize` samples.
 
     It is the statistic `code_probabilities`, whose average over all microbatches `quantize` uses.
     """
-    rows_S = _sampled_rows(len(z_MK), share, z_MK.device, clips, microbatch.first_clip(clips))
+    rows_S = _sampled_rows(z_MK, options, microbatch)
     sampled_SK = z_MK if rows_S is None else z_MK[rows_S]
-    if impl == "triton":
-        return _average_triton(sampled_SK, books, temperature)
-    chunks = sampled_SK.float().chunk(books, -1)
-    return torch.stack([_soft_assignment(book_SK, temperature)[1] for book_SK in chunks])
+    if options.impl == "triton":
+        return _average_triton(sampled_SK, options)
+    return torch.stack([average for _, average in _assignments(sampled_SK.float(), options)])
 
 
-def _average_triton(sampled_SK: Tensor, books: int, temperature: float) -> Tensor:
+def _average_triton(sampled_SK: Tensor, options: Options) -> Tensor:
     """The average probability of every code, (books, B, A)."""
     require_triton()
     from genie_fn.kernels import lfq_triton
 
-    return lfq_triton.sum_codes(sampled_SK, books, 4 / temperature) / len(sampled_SK)
+    total_XBA = lfq_triton.sum_codes(sampled_SK, options.books, 4 / options.temperature)
+    return total_XBA / len(sampled_SK)
 
 
 def entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,12 @@ class Reconstruction(NamedTuple):
     """The weight of the tokenizer's last layer, for `adaptive_weight`."""
 
 
+def check_size(cfg: AdversarialConfig, height: int, width: int) -> None:
+    """Raise UserError if frames are too small for the networks of the terms."""
+    if cfg.perceptual and cfg.vgg:
+        vgg.check_size(height, width, cfg.layers)
+
+
 def load_vgg(cfg: AdversarialConfig, device: torch.device | str = "cpu") -> Tree:
     """VGG16's parameters, or {} without the perceptual term.
 

@@ -8,12 +8,14 @@ are the options. All layers also take `n_rep`, the number of copies in a row.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import torch
+from einops import EinopsError
 from rich.table import Table
 from torch import Tensor
 
@@ -26,6 +28,8 @@ from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
 MAX_LAYERS = 1000
+MAX_SIDE = 64
+"""The largest grid that is tried where a smaller one does not suffice."""
 Entry = tuple[str, tuple]  # (name, ((option, value), ...))
 Blueprint = tuple[Any, ...]  # of entries, hashable: the result of `parse`
 
@@ -230,10 +234,53 @@ def codes_first_frame_alone(frames: int, time_factor: int) -> bool:
     if frames % time_factor == 1:
         return True
     fewer = frames - frames % time_factor
+    near = (fewer, fewer + 1) if fewer else (1, time_factor)
     raise UserError(
         f"a network that divides the frame rate by {time_factor} codes {time_factor}k or "
-        f"1 + {time_factor}k frames, not {frames}: give it {fewer} or {fewer + 1}"
+        f"1 + {time_factor}k frames, not {frames}: give it {near[0]} or {near[1]}, in training "
+        "with --cfg.num-frames"
     )
+
+
+@cache
+def fits(blueprint: Blueprint, rows: int, columns: int) -> bool:
+    """Whether the layers can be computed on a grid of this size, and leave some of it."""
+    try:
+        for x in _outputs(blueprint, (1, rows, columns), first_frame_alone=True):
+            if not x.numel():
+                return False
+    except (
+        RuntimeError,
+        IndexError,
+        EinopsError,
+    ):  # what torch raises for a grid that is too small
+        return False
+    return True
+
+
+def check_grid(blueprint: Blueprint, rows: int, columns: int, patch: int, what: str) -> None:
+    """Raise UserError if the grid of patches of frames is too small for the layers of `what`."""
+    if fits(blueprint, rows, columns):
+        return
+    sides = (side for side in range(1, MAX_SIDE + 1) if fits(blueprint, side, side))
+    least = next(sides, MAX_SIDE)
+    raise UserError(
+        f"frames of {rows * patch}x{columns * patch} pixels are a grid of {rows}x{columns} patches, "
+        f"and {what} needs one of {least}x{least}: use frames of at least "
+        f"{least * patch}x{least * patch} pixels, or a smaller --cfg.model.patch"
+    )
+
+
+def _outputs(
+    blueprint: Blueprint, shape: tuple[int, int, int], *, first_frame_alone: bool = False
+) -> Iterator[Tensor]:
+    """The output of each layer on a video (T, H, W), without values."""
+    x = torch.empty((1, *shape, channels(blueprint)[0]), device="meta")
+    for entry, (layer, _) in zip(blueprint, _layers(blueprint), strict=True):
+        params = tree.map(lambda s: torch.empty(s.shape, device="meta"), spec((entry,)))
+        condition = torch.empty((1, x.shape[1], layer.condition), device="meta")
+        x, _ = apply(params, x, (entry,), first_frame_alone=first_frame_alone, condition=condition)
+        yield x
 
 
 def table(
@@ -246,15 +293,13 @@ def table(
     """Each layer with the shape of its output on a video (T, H, W), and its parameters."""
     result = Table("layer", "output (T, H, W, C)", "parameters", title=title)
     total = 0
-    x = torch.empty((1, *shape, channels(blueprint)[0]), device="meta")
-    for entry, (layer, repeats) in zip(blueprint, _layers(blueprint), strict=True):
-        params = tree.map(lambda s: torch.empty(s.shape, device="meta"), spec((entry,)))
-        condition = torch.empty((1, x.shape[1], layer.condition), device="meta")
-        x, _ = apply(params, x, (entry,), first_frame_alone=first_frame_alone, condition=condition)
+    outputs = _outputs(blueprint, shape, first_frame_alone=first_frame_alone)
+    for entry, (_, repeats), x in zip(blueprint, _layers(blueprint), outputs, strict=True):
+        parameters = tree.count(spec((entry,)))
         copies = f" × {repeats}" if repeats > 1 else ""
         size = " × ".join(map(str, x.shape[1:]))
-        result.add_row(entry[0] + copies, size, f"{tree.count(params):,}")
-        total += tree.count(params)
+        result.add_row(entry[0] + copies, size, f"{parameters:,}")
+        total += parameters
     result.add_row("all", "", f"{total:,}", style="bold")
     return result
 

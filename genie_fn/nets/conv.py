@@ -3,6 +3,7 @@
 See genie_fn/nets/causal.py for the two rules of the time axis and for caches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -84,6 +85,19 @@ def causal_conv_transpose(
     return drop_padding(cropped, stride[0], first_frame_alone), cache
 
 
+def apply_in(
+    context: Context,
+    convolution: Callable[..., tuple[Tensor, Tree]],
+    params: Tree,
+    x_BTHWC: Tensor,
+    cache: Tree | None,
+    stride: Size = 1,
+) -> tuple[Tensor, Tree]:
+    """The result of `causal_conv` or `causal_conv_transpose` by the rule of the context."""
+    alone = context.first_frame_alone
+    return convolution(params, x_BTHWC, cache, stride=triple(stride), first_frame_alone=alone)
+
+
 @dataclass(frozen=True)
 class Convolution(Layer):
     """The options of all layers around one convolution."""
@@ -111,9 +125,7 @@ class CausalConv(Convolution):
         return triple(self.stride)[:2]
 
     def apply(self, params, x, cache, context: Context):
-        stride = triple(self.stride)
-        alone = context.first_frame_alone
-        return causal_conv(params, x, cache, stride=stride, first_frame_alone=alone)
+        return apply_in(context, causal_conv, params, x, cache, self.stride)
 
 
 @dataclass(frozen=True)
@@ -137,9 +149,7 @@ class CausalConvTranspose(Convolution):
         return conv_spec(self.in_channels, self.out_channels, triple(self.kernel_size))
 
     def apply(self, params, x, cache, context: Context):
-        stride = triple(self.stride)
-        alone = context.first_frame_alone
-        return causal_conv_transpose(params, x, cache, stride=stride, first_frame_alone=alone)
+        return apply_in(context, causal_conv_transpose, params, x, cache, self.stride)
 
 
 @dataclass(frozen=True)
@@ -156,5 +166,4 @@ class ProjOut(Convolution):
 
     def apply(self, params, x, cache, context: Context):
         hidden = F.silu(norms.group_norm(params["norm"], x, self.num_groups))
-        alone = context.first_frame_alone
-        return causal_conv(params["conv"], hidden, cache, first_frame_alone=alone)
+        return apply_in(context, causal_conv, params["conv"], hidden, cache)

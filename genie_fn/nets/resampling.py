@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genie_fn import layers
 from genie_fn.nets.causal import Context, drop_padding
-from genie_fn.nets.conv import Convolution, causal_conv, conv_spec
+from genie_fn.nets.conv import Convolution, apply_in, causal_conv, conv_spec
 from genie_fn.nets.layer import Layer, Size, Triple, odd_kernel, triple
 from genie_fn.tree import Tree
 
@@ -85,9 +85,7 @@ class SpaceTimeDownsample(Convolution):
         return self.time_factor, self.space_factor
 
     def apply(self, params, x, cache, context: Context):
-        stride = triple(self.shrinks)
-        alone = context.first_frame_alone
-        return causal_conv(params, x, cache, stride=stride, first_frame_alone=alone)
+        return apply_in(context, causal_conv, params, x, cache, self.shrinks)
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,8 @@ class SpaceTimeUpsample(Convolution):
         return conv_spec(self.in_channels, channels, odd_kernel(self.kernel_size))
 
     def apply(self, params, x, cache, context: Context):
+        y, cache = apply_in(context, causal_conv, params, x, cache)
         alone = context.first_frame_alone
-        y, cache = causal_conv(params, x, cache, first_frame_alone=alone)
         return depth_to_spacetime(y, *self.grows, first_frame_alone=alone), cache
 
 

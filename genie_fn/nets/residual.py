@@ -114,8 +114,7 @@ class Residual(Layer):
         hidden = ACTIVATIONS[self.act_fn](hidden)
         name = f"conv{number}"
         past = None if cache is None else cache[name]
-        alone = context.first_frame_alone
-        return conv.causal_conv(params[name], hidden, past, first_frame_alone=alone)
+        return conv.apply_in(context, conv.causal_conv, params[name], hidden, past)
 
     def _pool(self, x: Tensor, context: Context) -> Tensor:
         factor = triple(self.shrinks)

@@ -45,8 +45,20 @@ def load(path: str, device: torch.device | str = "cpu") -> Tree:
     return params
 
 
+def check_size(height: int, width: int, names: tuple[str, ...]) -> None:
+    """Raise UserError if frames are too small for the layers with these torchvision names."""
+    last = max(int(name.split(".")[1]) for name in names)
+    least = 2 ** LAYERS[: last + 1].count("pool")
+    if min(height, width) < least:
+        raise UserError(
+            f"VGG16's layer features.{last} needs frames of at least {least}x{least} pixels, not "
+            f"{height}x{width}: leave out the flag that names its file"
+        )
+
+
 def features(params: Tree, frames_MHWC: Tensor, names: tuple[str, ...]) -> list[Tensor]:
     """Frames in [-1, 1] → the outputs (M, C, h, w) of the layers with these torchvision names."""
+    check_size(*frames_MHWC.shape[1:3], names)
     mean = frames_MHWC.new_tensor(MEAN)
     std = frames_MHWC.new_tensor(STD)
     x = (((frames_MHWC + 1) / 2 - mean) / std).permute(0, 3, 1, 2)

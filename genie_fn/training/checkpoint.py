@@ -192,7 +192,9 @@ def _read_newest(run: str | Path, stage: str) -> Loaded:
             loaded = _read(path)
         except Exception as error:  # orbax and tensorstore raise many kinds for unreadable files
             replaced_by_a_newer_one = not path.exists()
-            time.sleep(0.2)  # tensorstore's threads report a little later: now they are kept quiet
+            # Threads of tensorstore, for which it offers no way to wait, report the error once more
+            # a little later: until then this context keeps them quiet.
+            time.sleep(0.2)
             if damage is None and not replaced_by_a_newer_one:
                 damage = error, f"the checkpoint {path} cannot be read ({_reason(error)})"
             continue

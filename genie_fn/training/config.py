@@ -1,5 +1,6 @@
 """The configuration that every training stage shares."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -95,6 +96,11 @@ class RunConfig:
             self._require(name, 1)
         for name in AT_LEAST_ZERO:
             self._require(name, 0)
+
+    def watched(self) -> Mapping[str, str]:
+        """The metrics that are the perplexity of codes: for each a sentence, which is printed if
+        the codes collapse."""
+        return {}
 
     def _require(self, name: str, least: int) -> None:
         value = getattr(self, name)

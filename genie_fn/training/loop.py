@@ -22,6 +22,7 @@ from genie_fn.runtime.signals import Stop
 from genie_fn.training import checkpoint, log, processes, sharding
 from genie_fn.training.checkpointer import Checkpointer, Unsaved
 from genie_fn.training.clock import Clock
+from genie_fn.training.collapse import CollapseWarning
 from genie_fn.training.config import RunConfig
 from genie_fn.training.log import MetricLogger
 from genie_fn.training.profile import Profiler
@@ -158,6 +159,7 @@ def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
             checkpoint.put_last(folder)
             with files.writing(folder):
                 (folder / "samples").mkdir(exist_ok=True)
+            sinks.append(CollapseWarning(cfg.watched(), 0 if cfg.minutes else cfg.steps))
             for sink in log.open_sinks(cfg.log, folder, first):
                 stack.callback(sink.close)
                 sinks.append(sink)

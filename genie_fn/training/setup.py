@@ -1,7 +1,7 @@
 """How a training stage begins: device, dataset, initial or resumed state, batches."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genie_fn import data, random, tree
-from genie_fn.data import augment, video
+from genie_fn.data import augment, token_cache, video
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend, files
 from genie_fn.runtime.console import console
@@ -24,6 +24,7 @@ Config = TypeVar("Config", bound=RunConfig)
 DATA = "data/coinrun"
 """The dataset of the demo, for a run of which nothing else is known."""
 STAGES = ("tokenizer", "lam", "dynamics")
+T = TypeVar("T")
 
 
 def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torch.device]:
@@ -170,6 +171,14 @@ def to_device(arrays: Iterable[np.ndarray], device: torch.device) -> tuple[Tenso
     return tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)
 
 
+def clip_reader(
+    store: data.Store, split: str, cfg: RunConfig, load: Callable | None = None
+) -> data.ClipReader:
+    """A reader of clips as the run's flags describe them."""
+    flags = "--cfg.num-frames or --cfg.stride" if store.stride > 1 else "--cfg.num-frames"
+    return data.ClipReader(store, split, cfg.num_frames, cfg.damaged, load, flags=flags)
+
+
 def batches(
     store: data.Store, cfg: RunConfig, start_step: int, device: torch.device
 ) -> data.Batches:
@@ -182,7 +191,7 @@ def batches(
         clips = data.read_clips(store, offsets, cfg.num_frames)
         return data.Batch(*to_device(clips, device))  # in a reading thread: copied ahead, too
 
-    reader = data.ClipReader(store, "train", cfg.num_frames, cfg.damaged, load)
+    reader = clip_reader(store, "train", cfg, load)
     share = processes.own_clips(cfg.batch_size, cfg.accumulate)
     return reader.batches(cfg.batch_size, cfg.seed, start_step, share)
 
@@ -198,9 +207,39 @@ def flipped(step: Step, cfg: RunConfig, swap_A: Tensor | None = None) -> Step:
     return flip_and_step
 
 
+def cached_batches(
+    store: data.Store,
+    cfg: RunConfig,
+    encoder: token_cache.Encoder,
+    root: str,
+    start_step: int,
+    device: torch.device,
+    make_batch: Callable[[Tensor, Tensor], T],
+) -> data.Batches[T]:
+    """As `batches`, of what `make_batch(ids, actions)` returns, from the token cache in `root`.
+
+    The first process completes the cache before the others open it.
+    """
+    reader = clip_reader(store, "train", cfg)
+
+    def fill() -> None:
+        cache = token_cache.open_cache(store, cfg.num_frames, encoder, root)
+        token_cache.fill(cache, reader, encoder)
+
+    def finish(*arrays: np.ndarray) -> T:
+        return make_batch(*to_device(arrays, device))
+
+    processes.on_first(fill)
+    cache = token_cache.open_cache(store, cfg.num_frames, encoder, root)
+    cached = token_cache.cached_reader(cache, reader, finish)
+    share = processes.own_clips(cfg.batch_size, cfg.accumulate)
+    return cached.batches(cfg.batch_size, cfg.seed, start_step, share)
+
+
 def held_out(store: data.Store, cfg: RunConfig, count: int, device: torch.device) -> data.Batch:
-    """The same few validation clips at every call, for the pictures during training."""
-    clips = data.ClipReader(store, "val", cfg.num_frames, cfg.damaged).fixed_batch(count)
+    """The same few validation clips at every call, at most `count`, for the pictures during
+    training."""
+    clips = clip_reader(store, "val", cfg).fixed_batch(count)
     return data.Batch(*(torch.from_numpy(array).to(device) for array in clips))
 
 

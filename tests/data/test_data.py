@@ -148,8 +148,14 @@ def test_eval_clips_differ_and_spread_over_levels(store):
     assert abs(np.sum(levels == 0) - np.sum(levels == 2)) <= 1
     starts = data.clip_starts(store, "val", 4)
     assert sorted(data.eval_clips(store, "val", 4, len(starts))) == sorted(starts)
-    with pytest.raises(UserError, match="fewer than"):
+    with pytest.raises(UserError, match=f"fewer than {len(starts) + 1}: .* import more$"):
         data.eval_clips(store, "val", 4, len(starts) + 1)
+    with pytest.raises(UserError, match="or lower --cfg.clips$"):
+        data.eval_clips(store, "val", 4, len(starts) + 1, flags="--cfg.clips")
+    reader = data.ClipReader(store, "val", 4, flags="--cfg.num-frames")
+    assert len(reader.fixed_batch(len(starts) + 1).frames) == len(starts)
+    with pytest.raises(UserError, match="within one episode: .* or lower --cfg.num-frames$"):
+        replace(reader, num_frames=10_000).fixed_batch(1)
 
 
 def test_batches_resume_at_any_step(store):

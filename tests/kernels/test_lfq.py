@@ -9,6 +9,7 @@ import torch
 from genie_fn import quantize, random, tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
+from genie_fn.kernels.lfq import Options
 from genie_fn.quantize import QuantizerConfig
 from tests.conftest import GENERATIONS
 
@@ -17,6 +18,7 @@ from genie_fn.kernels.common import INTERPRETED
 from genie_fn.runtime import compilation
 from genie_fn.runtime.backend import Backend
 
+TRITON = Options(impl="triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Rows, bits, codebooks, share of the rows: tiles that are full and that are not, odd bits, halves
@@ -60,9 +62,10 @@ def test_outputs_and_their_gradients_agree_with_the_reference(case, dtype):
     z, weight = noise(0, bits, rows).T.to(dtype), noise(1, rows, bits)  # not contiguous
     if rows > 1:
         z[0, 0], z[1, 0] = 0.0, -0.0
-    options = {"books": books, "share": share, "temperature": 0.7}
-    r, grads = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, **options, impl="triton"))
-    exact, exact_grads = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, **options))
+    options = Options(books, share=share, temperature=0.7)
+    triton = options._replace(impl="triton")
+    r, grads = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, triton))
+    exact, exact_grads = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, options))
     assert torch.equal(r.ids_M, exact.ids_M) and torch.equal(r.codes_MK, exact.codes_MK.sign())
     assert [x.dtype for x in r] == [x.dtype for x in exact] and all(g.dtype == dtype for g in grads)
     check(r, exact, 1e-5)
@@ -86,7 +89,7 @@ def test_entropies_and_their_gradients_are_those_of_the_definition(temperature):
             lambda z, which=which: by_definition(z, temperature)[which]
         )(z.double())
         leaf = z.clone().requires_grad_()
-        ours = lfq.quantize(leaf, temperature=temperature, impl="triton")[3 + which]
+        ours = lfq.quantize(leaf, Options(temperature=temperature, impl="triton"))[3 + which]
         check((ours, *torch.autograd.grad(ours, leaf)), (value, slope), 1e-4)
 
 
@@ -95,18 +98,18 @@ def test_18_bits_in_tiles_of_any_size_and_any_split_of_the_rows(monkeypatch):
         monkeypatch.setattr(lfq_triton, "CODES", (256, 512))
     monkeypatch.setattr(lfq_triton, "PROGRAMS", 5)
     z, weight = noise(0, 200, 18) * 0.3, noise(1, 200, 18)
-    r, grads = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, impl="triton"))
+    r, grads = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, TRITON))
     exact, exact_grads = outputs_and_gradients(z, weight, lfq.quantize)
     check(r, exact, 1e-5)
     check(grads, exact_grads, 2e-4)
-    again, grads_again = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, impl="triton"))
+    again, grads_again = outputs_and_gradients(z, weight, lambda z: lfq.quantize(z, TRITON))
     assert all(torch.equal(a, b) for a, b in zip((*r, *grads), (*again, *grads_again), strict=True))
 
 
 def test_sure_latents_have_finite_gradients():
     z = torch.where(noise(0, 40, 8) > 0, 100.0, -100.0)
     r, grads = outputs_and_gradients(
-        z, z, lambda z: lfq.quantize(z, temperature=0.1, impl="triton")
+        z, z, lambda z: lfq.quantize(z, Options(temperature=0.1, impl="triton"))
     )
     assert r.sample_entropy == 0 and all(x.isfinite().all() for x in (*r, *grads))
     _, counts = r.ids_M.unique(return_counts=True)
@@ -140,11 +143,11 @@ def test_a_step_through_the_quantiser_is_the_references(compiled):
 
 def test_without_triton_or_with_too_many_bits_the_choice_is_refused_in_one_sentence(monkeypatch):
     with pytest.raises(UserError, match="at most 30 bits in a codebook, not 31"):
-        lfq.quantize(noise(0, 2, 31), impl="triton")
+        lfq.quantize(noise(0, 2, 31), TRITON)
     monkeypatch.setitem(sys.modules, "genie_fn.kernels.common", None)
     monkeypatch.delattr("genie_fn.kernels.common", raising=False)
     with pytest.raises(UserError, match="needs the package triton"):
-        lfq.quantize(noise(0, 2, 3), impl="triton")
+        lfq.quantize(noise(0, 2, 3), TRITON)
 
 
 @pytest.mark.subprocess

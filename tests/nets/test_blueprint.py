@@ -9,7 +9,7 @@ from rich.console import Console
 
 from genie_fn import random, tree
 from genie_fn.errors import UserError
-from genie_fn.nets import blueprint, registry
+from genie_fn.nets import blueprint, designs, registry
 from genie_fn.runtime import stored_config
 from genie_fn.runtime.compilation import with_traced_gradients
 
@@ -374,3 +374,18 @@ def test_the_table_shows_shapes_and_counts():
     assert "video-residual × 2" in text and "1 × 2 × 2 × 8" in text
     assert f"{tree.count(params):,}" in text
     assert blueprint.growth(net) == (1 / 4, 1 / 4)
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")
+@pytest.mark.parametrize("description", [designs.conv_encoder(), designs.small_magvit2_encoder()])
+def test_a_grid_that_is_too_small_is_known_before_it_is_computed(description):
+    net = blueprint.parse(description)
+    params = tree.init(blueprint.spec(net), random.key(0))
+    channels, _ = blueprint.channels(net)
+    for side in range(1, 6):
+        grid = torch.zeros((1, 1, side, side, channels))
+        try:
+            computed = blueprint.apply(params, grid, net, first_frame_alone=True)[0].numel() > 0
+        except RuntimeError:
+            computed = False
+        assert blueprint.fits(net, side, side) == computed

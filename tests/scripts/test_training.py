@@ -116,6 +116,14 @@ def test_dynamics_trains_from_the_token_cache_as_from_frames(trained, monkeypatc
     )
 
 
+@pytest.mark.parametrize("stage", ["lam", "dynamics"])
+def test_clips_of_one_frame_are_refused(trained, stage):
+    """Before anything is written."""
+    with pytest.raises(UserError, match="at least 2, not 1: raise --cfg.num-frames"):
+        SCRIPTS[stage].main(replace(config(trained, stage, "short"), num_frames=1))
+    assert not (trained / "short").exists()
+
+
 def test_training_learns(trained):
     """The square world is easy: each stage must do far better than it began."""
     for stage, score in (
