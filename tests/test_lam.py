@@ -197,7 +197,7 @@ def test_networks_that_change_the_frame_rate_or_ignore_the_action_are_refused():
             )
 
 
-@pytest.mark.parametrize("preset", ["demo", "coinrun", "open-genie-demo"])
+@pytest.mark.parametrize("preset", ["demo", "conv-demo", "coinrun", "open-genie-demo"])
 def test_an_action_needs_two_frames(preset):
     lam.check_clips(lam.PRESETS[preset], 2)
     with pytest.raises(UserError, match="at least 2, not 1: raise --cfg.num-frames"):
@@ -205,7 +205,7 @@ def test_an_action_needs_two_frames(preset):
 
 
 def test_frames_that_are_too_small_are_told_the_least_size():
-    cfg = replace(lam.PRESETS["demo"], height=16, width=16)
+    cfg = replace(lam.PRESETS["conv-demo"], height=16, width=16)
     with pytest.raises(UserError, match="2x2 patches, and the encoder needs one of 4x4.* 32x32 pi"):
         lam.check_clips(cfg, 2)
     cfg = replace(cfg, height=32, width=32)
