@@ -44,7 +44,7 @@ def clip_starts(store: Store, split: str, num_frames: int, flags: str = "") -> n
     if not any(map(len, starts)):
         raise UserError(
             f"{store.root} has no {split} clip of {num_frames} frames{_every(store)} within one "
-            f"episode: collect or import longer ones{_or_lower(flags)}"
+            f"episode: collect or import more or longer ones{_or_lower(flags)}"
         )
     return np.concatenate(starts)
 
