@@ -93,7 +93,7 @@ class WorldEnv(gymnasium.Env):
         """Generate the frame that `action` leads to: any integer that the action space contains."""
         if self._session is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
-        number = element(self.action_space, action, "action")
+        number = element(Discrete(self._world.dynamics.cfg.actions), action, "action")
         self._session = session.advance(
             self._world, self._session, number, self._sample, self._programs, keep=1
         )
