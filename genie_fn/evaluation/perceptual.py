@@ -100,6 +100,7 @@ def _read(name: str, path: str, reader: Callable[[str], T]) -> T | None:
 
 def lpips(vgg: Tree, linear: list[Tensor], a: Tensor, b: Tensor) -> Tensor:
     """The learned distance of pairs of frames, (M, H, W, 3) uint8 → (M,)."""
+    vgg16.check_size(a.shape[1], a.shape[2], STAGES)
     features_a, features_b = (vgg16.features(vgg, layers.to_float(x), STAGES) for x in (a, b))
     total = torch.zeros(len(a), device=a.device)
     for x, y, weight in zip(features_a, features_b, linear, strict=True):

@@ -85,7 +85,7 @@ class Reconstruction(NamedTuple):
 def check_size(cfg: AdversarialConfig, height: int, width: int) -> None:
     """Raise UserError if frames are too small for the networks of the terms."""
     if cfg.perceptual and cfg.vgg:
-        vgg.check_size(height, width, cfg.layers)
+        vgg.check_size(height, width, cfg.features)
 
 
 def load_vgg(cfg: AdversarialConfig, device: torch.device | str = "cpu") -> Tree:

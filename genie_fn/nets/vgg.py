@@ -58,7 +58,6 @@ def check_size(height: int, width: int, names: tuple[str, ...]) -> None:
 
 def features(params: Tree, frames_MHWC: Tensor, names: tuple[str, ...]) -> list[Tensor]:
     """Frames in [-1, 1] → the outputs (M, C, h, w) of the layers with these torchvision names."""
-    check_size(*frames_MHWC.shape[1:3], names)
     mean = frames_MHWC.new_tensor(MEAN)
     std = frames_MHWC.new_tensor(STD)
     x = (((frames_MHWC + 1) / 2 - mean) / std).permute(0, 3, 1, 2)

@@ -272,6 +272,16 @@ def test_the_perceptual_gradient_is_not_zero_and_vanishes_at_the_target(vgg_file
     assert shapes == [(16, 16, 16), (32, 8, 8), (64, 4, 4), (64, 2, 2)]
 
 
+def test_frames_that_are_too_small_for_the_perceptual_term_are_refused(vgg_file):
+    cfg = AdversarialConfig(perceptual=1.0, vgg=vgg_file)
+    adversarial.check_size(replace(cfg, perceptual=0.0), 8, 8)
+    adversarial.check_size(cfg, 16, 16)
+    vgg = adversarial.load_vgg(cfg)
+    assert vgg16.features(vgg, torch.zeros(1, 16, 16, 3), cfg.features)[-1].shape[2:] == (1, 1)
+    with pytest.raises(UserError, match="at least 16x16 pixels, not 64x8"):
+        adversarial.check_size(cfg, 64, 8)
+
+
 def test_vgg_sees_images_normalised_as_imagenet():
     """A first layer that is the identity shows its inputs: RGB normalised per channel."""
     w = torch.zeros(3, 3, 3, 3)
