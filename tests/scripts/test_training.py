@@ -457,7 +457,7 @@ BAD = {
         "differ",
     ),
     "not an image": (
-        ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", "README.md", "--cfg.actions", "1"],
+        ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", __file__, "--cfg.actions", "1"],
         "not an image",
     ),
     "no such action": (
@@ -476,13 +476,13 @@ def test_an_unknown_schedule_is_refused_with_the_possible_ones(capsys, monkeypat
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(trained, case, capsys, monkeypatch):
+def test_bad_input_is_one_sentence_and_exit_code_2(trained, case, capsys, monkeypatch, tmp_path):
     (script, *flags), expected = BAD[case]
     flags = [
         flag.replace("DATA", str(trained / "data")).replace("HOME", str(trained)) for flag in flags
     ]
     monkeypatch.setattr(sys, "argv", [script, *flags])
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # the checkout may hold runs and data
     module = {
         "train_tokenizer.py": train_tokenizer,
         "train_lam.py": train_lam,
