@@ -88,9 +88,9 @@ def open_genie_coinrun() -> Config:
 
 PRESETS = {
     "demo": demo,
-    "conv-demo": conv_demo,
     "small": small,
     "coinrun": coinrun,
+    "conv-demo": conv_demo,
     "open-genie-demo": open_genie_demo,
     "open-genie-coinrun": open_genie_coinrun,
 }

@@ -166,9 +166,9 @@ def _open_genie(
 
 PRESETS = {
     "demo": _demo(),
-    "conv-demo": _conv_demo(),
     "small": _st_vivit(8, STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")),
     "coinrun": _st_vivit(16, STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")),
+    "conv-demo": _conv_demo(),
     "open-genie-demo": _open_genie(
         4,
         latent_act_encoder(dim=64, repeats=1),
