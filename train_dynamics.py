@@ -77,7 +77,8 @@ class Config(RunConfig):
             )
         if self.flip and self.cache:
             raise UserError(
-                "--cfg.flip needs frames, which the token cache does not hold: add --cfg.no-cache"
+                "--cfg.flip needs frames, which the token cache does not hold: "
+                "add --cfg.no-flip or --cfg.no-cache"
             )
 
     def watched(self) -> dict[str, str]:

@@ -401,11 +401,17 @@ def reset_dead_codes(
     """Move codes whose share of use is below `reset_below` / V onto random inputs of this batch.
 
     Returns the new codebook and use. A moved code starts with uniform use, so that it has time to
-    be chosen.
+    be chosen. Mirror images share their parameters, so they are moved together, by their mean use.
     """
-    dead_V = use_V < cfg.reset_below / cfg.codes
+    dead_V = _by_pair(use_V, cfg) < cfg.reset_below / cfg.codes
     codebook = torch.where(dead_V[:, None], picks_VK, codebook_VK)
     return codebook, torch.where(dead_V, 1.0 / cfg.codes, use_V)
+
+
+def _by_pair(use_V: Tensor, cfg: QuantizerConfig) -> Tensor:
+    """The share of use of each code; of the codes of a pair, the mean over both."""
+    paired = use_V[: 2 * cfg.pairs].reshape(-1, 2)
+    return torch.cat((paired.mean(1).repeat_interleave(2), use_V[2 * cfg.pairs :]))
 
 
 KINDS: dict[str, Kind] = {

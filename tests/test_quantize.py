@@ -178,6 +178,16 @@ def test_dead_codes_restart_on_inputs_and_used_ones_stay():
     )
 
 
+def test_mirror_images_restart_together_by_their_mean_use():
+    """A code that its mirror image's data would keep alive does not take that image away."""
+    cfg = QuantizerConfig(kind="vq", codes=5, latent_dim=2, pairs=2, reset_below=0.5)
+    use = torch.tensor([0.0, 0.6, 0.0, 0.01, 0.39])
+    book = torch.arange(10.0).reshape(5, 2)
+    new, new_use = quantize.reset_dead_codes(book, use, -torch.ones(5, 2), cfg)
+    assert torch.equal(new[[0, 1, 4]], book[[0, 1, 4]]) and (new[2:4] == -1).all()
+    assert new_use.tolist() == pytest.approx([0.0, 0.6, 0.2, 0.2, 0.39])
+
+
 def test_an_unused_code_is_restarted():
     """End to end: a codebook with far away entries is in full use after enough updates."""
     book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))

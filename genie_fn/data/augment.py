@@ -22,7 +22,7 @@ def flipped_actions(names: Sequence[str]) -> list[int]:
         listed = ", ".join(names) or "unnamed"
         raise UserError(
             f"--cfg.flip swaps the actions LEFT and RIGHT, but those of the dataset are {listed}: "
-            "leave it out"
+            "pass --cfg.no-flip"
         )
     return [list(names).index(name) for name in flipped]
 

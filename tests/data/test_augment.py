@@ -11,7 +11,7 @@ def test_left_and_right_are_swapped_in_flipped_actions():
     names = ["LEFT+DOWN", "NOOP", "RIGHT", "RIGHT+DOWN", "LEFT", "UP"]
     assert augment.flipped_actions(names) == [3, 1, 4, 0, 2, 5]
     for unsuitable in (["UP", "DOWN"], ["LEFT", "UP"], ["0", "1"], []):
-        with pytest.raises(UserError, match="leave it out"):
+        with pytest.raises(UserError, match="pass --cfg.no-flip"):
             augment.flipped_actions(unsuitable)
 
 
