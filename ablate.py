@@ -86,7 +86,7 @@ CHOICES: dict[ChoiceName, Choice] = {
     ),
     "lam": Choice(
         "lam",
-        "Whether the latent action model's decoder moves pixels or paints them",
+        "The latent action model: one that moves pixels, or one that paints (also in its other sizes)",
         {"moves": "", "paints": "--cfg.preset conv-demo"},
     ),
     "codes": Choice(

@@ -198,7 +198,8 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
         stored = collection.get(name, FORMER_OPTIONS.get(name, getattr(Config, name)))
         if stored != value:
             raise UserError(
-                f"{root} was collected with {name} {stored}, not {value}: choose another --cfg.root"
+                f"{root} was collected with {name} {stored}, not {value}: choose another --cfg.root, "
+                f"or pass --cfg.{name.replace('_', '-')} {stored} as before"
             )
     if len(store.segments) > cfg.num_levels:
         raise UserError(

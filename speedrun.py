@@ -48,8 +48,8 @@ class Config:
     levels: int = 200
     """The number of levels to collect."""
     frame_skip: int = 1
-    """Frames of the game per step of the world, as in generate_dataset.py: with more, the world
-    moves faster when it is played."""
+    """Frames of the game per frame of the dataset, as in generate_dataset.py; the preset's stride
+    multiplies it. With more, the world moves faster when it is played."""
     actions: Literal["latent", "recorded"] = "latent"
     """What the dynamics model is conditioned on. Recorded actions need no latent action model,
     whose share of the time then goes to the dynamics model."""

@@ -6,6 +6,9 @@ have to carry what changed. There are two departures from the paper, both agains
 models also see the difference to the preceding frame, in which motion is easy to detect, and errors
 count more where the picture changes.
 
+`arch="motion"`, the demo's, departs further: both sides see two frames alone, the encoder as matching
+costs, and the decoder predicts by moving pixels (genie_fn/nets/flow.py).
+
 With `facing`, an action also contains a bit for the direction in which the agent faces
 (genie_fn/nets/facing.py), so that there are twice as many actions as codes.
 
@@ -67,7 +70,8 @@ class LamConfig:
     history: bool = True
     """Whether the decoder sees all past frames, not only the last, which shows no velocities."""
     flow: FlowConfig = field(default_factory=FlowConfig)
-    """The networks of `motion`."""
+    """The networks of the architecture `motion`, the demo's, in which `patch`, `encoder`, `decoder` and
+    `history` have no effect."""
     facing: FacingConfig = field(default_factory=FacingConfig)
     """For games whose view follows an agent that faces left or right; its `side` turns it on."""
     arch: Suppress[Literal["motion", "st_vivit", "blueprint"]] = "st_vivit"
@@ -77,10 +81,14 @@ class LamConfig:
 
     def __post_init__(self):
         layers.check_patch(self.patch)
+        if self.quantizer.pairs and self.arch != "motion":
+            raise UserError(
+                "codes in pairs of mirror images need an encoder with that symmetry, which the demo "
+                "preset has: use it, or add --cfg.model.quantizer.pairs 0"
+            )
         if self.arch == "blueprint":
             self._check_blueprints()
-        side, flag = self._division
-        advice = f"choose a {flag} that divides both sides"
+        side, advice = self._division
         layers.check_divisible(self.height, self.width, side, advice)
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion must be between 0 and 1, not {self.motion}")
@@ -119,10 +127,14 @@ class LamConfig:
 
     @property
     def _division(self) -> tuple[int, str]:
-        """Pixels per side of a patch or cell, and the flag that decides."""
+        """Pixels per side of a patch or cell, and what to choose instead."""
         if self.arch == "motion":
-            return self.flow.side, "--cfg.model.flow.cell"
-        return self.patch, "--cfg.model.patch"
+            return (
+                self.flow.side,
+                "choose --cfg.model.flow.cell and --cfg.model.flow.reduce whose product divides "
+                "both sides",
+            )
+        return self.patch, "choose a --cfg.model.patch that divides both sides"
 
     @property
     def coarse_patch(self) -> int:

@@ -77,6 +77,16 @@ class QuantizerConfig:
                 f"{self.books} codebooks need lfq and equal shares of its {self.dim} bits: "
                 "change --cfg.model.quantizer.books"
             )
+        if self.kind != "vq" and (self.pairs or self.sphere):
+            raise UserError(
+                f"pairs of codes and codes on a sphere are of vq, not of {self.kind}: add "
+                "--cfg.model.quantizer.pairs 0 --cfg.model.quantizer.no-sphere"
+            )
+        if self.pairs and self.input_dim:
+            raise UserError(
+                "linear layers around the quantizer would break the symmetry of pairs: set one of "
+                "--cfg.model.quantizer.pairs and --cfg.model.quantizer.input-dim to 0"
+            )
         if not 0 <= 2 * self.pairs <= self.codes or self.pairs and self.latent_dim % 2:
             raise UserError(
                 f"{self.pairs} pairs need twice as many codes and an even --cfg.model.quantizer."
@@ -327,8 +337,8 @@ def _entries(codebook_VK: Tensor, cfg: QuantizerConfig) -> Tensor:
 
 
 def _on_sphere(x: Tensor) -> Tensor:
-    """Vectors (..., K) scaled to the length sqrt(K)."""
-    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+    """Vectors (..., K) scaled to the length sqrt(K); tiny ones stay short, for their gradients."""
+    return F.normalize(x, dim=-1, eps=1e-3) * x.shape[-1] ** 0.5
 
 
 def _vq_dim(cfg: QuantizerConfig) -> int:

@@ -201,7 +201,7 @@ def play_sample(world: World, sample: SampleConfig) -> SampleConfig:
     """The sampling settings for play: `sample`, with a default where its guidance is None.
 
     Guidance is 1 for recorded actions, which makes them controllable more often, and 0 for latent
-    ones, where it only costs time (docs/LOG.md).
+    ones, where it costs time and helps only some worlds (docs/LOG.md).
     """
     if sample.guidance is not None:
         return sample

@@ -1,9 +1,10 @@
 """The folder of a training run: its trained model, its world, and their fingerprint."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -179,6 +180,29 @@ def check_framewise(stage: Stage, run: str | Path) -> None:
         )
 
 
+LATER_FIELDS = {"flow", "sphere", "pairs"}
+"""Fields that models did not have at first. Where they have their default they do not count, so that
+the fingerprints of older models stay the same."""
+
+
+def _identity(value: Any) -> str:
+    """The text that `repr` makes of a configuration, without later fields that have their default."""
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    shown = [
+        f"{field.name}={_identity(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if field.name not in LATER_FIELDS or getattr(value, field.name) != _default(field)
+    ]
+    return f"{type(value).__qualname__}({', '.join(shown)})"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def fingerprint(*stages: Stage | None) -> str:
     """A hash of what models compute: their configurations, and their parameters bit for bit.
 
@@ -187,7 +211,7 @@ def fingerprint(*stages: Stage | None) -> str:
     digest = hashlib.sha256()
     for stage in stages:
         if stage is not None:
-            digest.update(repr(stage.cfg).encode())
+            digest.update(_identity(stage.cfg).encode())
             for path, value in sorted(tree.paths(stage.params).items()):
                 digest.update(path.encode() + value.detach().cpu().numpy().tobytes())
         digest.update(b"|")

@@ -92,6 +92,7 @@ def pictures(
         first = bool(getattr(image, "default_image", False))
         for number in range(first, getattr(image, "n_frames", 1)):
             image.seek(number)
+            _check_size(image, name)  # that of a page of its own
             picture = _to_rgb(image, background, colours)
             duration = image.info.get("duration")
             yield (None if duration is None else milliseconds / 1000), picture

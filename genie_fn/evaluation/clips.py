@@ -44,7 +44,7 @@ def conditioning(world: World, frames: Tensor, recorded: Tensor) -> Tensor:
     """The actions (B, T-1) that a world is conditioned on: inferred ones, or the recorded ones."""
     if world.lam is None:
         return recorded
-    return worlds.infer_actions(world, frames)
+    return torch.cat([worlds.infer_actions(world, clips) for (clips,) in worlds.chunks(frames)])
 
 
 def from_frame(world: World, clips: Clips, start: int, recorded: Tensor) -> Clips:

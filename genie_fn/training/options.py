@@ -86,9 +86,15 @@ def _short(value: Any) -> str:
 
 def misfit(run: str, changed: list[Difference]) -> UserError:
     """The error for a saved state that does not fit the options with which it is continued."""
-    preset = [difference for difference in changed if difference.name == "preset"]
+    preset = [x for x in changed if x.name == "preset"]
+    if not preset and any(x.name.endswith(".arch") for x in changed):
+        return UserError(
+            f"the model saved in {run} has another architecture, as the preset had in an earlier "
+            "version of this program: train another model with another --cfg.out"
+        )
     structure = [x for x in changed if "." in x.name or x.name in ("train_lam", "actions")]
+    different = f": {describe(preset or structure)}" if preset or structure else ""
     return UserError(
-        f"the model saved in {run} has other sizes: {describe(preset or structure)}; "
+        f"the model saved in {run} has other sizes{different}; "
         "give the same options as before, or train another model with another --cfg.out"
     )
