@@ -100,8 +100,7 @@ def main(cfg: Config) -> None:
     out = Path(cfg.out or bundle.results_folder(cfg.run))
     files.check_outputs("--cfg.out", out / clone_record.FILE, out / PAGE)
     device = backend.pick_device(cfg.device)
-    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
-    loaded = bundle.load(cfg.run, device, earlier=earlier)
+    loaded = bundle.load(cfg.run, device, tokenizer=cfg.tokenizer, lam=cfg.lam)
     world = loaded.world
     if world.lam is None:
         raise UserError(

@@ -216,8 +216,7 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
 def load(cfg: Config) -> Subject:
     """The world and the dataset. Raises UserError if they do not fit."""
     device = backend.pick_device(cfg.device)
-    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
-    loaded = bundle.load(cfg.run, device, earlier=earlier)
+    loaded = bundle.load(cfg.run, device, tokenizer=cfg.tokenizer, lam=cfg.lam)
     return Subject(loaded.world, bundle.open_dataset(loaded, cfg.data), device)
 
 
@@ -331,8 +330,8 @@ def evaluate_held_codes(
 ) -> HeldCodes | None:
     """Whether generated pictures move under each held action as recorded ones do under it."""
     world, store, _ = subject
-    frames = min(cfg.held, store.count(cfg.split))
-    offsets = data.eval_clips(store, cfg.split, 1, frames, cfg.seed)
+    count = min(cfg.held, store.count(cfg.split))
+    offsets = data.eval_clips(store, cfg.split, 1, count, cfg.seed)
     starts = torch.from_numpy(data.read_clips(store, offsets, 1).frames)
     used = held_codes.tested(transitions.codes, world.dynamics.cfg.actions)
     held = held_codes.hold(world, starts, used, key, cfg.sample)

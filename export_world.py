@@ -64,8 +64,13 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
 
 def main(cfg: Config) -> None:
     files.check_outputs("--cfg.output", cfg.output)
-    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
-    loaded = bundle.load(cfg.run, data=cfg.data, start_frames=cfg.frames, earlier=earlier)
+    loaded = bundle.load(
+        cfg.run,
+        data=cfg.data,
+        start_frames=cfg.frames,
+        tokenizer=cfg.tokenizer,
+        lam=cfg.lam,
+    )
     card = describe(cfg, loaded.world)
     size = bundle.save(cfg.output, loaded._replace(card=card))
     for name, value in card.items():

@@ -277,8 +277,7 @@ def main(cfg: Config) -> None:
         files.check_outputs("--cfg.output", cfg.output or OUTPUT)
     compiled = choose_compile(cfg, ui, device)
     path = cfg.world or cfg.run or newest_world()
-    earlier: dict[bundle.EarlierStage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
-    loaded = bundle.load(path, device, compiled, earlier=earlier)
+    loaded = bundle.load(path, device, compiled, tokenizer=cfg.tokenizer, lam=cfg.lam)
     actions: list[int] = []
     if ui == "video":  # wrong actions are refused before the dataset is opened
         actions = parse_actions(cfg.actions, loaded.world.dynamics.cfg.actions)

@@ -348,23 +348,24 @@ def load_frozen(
         folder, stage = load_earlier(cfg, own, name, device)
         processes.check_same(bundle.fingerprint(stage), f"the model in {folder}")
         bundle.check_resolution(stage, store.height, store.width, folder)
-        check_stride(cfg, name, folder)
         entry = StageInput(inputs.relative(folder, cfg.out), bundle.weights_fingerprint(stage))
         used = replace(cfg.inputs, **{name: entry})
         cfg = replace(cfg, inputs=used, **{name: folder})
         stages[name] = stage
+    if "lam" in stages:
+        check_stride(cfg)
     return cfg, stages
 
 
-def check_stride(cfg: Config, name: EarlierStage, folder: str | Path) -> None:
+def check_stride(cfg: Config) -> None:
     """Raise UserError if the latent action model was trained with another stride.
 
     Its actions are those of another gap in time. A tokenizer is of use with any stride.
     """
-    record = inputs.read(folder)
-    if name == "lam" and record is not None and record.stride != cfg.stride:
+    record = inputs.read(cfg.lam)
+    if record is not None and record.stride != cfg.stride:
         raise UserError(
-            f"the latent action model in {folder} was trained with a stride of {record.stride}, "
+            f"the latent action model in {cfg.lam} was trained with a stride of {record.stride}, "
             f"and this run has {cfg.stride}: pass --cfg.stride {record.stride}, or train it again"
         )
 
@@ -469,9 +470,7 @@ def main(cfg: Config) -> None:
         encoder = cache_encoder(cfg, stage, tokenize, actions, device)
         batches = setup.cached_batches(store, cfg, encoder, cfg.tokens, first, device, TokenBatch)
     else:
-        step = on_frames(step, tokenize, actions)
-        if cfg.flip:
-            step = setup.flipped(step, cfg, swap_A)
+        step = setup.with_flips(on_frames(step, tokenize, actions), cfg, swap_A)
         batches = setup.batches(store, cfg, first, device)
     loop.fit(step, state, batches, cfg, sample)
 

@@ -28,11 +28,9 @@ class Config(RunConfig):
     model: LamConfig = field(default_factory=LamConfig)
 
     def watched(self) -> dict[str, str]:
-        lfq = self.model.quantizer.kind == "lfq"
-        term = "entropy" if lfq else "reset-below"
         return {
             "perplexity": "nearly all transitions have the same code, so that the latent actions "
-            f"have collapsed and cannot control a world; raise --cfg.model.quantizer.{term}, "
+            f"have collapsed and cannot control a world; raise {self.model.quantizer.use_flag}, "
             "--cfg.model.motion or --cfg.batch-size, or lower --cfg.optim.lr"
         }
 
@@ -42,7 +40,10 @@ def _config(preset: str, **options) -> Config:
 
 
 def demo() -> Config:
-    """0.1M parameters, two pairs of actions that are mirror images, and two others: minutes on two CPU cores."""
+    """0.1M parameters; two pairs of actions that are mirror images, and two others.
+
+    Minutes on two CPU cores.
+    """
     optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     sizes = {"steps": 400, "batch_size": 12, "num_frames": 5, "stride": 2}
     return _config("demo", **sizes, flip=True, compile="off", optim=optim)
@@ -131,9 +132,7 @@ def main(cfg: Config) -> None:
 
     batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(objective(cfg), spec, cfg)
-    if cfg.flip:
-        step = setup.flipped(step, cfg)
-    loop.fit(step, state, batches, cfg, sample)
+    loop.fit(setup.with_flips(step, cfg), state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

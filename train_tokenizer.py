@@ -54,11 +54,9 @@ class Config(RunConfig):
             )
 
     def watched(self) -> dict[str, str]:
-        lfq = self.model.quantizer.kind == "lfq"
-        term = "entropy" if lfq else "reset-below"
         return {
             "perplexity": "nearly all tokens have the same code, so that the codebook has collapsed "
-            f"and frames cannot be told apart; raise --cfg.model.quantizer.{term}, or lower "
+            f"and frames cannot be told apart; raise {self.model.quantizer.use_flag}, or lower "
             "--cfg.optim.lr"
         }
 
@@ -235,9 +233,7 @@ def main(cfg: Config) -> None:
 
     batches = setup.batches(store, cfg, int(state.step), device)
     step = make_step(objective(cfg, vgg), spec, cfg, separate)
-    if cfg.flip:
-        step = setup.flipped(step, cfg)
-    loop.fit(step, state, batches, cfg, sample)
+    loop.fit(setup.with_flips(step, cfg), state, batches, cfg, sample)
 
 
 if __name__ == "__main__":

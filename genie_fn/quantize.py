@@ -99,6 +99,12 @@ class QuantizerConfig:
             )
 
     @property
+    def use_flag(self) -> str:
+        """The flag that, raised, spreads the use over more codes."""
+        name = "entropy" if self.kind == "lfq" else "reset-below"
+        return f"--cfg.model.quantizer.{name}"
+
+    @property
     def dim(self) -> int:
         """Channels of a code, K."""
         return KINDS[self.kind].dim(self)

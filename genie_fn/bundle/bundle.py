@@ -3,10 +3,8 @@
 A run has its models in its folder and the rest in its dataset; a world file holds all of it.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +15,6 @@ from genie_fn import data as datasets
 from genie_fn import lam, tree
 from genie_fn.bundle import action_map, format, run
 from genie_fn.bundle.action_map import ActionMap
-from genie_fn.bundle.run import EarlierStage
 from genie_fn.data import Store
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
@@ -88,19 +85,21 @@ def load(
     compiled: bool = False,
     data: str | Path | Store | None = None,
     start_frames: int = START_FRAMES,
-    earlier: Mapping[EarlierStage, str] = MappingProxyType({}),
+    *,
+    tokenizer: str = "",
+    lam: str = "",
 ) -> Bundle:
     """The world in the folder of a dynamics run, or in a world file, with what belongs to it.
 
     A run's start frames and names of actions are taken from the dataset `data`, or from the one
-    that it was made from if that is ""; a world file has its own. `earlier` names the runs of the
-    earlier stages, where they are not where the run expects them.
+    that it was made from if that is ""; a world file has its own. `tokenizer` and `lam` name the
+    runs of these stages, where they are not where the run expects them.
     """
     if is_world_file(path):
-        if any(earlier.values()):
+        if tokenizer or lam:
             raise UserError(f"{path} holds its own models: leave --cfg.tokenizer and --cfg.lam out")
         return _load_file(path, device, compiled)
-    world = run.load_world(path, device, compiled, **earlier)
+    world = run.load_world(path, device, compiled, tokenizer=tokenizer, lam=lam)
     mapping = action_map.load(path, world.dynamics.cfg.actions)
     loaded = Bundle(world, str(path), action_map=mapping)
     return loaded if data is None else with_dataset(loaded, data, start_frames)

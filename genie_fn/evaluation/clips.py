@@ -44,6 +44,11 @@ def conditioning(world: World, frames: Tensor, recorded: Tensor) -> Tensor:
     """The actions (B, T-1) that a world is conditioned on: inferred ones, or the recorded ones."""
     if world.lam is None:
         return recorded
+    return infer_actions(world, frames)
+
+
+def infer_actions(world: World, frames: Tensor) -> Tensor:
+    """The latent actions (B, T-1) between uint8 frames, a few clips at a time."""
     return torch.cat([worlds.infer_actions(world, clips) for (clips,) in worlds.chunks(frames)])
 
 

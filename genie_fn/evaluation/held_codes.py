@@ -15,7 +15,7 @@ from torch import Tensor
 from genie_fn import metrics
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import rollouts, statistics
-from genie_fn.evaluation.clips import conditioning, tokenize
+from genie_fn.evaluation.clips import infer_actions, tokenize
 from genie_fn.evaluation.record import HeldCodes
 from genie_fn.world import World
 
@@ -106,7 +106,7 @@ def _read_back(world: World, held: Held) -> Tensor:
     rows = []
     for action, videos in zip(held.actions.tolist(), held.frames, strict=True):
         device = world.dynamics.params["token"].device
-        inferred = conditioning(world, videos.to(device), torch.empty(0))
+        inferred = infer_actions(world, videos.to(device))
         rows.append((inferred == action).float().mean(1).cpu())
     return torch.stack(rows).mean(0)
 

@@ -62,7 +62,8 @@ class WorldEnv(gymnasium.Env):
         if horizon < 1:
             raise UserError(f"an episode needs at least 1 step: got a horizon of {horizon}")
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = Discrete(world_model.dynamics.cfg.actions)
+        self._actions = Discrete(world_model.dynamics.cfg.actions)
+        self.action_space = self._actions
         self.render_mode = render_mode
         self.horizon = horizon
         self._world = world_model
@@ -93,7 +94,7 @@ class WorldEnv(gymnasium.Env):
         """Generate the frame that `action` leads to: any integer that the action space contains."""
         if self._session is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
-        number = element(Discrete(self._world.dynamics.cfg.actions), action, "action")
+        number = element(self._actions, action, "action")
         self._session = session.advance(
             self._world, self._session, number, self._sample, self._programs, keep=1
         )

@@ -55,7 +55,7 @@ class Progress:
             task.end()
 
     def task(self, what: str, total: float | None = None, done: int = 0, note: str = "") -> "Task":
-        """A new task, of which `done` parts of `total` are done; None: the total is not known."""
+        """A new task with `done` of its `total` parts finished; None if the total is not known."""
         task = Task(self._bars, what, total, done, note, lines=not self._live)
         self._tasks.append(task)
         return task

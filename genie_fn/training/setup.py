@@ -22,7 +22,7 @@ from genie_fn.tree import Tree
 
 Config = TypeVar("Config", bound=RunConfig)
 DATA = "data/coinrun"
-"""The dataset of the demo, for a run of which nothing else is known."""
+"""The dataset of the demo, which a new run takes if neither a flag nor an earlier run names one."""
 STAGES = ("tokenizer", "lam", "dynamics")
 T = TypeVar("T")
 
@@ -196,8 +196,10 @@ def batches(
     return reader.batches(cfg.batch_size, cfg.seed, start_step, share)
 
 
-def flipped(step: Step, cfg: RunConfig, swap_A: Tensor | None = None) -> Step:
-    """`step` on batches of which every second clip is flipped: see `augment.flip_half`."""
+def with_flips(step: Step, cfg: RunConfig, swap_A: Tensor | None = None) -> Step:
+    """With --cfg.flip, a step that flips every second clip before `step`; see `augment.flip_half`."""
+    if not cfg.flip:
+        return step
     first_clip = processes.own_clips(cfg.batch_size, cfg.accumulate).start
 
     def flip_and_step(state, batch: data.Batch, key, *total_steps):

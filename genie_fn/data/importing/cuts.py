@@ -16,7 +16,7 @@ FLASH = 6  # frames; a change of colours that is undone after more of them is a 
 
 
 class _Candidate(NamedTuple):
-    """A frame of which it is not decided whether a cut comes before it."""
+    """A frame that may begin a new scene; the frames after it decide."""
 
     sample: Pixels
     histograms: np.ndarray
