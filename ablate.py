@@ -54,6 +54,7 @@ ChoiceName = Literal[
     "lam",
     "codes",
     "history",
+    "neighbourhood",
     "order",
     "steps",
     "temperature",
@@ -105,6 +106,16 @@ CHOICES: dict[ChoiceName, Choice] = {
         {
             "seen": "--cfg.preset conv-demo",
             "masked": "--cfg.preset conv-demo --cfg.model.no-history",
+        },
+    ),
+    "neighbourhood": Choice(
+        "dynamics",
+        "Side of the square of unmasked tokens of the frame before that every token sees",
+        {
+            "3": "",
+            "none": "--cfg.model.neighbourhood 0",
+            "1": "--cfg.model.neighbourhood 1",
+            "5": "--cfg.model.neighbourhood 5",
         },
     ),
     "order": Choice(

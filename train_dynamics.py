@@ -264,7 +264,8 @@ def sized(model: LamConfig, store: data.Store) -> LamConfig:
 def fitted(cfg: Config, store: data.Store, stage: Stage, actions: Conditioning) -> Config:
     """The configuration with what the dataset and the earlier stages determine."""
     codes = stage.cfg.quantizer.codes
-    model = replace(cfg.model, codes=codes, tokens=stage.cfg.tokens, actions=actions.choices)
+    sizes = {"tokens": stage.cfg.tokens, "columns": stage.cfg.grid[1]}
+    model = replace(cfg.model, codes=codes, actions=actions.choices, **sizes)
     lam_model = sized(cfg.lam_model, store) if cfg.train_lam else cfg.lam_model
     return replace(cfg, model=model, lam_model=lam_model)
 

@@ -36,8 +36,14 @@ def tokenizer_step(cfg: TokenizerConfig, batch: int, frames: int) -> float:
 def dynamics_step(cfg: DynamicsConfig, batch: int, frames: int) -> float:
     """FLOPs of a training step of the dynamics model."""
     places = cfg.tokens + (cfg.action_mode == "prepend")
-    head = 2 * cfg.stack.dim * sum(cfg.sizes) * cfg.tokens
-    return TRAINING * batch * frames * (places * stack(cfg.stack, frames, places) + head)
+    ends = cfg.tokens * _ends(cfg)
+    return TRAINING * batch * frames * (places * stack(cfg.stack, frames, places) + ends)
+
+
+def _ends(cfg: DynamicsConfig) -> float:
+    """FLOPs per token of the output layer and of the neighbourhood's map."""
+    neighbours = cfg.neighbourhood**2 * cfg.neighbour_dim
+    return 2 * cfg.stack.dim * (sum(cfg.sizes) + neighbours)
 
 
 def state_bytes(spec: tree.Tree) -> float:
@@ -52,7 +58,7 @@ def frame(cfg: DynamicsConfig, steps: int) -> float:
     """FLOPs of one cached frame: `steps` passes over its tokens, and one to extend the cache."""
     places = cfg.tokens + (cfg.action_mode == "prepend")
     passes = (steps + 1) * places * stack(cfg.stack, 2 * cfg.stack.window - 1, places)
-    return passes + steps * 2 * cfg.stack.dim * sum(cfg.sizes) * cfg.tokens
+    return passes + steps * cfg.tokens * _ends(cfg)
 
 
 def frame_bytes(cfg: DynamicsConfig, steps: int) -> float:

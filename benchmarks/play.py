@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 from statistics import median, quantiles
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from benchmarks.timing import summarise
 from genie_fn import dynamics, random, tokenizer, tree
 from genie_fn.bundle import Bundle
-from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend
 from genie_fn.world import Stage, World
@@ -28,8 +28,9 @@ FRAMES = 20  # per measurement and player
 def random_world(preset: str, device: torch.device) -> World:
     """An untrained world of a preset's sizes, with recorded actions."""
     frames = tokenizer.PRESETS[preset]
-    stack = dynamics.PRESETS[preset].stack
-    model = DynamicsConfig(frames.quantizer.codes, frames.tokens, stack=stack)
+    codes = frames.quantizer.codes
+    sizes = {"codes": codes, "tokens": frames.tokens, "columns": frames.grid[1]}
+    model = replace(dynamics.PRESETS[preset], **sizes)
     return World(
         Stage(frames, tree.init(tokenizer.spec(frames), random.key(0, device))),
         Stage(model, tree.init(dynamics.spec(model), random.key(1, device))),

@@ -17,10 +17,10 @@ from benchmarks.play import play_suite
 from benchmarks.timing import Work, compare
 from benchmarks.training import step_suite
 from genie_fn import data, dynamics, random, tree
-from genie_fn.dynamics import Programs
+from genie_fn.dynamics import Memory, Programs
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
-from genie_fn.layers import DTYPES, Cache
+from genie_fn.layers import DTYPES
 from genie_fn.runtime import backend, compilation
 
 ROOT = Path(__file__).parent.parent
@@ -99,22 +99,22 @@ def _generate(cfg, mode: str, device: torch.device) -> list[dict]:
     ids_BTN = random.randint(keys[1], (1, past, model.tokens), 0, model.codes)
     actions_BT = random.randint(keys[2], (1, past + 1), 0, model.actions)
     past_actions_BT, action_B = actions_BT[:, :past], actions_BT[:, past]
-    empty = dynamics.empty_cache(model, 1, device)
-    cache = dynamics.remember(params, ids_BTN, past_actions_BT, empty, model, chosen)
+    empty = dynamics.empty_memory(model, 1, device)
+    memory = dynamics.remember(params, ids_BTN, past_actions_BT, empty, model, chosen)
 
     def frame(history, programs: Programs, key: Tensor = keys[3]) -> Tensor:
         return dynamics.next_frame(
             params, action_B, history, key, model, cfg.sample, programs, backend=chosen
         ).ids
 
-    def no_cache(*arguments) -> Cache:
+    def no_cache(*arguments) -> Memory:
         return empty
 
     uncached = Programs(compiled(baselines.uncached_unmask, mode, device), no_cache)
     cached = Programs(*(compiled(function, mode, device) for function in Programs()))
     variants = {
         "no cache": partial(frame, (ids_BTN, past_actions_BT), uncached),
-        "cached past": partial(frame, cache, cached),
+        "cached past": partial(frame, memory, cached),
     }
     for key in random.split(keys[3], 3):
         a, b = (variant(key=key) for variant in variants.values())

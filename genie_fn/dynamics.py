@@ -4,6 +4,10 @@ Genie (arXiv 2402.15391), section 2.1, after MaskGIT (Chang et al. 2022, arXiv 2
 hides tokens and predicts them from the others and the actions. Sampling starts from a hidden frame
 and reveals the most confident tokens in a few steps. Since temporal attention is causal, the keys
 and values of past frames are computed once and cached.
+
+There is one departure from the paper. In training, as in sampling, the frame before is known, but a
+hidden token learns of it only through attention to masked frames. With `neighbourhood`, a linear
+map of the unmasked tokens around its place in that frame is added to every token.
 """
 
 import math
@@ -34,7 +38,9 @@ class DynamicsConfig:
     codes: Suppress[int] = 1024
     tokens: Suppress[int] = 64
     actions: Suppress[int] = 6
-    """These three are not flags; the earlier stages determine them."""
+    columns: Suppress[int] = 8
+    """Columns of the grid of a frame's tokens. These four are not flags; the earlier stages determine
+    them."""
     action_mode: Literal["add", "prepend"] = "add"
     """`add`: an embedding of the action is added to every token of its frame; `prepend`: it is a
     token of its own."""
@@ -44,6 +50,12 @@ class DynamicsConfig:
     corrupt: float = 0.0
     """In training, a share of the visible tokens, uniform on [0, corrupt] for each clip, becomes
     random, because generated frames contain errors that recorded ones do not."""
+    neighbourhood: int = 0
+    """Side of a square of tokens, an odd number. Every token sees, unmasked, those of the frame before
+    in the square around its own place. 0: only attention sees the frame before, and in training
+    masked."""
+    neighbour_dim: int = 48
+    """The width of these tokens' embeddings."""
     factors: int = 0
     """The number of parts into which the bits of an id are divided, each with its own embedding and
     softmax. 0: two from 2^14 codes on, otherwise one."""
@@ -53,6 +65,14 @@ class DynamicsConfig:
             raise UserError(f"--cfg.model.mask-low must be from 0 to 1, not {self.mask_low}")
         if not 0 <= self.corrupt <= 1:
             raise UserError(f"--cfg.model.corrupt must be from 0 to 1, not {self.corrupt}")
+        if self.neighbourhood < 0 or self.neighbourhood and self.neighbourhood % 2 == 0:
+            raise UserError(
+                f"--cfg.model.neighbourhood must be odd, or 0, not {self.neighbourhood}"
+            )
+        if self.neighbour_dim < 1:
+            raise UserError(
+                f"--cfg.model.neighbour-dim must be at least 1, not {self.neighbour_dim}"
+            )
         indivisible = self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors
         if self.factors < 0 or self.factors > 1 and indivisible:
             raise UserError(
@@ -74,8 +94,10 @@ class DynamicsConfig:
 
 
 PRESETS = {
-    "demo": DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4)),
-    "small": DynamicsConfig(stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16")),
+    "demo": DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4, window=8), neighbourhood=3),
+    "small": DynamicsConfig(
+        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"), neighbourhood=3
+    ),
     "coinrun": DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16")),
 }
 """The models of train_dynamics.py's presets; `coinrun` is the paper's Appendix F.3."""
@@ -107,6 +129,15 @@ class SampleConfig:
 
 PLAY = SampleConfig(steps=4)
 """How worlds are played (`world.play_sample`): with guidance in the time of 8 steps without it."""
+
+
+class Memory(NamedTuple):
+    """What is kept of past frames."""
+
+    cache: Cache
+    """The temporal layers' keys and values."""
+    newest_BN: Tensor
+    """The ids of the newest frame, or the mask id before any frame."""
 
 
 class Step(NamedTuple):
@@ -148,21 +179,37 @@ def spec(cfg: DynamicsConfig) -> Tree:
     last row of the action table, `actions`, means that no action led into a frame.
     """
     dim = cfg.stack.dim
-    rows = sum(cfg.sizes) + len(cfg.sizes)
     places = cfg.tokens + (cfg.action_mode == "prepend")
-    return {
-        "token": ParamSpec((rows, dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False),
+    params = {
+        "token": _table_spec(cfg, dim),
         "action": ParamSpec((cfg.actions + 1, dim), std=0.5, decay=False),
         "place": ParamSpec((places, dim), std=0.5, decay=False),
         "stack": layers.st_spec(cfg.stack),
         "head": layers.linear_spec(dim, sum(cfg.sizes), bias=True),
     }
+    if cfg.neighbourhood:
+        inputs = cfg.neighbourhood**2 * cfg.neighbour_dim
+        params["neighbourhood"] = {
+            "token": _table_spec(cfg, cfg.neighbour_dim),
+            # A stack of one matrix, so that Muon updates it as it does those of the blocks.
+            "w": ParamSpec((1, inputs, dim), std=inputs**-0.5),
+        }
+    return params
 
 
-def empty_cache(cfg: DynamicsConfig, batch: int, device: torch.device | str | None = None) -> Cache:
-    """The cache before any frame, for `batch` sessions."""
+def _table_spec(cfg: DynamicsConfig, dim: int) -> ParamSpec:
+    """Embeddings of the ids and of the mask id, for each factor."""
+    rows = sum(cfg.sizes) + len(cfg.sizes)
+    return ParamSpec((rows, dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False)
+
+
+def empty_memory(
+    cfg: DynamicsConfig, batch: int, device: torch.device | str | None = None
+) -> Memory:
+    """The memory before any frame, for `batch` sessions."""
     places = cfg.tokens + (cfg.action_mode == "prepend")
-    return layers.empty_cache(cfg.stack, batch, places, device)
+    cache = layers.empty_cache(cfg.stack, batch, places, device)
+    return Memory(cache, torch.full((batch, cfg.tokens), cfg.codes, device=device))
 
 
 # Logits
@@ -176,29 +223,69 @@ def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
     return F.pad(actions_BT, (1, 0), value=cfg.actions)
 
 
-def logits_next(
+def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, how to compute)
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
-    cache: Cache | None,
+    memory: Memory | None,
     cfg: DynamicsConfig,
     *,
     extend: bool = True,
+    unmasked_BTN: Tensor | None = None,
     backend: Backend = AUTO,
-) -> tuple[Tensor, Cache | None]:
-    """Logits (B, T, N, V) of the frames after those in the cache; with `extend` the new cache, too.
+) -> tuple[Tensor, Memory | None]:
+    """Logits (B, T, N, V) of the frames after those in memory; with `extend` the new memory, too.
 
-    `ids_BTN` may hold the mask id V. `actions_BT[t]` led into frame t; it is `cfg.actions` if none
-    did. With several factors their logits are concatenated, so that V is the sum of `sizes`.
+    `ids_BTN` may hold the mask id V. `unmasked_BTN` are the same ids without it, by default
+    `ids_BTN`; each frame sees those of the frame before it as its neighbourhood, never its own.
+    `actions_BT[t]` led into frame t; it is `cfg.actions` if none did. With several factors their
+    logits are concatenated, so that V is the sum of `sizes`.
     """
     x_BTND = _embed(params["token"], ids_BTN, cfg.sizes)
+    if cfg.neighbourhood:
+        known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
+        before_BTN = _frames_before(known_BTN, memory, cfg)
+        x_BTND = x_BTND + _embed_neighbourhood(params["neighbourhood"], before_BTN, cfg)
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
     prepend = cfg.action_mode == "prepend"
     x = torch.cat((action_BT1D, x_BTND), 2) if prepend else x_BTND + action_BT1D
     y, cache = layers.st_transformer(
-        params["stack"], x + params["place"], cfg.stack, cache, extend=extend, backend=backend
+        params["stack"],
+        x + params["place"],
+        cfg.stack,
+        None if memory is None else memory.cache,
+        extend=extend,
+        backend=backend,
     )
-    return layers.linear(params["head"], y[:, :, -cfg.tokens :]).float(), cache
+    logits = layers.linear(params["head"], y[:, :, -cfg.tokens :]).float()
+    return logits, None if cache is None else Memory(cache, ids_BTN[:, -1])
+
+
+def _frames_before(ids_BTN: Tensor, memory: Memory | None, cfg: DynamicsConfig) -> Tensor:
+    """The ids of the frame before each frame; the mask id before the first."""
+    if memory is None:
+        newest_BN = torch.full_like(ids_BTN[:, 0], cfg.codes)
+    else:
+        newest_BN = memory.newest_BN
+    return torch.cat((newest_BN[:, None], ids_BTN[:, :-1]), 1)
+
+
+def _embed_neighbourhood(params: Tree, ids_BTN: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """A linear map of the embedded ids in the square around each place, (B, T, N, D).
+
+    Places outside the frame are zeros.
+    """
+    side = cfg.neighbourhood
+    rows = cfg.tokens // cfg.columns
+    x_BTNE = _embed(params["token"], ids_BTN, cfg.sizes)
+    batch, frames, _, width = x_BTNE.shape
+    grid_BTHWE = x_BTNE.reshape(batch, frames, rows, cfg.columns, width)
+    margin = side // 2
+    padded = F.pad(grid_BTHWE, (0, 0, margin, margin, margin, margin))
+    neighbours = [
+        padded[:, :, i : i + rows, j : j + cfg.columns] for i in range(side) for j in range(side)
+    ]
+    return (torch.cat(neighbours, -1) @ params["w"][0]).flatten(2, 3)
 
 
 def _embed(table: Tensor, ids_BTN: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -220,7 +307,7 @@ def guided_logits(
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
-    cache: Cache,
+    memory: Memory,
     cfg: DynamicsConfig,
     guidance: float | None,
     *,
@@ -231,7 +318,7 @@ def guided_logits(
     l' are the logits under the mean of all actions' embeddings. It replaces the null action of Ho &
     Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to include.
     """
-    logits, _ = logits_next(params, ids_BTN, actions_BT, cache, cfg, extend=False, backend=backend)
+    logits, _ = logits_next(params, ids_BTN, actions_BT, memory, cfg, extend=False, backend=backend)
     if not guidance:
         return logits
     table = params["action"]
@@ -239,7 +326,7 @@ def guided_logits(
     with_mean = params | {"action": torch.cat((table, mean_1D))}
     mean_BT = torch.full_like(actions_BT, len(table))
     without_action, _ = logits_next(
-        with_mean, ids_BTN, mean_BT, cache, cfg, extend=False, backend=backend
+        with_mean, ids_BTN, mean_BT, memory, cfg, extend=False, backend=backend
     )
     return logits + guidance * (logits - without_action)
 
@@ -300,7 +387,15 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
     """
     visible = ids_BTN if shown_BTN is None else shown_BTN
     masked = torch.where(mask_BTN, cfg.codes, visible)
-    logits, _ = logits_next(params, masked, entering(actions_BT, cfg), None, cfg, backend=backend)
+    logits, _ = logits_next(
+        params,
+        masked,
+        entering(actions_BT, cfg),
+        None,
+        cfg,
+        unmasked_BTN=visible,
+        backend=backend,
+    )
     hidden_tokens = microbatch.mean("hidden_tokens", statistics(mask_BTN)["hidden_tokens"])
     weight = mask_BTN.float() / hidden_tokens.clamp(min=1 / microbatch.count)
     nats: list[Tensor] = []
@@ -398,19 +493,19 @@ def unmask(  # noqa: PLR0913 (a program that a caller may compile)
     params: Tree,
     ids_BN: Tensor,
     action_B: Tensor,
-    cache: Cache,
+    memory: Memory,
     step: Step,
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Tensor]:
-    """Predict the hidden tokens of the frame after those in the cache, and `reveal` some of them.
+    """Predict the hidden tokens of the frame after those in memory, and `reveal` some of them.
 
     `key` is the frame's, the same in all steps.
     """
     logits_B1NV = guided_logits(
-        params, ids_BN[:, None], action_B[:, None], cache, cfg, sample.guidance, backend=backend
+        params, ids_BN[:, None], action_B[:, None], memory, cfg, sample.guidance, backend=backend
     )
     return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
 
@@ -419,13 +514,13 @@ def remember(
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
-    cache: Cache,
+    memory: Memory,
     cfg: DynamicsConfig,
     backend: Backend = AUTO,
-) -> Cache:
-    """The cache extended by complete frames; `actions_BT[t]` led into frame t."""
-    _, extended = logits_next(params, ids_BTN, actions_BT, cache, cfg, backend=backend)
-    assert extended is not None, "a cache was given, so one is returned"
+) -> Memory:
+    """The memory extended by complete frames; `actions_BT[t]` led into frame t."""
+    _, extended = logits_next(params, ids_BTN, actions_BT, memory, cfg, backend=backend)
+    assert extended is not None, "a memory was given, so one is returned"
     return extended
 
 
@@ -433,14 +528,14 @@ class Programs(NamedTuple):
     """The functions that sampling calls repeatedly, so that a caller can pass compiled ones."""
 
     unmask: Callable[..., tuple[Tensor, Tensor]] = unmask
-    remember: Callable[..., Cache] = remember
+    remember: Callable[..., Memory] = remember
 
 
 EAGER = Programs()
 
 
 class Sampled(NamedTuple):
-    """A sampled frame, and the cache that includes it."""
+    """A sampled frame, and the memory that includes it."""
 
     ids: Tensor
     """(B, N), int64."""
@@ -448,13 +543,13 @@ class Sampled(NamedTuple):
     """The probability of each id, (B, N)."""
     step: Tensor
     """The step 1..steps that revealed each id, (B, N)."""
-    cache: Cache
+    memory: Memory
 
 
 def next_frame(  # noqa: PLR0913 (the paper's arguments)
     params: Tree,
     action_B: Tensor,
-    cache: Cache,
+    memory: Memory,
     key: Tensor,
     cfg: DynamicsConfig,
     sample: SampleConfig,
@@ -475,12 +570,12 @@ def next_frame(  # noqa: PLR0913 (the paper's arguments)
     for k in index[:-1]:
         step = Step(k, steps, temperature)
         ids_BN, probability_BN = programs.unmask(
-            params, ids_BN, action_B, cache, step, key, cfg, fixed, backend
+            params, ids_BN, action_B, memory, step, key, cfg, fixed, backend
         )
         new_BN = (step_BN == 0) & (ids_BN != cfg.codes)
         step_BN = torch.where(new_BN, k + 1, step_BN)
-    cache = programs.remember(params, ids_BN[:, None], action_B[:, None], cache, cfg, backend)
-    return Sampled(ids_BN, probability_BN, step_BN, cache)
+    memory = programs.remember(params, ids_BN[:, None], action_B[:, None], memory, cfg, backend)
+    return Sampled(ids_BN, probability_BN, step_BN, memory)
 
 
 # Sampling of videos
@@ -503,15 +598,15 @@ def generate(  # noqa: PLR0913 (the paper's arguments)
     """
     frames = ids_BTN.shape[1]
     entering_BT = entering(actions_BT, cfg)
-    cache = empty_cache(cfg, len(ids_BTN), ids_BTN.device)
-    cache = programs.remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg, backend)
+    memory = empty_memory(cfg, len(ids_BTN), ids_BTN.device)
+    memory = programs.remember(params, ids_BTN, entering_BT[:, :frames], memory, cfg, backend)
     video = [ids_BTN]
     for t in range(frames, entering_BT.shape[1]):
         frame_key = random.fold_in(key, t)
         new = next_frame(
-            params, entering_BT[:, t], cache, frame_key, cfg, sample, programs, backend=backend
+            params, entering_BT[:, t], memory, frame_key, cfg, sample, programs, backend=backend
         )
-        cache = new.cache
+        memory = new.memory
         video.append(new.ids[:, None])
     return torch.cat(video, 1)
 
@@ -536,8 +631,8 @@ def generate_jointly(
     device = ids_BTN.device
     entering_BT = entering(actions_BT, cfg)
     future = entering_BT.shape[1] - frames
-    cache = empty_cache(cfg, batch, device)
-    cache = remember(params, ids_BTN, entering_BT[:, :frames], cache, cfg, backend)
+    memory = empty_memory(cfg, batch, device)
+    memory = remember(params, ids_BTN, entering_BT[:, :frames], memory, cfg, backend)
     index = torch.arange(sample.steps + 1, device=device)
     temperature = torch.tensor(sample.temperature, device=device)
     new_BM = torch.full((batch, future * cfg.tokens), cfg.codes, device=device)
@@ -546,7 +641,7 @@ def generate_jointly(
             params,
             new_BM.reshape(batch, future, cfg.tokens),
             entering_BT[:, frames:],
-            cache,
+            memory,
             cfg,
             sample.guidance,
             backend=backend,

@@ -1,6 +1,7 @@
 """A trained world: prompt frames in, then one action after another in, one frame after another out.
 
-The state of a session is a pytree, `State`: the caches of the dynamics model and of the decoder.
+The state of a session is a pytree, `State`: what the dynamics model and the decoder keep of past
+frames.
 `step` is a pure function of it, so a session can be kept, branched and replayed.
 """
 
@@ -12,10 +13,9 @@ import torch
 from torch import Tensor
 
 from genie_fn import dynamics, lam, layers, quantize, random, tokenizer
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig, Memory, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.layers import Cache
 from genie_fn.runtime import compilation
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tokenizer import TokenizerConfig
@@ -43,7 +43,7 @@ class World(NamedTuple):
 class State(NamedTuple):
     """The state of B sessions."""
 
-    dynamics: Cache
+    dynamics: Memory
     decoder: Tree
 
 
@@ -114,7 +114,7 @@ def empty_state(
 ) -> State:
     """The state of sessions before their first frame."""
     return State(
-        dynamics.empty_cache(dynamics_cfg, batch, device),
+        dynamics.empty_memory(dynamics_cfg, batch, device),
         tokenizer.empty_cache(tokenizer_cfg, batch, device),
     )
 
@@ -161,10 +161,10 @@ def observe(
     Returns the state and the decoded frames, uint8.
     """
     cfg, params, backend = world.dynamics
-    cache = programs.remember(params, ids_BTN, entering_BT, state.dynamics, cfg, backend)
+    memory = programs.remember(params, ids_BTN, entering_BT, state.dynamics, cfg, backend)
     cfg, params, backend = world.tokenizer
     video, decoder = programs.decode(params, codes_BTNK, state.decoder, cfg, backend)
-    return State(cache, decoder), layers.to_uint8(video)
+    return State(memory, decoder), layers.to_uint8(video)
 
 
 def step(
@@ -180,7 +180,7 @@ def step(
     The function is pure: the same state, action and key give the same frame.
     """
     cfg, params, backend = world.dynamics
-    ids, probability, revealed, cache = dynamics.next_frame(
+    ids, probability, revealed, memory = dynamics.next_frame(
         params,
         action_B,
         state.dynamics,
@@ -194,7 +194,7 @@ def step(
     codes = quantize.lookup(params["quantizer"], ids.unsqueeze(-2), cfg.quantizer)
     video, decoder = programs.decode(params, codes, state.decoder, cfg, backend)
     pixels = layers.to_uint8(video.squeeze(-4))
-    return State(cache, decoder), Frame(pixels, ids, probability, revealed)
+    return State(memory, decoder), Frame(pixels, ids, probability, revealed)
 
 
 def play_sample(world: World, sample: SampleConfig) -> SampleConfig:

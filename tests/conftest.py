@@ -67,9 +67,19 @@ def lam_params():
     return tree.init(lam.spec(LAM), random.key(2))
 
 
-@pytest.fixture(scope="session", params=["add", "prepend"])
+@pytest.fixture(scope="session", params=[("add", 3), ("prepend", 0)])
 def dynamics_cfg(request):
-    return DynamicsConfig(codes=11, tokens=6, actions=3, action_mode=request.param, stack=STACK)
+    mode, neighbourhood = request.param
+    return DynamicsConfig(
+        codes=11,
+        tokens=6,
+        actions=3,
+        columns=3,
+        action_mode=mode,
+        stack=STACK,
+        neighbourhood=neighbourhood,
+        neighbour_dim=8,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +89,14 @@ def dynamics_params(dynamics_cfg):
 
 def tiny_world():
     """Random models that fit together: 32 x 32 frames, 4 tokens, 5 actions."""
-    cfg = DynamicsConfig(TOKENIZER.quantizer.codes, TOKENIZER.tokens, LAM.actions, stack=STACK)
+    cfg = DynamicsConfig(
+        TOKENIZER.quantizer.codes,
+        TOKENIZER.tokens,
+        LAM.actions,
+        TOKENIZER.grid[1],
+        stack=STACK,
+        neighbourhood=3,
+    )
     return world.World(
         world.Stage(TOKENIZER, tree.init(tokenizer.spec(TOKENIZER), random.key(1))),
         world.Stage(cfg, tree.init(dynamics.spec(cfg), random.key(5))),

@@ -47,6 +47,75 @@ def test_logits_do_not_see_later_frames_or_actions(dynamics_params, dynamics_cfg
         )
 
 
+NEIGHBOURS = DynamicsConfig(
+    codes=11,
+    tokens=12,
+    actions=3,
+    columns=4,
+    stack=STConfig(2, 32, 2, window=4),
+    neighbourhood=3,
+    neighbour_dim=8,
+)
+"""A grid of 3 rows and 4 columns."""
+
+
+def neighbour_gradient(unmasked):
+    """Whether each place's logits of the last frame depend on each place of the frame before."""
+    params = tree.init(dynamics.spec(NEIGHBOURS), random.key(3))
+    hidden = torch.full_like(unmasked, NEIGHBOURS.codes)
+    entering = torch.zeros(unmasked.shape[:2], dtype=torch.int64)
+    # Without their weights, blocks do nothing: places do not attend to each other.
+    params["stack"]["blocks"] = tree.map(torch.zeros_like, params["stack"]["blocks"])
+
+    def logits(ids):
+        return dynamics.logits_next(params, hidden, entering, None, NEIGHBOURS, unmasked_BTN=ids)[
+            0
+        ][:, -1]
+
+    original = logits(unmasked)
+    depends = torch.zeros(NEIGHBOURS.tokens, NEIGHBOURS.tokens, dtype=torch.bool)
+    for place in range(NEIGHBOURS.tokens):
+        changed = unmasked.clone()
+        changed[:, -2, place] = (changed[:, -2, place] + 1) % NEIGHBOURS.codes
+        depends[place] = (logits(changed) != original).any(-1).any(0)
+    return depends
+
+
+def test_a_place_sees_the_square_around_it_in_the_unmasked_frame_before():
+    depends = neighbour_gradient(tokens(NEIGHBOURS))
+    row, column = torch.arange(12) // 4, torch.arange(12) % 4
+    distance = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+    assert torch.equal(depends, distance <= 1)
+
+
+def test_the_loss_does_not_show_a_frame_its_own_hidden_tokens():
+    """Only targets change with the hidden tokens of the last frame, not what the model sees."""
+    params = tree.init(dynamics.spec(NEIGHBOURS), random.key(3))
+    ids = tokens(NEIGHBOURS, frames=3)
+    other = ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % NEIGHBOURS.codes
+    entering = torch.zeros(ids.shape[:2], dtype=torch.int64)
+    hidden = ids.clone()
+    hidden[:, 1:] = NEIGHBOURS.codes
+    a, b = (
+        dynamics.logits_next(params, hidden, entering, None, NEIGHBOURS, unmasked_BTN=unmasked)[0]
+        for unmasked in (ids, other)
+    )
+    assert torch.equal(a, b)
+    other[:, 1] = (other[:, 1] + 1) % NEIGHBOURS.codes
+    c, _ = dynamics.logits_next(params, hidden, entering, None, NEIGHBOURS, unmasked_BTN=other)
+    assert torch.equal(a[:, :2], c[:, :2])
+    assert not torch.allclose(a[:, 2], c[:, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"neighbourhood": 2}, {"neighbourhood": -1}, {"neighbour_dim": 0}]
+)
+def test_a_neighbourhood_without_a_centre_is_refused(wrong):
+    with pytest.raises(UserError, match="must be"):
+        DynamicsConfig(**wrong)
+
+
 def test_the_action_changes_the_logits_of_the_hidden_frame(dynamics_params, dynamics_cfg):
     cfg = dynamics_cfg
     ids = torch.cat((tokens(cfg, 1, 2), torch.full((1, 1, cfg.tokens), cfg.codes)), 1)
@@ -106,6 +175,7 @@ def test_corruption_changes_the_visible_tokens_at_a_rate_per_clip_but_no_targets
     assert torch.equal(shown, half)
     assert dynamics.corrupt(random.key(0), ids, dynamics_cfg) is ids
 
+    cfg = replace(cfg, neighbourhood=0)  # with one, all tokens shown are seen by the next frame
     params = tree.init(dynamics.spec(cfg), random.key(1))
     ids, mask = tokens(cfg), dynamics.sample_mask(random.key(5), B, T, cfg)
     actions = torch.zeros(B, T - 1, dtype=torch.int64)
@@ -335,7 +405,7 @@ def test_cached_logits_equal_uncached_past_the_window(dynamics_params, dynamics_
         dynamics.entering(actions(dynamics_cfg), dynamics_cfg),
     )
     whole, _ = dynamics.logits_next(dynamics_params, ids, entering, None, cfg)
-    cache, frames = dynamics.empty_cache(cfg, B), []
+    cache, frames = dynamics.empty_memory(cfg, B), []
     for t in range(T):
         logits, cache = dynamics.logits_next(
             dynamics_params, ids[:, t : t + 1], entering[:, t : t + 1], cache, cfg
@@ -375,7 +445,7 @@ def test_guidance_amplifies_the_effect_of_the_action_and_nothing_else(
     dynamics_params, dynamics_cfg
 ):
     cfg, ids, moves = dynamics_cfg, tokens(dynamics_cfg, 2, 1), actions(dynamics_cfg, 2, 1)
-    cache = dynamics.empty_cache(cfg, 2)
+    cache = dynamics.empty_memory(cfg, 2)
 
     def logits(params, guidance):
         return dynamics.guided_logits(params, ids, moves, cache, cfg, guidance)
@@ -421,7 +491,7 @@ def test_a_sampled_frame_records_the_step_that_revealed_each_token(dynamics_para
         dynamics_params,
         tokens(cfg, frames=1),
         actions(cfg, count=1),
-        dynamics.empty_cache(cfg, B),
+        dynamics.empty_memory(cfg, B),
         cfg,
     )
     programs = dynamics.Programs(unmask)
@@ -511,7 +581,7 @@ def test_joint_decoding(dynamics_cfg, dynamics_params, steps):
     ids = random.randint(random.key(0), (2, 2, cfg.tokens), 0, cfg.codes)
     actions = random.randint(random.key(1), (2, 4), 0, cfg.actions)
     entering, key = dynamics.entering(actions, cfg), random.key(2)
-    cache = dynamics.empty_cache(cfg, 2)
+    cache = dynamics.empty_memory(cfg, 2)
     cache = dynamics.remember(dynamics_params, ids, entering[:, :2], cache, cfg)
     frame = dynamics.next_frame(dynamics_params, entering[:, 2], cache, key, cfg, sample).ids
     one = dynamics.generate_jointly(dynamics_params, ids, actions[:, :2], key, cfg, sample)

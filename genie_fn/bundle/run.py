@@ -180,7 +180,7 @@ def check_framewise(stage: Stage, run: str | Path) -> None:
         )
 
 
-LATER_FIELDS = {"flow", "sphere", "pairs"}
+LATER_FIELDS = {"flow", "sphere", "pairs", "neighbourhood", "neighbour_dim", "columns"}
 """Fields that models did not have at first. Where they have their default they do not count, so that
 the fingerprints of older models stay the same."""
 

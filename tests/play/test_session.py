@@ -93,8 +93,8 @@ def test_a_rebuilt_state_is_the_state_before_and_past_the_window(world_model, cl
 
 def test_a_piece_does_not_hold_the_cache_that_it_comes_from(world_model, clip):
     state = states_of(world_model, clip, 1)[-1]
-    piece = session.added(state).dynamics
-    assert piece.k_LB1NGE.untyped_storage().nbytes() == state.dynamics.k_LBSNGE.nbytes / 3
+    piece = session.added(state).dynamics.cache
+    assert piece.k_LB1NGE.untyped_storage().nbytes() == state.dynamics.cache.k_LBSNGE.nbytes / 3
     assert 0 < begun(moment(state)).present.size < sum(x.nbytes for x in tree.leaves(state))
 
 
