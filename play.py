@@ -198,7 +198,7 @@ def make_video(
 ) -> None:
     """Write a video with one generated frame per action."""
     model = loaded.world
-    sample = world.play_sample(model, cfg.sample)
+    sample = world.play_sample(cfg.sample)
     programs = world.compiled(device) if compiled else world.EAGER
     image = first_frame(cfg, loaded)
     frames = [image]
@@ -216,7 +216,7 @@ def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device, compiled
     from genie_fn.play import terminal
 
     model = loaded.world
-    sample = world.play_sample(model, cfg.sample)
+    sample = world.play_sample(cfg.sample)
     programs = world.compiled(device) if compiled else world.EAGER
     recorded = bundle.recorded_actions(loaded)
     terminal.play(model, first_frame(cfg, loaded), sample, cfg.seed, programs, recorded)

@@ -115,8 +115,7 @@ class SampleConfig:
     """Gumbel noise on the log-confidence at the first step; it decreases to zero at the last."""
     guidance: float | None = None
     """Classifier-free guidance: the weight by which logits move away from those of the mean action.
-    A positive weight makes actions more controllable, for twice the time. None: 0, but 1 in play
-    with recorded actions."""
+    A positive weight makes actions more controllable, for twice the time. None: 0, but 1 in play."""
 
     def __post_init__(self):
         if self.steps < 1 or min(self.temperature, self.guidance or 0) < 0:

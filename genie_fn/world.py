@@ -197,15 +197,12 @@ def step(
     return State(memory, decoder), Frame(pixels, ids, probability, revealed)
 
 
-def play_sample(world: World, sample: SampleConfig) -> SampleConfig:
-    """The sampling settings for play: `sample`, with a default where its guidance is None.
+def play_sample(sample: SampleConfig) -> SampleConfig:
+    """The sampling settings for play: `sample`, with guidance 1 where its guidance is None.
 
-    Guidance is 1 for recorded actions, which makes them controllable more often, and 0 for latent
-    ones, where it costs time and helps only some worlds (docs/LOG.md).
+    Guidance makes recorded and latent actions controllable more often (docs/LOG.md).
     """
-    if sample.guidance is not None:
-        return sample
-    return replace(sample, guidance=1.0 if world.lam is None else 0.0)
+    return sample if sample.guidance is not None else replace(sample, guidance=1.0)
 
 
 def rollout(

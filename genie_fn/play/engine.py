@@ -62,7 +62,7 @@ class Engine:
         self.bundle = bundle
         self.world = bundle.world
         self.device = device
-        self.sample = world.play_sample(bundle.world, sample)
+        self.sample = world.play_sample(sample)
         self.ready = "compiling" if compiled else "eager"
         self._eager = Runner(_resolved(bundle.world, device, False), Programs())
         self._compiled: Runner | None = None

@@ -190,13 +190,14 @@ def test_a_frame_is_the_worlds_own(serve, stage):
         start = page.start()[1]["rgb"]
         shown = [page.ask("act", action=action)[1] for action in actions]
     cpu, image = torch.device("cpu"), client.server.first_image({"clip": 3})
+    sample = world.play_sample(PLAY)
     world_model = world.World(*(s._replace(backend=AUTO.resolve(cpu, False)) for s in stage[0]))
     with torch.no_grad():
         state, prompt = world.reset(world_model, torch.from_numpy(image)[None, None])
         assert np.array_equal(start, prompt.pixels.numpy().ravel())
         for t, (action, arrays) in enumerate(zip(actions, shown, strict=True), 1):
             key = random.fold_in(random.key(5), t)
-            state, frame = world.step(world_model, state, torch.tensor([action]), key, PLAY)
+            state, frame = world.step(world_model, state, torch.tensor([action]), key, sample)
             assert np.array_equal(arrays["rgb"], frame.pixels.numpy().ravel())
             assert np.array_equal(arrays["ids"], frame.ids[0]) and np.array_equal(
                 arrays["revealed"], frame.step[0]
