@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genie_fn import bundle, data, lam, random, tree
-from genie_fn.bundle import Bundle, action_map
+from genie_fn.bundle import Bundle, action_effects, action_map
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import (
@@ -254,8 +254,8 @@ def evaluate_actions(
 ) -> tuple[Actions, list[Picture]]:
     """Statistics of the actions, and pictures of examples of each.
 
-    Also writes the map between latent and recorded actions to the folder of a run; a world file has
-    its own.
+    Also writes the effects of latent actions, and the map between them and recorded ones, to the
+    folder of a run; a world file has its own.
     """
     world, store, device = subject
     choices = world.dynamics.cfg.actions
@@ -269,8 +269,9 @@ def evaluate_actions(
         transitions = actions.gather(store, offsets, actions.CLIP, codes)
         latent = world.lam is not None
         report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
-    if report.recorded is not None and not bundle.is_world_file(cfg.run):
-        save_action_map(cfg, report.recorded)
+    if latent and not bundle.is_world_file(cfg.run):
+        effects = action_effects.describe(store, offsets, codes, transitions.shift, choices)
+        save_for_play(cfg, world, effects, report.recorded)
     if report.recorded is not None and cfg.probe_steps:
         model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
         report = replace(report, inverse_dynamics=model)
@@ -288,15 +289,22 @@ def evaluate_actions(
     return report, images
 
 
-def save_action_map(cfg: Config, agreement: Recorded) -> None:
-    """Write the map between latent and recorded actions to the run's folder.
+def save_for_play(
+    cfg: Config,
+    world: World,
+    effects: action_effects.ActionEffects,
+    agreement: Recorded | None,
+) -> None:
+    """Write the effects of latent actions, and their map if there is one, to the run's folder.
 
     A folder that cannot be written ends nothing.
     """
     try:
-        action_map.save(actions.to_map(agreement), cfg.run)
+        action_effects.save(effects, world, cfg.run)
+        if agreement is not None:
+            action_map.save(actions.to_map(agreement), cfg.run)
     except UserError as error:
-        console.print(f"the arrow keys keep the actions that they had: {error}", soft_wrap=True)
+        console.print(f"the keys keep the actions that they had: {error}", soft_wrap=True)
 
 
 def evaluate_inverse_dynamics(

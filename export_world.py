@@ -15,6 +15,7 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 import torch
 
 from genie_fn import bundle, tree
+from genie_fn.bundle import Bundle
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
 from genie_fn.runtime import files, provenance
@@ -25,12 +26,13 @@ from genie_fn.world import World
 @dataclass(frozen=True)
 class Config:
     run: str = "runs/demo/dynamics"
-    """The folder of the dynamics run."""
+    """The folder of the dynamics run, or a world file to write again, with what it lacks of the
+    effects of its actions."""
     output: str = "demo.safetensors"
     """The world file to write."""
     data: str = ""
-    """The dataset that start frames are taken from, out of its test levels; by default the one that
-    the run was made from."""
+    """The dataset that start frames are taken from, out of its test levels, and examples of latent
+    actions, where evaluate.py has not chosen any; by default the one that the run was made from."""
     tokenizer: str = ""
     """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
     lam: str = ""
@@ -62,25 +64,41 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
     return origin | headlines.card(cfg.run)
 
 
+def load(cfg: Config) -> Bundle:
+    """The world with its start frames and the effects of its actions."""
+    loaded = bundle.load(cfg.run, tokenizer=cfg.tokenizer, lam=cfg.lam)
+    store = bundle.open_dataset(loaded, cfg.data)
+    if not bundle.is_world_file(cfg.run):
+        loaded = bundle.with_dataset(loaded, store, cfg.frames)
+    return bundle.with_effects(loaded, store)
+
+
+def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
+    """What a person who plays should know about the arrow keys; empty if nothing."""
+    if loaded.world.lam is None or loaded.action_map is not None:
+        return ""
+    if loaded.action_names:
+        return (
+            "The arrow keys select latent actions by how these move the agent. To select them by the "
+            f"recorded actions, run `python evaluate.py --cfg.run {cfg.run}` and export again."
+        )
+    if not bundle.key_actions(loaded):
+        return (
+            "The arrow keys do nothing in this world, because no latent action moves the picture."
+        )
+    return ""
+
+
 def main(cfg: Config) -> None:
     files.check_outputs("--cfg.output", cfg.output)
-    loaded = bundle.load(
-        cfg.run,
-        data=cfg.data,
-        start_frames=cfg.frames,
-        tokenizer=cfg.tokenizer,
-        lam=cfg.lam,
-    )
-    card = describe(cfg, loaded.world)
+    loaded = load(cfg)
+    card = loaded.card or describe(cfg, loaded.world)
     size = bundle.save(cfg.output, loaded._replace(card=card))
     for name, value in card.items():
         print(f"{name}: {value}")
-    if loaded.world.lam is not None and loaded.action_map is None:
-        print(
-            "The arrow keys do nothing in this world, because its latent actions were never "
-            f"compared with recorded ones: run `python evaluate.py --cfg.run {cfg.run}` "
-            "and export it again."
-        )
+    advice = advise_on_keys(cfg, loaded)
+    if advice:
+        print(advice)
     print(f"{cfg.output}: {size / 1e6:.1f} MB")
     print(f"Play it with `python play.py --cfg.world {cfg.output}`.")
 

@@ -153,11 +153,16 @@ def newest_world() -> str:
 
 
 def add_dataset(cfg: Config, loaded: Bundle, ui: str) -> Bundle:
-    """The bundle with its dataset's start frames; without them where images can replace them."""
+    """The bundle with its dataset's start frames and the effects of its actions.
+
+    Start frames are missing where images can replace them.
+    """
     if bundle.is_world_file(loaded.path):
         return loaded
     try:
-        return bundle.with_dataset(loaded, cfg.data, max(bundle.START_FRAMES, cfg.clip + 1))
+        store = bundle.open_dataset(loaded, cfg.data)
+        loaded = bundle.with_dataset(loaded, store, max(bundle.START_FRAMES, cfg.clip + 1))
+        return loaded if ui == "video" else bundle.with_effects(loaded, store)
     except UserError as error:
         if ui != "browser" and not cfg.image:
             raise
@@ -218,8 +223,8 @@ def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device, compiled
     model = loaded.world
     sample = world.play_sample(cfg.sample)
     programs = world.compiled(device) if compiled else world.EAGER
-    recorded = bundle.recorded_actions(loaded)
-    terminal.play(model, first_frame(cfg, loaded), sample, cfg.seed, programs, recorded)
+    controls = terminal.controls_of(loaded)
+    terminal.play(model, first_frame(cfg, loaded), sample, cfg.seed, programs, controls)
 
 
 def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> None:

@@ -102,6 +102,22 @@ def _correlate(a: Tensor, b: Tensor) -> Tensor:
     return torch.fft.irfft2(product, s=b.shape[-2:])
 
 
+def agent_motion(displacement: Tensor) -> Tensor:
+    """How far the agent moved to the right and down, given the displacement of the picture (..., 2).
+
+    The view is taken to follow the agent, so that the picture moves against it.
+    """
+    return -displacement
+
+
+def mean_displacement(codes: Tensor, shift: Tensor, actions: Tensor) -> Tensor:
+    """The mean displacement (A', 2) of transitions with each of `actions` (A',); NaN for none.
+
+    `codes` are (M, T-1) and their displacements (M, T-1, 2).
+    """
+    return torch.stack([shift[codes == action].float().mean(0) for action in actions.tolist()])
+
+
 # Codes and labels
 
 

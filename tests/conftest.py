@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
     )
 
 from genie_fn import data, dynamics, lam, metrics, random, tokenizer, tree, world
-from genie_fn.bundle import Bundle, action_map, with_dataset
+from genie_fn.bundle import Bundle, action_effects, action_map, with_dataset
 from genie_fn.data import procgen
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
@@ -133,11 +133,19 @@ def stage(tmp_path_factory):
     return model, mapping, data.append_segments(store, [recording])
 
 
+def effects_of(store, actions):
+    """Effects of latent actions: left, right, up, down, none, and examples from a store."""
+    shift = torch.tensor([[2, 0], [-2, 0], [0, 3], [0, -1], [0, 0]])
+    codes = torch.arange(actions)[:, None].expand(-1, 7)
+    return action_effects.describe(store, np.arange(actions), codes, shift[codes], actions)
+
+
 @pytest.fixture(scope="session")
 def playable(stage):
-    """The world of `stage` as a bundle, with its dataset and its map of actions."""
+    """The world of `stage` as a bundle, with its dataset, its map of actions and their effects."""
     world_model, mapping, store = stage
-    loaded = Bundle(world_model, "runs/tiny/dynamics", action_map=mapping)
+    effects = effects_of(store, LAM.actions)
+    loaded = Bundle(world_model, "runs/tiny/dynamics", action_map=mapping, effects=effects)
     return with_dataset(loaded, store)
 
 

@@ -7,12 +7,14 @@ from genie_fn.bundle.bundle import (
     Dataset,
     encode,
     is_world_file,
+    key_actions,
     load,
     open_dataset,
     recorded_actions,
     results_folder,
     save,
     with_dataset,
+    with_effects,
 )
 from genie_fn.bundle.run import (
     Earlier,
@@ -38,6 +40,7 @@ __all__ = [
     "encode",
     "fingerprint",
     "is_world_file",
+    "key_actions",
     "load",
     "load_earlier",
     "load_stage",
@@ -48,4 +51,5 @@ __all__ = [
     "save",
     "weights_fingerprint",
     "with_dataset",
+    "with_effects",
 ]

@@ -3,6 +3,7 @@
 A run has its models in its folder and the rest in its dataset; a world file holds all of it.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from genie_fn import data as datasets
 from genie_fn import lam, tree
-from genie_fn.bundle import action_map, format, run
+from genie_fn.bundle import action_effects, action_map, format, run
+from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.bundle.action_map import ActionMap
 from genie_fn.data import Store
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import files, stored_config
+from genie_fn.runtime import files, progress, stored_config
 from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import inputs
@@ -62,6 +64,8 @@ class Bundle(NamedTuple):
     """Which latent action stands for each recorded one, where that was measured."""
     card: dict[str, str] = {}  # noqa: RUF012, never changed
     """Where a world file comes from and how good its world is, for people."""
+    effects: ActionEffects | None = None
+    """What the latent actions do, where that was measured."""
 
     def describe(self) -> str:
         """The card in one line of printable characters."""
@@ -101,7 +105,8 @@ def load(
         return _load_file(path, device, compiled)
     world = run.load_world(path, device, compiled, tokenizer=tokenizer, lam=lam)
     mapping = action_map.load(path, world.dynamics.cfg.actions)
-    loaded = Bundle(world, str(path), action_map=mapping)
+    effects = action_effects.load(world, path) if world.lam is not None else None
+    loaded = Bundle(world, str(path), action_map=mapping, effects=effects)
     return loaded if data is None else with_dataset(loaded, data, start_frames)
 
 
@@ -122,6 +127,21 @@ def with_dataset(
         frames = datasets.read_clips(store, offsets, 1).frames[:, 0]
     dataset = Dataset(store.root.name, store.data_hash, store.meta, store.stride)
     return bundle._replace(start_frames=frames, action_names=store.action_names, dataset=dataset)
+
+
+def with_effects(bundle: Bundle, store: Store) -> Bundle:
+    """A bundle with the effects of its latent actions, measured in a dataset if they are unknown.
+
+    What is measured is stored in the folder of a run, where it can be written. A dataset that has
+    no clip to measure on, or is damaged, leaves them unknown.
+    """
+    if bundle.world.lam is None or bundle.effects is not None:
+        return bundle
+    with suppress(UserError), progress.stage("measuring what each action does"):
+        bundle = bundle._replace(effects=action_effects.measure(bundle.world, store))
+        if bundle.path and not is_world_file(bundle.path):
+            action_effects.save(bundle.effects, bundle.world, bundle.path)
+    return bundle
 
 
 def open_dataset(bundle: Bundle, data: str | Path = "") -> Store:
@@ -175,6 +195,17 @@ def recorded_actions(bundle: Bundle) -> dict[str, int]:
     return {name: action for action, name in enumerate(bundle.action_names)}
 
 
+def key_actions(bundle: Bundle) -> dict[str, int]:
+    """The world's action for each key, by the name of a recorded action.
+
+    Where no recorded action is known, the keys follow from the effects of the actions.
+    """
+    recorded = recorded_actions(bundle)
+    if recorded or bundle.effects is None:
+        return recorded
+    return action_effects.keys(bundle.effects)
+
+
 # Saving
 
 
@@ -199,6 +230,9 @@ def encode(bundle: Bundle) -> bytes:
     params = tree.paths(_for_play({name: stage.params for name, stage in stages.items()}))
     tensors = {name: x.detach().to("cpu", torch.bfloat16) for name, x in params.items()}
     tensors["starts"] = torch.from_numpy(bundle.start_frames)
+    if bundle.effects is not None:
+        strips = bytearray().join(bundle.effects.strips)
+        tensors["strips"] = torch.from_numpy(np.array(strips, np.uint8))
     models = {name: asdict(stage.cfg) for name, stage in stages.items()}
     return format.encode(models, _about(bundle), tensors)
 
@@ -212,6 +246,7 @@ def _about(bundle: Bundle) -> dict:
         "card": bundle.card,
         "data": bundle.dataset._replace(meta=meta)._asdict(),
         "starts": len(bundle.start_frames),
+        "effects": bundle.effects and action_effects.facts(bundle.effects),
     }
 
 
@@ -240,7 +275,8 @@ def _load_file(path: str | Path, device: torch.device | str, compiled: bool) -> 
     about = _read_about(path, header, models.cfgs["dynamics"].actions)
     tensors = format.read_tensors(path, header, models.expected)
     world = _assemble(models, tensors, device, compiled)
-    return Bundle(world, str(path), tensors["starts"].numpy(), *about)
+    effects = _read_effects(path, header, tensors, world)
+    return Bundle(world, str(path), tensors["starts"].numpy(), *about, effects)
 
 
 def _read_models(path: str | Path, header: format.Header) -> _Models:
@@ -251,6 +287,8 @@ def _read_models(path: str | Path, header: format.Header) -> _Models:
         }
         spec = _for_play({name: run.MODELS[name][0].spec(cfg) for name, cfg in cfgs.items()})
         starts = header.about["starts"]
+        effects = header.about.get("effects")  # older files have none
+        strips = None if effects is None else action_effects.strips_size(effects)
         counted = isinstance(starts, int) and 0 < starts <= MAX_START_FRAMES
         valid = counted and _compatible(**cfgs)
     except UserError as error:
@@ -264,6 +302,8 @@ def _read_models(path: str | Path, header: format.Header) -> _Models:
     }
     shape = (starts, cfgs["tokenizer"].height, cfgs["tokenizer"].width, 3)
     expected["starts"] = format.TensorSpec("U8", shape)
+    if strips is not None:
+        expected["strips"] = format.TensorSpec("U8", (strips,))
     return _Models(cfgs, spec, expected)
 
 
@@ -324,6 +364,22 @@ def _read_about(path: str | Path, header: format.Header, actions: int) -> _About
     if not valid:
         raise format.damaged(path, "the description of its actions or its data is impossible")
     return _About(names, dataset, mapping, card)
+
+
+def _read_effects(
+    path: str | Path, header: format.Header, tensors: dict[str, Tensor], world: World
+) -> ActionEffects | None:
+    about = header.about.get("effects")
+    if about is None:
+        return None
+    try:
+        effects = action_effects.from_facts(about, tensors["strips"].numpy().tobytes())
+        valid = action_effects.is_valid(effects, world)
+    except Exception as error:  # as in `_read_about`
+        raise format.damaged(path, "the effects of its actions cannot be parsed") from error
+    if not valid:
+        raise format.damaged(path, "the effects of its actions are impossible")
+    return effects
 
 
 def _valid_map(mapping: ActionMap | None, actions: int) -> bool:

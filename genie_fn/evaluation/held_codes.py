@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genie_fn import metrics
+from genie_fn.bundle.action_effects import STILL
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import rollouts, statistics
 from genie_fn.evaluation.clips import infer_actions, tokenize
@@ -23,8 +24,6 @@ FRAMES = 10
 """Frames for which an action is held."""
 MIN_SHARE = 0.05
 """Actions in fewer transitions than this are not tested."""
-STILL = 0.5
-"""Pixels per frame below which a picture counts as standing still."""
 
 
 class Held(NamedTuple):
@@ -53,14 +52,6 @@ def hold(world: World, starts: Tensor, actions: Tensor, key: Tensor, sample: Sam
     return Held(actions, torch.stack(videos))
 
 
-def mean_displacement(codes: Tensor, shift: Tensor, actions: Tensor) -> Tensor:
-    """The mean displacement (A', 2) of recorded transitions with each of `actions`.
-
-    `codes` are (M, T-1) and their displacements (M, T-1, 2).
-    """
-    return torch.stack([shift[codes == action].float().mean(0) for action in actions.tolist()])
-
-
 def agrees(shift: Tensor, expected: Tensor, frames: int) -> Tensor:
     """Whether displacements (..., 2) in sum over `frames` frames are as `expected` (2,) per frame."""
     if expected.norm() < STILL:
@@ -75,7 +66,7 @@ def score(world: World, held: Held, codes: Tensor, shift: Tensor, key: Tensor) -
     """
     if not len(held.actions):
         return None
-    expected = mean_displacement(codes, shift, held.actions)
+    expected = metrics.mean_displacement(codes, shift, held.actions)
     generated = metrics.displacement(held.frames[:, :, :-1], held.frames[:, :, 1:])
     total = generated.sum(2)  # (A', N, 2)
     # [a, b, n]: whether the rollout under action b from start n agrees with action a

@@ -37,7 +37,7 @@ class Starts(NamedTuple):
 def agent_displacement(frames: Tensor) -> Tensor:
     """By how many pixels the agent moves to the right in frames (..., T, H, W, 3): (...,) int64."""
     before, after = frames[..., :-1, :, :, :], frames[..., 1:, :, :, :]
-    return -metrics.displacement(before, after)[..., 0].sum(-1)
+    return metrics.agent_motion(metrics.displacement(before, after))[..., 0].sum(-1)
 
 
 def find_starts(store: Store, split: str, count: int, seed: int) -> Starts | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from genie_fn.bundle import Bundle
+from genie_fn.bundle import Bundle, action_effects, key_actions
+from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.data import images, procgen, video
 from genie_fn.errors import UserError
 from genie_fn.play.engine import Engine
@@ -77,6 +78,7 @@ class Server:
             Route("/", self.page),
             Route("/upload", self.upload, methods=["POST"]),
             Route("/render", self.render),
+            Route("/examples", self.examples),
             Route("/play", self.answer, methods=["POST"]),
             WebSocketRoute("/play", self.play),
             Mount("/static", StaticFiles(directory=PAGE)),
@@ -176,6 +178,16 @@ class Server:
         headers = {"Content-Disposition": f'attachment; filename="rollout.{kind}"'}
         return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
 
+    async def examples(self, request: Request) -> Response:
+        """Answer with recorded transitions with an action: a PNG file, as in `ActionEffects`."""
+        effects = self.engine.bundle.effects
+        strips = enumerate(() if effects is None else effects.strips)
+        by_name = {str(action): strip for action, strip in strips}
+        strip = by_name.get(request.query_params.get("action", ""))
+        if not strip:
+            return refusal("There are no examples of this action: ask for another.", 404)
+        return Response(strip, media_type="image/png")
+
     async def answer(self, _: Request) -> Response:
         """Answer a page whose socket was not opened, of which browsers hide the reason.
 
@@ -255,11 +267,30 @@ def describe(bundle: Bundle) -> dict:
         "kind": "latent" if latent else "recorded",
         "names": list(mapping.names if mapping is not None else bundle.action_names),
         "map": mapping._asdict() if mapping is not None and latent else None,
+        "keys": key_actions(bundle) if latent and mapping is None else {},
+        "effects": describe_effects(bundle.effects),
         "clips": len(bundle.start_frames),
         "game": playable
         and procgen.available(bundle.dataset.meta)
         and (size.height, size.width) == (procgen.SIZE, procgen.SIZE),
     }
+
+
+def describe_effects(effects: ActionEffects | None) -> list[dict] | None:
+    """What the page shows of each action's effect."""
+    if effects is None:
+        return None
+    columns = zip(effects.motion, effects.share, effects.examples, strict=True)
+    return [
+        {
+            "motion": motion,
+            "still": motion is not None and action_effects.is_still(motion),
+            "text": action_effects.in_words(motion),
+            "share": share,
+            "examples": examples,
+        }
+        for motion, share, examples in columns
+    ]
 
 
 async def read_body(request: Request) -> bytes | None:

@@ -12,7 +12,8 @@ import signal
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from rich.style import Style
 from rich.text import Text
 
 from genie_fn import world
+from genie_fn.bundle import Bundle, action_effects, key_actions
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
@@ -47,6 +49,18 @@ GAME_KEYS = {
 # Whole escape sequences, so that the end of a longer one does not count as a key.
 KEY = re.compile(r"\x1b(?:[\[O][0-9;]*[A-Za-z~])?|.", re.DOTALL)
 MAX_FPS = 15
+
+
+class Controls(NamedTuple):
+    """What is known about a world's actions."""
+
+    keys: Mapping[str, int] = MappingProxyType({})
+    """The world's action for each key, by the name of a recorded action."""
+    arrows: Sequence[str] = ()
+    """A character for each action that shows its motion; empty if that is not known."""
+
+
+UNKNOWN = Controls()
 
 
 class Command(NamedTuple):
@@ -73,16 +87,15 @@ Advance = Callable[[Session, int], Session]
 """The session one frame later, given an action."""
 
 
-def bindings(actions: int, recorded: Mapping[str, int] | None = None) -> dict[str, Command]:
+def bindings(actions: int, named: Mapping[str, int] | None = None) -> dict[str, Command]:
     """What each key does.
 
-    With `recorded`, the world's action for the name of each recorded one, arrows and space act,
-    too.
+    With `named`, the world's action for the name of each recorded one, arrows and space act, too.
     """
     pairs = zip(range(actions), ACTION_KEYS, strict=False)
     keys = {key: Command("act", action) for action, key in pairs}
     known = {}
-    for name, action in (recorded or {}).items():
+    for name, action in (named or {}).items():
         name = name.upper()
         known["UP" if name == "JUMP" else name] = action
     keys |= {key: Command("act", known[name]) for key, name in GAME_KEYS.items() if name in known}
@@ -154,13 +167,25 @@ def picture(pixels_HWC: np.ndarray, height: int, width: int) -> Segments:
     return Segments(blocks)
 
 
-def status(game: Game, actions: int, fps: float) -> str:
-    """The line below the picture."""
+def controls_of(bundle: Bundle) -> Controls:
+    """The controls of a world."""
+    effects = bundle.effects
+    arrows = [] if effects is None else [action_effects.arrow(mean) for mean in effects.motion]
+    return Controls(key_actions(bundle), arrows)
+
+
+def status(game: Game, actions: int, fps: float, arrows: Sequence[str] = ()) -> str:
+    """The line below the picture; `arrows` show the motion of the actions."""
+
+    def label(action: int) -> str:
+        return f"{action + 1}{arrows[action]}" if arrows else str(action + 1)
+
     record = game.session.present.record
-    action = "start" if record is None else f"action {record.action + 1}"
-    running = f"running with {game.held + 1}" if game.running else "paused"
-    last = ACTION_KEYS[min(actions, len(ACTION_KEYS)) - 1]
-    keys = f"1-{last} act, p run, u back, r reset, q quit"
+    action = "start" if record is None else f"action {label(record.action)}"
+    running = f"running with {label(game.held)}" if game.running else "paused"
+    known = ACTION_KEYS[:actions]
+    each = " ".join(key + mark for key, mark in zip(known, arrows, strict=False))
+    keys = f"{each or f'1-{known[-1]}'} act, p run, u back, r reset, q quit"
     return f"frame {game.session.at} · {action} · {fps:.1f} FPS · {running} · {keys}"
 
 
@@ -245,7 +270,7 @@ def play(
     sample: SampleConfig,
     seed: int = 0,
     programs: Programs = world.EAGER,
-    recorded: Mapping[str, int] | None = None,
+    controls: Controls = UNKNOWN,
     scale: int = 0,
 ) -> None:
     """Play from a uint8 image until q is pressed; `scale` 0 is as large as fits.
@@ -255,7 +280,7 @@ def play(
     console = _console()
     fd = sys.stdin.fileno()
     actions = world_model.dynamics.cfg.actions
-    keys = bindings(actions, recorded)
+    keys = bindings(actions, controls.keys)
 
     def advance(now: Session, action: int) -> Session:
         return session.advance(world_model, now, action, sample, programs)
@@ -268,7 +293,7 @@ def play(
         fps = 0.0
         while not game.quit:
             began = time.monotonic()
-            _draw(live, game, status(game, actions, fps), scale)
+            _draw(live, game, status(game, actions, fps, controls.arrows), scale)
             drawing = time.monotonic() - began
             typed = _read_keys(fd, max(0.0, due - time.monotonic()) if game.running else None)
 

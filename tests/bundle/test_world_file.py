@@ -1,6 +1,7 @@
 """World files: what was written is read again, rounded; invalid files are refused."""
 
 import copy
+import io
 import json
 import pickle
 import resource
@@ -13,9 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from genie_fn import bundle, dynamics, lam, random, tokenizer, tree, world
 from genie_fn.bundle import Bundle, Dataset, action_map, format
+from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.nets.blueprint import Blueprints
@@ -33,7 +36,16 @@ def bundle_of(made: world.World) -> Bundle:
     mapping = action_map.make(NAMES, [[3, 0, 1, 0], [0, 2, 0, 5]], 0.5, 0.4)
     dataset = Dataset("there", "0", META)
     card = {"licence": "MIT"}
-    return Bundle(made, "here", STARTS.numpy(), tuple(NAMES), dataset, mapping, card)
+    motion = [[1, -0.5], None, [0, 0], [0, 0]]
+    shares = [0.5, 0, 0.25, 0.25]
+    effects = ActionEffects(motion, shares, 8, [1, 0, 0, 0], [png(32, 64), b"", b"", b""])
+    return Bundle(made, "here", STARTS.numpy(), tuple(NAMES), dataset, mapping, card, effects)
+
+
+def png(height: int, width: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "png")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +122,17 @@ def test_all_that_play_needs_is_there_and_no_more(packed, file):
     assert np.array_equal(loaded.start_frames, STARTS.numpy())
     assert loaded.action_names == tuple(NAMES)
     assert loaded.action_map == expected.action_map and loaded.dataset == expected.dataset
+    assert loaded.effects == expected.effects
     assert loaded.card == {"licence": "MIT"} and loaded.describe() == "licence MIT"
     assert bundle.encode(loaded)[-1000:] == packed[1][-1000:]
     held = format.read_header(file).tensors
-    assert {name.split("/")[0] for name in held} == {"tokenizer", "dynamics", "lam", "starts"}
+    assert {name.split("/")[0] for name in held} == {
+        "tokenizer",
+        "dynamics",
+        "lam",
+        "starts",
+        "strips",
+    }
     assert not [name for name in held if name.startswith(("lam/decoder", "lam/facing/draw"))]
     assert (
         len(packed[1])
@@ -183,6 +202,26 @@ WRONG = {
         (*CONTENT, "about", "map", "to_latent"),
         [0, 4],
         "its actions or its data is impossible",
+    ),
+    "effects of fewer actions": (
+        (*CONTENT, "about", "effects", "share"),
+        [0.5],
+        "effects of its actions are impossible",
+    ),
+    "effects without motion": (
+        (*CONTENT, "about", "effects", "motion"),
+        None,
+        "effects of its actions cannot be parsed",
+    ),
+    "more examples": (
+        (*CONTENT, "about", "effects", "examples"),
+        [2, 0, 0, 0],
+        "effects of its actions are impossible",
+    ),
+    "longer examples": (
+        (*CONTENT, "about", "effects", "strips"),
+        [2**20, 0, 0, 0],
+        r"strips is U8 \[\d+\], not U8 \[1048576\]",
     ),
     "no names": ((*CONTENT, "about", "names"), None, "its actions or its data cannot be parsed"),
     "no game's name": (

@@ -18,7 +18,8 @@ import train_dynamics
 import train_lam
 import train_tokenizer
 from genie_fn import data, tree
-from genie_fn.bundle import action_map, run
+from genie_fn.bundle import action_effects, action_map, run
+from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
 from genie_fn.training import checkpoint, checkpointer
@@ -240,6 +241,21 @@ def test_action_maps(tmp_path, count):
         assert found is None or all(0 <= latent < 3 for latent in found.to_latent)
 
     fuzz(read, as_bytes(valid), count)
+
+
+@counts
+def test_action_effects(tmp_path, world_model, count):
+    none = [b""] * 5
+    valid = ActionEffects([[1.0, 0.5], None, [0, 0], [0, 0], [0, 0]], [0.2] * 5, 9, [0] * 5, none)
+    path = action_effects.save(valid, world_model, tmp_path)
+    stored = json.loads(path.read_text())
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        found = action_effects.load(world_model, tmp_path)
+        assert found is None or len(found.motion) == 5
+
+    fuzz(read, as_bytes(stored), count)
 
 
 @counts

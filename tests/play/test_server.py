@@ -22,7 +22,7 @@ from genie_fn.dynamics import PLAY
 from genie_fn.play import recording
 from genie_fn.play.engine import Engine
 from genie_fn.play.guard import HEADERS
-from genie_fn.play.server import Limits, Server
+from genie_fn.play.server import Limits, Server, describe
 from genie_fn.runtime.backend import AUTO
 
 CPU = torch.device("cpu")
@@ -623,13 +623,37 @@ def test_the_real_game_steps_next_to_the_world(serve, stage):
 
 
 def test_a_world_whose_actions_were_never_measured_has_no_keys_and_no_game(serve, playable):
-    engine = Engine(playable._replace(action_map=None), CPU, compiled=False)
-    with visit(serve(engine=engine)) as page:
-        assert page.hello["world"]["map"] is None and not page.hello["world"]["game"]
+    unknown = playable._replace(action_map=None, effects=None)
+    engine = Engine(unknown, CPU, compiled=False)
+    client = serve(engine=engine)
+    with visit(client) as page:
+        described = page.hello["world"]
+        assert described["map"] is None and described["effects"] is None and not described["game"]
+        assert described["keys"] == {} and client.get("/examples?action=0").status_code == 404
         page.start()
         assert "evaluate.py" in page.refused("act", recorded=RIGHT)
         assert "evaluate.py" in page.refused("start", **{"from": "game", "level": 1, "seed": 0})
     engine.close()
+
+
+def test_without_a_map_the_keys_follow_from_what_the_actions_do(playable):
+    described = describe(playable._replace(action_map=None))
+    assert described["keys"] == {"LEFT": 0, "RIGHT": 1, "UP": 2, "DOWN": 3, "NOOP": 4}
+    assert described["map"] is None and not described["game"], "the game has recorded actions"
+    assert describe(playable)["keys"] == {}
+
+
+def test_each_action_is_described_with_its_examples(serve, playable):
+    client = serve()
+    with visit(client) as page:
+        left, *_, still = page.hello["world"]["effects"]
+    expected = {"motion": [-2, 0], "still": False, "text": "moves left, 2.0 pixels per step"}
+    assert left == expected | {"share": 0.2, "examples": 1} and still["still"]
+    reply = client.get("/examples?action=0")
+    assert reply.headers["content-type"] == "image/png"
+    assert reply.content == playable.effects.strips[0]
+    for wrong in ("", "?action=5", "?action=-1", "?action=x"):
+        assert client.get(f"/examples{wrong}").status_code == 404
 
 
 def test_a_world_without_a_dataset_starts_from_images(serve, playable):

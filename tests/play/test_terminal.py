@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from genie_fn import random, world
+from genie_fn import bundle, random, world
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session, terminal
@@ -52,6 +52,17 @@ def test_arrows_and_space_act_through_the_map():
         ACT[2],
     ]
     assert terminal.commands("\x1b[D \x1b[C", terminal.bindings(5)) == []
+
+
+def test_the_status_shows_how_each_action_moves_the_agent(playable):
+    controls = terminal.controls_of(playable._replace(action_map=None))
+    assert terminal.bindings(5, controls.keys)["\x1b[D"] == ACT[0]
+    line = terminal.status(after("2"), 5, 0, controls.arrows)
+    assert "action 2→" in line and "1← 2→ 3↑ 4↓ 5· act" in line
+    mapped = terminal.controls_of(playable)
+    assert mapped.keys == bundle.recorded_actions(playable) and mapped.arrows == controls.arrows
+    unknown = terminal.controls_of(playable._replace(action_map=None, effects=None))
+    assert unknown == terminal.UNKNOWN._replace(arrows=[])
 
 
 def test_other_keys_mean_nothing_however_they_end():

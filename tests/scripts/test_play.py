@@ -11,7 +11,7 @@ import torch
 
 import play
 from genie_fn import bundle, data
-from genie_fn.bundle import Bundle, action_map
+from genie_fn.bundle import Bundle, action_effects, action_map
 from genie_fn.errors import UserError
 from genie_fn.play import browser, server
 from genie_fn.training import checkpoint
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def served(monkeypatch, stage, tmp_path, capsys):
+def served(monkeypatch, stage, playable, tmp_path, capsys):
     """Call `play.serve`: the server, the socket, the printed text, and the addresses opened."""
 
     def serve(folder=tmp_path, **options):
@@ -36,7 +36,8 @@ def served(monkeypatch, stage, tmp_path, capsys):
         if bundle.is_world_file(folder):
             loaded = bundle.load(folder)
         else:
-            loaded = play.add_dataset(cfg, Bundle(stage[0], str(folder)), "browser")
+            unplaced = Bundle(stage[0], str(folder), effects=playable.effects)
+            loaded = play.add_dataset(cfg, unplaced, "browser")
         play.serve(cfg, loaded, CPU, False)
         found[0].engine.close()
         found[1].close()
@@ -59,6 +60,18 @@ def test_recorded_actions_are_those_of_the_map_or_the_dataset(stage):
     assert bundle.recorded_actions(Bundle(recorded)) == {}
     other = latent._replace(world=world_model._replace(lam=None))
     assert bundle.recorded_actions(other) == {}, "the dataset has other actions"
+
+
+def test_what_actions_do_is_measured_before_play_unless_it_is_known(stage, playable, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        action_effects, "measure", lambda *given: asked.append(given) or playable.effects
+    )
+    cfg = play.Config(data=str(stage[2].root))
+    loaded = play.add_dataset(cfg, Bundle(stage[0]), "terminal")
+    assert loaded.effects == playable.effects and len(asked) == 1
+    assert play.add_dataset(cfg, loaded, "browser").effects == playable.effects
+    assert play.add_dataset(cfg, Bundle(stage[0]), "video").effects is None and len(asked) == 1
 
 
 def test_on_this_machine_there_is_no_token(served):

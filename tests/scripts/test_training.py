@@ -19,7 +19,7 @@ import train_dynamics
 import train_lam
 import train_tokenizer
 from genie_fn import bundle, data, random, tokenizer, tree, world
-from genie_fn.bundle import action_map
+from genie_fn.bundle import action_effects, action_map
 from genie_fn.data import token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
@@ -184,6 +184,8 @@ def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
     page = (out / "report.html").read_text()
     assert result["data"]["hash"] in page and f"{result['reconstruction']['psnr']:.2f} dB" in page
     assert action_map.load(trained / "dynamics").table == actions["recorded"]["all"]["table"]
+    effects = action_effects.load(bundle.load(trained / "dynamics").world, trained / "dynamics")
+    assert effects.share == actions["share"]
 
 
 def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):

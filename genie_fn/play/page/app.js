@@ -2,8 +2,9 @@
 
 import { choice } from "./controls.js";
 import { buildHelp } from "./describe.js";
+import { hideExamples } from "./examples.js";
 import { actionOf, atPlace, commandKey, directionOf, isForeign, isReserved } from "./keys.js";
-import { $, bringIntoSight, complain, layout, note, recordedNames, showOverlay, showSliders, showTip } from "./page.js";
+import { $, bringIntoSight, complain, layout, note, keyNames, showOverlay, showSliders, showTip } from "./page.js";
 import { state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
 import { render, upload } from "./protocol.js";
 import { branch, goTo, idle, link, replay, run, save, start, turn, visit, input } from "./session.js";
@@ -115,7 +116,7 @@ const COMMANDS = {
   confidence: [["C"], "Show the probability of each token", () => toggle("confidence")],
   ids: [["I"], "Show the token ids", () => toggle("ids")],
   unmask: [["M"], "Show the MaskGIT steps of this frame in slow motion", inSlowMotion],
-  close: [["Escape"], "Close what is open", () => (stopUnmasking(), complain(""))],
+  close: [["Escape"], "Close what is open", () => (stopUnmasking(), complain(""), hideExamples())],
   json: [["D"], "Download the recording as JSON", () => link.send({ type: "record" })],
   mp4: [["V"], "Download an MP4", () => exportVideo("mp4")],
   gif: [["A"], "Download a GIF", () => exportVideo("gif")],
@@ -154,7 +155,7 @@ function ownKey(target, key) {
 function keydown(event) {
   if (isReserved(event) || $("help").open || ownKey(event.target, event.key)) return;
   const action = actionOf(event, state.world?.actions ?? 0);
-  const direction = recordedNames(state.world).length ? directionOf(event) : undefined;
+  const direction = keyNames(state.world).length ? directionOf(event) : undefined;
   const name = BY_KEY[commandKey(event)];
   if (direction) pressKey(event, { direction });
   else if (action >= 0) pressAction(event, action);

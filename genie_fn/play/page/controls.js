@@ -20,7 +20,11 @@ export const glyph = (name) => GLYPHS[canonical(name)] ?? name;
 /** The request of the button of action `action`: in a world of recorded actions, a recorded one. */
 export const choice = ({ kind }, action) => (kind === "recorded" ? { recorded: action } : { action });
 
-/** The recorded action that the held directions combine to, or the nearest that exists; -1 if none. */
+/** The request of the n-th key that `keyNames` lists. */
+export const keyChoice = ({ kind, map, keys }, n) =>
+  map || kind === "recorded" ? { recorded: n } : { action: Object.values(keys)[n] };
+
+/** The number of the key name that the held directions combine to, or the nearest that exists; -1 if none. */
 export function recordedAction(directions, names) {
   const both = (a, b) => (directions.has(a) === directions.has(b) ? "" : directions.has(a) ? a : b);
   const across = both("LEFT", "RIGHT"), along = both("UP", "DOWN");
@@ -33,9 +37,10 @@ export function recordedAction(directions, names) {
 
 /**
  * The player's input. `ready()` says whether the last frame has arrived, `send(choice)` requests the next with
- * {action} or {recorded}, `names()` lists the recorded actions with game keys, `idle()` is the choice without a key.
+ * {action} or {recorded}, `names()` lists the names of the game keys, `key(n)` is the choice of the n-th of these, and
+ * `idle()` that without a key.
  */
-export function player({ ready, send, names, idle }) {
+export function player({ ready, send, names, key, idle }) {
   const held = new Map(); // source of the press → {action}, {recorded} or {direction}
   let tap = null, pressedAt = 0, sentAt = 0, interval = 0, running = false, timer = 0;
 
@@ -45,7 +50,7 @@ export function player({ ready, send, names, idle }) {
     if (button) return button;
     const directions = new Set(presses.map((press) => press.direction));
     const recorded = presses.length ? recordedAction(directions, names()) : -1;
-    if (recorded >= 0) return { recorded };
+    if (recorded >= 0) return key(recorded);
     return running ? idle() : null;
   }
 

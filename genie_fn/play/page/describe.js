@@ -13,6 +13,31 @@ function element(tag, properties = {}, ...children) {
   return created;
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+const SIDE = 32; // of the picture of a motion
+const SHORTEST = 0.4; // an arrow, as a share of the longest
+
+/** The agent's mean motion under an action: an arrow, the longer the faster, or a dot for none. */
+function drawMotion({ motion, still }, fastest) {
+  const svg = document.createElementNS(SVG, "svg"), path = document.createElementNS(SVG, "path");
+  svg.setAttribute("viewBox", `${-SIDE / 2} ${-SIDE / 2} ${SIDE} ${SIDE}`);
+  svg.setAttribute("class", "motion");
+  svg.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", still ? "M0 0h0" : arrowPath(...motion, fastest));
+  if (still) path.setAttribute("class", "dot");
+  svg.append(path);
+  return svg;
+}
+
+/** The path of an arrow through the middle. */
+function arrowPath(dx, dy, fastest) {
+  const speed = Math.hypot(dx, dy), angle = Math.atan2(dy, dx);
+  const half = (SIDE / 2 - 2) * Math.max(SHORTEST, speed / fastest);
+  const at = (radius, turned) => `${(radius * Math.cos(angle + turned)).toFixed(1)} ${(radius * Math.sin(angle + turned)).toFixed(1)}`;
+  const head = Math.min(7, half), side = Math.atan2(head * 0.7, half - head), reach = Math.hypot(head * 0.7, half - head);
+  return `M${at(-half, 0)}L${at(half, 0)}M${at(reach, side)}L${at(half, 0)}L${at(reach, -side)}`;
+}
+
 /** "coinrun-demo: 64×64 pixels, 8×8 tokens of 1,024 codes, 6 latent actions". */
 export function describeWorld({ run, height, width, grid, codes, actions, kind }) {
   const inferred = kind === "latent" ? "latent actions" : "actions";
@@ -21,8 +46,12 @@ export function describeWorld({ run, height, width, grid, codes, actions, kind }
 }
 
 /** How reliable the game keys are. */
-export function describeMap({ kind, map, names }) {
+export function describeMap({ kind, map, names, keys }) {
   if (kind === "recorded") return "This world was trained on recorded actions: the arrow keys are those of the game.";
+  if (!map && Object.keys(keys).length) {
+    const test = "the action that moves the agent furthest that way in recorded video";
+    return `Each arrow key selects ${test}, because no recorded key is mapped to the latent actions.`;
+  }
   if (!names.length) return "The actions have no names, because this world was trained on video alone.";
   if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured its map of actions.";
   const [right, chance] = [map.agreement, map.chance].map((share) => Math.round(share * 100));
@@ -33,26 +62,30 @@ export function describeMap({ kind, map, names }) {
   return `Each arrow key stands for the latent action that it occurred with. ${accuracy}; ${baseline}.${warning}`;
 }
 
-/** The recorded actions that latent action `action` stands for, as arrows. */
-function meanings({ map, names, kind }, action) {
+/** The keys that select `action`, as arrows. */
+function meanings({ map, names, kind, keys }, action) {
   if (kind === "recorded") return glyph(names[action] ?? "");
-  if (!map) return "";
-  const glyphs = map.to_latent.flatMap((latent, i) => (latent === action ? [glyph(names[i])] : []));
+  const selecting = map ? map.to_latent.map((latent, i) => [names[i], latent]) : Object.entries(keys);
+  const glyphs = selecting.flatMap(([name, latent]) => (latent === action ? [glyph(name)] : []));
   const arrows = glyphs.filter((text) => !/^[A-Za-z]/.test(text)); // and not the letters, which few games use
   return [...arrows, ...(glyphs.includes(NO_KEY) ? [NO_KEY] : [])].join(" ");
 }
 
 /** One large button per action; `wire(button, action)` makes it work. */
 export function buildActions(place, world, wire) {
+  const fastest = Math.max(...(world.effects ?? []).map(({ motion }) => Math.hypot(...(motion ?? []))));
   const buttons = Array.from({ length: world.actions }, (_, action) => {
     const meaning = meanings(world, action), key = actionKey(action);
     const named = world.kind === "recorded" && meaning;
     const title = named ? meaning : String(action + 1), below = named ? "" : meaning;
-    const button = element("button", { type: "button", className: "pad" }, element("b", {}, title));
+    const effect = world.effects?.[action];
+    const head = element("span", { className: "head" }, element("b", {}, title));
+    if (effect?.motion) head.append(drawMotion(effect, fastest));
+    const button = element("button", { type: "button", className: "pad" }, head);
     if (below) button.append(element("small", {}, below));
     if (key !== title) button.append(element("kbd", {}, key)); // the number of an action is its key, too
     button.dataset.action = action;
-    const spoken = named ? world.names[action] : `Action ${title}${below && `, for ${below}`}`;
+    const spoken = named ? world.names[action] : `Action ${title}${below && `, for ${below}`}${effect ? `: ${effect.text}` : ""}`;
     button.setAttribute("aria-label", spoken);
     if (key) button.setAttribute("aria-keyshortcuts", key.replace("⇧", "Shift+"));
     wire(button, action);

@@ -2,6 +2,7 @@
 
 import { buildActions, buildArrows, buildTable, describeMap, describeWorld } from "./describe.js";
 import { canonical, choice, pad } from "./controls.js";
+import { forgetExamples, showExamples } from "./examples.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
 const READY = { compiling: "compiling: the first minute is slower", compiled: "compiled", eager: "not compiled" };
@@ -67,15 +68,19 @@ export function showReady(ready) {
   $("ready").dataset.state = ready;
 }
 
-/** The names of the recorded actions with game keys in this world; none where no map was measured. */
-export const recordedNames = (world) => (world?.map || world?.kind === "recorded" ? world.names : []);
+/** The names of the game keys: recorded actions, or where no map to these was measured, the keys that follow from what actions do. */
+export const keyNames = (world) => (world?.map || world?.kind === "recorded" ? world.names : Object.keys(world?.keys ?? {}));
 
 export function showWorld(world, input) {
   document.title = `${world.run}: genie_fn`;
   $("world").textContent = describeWorld(world);
   $("map").textContent = describeMap(world);
-  buildActions($("actions"), world, (button, action) => pad(button, choice(world, action), input));
-  buildArrows($("arrows"), recordedNames(world), (button, direction) => pad(button, { direction }, input));
+  forgetExamples();
+  buildActions($("actions"), world, (button, action) => {
+    pad(button, choice(world, action), input);
+    showExamples(button, action, world);
+  });
+  buildArrows($("arrows"), keyNames(world), (button, direction) => pad(button, { direction }, input));
   buildTable($("map-table"), world);
   $("clip").max = Math.max(world.clips - 1, 0);
   $("from-clip").hidden = !world.clips;
@@ -86,7 +91,7 @@ export function showWorld(world, input) {
 /** Say what can be done; with `game`, next to the real game. */
 export function showIntroduction(world, game = false) {
   const keys = world.actions > 10 ? "a button" : `1 to ${world.actions}`;
-  const press = touch.matches ? "a button" : recordedNames(world).length ? `an arrow key or ${keys}` : keys;
+  const press = touch.matches ? "a button" : keyNames(world).length ? `an arrow key or ${keys}` : keys;
   if (game) note("The same keys control both: the real game on the left, the world model on the right.");
   else note(`Press ${press}. The world model generates the next frame.`);
 }
@@ -130,7 +135,9 @@ function showChosen({ action, recorded, game }, world) {
     choose(button, Number(button.dataset.action) === action);
     button.disabled = game && world.kind === "latent"; // the real game has only its own keys
   }
-  const parts = canonical(world.names[recorded] ?? "").split("+");
+  const selecting = (name) => world.keys[name] === action;
+  const name = recorded === null ? Object.keys(world.keys).find(selecting) : world.names[recorded];
+  const parts = canonical(name ?? "").split("+");
   for (const button of $("arrows").children) choose(button, parts.includes(button.dataset.direction));
 }
 

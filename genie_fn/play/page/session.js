@@ -1,7 +1,7 @@
 // The session in this tab: requests to the server, and its answers.
 
-import { canonical, choice, player } from "./controls.js";
-import { $, bringIntoSight, complain, layout, measure, note, recordedNames, remember, showBranches } from "./page.js";
+import { canonical, choice, keyChoice, player } from "./controls.js";
+import { $, bringIntoSight, complain, layout, measure, note, keyNames, remember, showBranches } from "./page.js";
 import { showFrame, showIntroduction, showLink, showReady, showRunning, showSettings, showWorld } from "./page.js";
 import { state, stopUnmasking, whole } from "./page.js";
 import { connect } from "./protocol.js";
@@ -9,7 +9,8 @@ import { connect } from "./protocol.js";
 export const input = player({
   ready: () => state.frame && !state.asked && !state.replaying,
   send: (choice) => ask({ type: "act", ...choice }),
-  names: () => recordedNames(state.world),
+  names: () => keyNames(state.world),
+  key: (n) => keyChoice(state.world, n),
   idle,
 });
 const answers = { hello, status, branched, replayed, recording, error, expired, full };
@@ -53,10 +54,10 @@ export function start(from) {
   ask({ type: "start", ...from, seed: whole($("seed")) });
 }
 
-/** The choice without a key: the game's own, or else the last action again. */
+/** The choice without a key: that of no key, or else the last action again. */
 export function idle() {
-  const noop = recordedNames(state.world).map(canonical).indexOf("NOOP");
-  return noop >= 0 ? { recorded: noop } : choice(state.world, state.frame.action ?? 0);
+  const noop = keyNames(state.world).map(canonical).indexOf("NOOP");
+  return noop >= 0 ? keyChoice(state.world, noop) : choice(state.world, state.frame.action ?? 0);
 }
 
 /** Go to a frame, or the nearest that is kept. */
