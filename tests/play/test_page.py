@@ -35,14 +35,18 @@ PHONE = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(playable):
+def started(loaded):
     """The address of a server in a thread."""
-    engine = Engine(playable, torch.device("cpu"), compiled=False)
+    engine = Engine(loaded, torch.device("cpu"), compiled=False)
     listening = socket.create_server(("127.0.0.1", 0))
     server = Server(engine, "tiny", "", Limits())
     threading.Thread(target=serve_on, args=(server, listening), daemon=True).start()
     return f"http://localhost:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def site(playable):
+    return started(playable)
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +442,51 @@ def test_a_letter_of_another_script_is_a_command_and_its_label(visit):
     assert "Т" in page.locator("#keys kbd").all_text_contents()
 
 
+def test_a_button_shows_what_its_action_does(visit):
+    page = visit()
+    left, still = page.locator("#actions button").first, page.locator("#actions button").last
+    spoken = re.compile("^Action 1.*: moves left, 2.0 pixels per step$")
+    expect(left).to_have_attribute("aria-label", spoken)
+    expect(page.locator("#actions .motion")).to_have_count(5)
+    expect(page.locator("#actions .dot")).to_have_count(1)
+    examples = page.locator("#examples")
+    expect(examples).to_be_hidden()
+    left.hover()
+    expect(examples).to_contain_text("Action 1 moves left, 2.0 pixels per step")
+    before, after = (examples.locator("canvas").nth(n) for n in range(2))
+    look = "canvas => canvas.toDataURL()"
+    assert before.evaluate(look) != after.evaluate(look)
+    page.keyboard.press("Escape")
+    expect(examples).to_be_hidden()
+    page.locator("[data-do=help]").focus()
+    page.keyboard.press("Tab")
+    still.focus()
+    expect(examples).to_contain_text("Action 5 hardly moves")
+    box, button = examples.bounding_box(), still.bounding_box()
+    assert box["y"] >= button["y"] + button["height"], "it would cover its button"
+    still.blur()
+    expect(examples).to_be_hidden()
+
+
+def test_without_a_map_the_arrow_keys_select_what_moves_that_way(browser, playable):
+    page = browser.new_page()
+    page.goto(started(playable._replace(action_map=None)))
+    expect(page.locator("body:not(.waiting) #actions button").first).to_be_visible()
+    for key, action, shown in (
+        ("ArrowRight", 1, "RIGHT"),
+        ("ArrowDown", 3, "DOWN"),
+        ("1", 0, "LEFT"),
+    ):
+        page.keyboard.press(key)
+        expect(page.locator("#actions .chosen")).to_have_attribute("data-action", str(action))
+        expect(page.locator("#arrows .chosen")).to_have_attribute("data-direction", shown)
+    page.keyboard.press("n")  # a step without a key
+    expect(page.locator("#actions .chosen")).to_have_attribute("data-action", "4")
+    expect(page.locator("#arrows .chosen")).to_have_count(0)
+    expect(page.locator("#map")).to_contain_text("moves the agent furthest that way")
+    page.close()
+
+
 def test_a_phone(visit):
     page = visit(**PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -453,7 +502,9 @@ def test_a_phone(visit):
     expect(page.locator("#number")).to_have_text(
         re.compile(r"^[4-9]|\d\d")
     )  # as long as the finger stays
+    expect(page.locator("#examples")).to_be_visible()
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    expect(page.locator("#examples")).to_be_hidden()
     page.wait_for_timeout(200)
     expect(page.locator("body.waiting")).to_have_count(0)
     reached = page.locator("#number").inner_text()

@@ -33,8 +33,10 @@ function drawMotion({ motion, still }, fastest) {
 function arrowPath(dx, dy, fastest) {
   const speed = Math.hypot(dx, dy), angle = Math.atan2(dy, dx);
   const half = (SIDE / 2 - 2) * Math.max(SHORTEST, speed / fastest);
-  const at = (radius, turned) => `${(radius * Math.cos(angle + turned)).toFixed(1)} ${(radius * Math.sin(angle + turned)).toFixed(1)}`;
-  const head = Math.min(7, half), side = Math.atan2(head * 0.7, half - head), reach = Math.hypot(head * 0.7, half - head);
+  const at = (radius, turned) =>
+    `${(radius * Math.cos(angle + turned)).toFixed(1)} ${(radius * Math.sin(angle + turned)).toFixed(1)}`;
+  const head = Math.min(7, half), wing = 0.7 * head;
+  const side = Math.atan2(wing, half - head), reach = Math.hypot(wing, half - head);
   return `M${at(-half, 0)}L${at(half, 0)}M${at(reach, side)}L${at(half, 0)}L${at(reach, -side)}`;
 }
 
@@ -85,7 +87,8 @@ export function buildActions(place, world, wire) {
     if (below) button.append(element("small", {}, below));
     if (key !== title) button.append(element("kbd", {}, key)); // the number of an action is its key, too
     button.dataset.action = action;
-    const spoken = named ? world.names[action] : `Action ${title}${below && `, for ${below}`}${effect ? `: ${effect.text}` : ""}`;
+    const described = `Action ${title}${below && `, for ${below}`}${effect ? `: ${effect.text}` : ""}`;
+    const spoken = named ? world.names[action] : described;
     button.setAttribute("aria-label", spoken);
     if (key) button.setAttribute("aria-keyshortcuts", key.replace("⇧", "Shift+"));
     wire(button, action);

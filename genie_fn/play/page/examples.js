@@ -27,7 +27,8 @@ function still(image, n, { width, height }) {
 /** Below the buttons, or above this one where there is no room; never over it. */
 function put(panel, button) {
   const box = button.getBoundingClientRect();
-  const below = Math.min(button.parentElement.getBoundingClientRect().bottom + GAP, innerHeight - panel.offsetHeight - GAP);
+  const lowest = innerHeight - panel.offsetHeight - GAP;
+  const below = Math.min(button.parentElement.getBoundingClientRect().bottom + GAP, lowest);
   const top = below >= box.bottom ? below : Math.max(box.top - panel.offsetHeight - GAP, GAP);
   const middle = box.left + box.width / 2 - panel.offsetWidth / 2;
   const left = Math.max(Math.min(middle, innerWidth - panel.offsetWidth - GAP), GAP);
@@ -52,7 +53,8 @@ async function show(button, action, world) {
   const image = strip(action);
   await image.decode().catch(() => null);
   if (shown !== button || !image.naturalWidth) return;
-  [...pairs.children].forEach((pair, n) => pair.replaceChildren(still(image, 2 * n, world), still(image, 2 * n + 1, world)));
+  const frame = (n) => still(image, n, world);
+  [...pairs.children].forEach((pair, n) => pair.replaceChildren(frame(2 * n), frame(2 * n + 1)));
 }
 
 addEventListener("scroll", () => shown && put($("examples"), shown), { passive: true });

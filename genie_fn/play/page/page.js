@@ -68,8 +68,9 @@ export function showReady(ready) {
   $("ready").dataset.state = ready;
 }
 
-/** The names of the game keys: recorded actions, or where no map to these was measured, the keys that follow from what actions do. */
-export const keyNames = (world) => (world?.map || world?.kind === "recorded" ? world.names : Object.keys(world?.keys ?? {}));
+/** The names of the game keys: those of recorded actions, or without a map to these, of what actions do. */
+export const keyNames = (world) =>
+  (world?.map || world?.kind === "recorded" ? world.names : Object.keys(world?.keys ?? {}));
 
 export function showWorld(world, input) {
   document.title = `${world.run}: genie_fn`;
