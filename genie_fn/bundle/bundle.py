@@ -132,15 +132,16 @@ def with_dataset(
 def with_effects(bundle: Bundle, store: Store) -> Bundle:
     """A bundle with the effects of its latent actions, measured in a dataset if they are unknown.
 
-    What is measured is stored in the folder of a run, where it can be written. A dataset that has
-    no clip to measure on, or is damaged, leaves them unknown.
+    They are stored in the folder of a run, where it can be written. A dataset without a clip that is
+    long enough, or a damaged one, leaves them unknown.
     """
     if bundle.world.lam is None or bundle.effects is not None:
         return bundle
     with suppress(UserError), progress.stage("measuring what each action does"):
-        bundle = bundle._replace(effects=action_effects.measure(bundle.world, store))
+        effects = action_effects.measure(bundle.world, store)
+        bundle = bundle._replace(effects=effects)
         if bundle.path and not is_world_file(bundle.path):
-            action_effects.save(bundle.effects, bundle.world, bundle.path)
+            action_effects.save(effects, bundle.world, bundle.path)
     return bundle
 
 
