@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import math
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ STILL = 0.5
 """Pixels per step below which an agent or a picture counts as standing still."""
 MIN_SHARE = 0.02
 """Actions in fewer transitions than this are given no key."""
+MIN_COSINE = 0.5
+"""Of the angle between the motion under an action and the direction of its key."""
 MAX_NUMBER = 1e4
 DIRECTIONS = {"LEFT": (-1, 0), "RIGHT": (1, 0), "UP": (0, -1), "DOWN": (0, 1)}
 SECTORS = (
@@ -153,38 +156,64 @@ def measure(world: World, store: Store) -> ActionEffects:
 def keys(effects: ActionEffects) -> dict[str, int]:
     """The action for each arrow key by the names of directions, and for no key (NOOP).
 
-    Every direction has the action under which the agent moves furthest that way, where it moves at
-    all; no action has two keys. If one action is best for two directions, the sum of the
-    displacements decides. Of the other actions, no key has the one under which the agent moves
-    least, if that is less than half as far as under any key.
+    Every direction has the action under which the agent moves furthest that way. Along each axis
+    displacements are compared with those of all actions, because falling is faster than walking,
+    and they count times the cosine of their angle to the direction. No action has two keys; if one
+    is best for two directions, the sum decides. Of the other actions, no key has the one under
+    which the agent moves least, if that is less than half as far as under any key.
     """
     moving = {
         action: motion
         for action, (motion, share) in enumerate(zip(effects.motion, effects.share, strict=True))
         if motion is not None and share >= MIN_SHARE
     }
-    chosen = _assign([_along(moving, direction) for direction in DIRECTIONS.values()])
+    scaled = _scaled(moving, effects.share)
+    chosen = _assign([_along(moving, scaled, direction) for direction in DIRECTIONS.values()])
     result = {
         name: action for name, action in zip(DIRECTIONS, chosen, strict=True) if action is not None
     }
-    rest = {action: math.hypot(*moving[action]) for action in moving.keys() - {*chosen}}
+    speed = {action: math.hypot(*motion) for action, motion in scaled.items()}
+    rest = [action for action in scaled if action not in chosen]
     if result and rest:
-        calmest = min(rest, key=lambda action: (rest[action], action))
-        slowest = min(math.hypot(*moving[action]) for action in result.values())
-        if rest[calmest] < slowest / 2:
+        calmest = min(rest, key=lambda action: speed[action])
+        if speed[calmest] < min(speed[action] for action in result.values()) / 2:
             result["NOOP"] = calmest
     return result
 
 
-def _along(moving: dict[int, list[float]], direction: tuple[int, int]) -> dict[int | None, float]:
+def _scaled(moving: dict[int, list[float]], share: list[float]) -> dict[int, list[float]]:
+    """Motions relative to the root mean square along each axis, which is taken as at least STILL."""
+    total = sum(share[action] for action in moving)
+    square = [
+        sum(share[action] * motion[axis] ** 2 for action, motion in moving.items())
+        for axis in range(2)
+    ]
+    scale = [max(math.sqrt(x / total), STILL) if total else STILL for x in square]
+    return {
+        action: [x / unit for x, unit in zip(motion, scale, strict=True)]
+        for action, motion in moving.items()
+    }
+
+
+def _along(
+    moving: dict[int, list[float]], scaled: dict[int, list[float]], direction: tuple[int, int]
+) -> dict[int | None, float]:
     """By how much the actions that move the agent in a direction do so: the best first, then none.
 
     One of as many as there are directions is left over for each, whichever the others take.
     """
-    x, y = direction
-    along = {action: x * dx + y * dy for action, (dx, dy) in moving.items()}
-    best = sorted(along, key=lambda action: -along[action])[: len(DIRECTIONS)]
-    return {action: along[action] for action in best if along[action] >= STILL} | {None: 0.0}
+    score: dict[int | None, float] = {}
+    for action, motion in scaled.items():
+        along = _dot(motion, direction)
+        cosine = along / (math.hypot(*motion) or 1)
+        if cosine >= MIN_COSINE and _dot(moving[action], direction) >= STILL:
+            score[action] = along * cosine
+    best = sorted(score, key=lambda action: -score[action])[: len(DIRECTIONS)]
+    return {action: score[action] for action in best} | {None: 0.0}
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
 
 
 def _assign(options: list[dict[int | None, float]]) -> tuple[int | None, ...]:

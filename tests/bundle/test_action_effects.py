@@ -94,6 +94,12 @@ def test_a_dataset_of_short_episodes_leaves_them_unknown(tmp_path, world_model):
         ([[-2.5, -4], [-2.2, 0]], {"LEFT": 1, "UP": 0}),  # one action, one key
         ([[3.1, 3], [2, 0]], {"RIGHT": 1, "DOWN": 0}),
         ([[2, 0], [1.9, 0]], {"RIGHT": 0}),  # the other does not stand still
+        ([[0.6, 0], [0.7, 4]], {"RIGHT": 0, "DOWN": 1}),  # not the one that falls
+        (  # jumps and falls are faster than walks
+            [[-0.9, -6], [1.9, -4.9], [-1.4, 5.9], [1.6, 5.8], STILL],
+            {"LEFT": 2, "RIGHT": 1, "UP": 0, "DOWN": 3, "NOOP": 4},
+        ),
+        ([[-1, 9], [3, 0.1], [-3, 0.1]], {"LEFT": 2, "RIGHT": 1, "DOWN": 0}),
         ([STILL, [0, 0.4]], {}),
         ([None, [1, 0]], {"RIGHT": 1}),
         ([None, None], {}),
