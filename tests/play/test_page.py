@@ -452,7 +452,7 @@ def test_a_button_shows_what_its_action_does(visit):
     examples = page.locator("#examples")
     expect(examples).to_be_hidden()
     left.hover()
-    expect(examples).to_contain_text("Action 1 moves left, 2.0 pixels per step")
+    expect(examples).to_contain_text("Moves left, 2.0 pixels per step")
     before, after = (examples.locator("canvas").nth(n) for n in range(2))
     look = "canvas => canvas.toDataURL()"
     assert before.evaluate(look) != after.evaluate(look)
@@ -461,9 +461,11 @@ def test_a_button_shows_what_its_action_does(visit):
     page.locator("[data-do=help]").focus()
     page.keyboard.press("Tab")
     still.focus()
-    expect(examples).to_contain_text("Action 5 hardly moves")
+    expect(examples).to_contain_text("Hardly moves")
     box, button = examples.bounding_box(), still.bounding_box()
-    assert box["y"] >= button["y"] + button["height"], "it would cover its button"
+    above = box["y"] + box["height"] <= button["y"]
+    assert above or box["y"] >= button["y"] + button["height"], "it covers its button"
+    assert 0 <= box["x"] and box["x"] + box["width"] <= 1280
     still.blur()
     expect(examples).to_be_hidden()
 

@@ -40,9 +40,8 @@ async function show(button, action, world) {
   hideExamples();
   shown = button;
   button.setAttribute("aria-describedby", "examples-text");
-  $("examples-title").textContent = `Action ${action + 1} ${text}`;
-  const count = examples ? `, ${examples} of them before and after:` : "";
-  $("examples-text").textContent = `${Math.round(100 * share)} % of the recorded transitions${count}`;
+  $("examples-title").textContent = text.replace(/^./, (letter) => letter.toUpperCase());
+  $("examples-text").textContent = `${Math.round(100 * share)} % of the recorded transitions`;
   pairs.replaceChildren();
   pairs.style.setProperty("--shape", `${world.width} / ${world.height}`);
   pairs.hidden = !examples;
