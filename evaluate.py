@@ -31,6 +31,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation import (
     actions,
     clone_record,
+    few_labels,
     held_codes,
     held_keys,
     inverse_dynamics,
@@ -39,6 +40,7 @@ from genie_fn.evaluation import (
     reconstruction,
     record_file,
     rollouts,
+    transfer,
 )
 from genie_fn.evaluation.clips import Clips, conditioning, encode, from_frame
 from genie_fn.evaluation.perceptual import Networks, WeightsConfig
@@ -46,6 +48,7 @@ from genie_fn.evaluation.record import (
     Actions,
     Dataset,
     Evaluation,
+    FewLabels,
     HeldCodes,
     HeldKeys,
     InverseDynamics,
@@ -191,6 +194,13 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
             protocols[name], likeness[name], videos[prompt] = evaluate_protocol(
                 cfg, subject, networks, held_out, prompt, keys[1:3]
             )
+    first = cfg.prompts[0]
+    with watch("transferred actions"):
+        prompted = frames[:, max(cfg.prompts) - first :]
+        level = torch.from_numpy(held_out.levels)
+        transferred = transfer.evaluate(
+            prompted, videos[first], first, level, random.fold_in(keys[2], 1)
+        )
     report, examples = evaluate_actions(cfg, subject, keys[3], watch)
     with watch("held keys"):
         held, films = evaluate_held_keys(cfg, subject, report, keys[4])
@@ -203,7 +213,7 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
         reconstruction=quality,
         prediction=loss,
         rollouts=protocols,
-        actions=replace(report, held_keys=held),
+        actions=replace(report, held_keys=held, transfer=transferred),
         perceptual=likeness,
     )
     last_prompt = frames[:, max(cfg.prompts) - 1 :]
@@ -275,6 +285,10 @@ def evaluate_actions(
     if report.recorded is not None and cfg.probe_steps:
         model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
         report = replace(report, inverse_dynamics=model)
+    if report.recorded is not None and store.count("train"):
+        with watch("labelled transitions"):
+            labels = evaluate_few_labels(cfg, subject, transitions, random.fold_in(key, 2))
+        report = replace(report, few_labels=labels)
     if cfg.held:
         with watch("held actions"):
             held = evaluate_held_codes(cfg, subject, transitions, random.fold_in(key, 1))
@@ -330,6 +344,28 @@ def evaluate_inverse_dynamics(
     training = inverse_dynamics.Training(size, cfg.probe_steps, watch.seconds["inverse dynamics"])
     return inverse_dynamics.evaluate(
         model, training, transitions, predicted, report.recorded, store.action_names
+    )
+
+
+def evaluate_few_labels(
+    cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
+) -> FewLabels:
+    """Accuracy of maps to recorded actions that are fitted on transitions of the train split."""
+    world, store, device = subject
+    assert transitions.recorded is not None
+
+    def label(frames: Tensor, recorded: Tensor) -> Tensor:
+        return torch.stack((conditioning(world, frames, recorded), recorded), 1)
+
+    count = min(cfg.action_clips, few_labels.CLIPS)
+    offsets = actions.spread_clips(store, "train", actions.CLIP, count)
+    labelled = actions.map_clips(store, offsets, actions.CLIP, label, device)
+    return few_labels.evaluate(
+        few_labels.Pairs(*labelled.unbind(1)),
+        few_labels.Pairs(transitions.codes, transitions.recorded),
+        world.dynamics.cfg.actions,
+        store.action_names,
+        key.cpu(),
     )
 
 

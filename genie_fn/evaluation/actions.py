@@ -124,11 +124,11 @@ def halves(level: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_map(table: Tensor) -> Tensor:
-    """The recorded action that most often co-occurs with each code, (A,).
+    """The recorded action that most often co-occurs with each code, (..., R, A) → (..., A).
 
     A code that does not occur maps to the most frequent recorded action.
     """
-    return (table + 1e-6 * table.sum(1, keepdim=True)).argmax(0)
+    return (table + 1e-6 * table.sum(-1, keepdim=True)).argmax(-2)
 
 
 def agreement(

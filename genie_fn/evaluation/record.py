@@ -192,6 +192,62 @@ class HeldCodes:
 
 
 @dataclass(frozen=True)
+class Correlation:
+    """Pearson's correlation of recorded and generated displacements of the image, over transitions.
+
+    None stands for an axis along which no recorded image moves.
+    """
+
+    dx: Values | None
+    dy: Values | None
+    both: Values
+    """Of both axes together: of the sums of their covariances and variances."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Whether actions of one clip displace the image alike from a frame of another clip."""
+
+    frames: int
+    pairs: int
+    """Pairs of a clip whose actions are applied and one whose frame is the start."""
+    transferred: Correlation
+    permuted: Correlation
+    """The chance level: its mean over permutations of the clips whose actions are applied."""
+    p: float
+    """Of `transferred.both`, by these permutations."""
+    own: Correlation
+    """The ceiling: of rollouts from the frame of the same clip as the actions."""
+
+
+@dataclass(frozen=True)
+class LabelCurve:
+    """Accuracy of maps from latent to recorded actions that are fitted on labelled transitions."""
+
+    accuracy: list[Values]
+    """By the number of labelled transitions: the mean over draws of these, and an interval that
+    contains 95% of the draws."""
+    all_labels: float
+    """The ceiling: of the map that is fitted on all transitions which labelled ones are drawn from."""
+    majority: float
+    """The chance level: of always predicting the most frequent recorded action among these."""
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """How the map from latent to recorded actions improves with the number of labelled transitions."""
+
+    numbers: list[int]
+    """Of labelled transitions."""
+    transitions: int
+    """Those of the train split which labelled ones are drawn from."""
+    draws: int
+    all: LabelCurve
+    sides: LabelCurve | None
+    """With recorded actions grouped into left, none and right; None where their names do not say."""
+
+
+@dataclass(frozen=True)
 class Actions:
     """Use and effect of the world's actions."""
 
@@ -210,6 +266,8 @@ class Actions:
     displacement: Displacement
     recorded: Recorded | None
     inverse_dynamics: InverseDynamics | None = None
+    transfer: Transfer | None = None
+    few_labels: FewLabels | None = None
     held_keys: HeldKeys | None = None
     held_codes: HeldCodes | None = None
 

@@ -88,6 +88,12 @@ def joint(world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleCo
     return batched(generate, key, clips.ids[:, :prompt], clips.actions)
 
 
+def of_another_clip(x: Tensor) -> Tensor:
+    """What belongs to clips (B, ...), for each clip that of the clip whose actions are its shuffled
+    ones."""
+    return x.roll(1, 0)
+
+
 def action_sequences(clips: Clips, prompt: int, choices: int, key: Tensor) -> dict[Method, Tensor]:
     """The clip's own actions, another clip's and uniform ones.
 
@@ -96,7 +102,7 @@ def action_sequences(clips: Clips, prompt: int, choices: int, key: Tensor) -> di
     uniform = random.randint(key, clips.actions.shape, 0, choices)
     others: dict[Method, Tensor] = {
         "own_actions": clips.actions,
-        "shuffled": clips.actions.roll(1, 0),
+        "shuffled": of_another_clip(clips.actions),
         "random": uniform,
     }
     prompt_actions = clips.actions[:, : prompt - 1]

@@ -3,10 +3,12 @@
 import torch
 
 from genie_fn import random
-from genie_fn.evaluation import actions, rollouts
+from genie_fn.evaluation import actions, few_labels, rollouts
 from genie_fn.evaluation.actions import Transitions
+from genie_fn.evaluation.few_labels import Pairs
 from genie_fn.evaluation.record import (
     Actions,
+    Correlation,
     Dataset,
     Evaluation,
     Guesses,
@@ -15,6 +17,7 @@ from genie_fn.evaluation.record import (
     Prediction,
     Protocol,
     Reconstruction,
+    Transfer,
 )
 
 NOISE = {"own_actions": 20, "shuffled": 40, "random": 50, "joint": 30, "copy_last": 60}
@@ -54,6 +57,21 @@ def evaluation() -> Evaluation:
         all=Guesses(0.8, 0.9, 1.25),
         sides=Guesses(0.8, 0.9, None),
     )
+    labelled = random.randint(random.key(4), (40, 5), 0, 3)
+    pairs = Pairs(labelled, labelled)
+    names = ("LEFT", "<b>", "RIGHT")
+    measures = {
+        "inverse_dynamics": model,
+        "transfer": Transfer(
+            frames=6,
+            pairs=8,
+            transferred=Correlation([0.51, 0.4, 0.6], None, [0.31, 0.2, 0.42]),
+            permuted=Correlation([0.01], None, [0.02]),
+            p=0.003,
+            own=Correlation([0.71, 0.6, 0.8], None, [0.61, 0.5, 0.7]),
+        ),
+        "few_labels": few_labels.evaluate(pairs, pairs, 4, names, random.key(5)),
+    }
     machine = {"device": "a machine", "threads": 2, "torch": "2.13"}
     return Evaluation(
         config=CONFIG,
@@ -64,7 +82,7 @@ def evaluation() -> Evaluation:
         reconstruction=Reconstruction(23.456, 0.654, 1024, 853, 5.85, 347.0),
         prediction=Prediction(3.412, 0.31),
         rollouts={"1": scores, "4": scores},
-        actions=Actions(**vars(report) | {"inverse_dynamics": model}),
+        actions=Actions(**vars(report) | measures),
         perceptual={
             "reconstruction": Perceptual(lpips=0.123),
             "1": Perceptual(fid=45.678),

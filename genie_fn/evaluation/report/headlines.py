@@ -8,6 +8,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file
 from genie_fn.evaluation.record import (
     Agreement,
+    Correlation,
     Curve,
     Evaluation,
     Guesses,
@@ -116,6 +117,29 @@ def held_codes(read: Callable[[HeldCodes], Values | None]) -> Callable[[Evaluati
     return from_evaluation
 
 
+def transfer(read: Callable[[Correlation], Values | None]) -> Read:
+    """Reads a correlation of displacements under transferred actions."""
+
+    def from_evaluation(evaluation: Evaluation) -> Values | None:
+        found = evaluation.actions.transfer
+        return None if found is None else read(found.transferred)
+
+    return from_evaluation
+
+
+def few_labels(number: int, kind: Literal["all", "sides"] = "all") -> Read:
+    """Reads the accuracy of the map that is fitted on a number of labelled transitions."""
+
+    def from_evaluation(evaluation: Evaluation) -> Values | None:
+        found = evaluation.actions.few_labels
+        if found is None or number not in found.numbers:
+            return None
+        chosen = found.all if kind == "all" else found.sides
+        return None if chosen is None else chosen.accuracy[found.numbers.index(number)]
+
+    return from_evaluation
+
+
 TOKENIZER_PSNR = Row("tokenizer, PSNR", lambda e: [e.reconstruction.psnr], 2, " dB")
 DELTA_RANDOM = Row("Δ₄ PSNR, random actions, moving clips", delta("random", 4), 2, " dB")
 DELTA_SHUFFLED = Row("Δ₄ PSNR, shuffled actions, moving clips", delta("shuffled", 4), 2, " dB")
@@ -175,6 +199,9 @@ ROWS = (
         3,
         summary=False,
     ),
+    Row("accuracy of the map from 10 labelled transitions", few_labels(10), 3, summary=False),
+    Row("accuracy of the map from 50 labelled transitions", few_labels(50), 3, summary=False),
+    Row("accuracy of the map from 200 labelled transitions", few_labels(200), 3),
     Row("held keys, share of starts with both directions correct", held_keys_share),
     Row("held actions, share followed", held_codes(lambda held: held.average), 2),
     Row(
@@ -183,6 +210,9 @@ ROWS = (
         2,
     ),
     Row("held actions, share inferred again", held_codes(lambda held: held.reinferred), 2),
+    Row("transferred actions, correlation of displacements", transfer(lambda c: c.both), 2),
+    Row("transferred actions, horizontal", transfer(lambda c: c.dx), 2, summary=False),
+    Row("transferred actions, vertical", transfer(lambda c: c.dy), 2, summary=False),
     Row(
         "image displacement by action, p, horizontal",
         lambda e: [e.actions.displacement.dx_p],

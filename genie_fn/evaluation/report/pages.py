@@ -19,7 +19,7 @@ from genie_fn.evaluation.report import charts, headlines, tables
 from genie_fn.evaluation.report.charts import Bar, Line
 from genie_fn.evaluation.report.methods import METHODS
 from genie_fn.evaluation.report.pictures import Picture
-from genie_fn.evaluation.report.verdicts import held_codes, held_keys, verdicts
+from genie_fn.evaluation.report.verdicts import held_codes, held_keys, transfer, verdicts
 
 
 class Pictures(NamedTuple):
@@ -58,6 +58,7 @@ environment.globals |= {
     "held_codes_sentence": held_codes,
     "held_keys_sentence": held_keys,
     "tables": tables,
+    "transfer_sentence": transfer,
     "verdicts": verdicts,
 }
 

@@ -3,14 +3,17 @@
 from genie_fn.evaluation.clone_record import CloneRecord
 from genie_fn.evaluation.record import (
     Actions,
+    Correlation,
     Curve,
     Displacement,
     Evaluation,
+    FewLabels,
     HeldCodes,
     HeldKeys,
     Protocol,
     Recorded,
     Scores,
+    Transfer,
     Values,
 )
 from genie_fn.evaluation.report import headlines
@@ -121,6 +124,33 @@ def held_codes(held: HeldCodes, names: list[str]) -> Rows:
         [names[action], f"{dx:+.2f}", f"{dy:+.2f}", f"{recorded:.0%}", f"{followed:.0%}"]
         for action, (dx, dy), recorded, followed in columns
     ]
+
+
+def transfer(found: Transfer) -> Rows:
+    """Correlations of displacements: of transferred actions, their chance level and ceiling."""
+
+    def row(label: str, correlation: Correlation) -> list[str]:
+        values = (correlation.dx, correlation.dy, correlation.both)
+        return [label, *(headlines.show(x) for x in values)]
+
+    return [
+        row("another clip's actions", found.transferred),
+        row("chance: clips permuted", found.permuted),
+        row("ceiling: the clip's own actions", found.own),
+    ]
+
+
+def few_labels(found: FewLabels) -> tuple[list[str], Rows]:
+    """Head and rows of the accuracy of maps by the number of labelled transitions."""
+    head = ["accuracy", "most frequent action", *(f"{number} labels" for number in found.numbers)]
+    head.append(f"{found.transitions} labels")
+    curves = (("all recorded actions", found.all), ("left / none / right", found.sides))
+    rows = []
+    for label, curve in curves:
+        if curve is not None:
+            accuracies = [headlines.show(values, 3) for values in curve.accuracy]
+            rows.append([label, f"{curve.majority:.3f}", *accuracies, f"{curve.all_labels:.3f}"])
+    return head, rows
 
 
 def per_action(actions: Actions) -> tuple[list[str], Rows]:

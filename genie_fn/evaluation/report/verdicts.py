@@ -1,6 +1,6 @@
 """What an evaluation shows, in sentences."""
 
-from genie_fn.evaluation.record import Evaluation, HeldCodes, HeldKeys
+from genie_fn.evaluation.record import Evaluation, FewLabels, HeldCodes, HeldKeys, Transfer
 from genie_fn.evaluation.report import headlines
 
 SIGNIFICANT = 0.05
@@ -10,6 +10,8 @@ def verdicts(evaluation: Evaluation) -> list[str]:
     """One sentence per question that the evaluation can answer."""
     held = evaluation.actions.held_keys
     codes = evaluation.actions.held_codes
+    moved = evaluation.actions.transfer
+    labels = evaluation.actions.few_labels
     sentences = [
         _controllability(evaluation),
         _copying(evaluation),
@@ -18,6 +20,8 @@ def verdicts(evaluation: Evaluation) -> list[str]:
         _displacement(evaluation),
         None if held is None else held_keys(held),
         None if codes is None else held_codes(codes),
+        None if moved is None else transfer(moved),
+        None if labels is None else few_labels(labels),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -99,6 +103,31 @@ def held_codes(held: HeldCodes) -> str:
     return (
         f"{sentence}; the latent action model infers the held action again in "
         f"{held.reinferred[0]:.0%} of the generated transitions."
+    )
+
+
+def transfer(found: Transfer) -> str:
+    """Whether actions of one clip move the picture alike in another."""
+    return (
+        "Under the actions of a clip of another level, the displacement of the generated picture has a "
+        f"correlation of {headlines.show(found.transferred.both)} with that of the clip "
+        f"({found.permuted.both[0]:.2f} by chance, p = {found.p:.3f}; {found.own.both[0]:.2f} from "
+        "the clip's own frame)."
+    )
+
+
+def few_labels(found: FewLabels) -> str | None:
+    """How well a few labelled transitions translate latent actions."""
+    if not found.numbers:
+        return None
+    curve = found.sides or found.all
+    what = "left, none or right" if found.sides else "the recorded action"
+    numbers = ", ".join(map(str, found.numbers))
+    accuracies = ", ".join(f"{values[0]:.0%}" for values in curve.accuracy)
+    return (
+        f"Fitted on {numbers} labelled transitions, a map from latent actions predicts {what} of "
+        f"{accuracies} of the transitions ({curve.all_labels:.0%} fitted on {found.transitions}; "
+        f"{curve.majority:.0%} by always predicting the most frequent one)."
     )
 
 

@@ -138,11 +138,13 @@ def test_headlines_are_read_from_the_record(evaluation):
 
 
 def test_verdicts_follow_the_intervals(evaluation):
-    control, copying, used, nmi, moves = verdicts(evaluation)
+    control, copying, used, nmi, moves, transferred, labels = verdicts(evaluation)
     assert control.startswith("Controllability is significant")
     assert "at every frame" in copying and "in use" in used
     assert "125% of that of" in nmi
     assert "further left under 2" in moves and "further right under 0" in moves
+    assert "correlation of 0.31 [0.20, 0.42]" in transferred and "0.61 from" in transferred
+    assert "Fitted on 10, 50, 200 labelled" in labels and "100% of the transitions" in labels
 
     scores = evaluation.rollouts["1"].moving
     delta = {name: replace(curve, low=[-0.1] * 6) for name, curve in scores.delta.items()}
@@ -154,7 +156,7 @@ def test_verdicts_follow_the_intervals(evaluation):
         state="collapsed: 97% of transitions have one code",
         inverse_dynamics=None,
     )
-    control, copying, used, nmi, moves = verdicts(other)
+    control, copying, used, nmi, moves, *_ = verdicts(other)
     assert control.startswith("Controllability is not significant")
     assert "interval contains 0" in control and "at no frame" in copying
     assert "collapsed: 97%" in used and "inverse dynamics" not in nmi
