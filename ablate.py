@@ -53,6 +53,7 @@ ChoiceName = Literal[
     "quantizer",
     "lam",
     "codes",
+    "labels",
     "history",
     "neighbourhood",
     "order",
@@ -98,6 +99,16 @@ CHOICES: dict[ChoiceName, Choice] = {
             "6": "--cfg.model.quantizer.pairs 0",
             "9-with-3-pairs": "--cfg.model.quantizer.codes 9 --cfg.model.quantizer.pairs 3",
             "8": "--cfg.model.quantizer.codes 8 --cfg.model.quantizer.pairs 0",
+        },
+    ),
+    "labels": Choice(
+        "lam",
+        "Labelled transitions that the latent action model is trained with",
+        {
+            "0": "",
+            "50": "--cfg.labels 50",
+            "200": "--cfg.labels 200",
+            "1000": "--cfg.labels 1000",
         },
     ),
     "history": Choice(
@@ -162,6 +173,7 @@ COLUMNS = (
     Row("mean of the frames, all, dB", headlines.psnr("own_actions", "average", "all")),
     Row("Δ₄ shuffled, moving, dB", headlines.delta("shuffled", 4)),
     Row("actions' NMI", headlines.NMI.read, 3),
+    Row("map from 200 labels, accuracy", headlines.few_labels(200), 3),
 )
 
 

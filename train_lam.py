@@ -1,11 +1,12 @@
 """Stage 2: train the latent action model, which infers the action between two frames.
 
-It needs no labels.
+It needs no labels, but can use a few.
 
     python train_lam.py                              # the demo preset: minutes on two CPU cores
     python train_lam.py --cfg.preset coinrun         # the paper's Appendix F.3
     python train_lam.py --cfg.preset open-genie-demo # from blueprints, with 8 bits of actions
     python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
+    python train_lam.py --cfg.labels 200             # with 200 labelled transitions
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
-from genie_fn import lam, layers, quantize
+from genie_fn import lam, layers, quantize, random
 from genie_fn.lam import LamConfig
 from genie_fn.runtime.cli import run
-from genie_fn.training import loop, setup
+from genie_fn.training import labels, loop, setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.execution import make_step
+from genie_fn.training.labels import Labelled
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import Objective
 
@@ -26,6 +28,16 @@ from genie_fn.training.step import Objective
 @dataclass(frozen=True)
 class Config(RunConfig):
     model: LamConfig = field(default_factory=LamConfig)
+    labels: int = 0
+    """Labelled transitions: the codes also learn the recorded actions of this many transitions of the
+    train split, which the seed chooses. They are kept in memory. 0: none."""
+    label_weight: float = 1.0
+    """Weight of the cross-entropy of their recorded actions."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("labels", 0)
+        self._require("label_weight", 0)
 
     def watched(self) -> dict[str, str]:
         return {
@@ -97,13 +109,22 @@ PRESETS = {
 }
 
 
-def objective(cfg: Config) -> Objective:
-    """What a step minimises and reports, on batches of frames."""
+def objective(cfg: Config, labelled: Labelled | None = None) -> Objective:
+    """What a step minimises and reports, on batches of frames, beside which a few are labelled."""
     model = cfg.model
     backend = cfg.backend
 
     def loss(params, batch, key, step, microbatch):
-        return lam.loss(params, batch.frames, model, microbatch, backend=backend)
+        value, (scores, q) = lam.loss(params, batch.frames, model, microbatch, backend=backend)
+        if labelled is None:
+            return value, (scores, q)
+        key = random.fold_in(key, 2)
+        few = labels.draw(labelled, key, step, len(batch.frames), microbatch)
+        recorded = few.actions[:, -1]
+        label_loss, label_scores = lam.label_loss(
+            params, few.frames, recorded, model, backend=backend
+        )
+        return value + cfg.label_weight * label_loss, (scores | label_scores, q)
 
     def statistics(params, batch, key, step, microbatch):
         return lam.statistics(params, batch.frames, model, microbatch, backend=backend)
@@ -118,6 +139,11 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, model=model)
     lam.check_clips(model, cfg.num_frames)
     spec = lam.spec(model)
+    labelled = None
+    if cfg.labels:
+        length = lam.context(model, cfg.num_frames)
+        labelled = labels.read(store, cfg, cfg.labels, length, device)
+        spec["labels"] = lam.label_spec(model, store.num_actions)
     setup.announce("latent action model", spec, cfg, device)
     state = setup.start(spec, quantize.initial_use(model.quantizer), cfg, "lam", device)
     frames = setup.held_out(store, cfg, 8, device).frames
@@ -131,7 +157,7 @@ def main(cfg: Config) -> None:
         setup.draw(path, frames[:, -2], frames[:, -1], layers.to_uint8(predicted[:, -1]))
 
     batches = setup.batches(store, cfg, int(state.step), device)
-    step = make_step(objective(cfg), spec, cfg)
+    step = make_step(objective(cfg, labelled), spec, cfg)
     loop.fit(setup.with_flips(step, cfg), state, batches, cfg, sample)
 
 

@@ -21,9 +21,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tyro.conf import Suppress
 
-from genie_fn import layers, metrics, quantize
+from genie_fn import layers, metrics, quantize, tree
 from genie_fn.errors import UserError
 from genie_fn.layers import DtypeName, STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
@@ -193,6 +194,11 @@ PRESETS = {
 trained jointly; `coinrun` is the paper's Appendix F.3."""
 
 
+def context(cfg: LamConfig, frames: int) -> int:
+    """How many of a clip's `frames` last frames its last action depends on."""
+    return 2 if cfg.arch == "motion" else frames
+
+
 def check_clips(cfg: LamConfig, frames: int) -> None:
     """Raise UserError unless the model can be trained on clips of so many frames, of its size."""
     if frames < 2:
@@ -218,6 +224,14 @@ def spec(cfg: LamConfig) -> Tree:
     if cfg.facing.side:
         params["facing"] = facing.spec(cfg.facing)
     return params
+
+
+def label_spec(cfg: LamConfig, recorded: int) -> Tree:
+    """The parameters that `label_loss` adds: a linear classifier of latents by recorded action.
+
+    Only training uses it.
+    """
+    return layers.linear_spec(cfg.quantizer.width, recorded, bias=True)
 
 
 def _st_vivit_spec(cfg: LamConfig) -> Tree:
@@ -500,3 +514,30 @@ def loss(
     scores |= facing_scores
     scores["use"] = quantize.code_use(actions, cfg.actions)
     return weighted_mse + q.loss + facing_loss, (scores, q._replace(ids=actions))
+
+
+def label_loss(
+    params: Tree,
+    video_BTHWC: Tensor,
+    recorded_B: Tensor,
+    cfg: LamConfig,
+    *,
+    backend: Backend = AUTO,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the recorded actions of the last transitions of uint8 video, and metrics.
+
+    It is the mean of two. The linear classifier `params["labels"]` learns from the latents before
+    quantisation, in which actions can differ although their codes are the same. Its predictions from
+    the codes, by which it is not changed, move a latent until its code is one of its action.
+    """
+    z_BTK = encode(params, layers.to_float(video_BTHWC), cfg, backend=backend)[:, -1:]
+    q = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, backend=backend)
+    latent_BK = quantize.unquantized(params["quantizer"], z_BTK, cfg.quantizer)[:, 0]
+    by_latent_BA = layers.linear(params["labels"], latent_BK)
+    fixed = tree.map(torch.Tensor.detach, params["labels"])
+    by_code_BA = layers.linear(fixed, q.codes[:, 0])
+    value = (
+        F.cross_entropy(by_latent_BA, recorded_B) + F.cross_entropy(by_code_BA, recorded_B)
+    ) / 2
+    accuracy = (by_code_BA.argmax(-1) == recorded_B).float().mean()
+    return value, {"label_loss": value, "label_accuracy": accuracy}

@@ -191,6 +191,16 @@ def quantize(
     return q._replace(codes=layers.linear(params["out"], q.codes))
 
 
+def unquantized(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Tensor:
+    """z (..., width) as `quantize` compares it with the codes, where `Quantized.codes` has these."""
+    z = z.float()
+    if cfg.input_dim:
+        z = layers.linear(params["in"], z)
+    if cfg.sphere:
+        z = _on_sphere(z)
+    return layers.linear(params["out"], z) if cfg.input_dim else z
+
+
 def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     """The codes (..., width) of ids (...): the inverse of quantisation."""
     codes = KINDS[cfg.kind].lookup(params, ids, cfg)

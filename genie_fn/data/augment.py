@@ -27,7 +27,7 @@ def flipped_actions(names: Sequence[str]) -> list[int]:
     return [list(names).index(name) for name in flipped]
 
 
-def flip_half(batch: Batch, step: Tensor, first_clip: int, swap_A: Tensor | None) -> Batch:
+def flip_half(batch: Batch, step: Tensor, first_clip: int | Tensor, swap_A: Tensor | None) -> Batch:
     """A batch of tensors with every second clip flipped horizontally, the others at the next step.
 
     Recorded actions of flipped clips are mapped by `swap_A` (see `flipped_actions`). Without
@@ -36,7 +36,7 @@ def flip_half(batch: Batch, step: Tensor, first_clip: int, swap_A: Tensor | None
     resumed run and any number of processes flip the same clips.
     """
     clips = len(batch.frames)
-    index_B = torch.arange(first_clip, first_clip + clips, device=batch.frames.device)
+    index_B = first_clip + torch.arange(clips, device=batch.frames.device)
     odd_B = (index_B + step) % 2 == 1
     frames = torch.where(odd_B[:, None, None, None, None], batch.frames.flip(-2), batch.frames)
     if swap_A is None:

@@ -106,13 +106,13 @@ class ClipReader:
             return self.load(offsets)
         return read_clips(self.store, offsets, self.num_frames)
 
-    def fixed_batch(self, count: int) -> Any:
-        """A batch of at most `count` clips that is the same at every call: see `spread_clips`.
+    def fixed_batch(self, count: int, seed: int = 0) -> Any:
+        """A batch of at most `count` clips, the same ones for the same seed: see `spread_clips`.
 
         Clips that cannot be read are replaced by repeating the others.
         """
         starts = clip_starts(self.readable, self.split, self.num_frames, self.flags)
-        offsets = spread_clips(self.readable, starts, count)
+        offsets = spread_clips(self.readable, starts, count, seed)
         try:
             return self._load(offsets)
         except DamagedClips as damage:

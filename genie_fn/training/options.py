@@ -22,7 +22,7 @@ DETERMINED = {
 }
 """Fields of a model's configuration that something else determines, and the flag of that."""
 MODELS = ("model", "lam_model")
-FORMER = {"stride": 1, "flip": False}
+FORMER = {"stride": 1, "flip": False, "labels": 0}
 """What runs did before these were options."""
 SHOWN = 5
 """The largest number of options that a sentence lists."""
@@ -92,7 +92,9 @@ def misfit(run: str, changed: list[Difference]) -> UserError:
             f"the model saved in {run} has another architecture, as the preset had in an earlier "
             "version of this program: train another model with another --cfg.out"
         )
-    structure = [x for x in changed if "." in x.name or x.name in ("train_lam", "actions")]
+    structure = [
+        x for x in changed if "." in x.name or x.name in ("train_lam", "actions", "labels")
+    ]
     different = f": {describe(preset or structure)}" if preset or structure else ""
     return UserError(
         f"the model saved in {run} has other sizes{different}; "
