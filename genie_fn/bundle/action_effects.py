@@ -298,7 +298,9 @@ def strips_size(about: dict[str, Any]) -> int:
 def from_facts(about: dict[str, Any], content: bytes) -> ActionEffects:
     """The effects of which these are the `facts` and the strips, one after another."""
     file = io.BytesIO(content)
-    return ActionEffects(**about | {"strips": [file.read(size) for size in about["strips"]]})
+    fields = dict(about)
+    strips = [file.read(size) for size in fields.pop("strips")]
+    return ActionEffects(**fields, strips=strips)
 
 
 def is_valid(effects: ActionEffects, world: World) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import export_world
 from genie_fn import bundle, data
 from genie_fn import world as worlds
 from genie_fn.bundle import Bundle, action_effects
@@ -178,3 +179,23 @@ def test_impossible_effects_in_a_world_file_are_refused(playable, tmp_path):
     bundle.save(path, playable._replace(effects=wrong))
     with pytest.raises(UserError, match="effects of its actions are impossible"):
         bundle.load(path)
+
+
+def test_a_world_file_is_written_again_with_effects(playable, stage, tmp_path, monkeypatch, capsys):
+    old, new = (str(tmp_path / f"{name}.safetensors") for name in ("old", "new"))
+    bundle.save(old, playable._replace(effects=None, action_map=None, card={"licence": "MIT"}))
+    monkeypatch.setattr(action_effects, "measure", lambda *_: playable.effects)
+    export_world.main(export_world.Config(run=old, output=new, data=str(stage[2].root)))
+    loaded = bundle.load(new)
+    assert loaded.effects == playable.effects and loaded.card == {"licence": "MIT"}
+    assert np.array_equal(loaded.start_frames, playable.start_frames)
+    assert "by how these move the agent" in capsys.readouterr().out
+
+
+def test_export_says_what_the_arrow_keys_do(playable):
+    cfg = export_world.Config()
+    unnamed = playable._replace(action_map=None, action_names=())
+    assert export_world.advise_on_keys(cfg, playable) == ""
+    assert export_world.advise_on_keys(cfg, unnamed) == ""
+    still = unnamed._replace(effects=effects(*[STILL] * 5))
+    assert "do nothing" in export_world.advise_on_keys(cfg, still)

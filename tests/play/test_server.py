@@ -488,7 +488,7 @@ def test_fifty_abandoned_sessions_free_their_memory(serve):
             page.start()
             page.ask("act", action=0)
             moments = client.server.places[page.hello["session"]].session.moments
-            alive += [weakref.ref(moment.added.dynamics.k_LB1NGE) for moment in moments]
+            alive += [weakref.ref(moment.added.dynamics.cache.k_LB1NGE) for moment in moments]
             del moments
     assert len(client.server.places) <= 32 + 1
     wait_for(lambda: not client.server.places)
