@@ -392,8 +392,8 @@ def put_last(run: str | Path) -> None:
 
 
 def weights(loaded: Loaded) -> Tree:
-    """The parameters that later stages use: the moving average if the run kept one."""
-    return loaded.state["ema"] or loaded.state["params"]
+    """The parameters that later stages use: of each network the moving average, if it has one."""
+    return loaded.state["params"] | loaded.state["ema"]
 
 
 def check(params: Tree, spec: Tree, what: str) -> Tree:

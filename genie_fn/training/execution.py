@@ -43,7 +43,7 @@ def make_step(
 ) -> Step:
     """`train_step` for an objective and the parameters of `spec`, carried out as `cfg` asks for.
 
-    `separate` gives top-level networks an optimizer and a gradient clip of their own. With several
+    `separate` gives top-level networks an optimizer of their own, see `make_recipe`. With several
     processes each passes its own clips of the batch. A compiled step overwrites the state that it
     is given; otherwise the step is pure.
     """

@@ -186,7 +186,7 @@ def _open_run(cfg: RunConfig, batches: Iterable, first: int) -> Iterator[_Run]:
 def draw(sample: Sample, state: TrainState, path: Path) -> None:
     """Let the first process draw a picture with the state's weights. A full disk costs the picture,
     not the run."""
-    weights = sharding.full(state.ema or state.params)
+    weights = sharding.full(state.params | state.ema)
     if processes.rank() > 0:
         return
     try:

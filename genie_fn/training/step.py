@@ -5,6 +5,7 @@ in microbatches, on a divided state, compiled, is added by `genie_fn/training/ex
 """
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -55,8 +56,12 @@ class Objective(NamedTuple):
     update: CodebookUpdate | None = None
 
 
+NONE: Mapping[str, OptimConfig] = MappingProxyType({})
+"""No network has an optimizer of its own."""
+
+
 class Group(NamedTuple):
-    """Top-level networks that share an optimizer and a gradient clip."""
+    """Top-level networks that share an optimizer, a gradient clip and a moving average's decay."""
 
     networks: tuple[str, ...]
     cfg: OptimConfig
@@ -78,11 +83,6 @@ class Recipe(NamedTuple):
         """The number of microbatches of a batch, over all processes."""
         return self.layout.count * self.cfg.accumulate
 
-    @property
-    def averaged(self) -> tuple[str, ...]:
-        """The networks whose weights have a moving average: those of the first group."""
-        return self.groups[0].networks
-
 
 class Gradients(NamedTuple):
     """The result of the backward pass over the clips of this process."""
@@ -100,15 +100,16 @@ def init_state(
     key: Tensor,
     cfg: OptimConfig,
     stats: Tree,
-    separate: Collection[str] = (),
+    separate: Mapping[str, OptimConfig] = NONE,
     layout: Layout = sharding.SINGLE_PROCESS,
 ) -> TrainState:
-    """The state before the first step. The networks named in `separate` get no moving average."""
-    params = sharding.place(tree.init(spec, key), optim.divisible(spec, cfg), layout)
-    average = {}
-    if cfg.ema:
-        networks = [name for name in params if name not in separate]
-        average = tree.map(torch.clone, _select(params, networks))
+    """The state before the first step.
+
+    `separate` as in `make_recipe`. Networks whose optimizer has no `ema` get no moving average.
+    """
+    params = sharding.place(tree.init(spec, key), _divisible(spec, cfg, separate), layout)
+    averaged = [name for name in params if separate.get(name, cfg).ema]
+    average = tree.map(torch.clone, _select(params, averaged))
     step = torch.zeros((), dtype=torch.int64, device=key.device)
     return TrainState(step, params, optim.adamw_init(params), average, stats, step.new_zeros(2))
 
@@ -116,12 +117,21 @@ def init_state(
 def make_recipe(
     objective: Objective, spec: Tree, cfg: RunConfig, separate: Mapping[str, OptimConfig]
 ) -> Recipe:
-    """`separate` gives top-level networks an optimizer and a gradient clip of their own."""
+    """`separate` gives top-level networks an optimizer of their own: a learning rate, the choice of
+    Muon or AdamW, a gradient clip and the decay of a moving average."""
     rest = tuple(name for name in spec if name not in separate)
     groups = [Group(rest, cfg.optim, "")]
     groups += [Group((name,), own, f"_{name}") for name, own in separate.items()]
     layout = sharding.layout(cfg.sharding)
-    return Recipe(objective, optim.divisible(spec, cfg.optim), cfg, layout, tuple(groups))
+    divisible = _divisible(spec, cfg.optim, separate)
+    return Recipe(objective, divisible, cfg, layout, tuple(groups))
+
+
+def _divisible(spec: Tree, cfg: OptimConfig, separate: Mapping[str, OptimConfig]) -> Tree:
+    """The spec as many devices may divide it, each network as its own optimizer needs it."""
+    return {
+        name: optim.divisible(network, separate.get(name, cfg)) for name, network in spec.items()
+    }
 
 
 def train_step(
@@ -176,7 +186,7 @@ def apply_gradients(
 
     If the loss or a gradient is not finite, only the counters of the state change.
     """
-    objective, spec, cfg, layout, _ = recipe
+    objective, spec, _, layout, groups = recipe
 
     # Averages over all processes; of the gradients each process gets those of its own shards.
     grads = exchange.scatter(gradients.grads, spec, layout)
@@ -189,10 +199,11 @@ def apply_gradients(
     if objective.update:
         params, stats = objective.update.apply(params, stats, sums)
 
-    average = {}
-    if cfg.optim.ema:
-        weights = _select(params, recipe.averaged)
-        average = optim.ema(state.ema, weights, state.step, cfg.optim.ema)
+    average = dict(state.ema)
+    for networks, own, _ in groups:
+        if own.ema:
+            before = _select(state.ema, networks)
+            average |= optim.ema(before, _select(params, networks), state.step, own.ema)
 
     new = TrainState(state.step + 1, params, opt, average, stats, state.skipped)
     new = skip_unless_finite(state, new, [scores["loss"], *norms.values()])
