@@ -35,7 +35,7 @@ from genie_fn.training import checkpoint, inputs, loop, processes, setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.execution import make_step
 from genie_fn.training.inputs import StageInput
-from genie_fn.training.optim import OptimConfig
+from genie_fn.training.optim import LAM_PRESETS, OptimConfig
 from genie_fn.training.step import Objective, Step
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World
@@ -59,6 +59,9 @@ class Config(RunConfig):
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
     """The latent action model of joint training."""
+    lam_optim: OptimConfig = field(default_factory=OptimConfig)
+    """The latent action model's optimizer in joint training, of which --cfg.optim is the dynamics
+    model's."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How the pictures during training are sampled."""
@@ -103,7 +106,9 @@ def _config(preset: str, **options) -> Config:
         preset,
         out=f"{folder}/dynamics",
         lam_model=lam.PRESETS[preset],
+        lam_optim=LAM_PRESETS[preset],
         model=dynamics.PRESETS[preset],
+        stride="auto",
         **options,
     )
 
@@ -113,7 +118,7 @@ def demo() -> Config:
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
-    sizes = {"steps": 450, "batch_size": 16, "num_frames": 8, "stride": 2}
+    sizes = {"steps": 450, "batch_size": 16, "num_frames": 8}
     return _config("demo", **sizes, flip=True, compile="off", optim=optim)
 
 
@@ -148,7 +153,8 @@ class TokenBatch(NamedTuple):
 
 
 class JointBatch(NamedTuple):
-    """A batch of ids (B, T, N) and the uint8 frames (B, T, H, W, 3) that they encode."""
+    """A batch of ids (B, T, N) and the uint8 frames (B, C + T, H, W, 3) that end with the T frames
+    that they encode, after C frames of context for the latent action model."""
 
     ids: Tensor
     frames: Tensor
@@ -202,9 +208,10 @@ def joint_objective(cfg: Config) -> Objective:
         lam_loss, (lam_scores, q) = lam.loss(
             params["lam"], batch.frames, lam_model, microbatch, backend=backend
         )
+        actions = q.ids[:, lam_model.context :]
         mask, shown = hide(batch.ids, key, model, microbatch)
         token_loss, (scores, _) = dynamics.loss(
-            params, batch.ids, q.ids, mask, model, microbatch, shown, backend=backend
+            params, batch.ids, actions, mask, model, microbatch, shown, backend=backend
         )
         return token_loss + lam_loss, (scores | {"lam": lam_scores}, q)
 
@@ -244,6 +251,12 @@ class Conditioning(NamedTuple):
     """Parameters that are trained besides the dynamics model's; {} if there are none."""
     stats: Tree
     """What the state keeps for a codebook."""
+    context: int = 0
+    """Frames that a clip has before those of the dynamics model, for the latent action model."""
+
+    def with_context(self, cfg: Config) -> Config:
+        """The configuration for reading clips."""
+        return replace(cfg, num_frames=self.context + cfg.num_frames)
 
 
 def conditioning(cfg: Config, store: data.Store, stage: Stage | None) -> Conditioning:
@@ -307,7 +320,9 @@ def joint_training(model: LamConfig, backend: Backend) -> Conditioning:
 
     stats = quantize.initial_use(model.quantizer)
     spec = {"lam": lam.spec(model)}
-    return Conditioning(model.actions, joint_objective, make_batch, trained, None, spec, stats)
+    return Conditioning(
+        model.actions, joint_objective, make_batch, trained, None, spec, stats, model.context
+    )
 
 
 # Frozen models and batches
@@ -403,7 +418,7 @@ def on_frames(step: Step, tokenize: Callable, actions: Conditioning) -> Step:
     """`step` on batches of frames, which the frozen models encode first."""
 
     def encode_and_step(state, batch: data.Batch, key, *total_steps):
-        ids = tokenize(batch.frames)
+        ids = tokenize(batch.frames[:, actions.context :])
         return step(state, actions.make_batch(ids, batch), key, *total_steps)
 
     return encode_and_step
@@ -428,15 +443,20 @@ def cache_encoder(
 
 
 def sampler(cfg: Config, stage: Stage, actions: Conditioning, clips: data.Batch) -> Callable:
-    """A function that draws held-out clips above rollouts from their first frames."""
+    """A function that draws held-out clips above rollouts from their first frames.
+
+    Those of the context are not drawn.
+    """
 
     def sample(params: Tree, path: Path) -> None:
         model = World(stage, Stage(cfg.model, params, cfg.backend), actions.lam(params))
         between = world.infer_actions(model, clips.frames) if model.lam else clips.actions
-        prompt = clips.frames[:, :1]
+        between = between[:, actions.context :]
+        frames = clips.frames[:, actions.context :]
+        prompt = frames[:, :1]
         key = random.key(cfg.seed, prompt.device)
         generated = world.rollout(model, prompt, between, key, cfg.sample)
-        pairs = zip(clips.frames, torch.cat((prompt, generated), 1), strict=True)
+        pairs = zip(frames, torch.cat((prompt, generated), 1), strict=True)
         setup.draw(path, *(row for pair in pairs for row in pair))
 
     return sample
@@ -461,10 +481,12 @@ def main(cfg: Config) -> None:
 
     spec = dynamics.spec(cfg.model) | actions.spec
     setup.announce("dynamics model", spec, cfg, device)
-    state = setup.start(spec, actions.stats, cfg, "dynamics", device)
+    separate = {"lam": cfg.lam_optim} if cfg.train_lam else {}
+    state = setup.start(spec, actions.stats, cfg, "dynamics", device, separate)
     first = int(state.step)
-    step = make_step(actions.objective(cfg), spec, cfg)
-    sample = sampler(cfg, stage, actions, setup.held_out(store, cfg, 4, device))
+    step = make_step(actions.objective(cfg), spec, cfg, separate)
+    reading = actions.with_context(cfg)
+    sample = sampler(cfg, stage, actions, setup.held_out(store, reading, 4, device))
 
     tokenize = frozen_tokenizer(stage, cfg)
     if cfg.cache:
@@ -472,7 +494,7 @@ def main(cfg: Config) -> None:
         batches = setup.cached_batches(store, cfg, encoder, cfg.tokens, first, device, TokenBatch)
     else:
         step = setup.with_flips(on_frames(step, tokenize, actions), cfg, swap_A)
-        batches = setup.batches(store, cfg, first, device)
+        batches = setup.batches(store, reading, first, device)
     loop.fit(step, state, batches, cfg, sample)
 
 

@@ -7,6 +7,7 @@ It needs no labels, but can use a few.
     python train_lam.py --cfg.preset open-genie-demo # from blueprints, with 8 bits of actions
     python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
     python train_lam.py --cfg.labels 200             # with 200 labelled transitions
+    python train_lam.py --cfg.stride auto            # finds the gap in time first, in short runs
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,14 @@ from pathlib import Path
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
 from genie_fn import lam, layers, quantize, random
+from genie_fn.evaluation import strides
 from genie_fn.lam import LamConfig
 from genie_fn.runtime.cli import run
 from genie_fn.training import labels, loop, setup
 from genie_fn.training.config import RunConfig
 from genie_fn.training.execution import make_step
 from genie_fn.training.labels import Labelled
-from genie_fn.training.optim import OptimConfig
+from genie_fn.training.optim import LAM_PRESETS, OptimConfig
 from genie_fn.training.step import Objective
 
 
@@ -56,9 +58,8 @@ def demo() -> Config:
 
     Minutes on two CPU cores.
     """
-    optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     sizes = {"steps": 400, "batch_size": 12, "num_frames": 5, "stride": 2}
-    return _config("demo", **sizes, flip=True, compile="off", optim=optim)
+    return _config("demo", **sizes, flip=True, compile="off", optim=LAM_PRESETS["demo"])
 
 
 def conv_demo() -> Config:
@@ -70,8 +71,8 @@ def conv_demo() -> Config:
 
 def small() -> Config:
     """18M parameters, bf16: under an hour on one GPU."""
-    optim = OptimConfig(lr=3e-4, schedule="wsd", warmup=500, ema=0.999)
-    return _config("small", steps=10_000, batch_size=36, num_frames=16, optim=optim)
+    sizes = {"steps": 10_000, "batch_size": 36, "num_frames": 16}
+    return _config("small", optim=LAM_PRESETS["small"], **sizes)
 
 
 def coinrun() -> Config:
@@ -79,8 +80,8 @@ def coinrun() -> Config:
 
     It needs a large GPU.
     """
-    optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
-    return _config("coinrun", steps=200_000, batch_size=36, num_frames=16, optim=optim)
+    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16}
+    return _config("coinrun", optim=LAM_PRESETS["coinrun"], **sizes)
 
 
 def open_genie_demo() -> Config:
@@ -138,6 +139,10 @@ def main(cfg: Config) -> None:
     model = replace(cfg.model, height=store.height, width=store.width)
     cfg = replace(cfg, model=model)
     lam.check_clips(model, cfg.num_frames)
+    if cfg.stride == "auto":
+        stride = strides.choose(cfg, model, store)
+        cfg = replace(cfg, stride=stride)
+        store = replace(store, stride=stride)
     spec = lam.spec(model)
     labelled = None
     if cfg.labels:

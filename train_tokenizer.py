@@ -43,6 +43,11 @@ class Config(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.stride == "auto":
+            raise UserError(
+                "--cfg.stride auto compares latent actions, which a tokenizer does not have: give a "
+                "number, such as that of the latent action model; any is of use"
+            )
         if self.critic.ema:
             raise UserError(
                 "a discriminator has no moving average of its weights: leave --cfg.critic.ema at 0"

@@ -147,6 +147,15 @@ class LamConfig:
         """The number of latent actions, A."""
         return self.quantizer.codes * (2 if self.facing.side else 1)
 
+    @property
+    def context(self) -> int:
+        """How many frames before a transition's two the encoder is meant to see, at least.
+
+        An encoder of past frames sees velocities, which the first frame of a clip does not show.
+        That of `motion` sees the two frames alone.
+        """
+        return 0 if self.arch == "motion" else 1
+
 
 def _st_vivit(patch: int, stack: STConfig) -> LamConfig:
     return LamConfig(patch=patch, encoder=stack, decoder=stack)

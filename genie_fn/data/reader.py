@@ -122,6 +122,10 @@ class ClipReader:
             self.report(damage.lost.values())
             return self._load(np.resize(undamaged, len(offsets)))
 
+    def check(self) -> None:
+        """Raise UserError if there is no clip, and DamagedClips if the episodes cannot be read."""
+        clip_starts(self.readable, self.split, self.num_frames, self.flags)
+
     def read_segment(self, segment: Segment) -> Recording | None:
         """The content of one segment; None if it cannot be read and damage is skipped."""
         try:

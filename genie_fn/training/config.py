@@ -45,9 +45,11 @@ class RunConfig:
     """Clips per step, over all processes and microbatches."""
     num_frames: int = 8
     """Frames per clip."""
-    stride: int = 1
+    stride: int | Literal["auto"] = 1
     """Frames of the dataset from one frame of a clip to the next. The action between two frames of
-    a clip is the first recorded one between them."""
+    a clip is the first recorded one between them. `auto`: train_lam.py compares a few strides in
+    short runs and takes the smallest at which shuffling the actions costs nearly the most;
+    train_dynamics.py takes that of the earlier stages."""
     flip: bool = False
     """Horizontal-flip augmentation: every second clip is flipped, and of its recorded actions LEFT
     and RIGHT are swapped. It makes both directions equally frequent."""
@@ -104,6 +106,6 @@ class RunConfig:
 
     def _require(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if not value >= least:
+        if value != "auto" and not value >= least:
             flag = name.replace("_", "-")
             raise UserError(f"--cfg.{flag} is {value}, but must be at least {least}")

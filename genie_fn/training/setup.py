@@ -1,7 +1,7 @@
 """How a training stage begins: device, dataset, initial or resumed state, batches."""
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,8 @@ from genie_fn.runtime import backend, files
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, inputs, options, processes, sharding
 from genie_fn.training.config import RunConfig
-from genie_fn.training.step import Step, TrainState, init_state
+from genie_fn.training.optim import OptimConfig
+from genie_fn.training.step import NONE, Step, TrainState, init_state
 from genie_fn.tree import Tree
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -29,7 +30,9 @@ T = TypeVar("T")
 
 def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torch.device]:
     """The configuration resolved for this machine, the dataset, and the device. Joins the other
-    processes. `earlier` are the runs of the earlier stages that a new run is made from."""
+    processes. `earlier` are the runs of the earlier stages that a new run is made from, in order.
+    With --cfg.stride auto and no run to take the stride from, it stays auto, and the store's is 1.
+    """
     device = backend.pick_device(cfg.device)
     processes.join(device)
     console.quiet = processes.rank() > 0
@@ -39,14 +42,25 @@ def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torc
     if cfg.deterministic:
         _use_deterministic_algorithms()
     store = processes.on_all(lambda: open_dataset(cfg, earlier))
-    store = replace(store, stride=cfg.stride)
+    stride = known_stride(cfg, earlier)
+    store = replace(store, stride=stride or 1)
     processes.check_same(store.data_hash, str(store.root))
     mode = backend.pick_compile(cfg.compile, device)
     mode = "off" if processes.is_any(mode == "off") else mode
     resolved = cfg.backend.resolve(device, mode != "off")
-    cfg = replace(cfg, device=str(device), compile=mode, backend=resolved)
+    cfg = replace(cfg, device=str(device), compile=mode, backend=resolved, stride=stride or "auto")
     used = replace(cfg.inputs, data=inputs.describe(store, cfg.out))
     return replace(cfg, data=inputs.shown(store.root), inputs=used), store, device
+
+
+def known_stride(cfg: RunConfig, earlier: Sequence[str | Path] = ()) -> int | None:
+    """The stride of a run: a number that is given, or for `auto` that of the run itself, if it is
+    continued, or of the last of the earlier stages. None for `auto` without any of these."""
+    if isinstance(cfg.stride, int):
+        return cfg.stride
+    runs = [cfg.out] if is_resumed(cfg) else reversed(earlier)
+    records = (inputs.read(run) for run in runs)
+    return next((record.stride for record in records if record is not None), None)
 
 
 def is_resumed(cfg: RunConfig) -> bool:
@@ -92,13 +106,13 @@ def start(
     cfg: RunConfig,
     stage: str,
     device: torch.device,
-    separate: Collection[str] = (),
+    separate: Mapping[str, OptimConfig] = NONE,
 ) -> TrainState:
     """The state to train from: initialised, or with --cfg.resume that of the newest checkpoint.
 
-    The networks named in `separate` get no moving average. Each of several processes reads its own
-    part of a checkpoint. Raises UserError if the checkpoint does not fit `spec`, and if there is
-    one but --cfg.resume is not given.
+    `separate` gives networks an optimizer of their own, see `step.make_recipe`. Each of several
+    processes reads its own part of a checkpoint. Raises UserError if the checkpoint does not fit
+    `spec`, and if there is one but --cfg.resume is not given.
     """
     key = random.key(cfg.seed, device)
     layout = sharding.layout(cfg.sharding)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -18,20 +19,23 @@ import play
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import bundle, data, random, tokenizer, tree, world
+from genie_fn import bundle, data, dynamics, lam, random, tokenizer, tree, world
 from genie_fn.bundle import action_effects, action_map
 from genie_fn.data import token_cache
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
+from genie_fn.microbatch import WHOLE_BATCH
 from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.nets.discriminator import DiscriminatorConfig
+from genie_fn.nets.flow import FlowConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime import cli
+from genie_fn.runtime.backend import AUTO
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import checkpoint, setup
+from genie_fn.training import checkpoint, inputs, setup
 from genie_fn.training.optim import OptimConfig
 
 ROOT = Path(__file__).parents[2]
@@ -407,6 +411,64 @@ def test_joint_training_of_latent_actions(trained):
         replace(cfg, actions="recorded")
 
 
+def test_joint_training_of_actions_from_motion_with_flips_and_a_stride(trained):
+    """It has its own learning rate, resumes to the bit, and its world takes the run's stride."""
+    codes = QuantizerConfig(kind="vq", codes=6, latent_dim=8, sphere=True, pairs=2)
+    cfg = replace(
+        config(trained, "dynamics", "joint-motion", stride=2, flip=True),
+        train_lam=True,
+        lam_model=LamConfig(arch="motion", quantizer=codes, flow=FlowConfig(cell=8, radius=2)),
+        lam_optim=OptimConfig(lr=7e-4, warmup=0, ema=0.5),
+        steps=4,
+        save_every=2,
+    )
+    train_dynamics.main(cfg)
+    row = json.loads((trained / "joint-motion" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["lr_lam"] == pytest.approx(7e-4) and row["lr"] != row["lr_lam"]
+    whole = checkpoint.load(cfg.out, stage="dynamics").state
+    assert whole["ema"].keys() == whole["params"].keys()
+    shutil.rmtree(trained / "joint-motion" / "checkpoints" / "4")
+    train_dynamics.main(replace(cfg, resume=True))
+    resumed = checkpoint.load(cfg.out, stage="dynamics").state
+    for path, value in tree.paths(whole).items():
+        assert torch.equal(value, tree.paths(resumed)[path]), path
+    loaded = bundle.load(cfg.out)
+    assert bundle.open_dataset(loaded).stride == 2
+    assert loaded.world.lam.cfg.arch == "motion" and loaded.world.dynamics.cfg.actions == 6
+
+
+@pytest.mark.parametrize(("arch", "context"), [("st_vivit", 1), ("motion", 0)])
+def test_the_first_latent_action_of_a_clip_is_inferred_from_real_history(
+    monkeypatch, arch, context
+):
+    """In joint training a clip has a frame before those of the dynamics model, where the encoder sees
+    the past."""
+    codes = QuantizerConfig(kind="vq", codes=4)
+    model = LamConfig(32, 32, 16, STACK, STACK, codes, flow=FlowConfig(cell=8, radius=1), arch=arch)
+    actions = train_dynamics.joint_training(model, AUTO)
+    cfg = train_dynamics.Config(train_lam=True, lam_model=model, num_frames=3)
+    assert actions.with_context(cfg).num_frames == 3 + context
+
+    frames = random.randint(random.key(0), (2, 3 + context, 32, 32, 3), 0, 256).to(torch.uint8)
+    batch = train_dynamics.on_frames(
+        lambda state, batch, key: batch, lambda frames: frames[..., 0, 0, :1].long(), actions
+    )(None, data.Batch(frames, None), None)
+    assert torch.equal(batch.ids, frames[:, context:, 0, 0, :1].long())
+
+    params = {"lam": tree.init(lam.spec(model), random.key(1))}
+    given = []
+    zero = torch.zeros(())
+
+    def remember(params, ids, actions, *args, **options):
+        given.append(actions)
+        return zero, ({}, ())
+
+    monkeypatch.setattr(dynamics, "loss", remember)
+    train_dynamics.joint_objective(cfg).loss(params, batch, random.key(2), zero.long(), WHOLE_BATCH)
+    inferred = lam.infer_actions(params["lam"], frames, model)
+    assert torch.equal(given[0], inferred[:, context:]) and given[0].shape == (2, 2)
+
+
 def test_flips_change_what_a_step_learns(trained):
     """Both frames and recorded actions of half of the clips are flipped, in every step."""
 
@@ -425,6 +487,26 @@ def test_a_latent_action_model_of_another_stride_is_refused(trained):
     cfg = config(trained, "dynamics", "other-stride")
     with pytest.raises(UserError, match="trained with a stride of 1, and this run has 2"):
         train_dynamics.main(replace(cfg, stride=2))
+
+
+@pytest.mark.parametrize("options", [{}, {"actions": "recorded"}])
+def test_dynamics_take_the_stride_of_the_earlier_stages(trained, tmp_path, options):
+    """That of the latent action model, or without one of the tokenizer."""
+    for stage in ("tokenizer", "lam"):
+        cfg = config(trained, stage, f"strided-{stage}", stride=3 if stage == "lam" else 2)
+        if not Path(cfg.out).exists():
+            SCRIPTS[stage].main(replace(cfg, steps=1))
+    cfg = replace(
+        config(trained, "dynamics", "follows", stride="auto", **options),
+        out=str(tmp_path),
+        tokenizer=str(trained / "strided-tokenizer"),
+        lam=str(trained / "strided-lam"),
+        steps=1,
+    )
+    train_dynamics.main(cfg)
+    assert inputs.read(tmp_path).stride == (2 if options else 3)
+    train_dynamics.main(replace(cfg, resume=True, steps=2))
+    assert inputs.read(tmp_path).stride == (2 if options else 3)
 
 
 BAD = {

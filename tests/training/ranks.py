@@ -85,7 +85,7 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
 
 
 def dynamics_stage() -> Stage:
-    """With a latent action model that is trained jointly and has every kind of its losses."""
+    """With a latent action model that is trained jointly, without Muon, and has every kind of its losses."""
     joint = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
     model = DynamicsConfig(
         codes=11, tokens=4, actions=joint.actions, stack=replace(STACK, layers=2)
@@ -95,12 +95,13 @@ def dynamics_stage() -> Stage:
     def batch(step: int) -> train_dynamics.JointBatch:
         key = random.fold_in(random.key(9), step)
         ids = random.randint(key, (BATCH, FRAMES, 4), 0, 11)
-        return train_dynamics.JointBatch(ids, video(step))
+        return train_dynamics.JointBatch(ids[:, joint.context :], video(step))
 
     objective = train_dynamics.joint_objective(
         train_dynamics.Config(model=model, lam_model=joint, train_lam=True)
     )
-    return Stage(objective, spec, quantize.initial_use(VQ), {}, batch)
+    separate = {"lam": replace(OPTIM, lr=3e-3)}
+    return Stage(objective, spec, quantize.initial_use(VQ), separate, batch)
 
 
 def toy_stage() -> Stage:
@@ -149,9 +150,7 @@ def run(name: str, **options) -> dict:
     stage, cfg = STAGES[name](), config(**options)
     cfg = replace(cfg, optim=replace(cfg.optim, muon=name == "dynamics"))
     layout, share = sharding.layout(cfg.sharding), processes.own_clips(BATCH, cfg.accumulate)
-    state = init_state(
-        stage.spec, random.key(0), cfg.optim, stage.stats, tuple(stage.separate), layout
-    )
+    state = init_state(stage.spec, random.key(0), cfg.optim, stage.stats, stage.separate, layout)
     step = make_step(stage.objective, stage.spec, cfg, stage.separate)
     rows = []
     for s in range(STEPS):
