@@ -3,12 +3,14 @@
     python clone.py                          # the demo's latent actions, 5 seeds: twenty minutes
     python clone.py --cfg.run runs/small/dynamics --cfg.levels 500 --cfg.steps 5000
 
-Genie (arXiv 2402.15391), section 3.3. The expert is the dataset's policy, of whose episodes the
-solved ones are kept. A policy learns to predict the next latent action; 50 to 200 transitions with
-recorded actions translate latent actions. It plays held-out levels of the real game beside an
-oracle, trained on recorded actions, and beside policies that ignore the frames: one draws actions
-with the expert's frequencies, one always takes the expert's commonest, one is random. Finished
-seeds are kept: the same command continues.
+Genie (arXiv 2402.15391), section 3.3. The expert searches in the real game: it plays levels of the
+game that the world was made from, and their video is kept as a dataset in the folder of the
+results. (With --cfg.expert dataset it is the policy that collected the dataset.) Of its episodes
+the solved ones are kept. A policy learns to predict the next latent action; 50 to 200 transitions
+with recorded actions translate latent actions. It plays held-out levels of the real game beside the
+expert, an oracle, trained on recorded actions, and policies that ignore the frames: one draws
+actions with the expert's frequencies, one always takes the expert's commonest, one is random.
+Finished seeds are kept: the same command continues.
 """
 
 import json
@@ -16,7 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
@@ -40,8 +42,10 @@ from genie_fn.runtime.progress import Progress
 from genie_fn.training.config import RunConfig
 from genie_fn.world import World
 
-COUNTS = ("seeds", "levels", "steps", "batch_size", "dim", "episodes", "frames")
+COUNTS = ("seeds", "demonstrations", "levels", "steps", "batch_size", "dim", "episodes", "frames")
 PAGE = "clone.html"
+DEMONSTRATIONS = "demonstrations"
+"""The folder of the expert's video, within that of the results."""
 NOT_COMPARED = ("seeds", "out", "device", "run", "data", "tokenizer", "lam")
 """Options that may differ when a record is continued. Of the models and the dataset hashes are
 compared, not the paths."""
@@ -52,7 +56,14 @@ class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run, or a world file, whose latent actions are used."""
     data: str = ""
-    """The dataset with the expert's video; by default the one that the run was made from."""
+    """The dataset of a game; by default the one that the run was made from."""
+    expert: Literal["search", "dataset"] = "search"
+    """Who plays: `search` in the real game, which looks ahead, or the policy that collected the
+    `dataset`, which need not look at all."""
+    distribution_mode: Literal["easy", "hard"] = "easy"
+    """Procgen's variant of the levels that `search` plays; a dataset has its own."""
+    demonstrations: int = 300
+    """Levels of the train split that `search` plays."""
     tokenizer: str = ""
     """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
     lam: str = ""
@@ -94,6 +105,8 @@ class Task(NamedTuple):
     store: data.Store
     expert: Expert
     levels: list[tuple[Game, bytes]]
+    solved: list[int]
+    """Of the levels, which the expert solves (0 or 1 each); empty if it cannot be asked."""
 
 
 def main(cfg: Config) -> None:
@@ -109,11 +122,16 @@ def main(cfg: Config) -> None:
         )
     store = bundle.open_dataset(loaded, cfg.data)
     cfg = replace(cfg, data=str(store.root))
+    if cfg.expert == "search":
+        store = cloning.demonstrations(
+            store, out / DEMONSTRATIONS, cfg.distribution_mode, cfg.demonstrations
+        )
     record = open_record(cfg, out, bundle.fingerprint(world.lam), store.data_hash)
     missing = [seed for seed in range(cfg.seeds) if str(seed) not in record.seeds]
     if missing:
         with Progress() as progress:
-            task, summary = prepare(cfg, world, store, progress)
+            known = record.expert.solved_held_out if record.expert else []
+            task, summary = prepare(cfg, world, store, known, progress)
             record = replace(record, expert=summary)
             for seed in missing:
                 record = with_seed(record, seed, evaluate_seed(cfg, task, seed, progress))
@@ -148,13 +166,20 @@ def compared(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(
-    cfg: Config, world: World, store: data.Store, progress: Progress
+    cfg: Config, world: World, store: data.Store, known: list[int], progress: Progress
 ) -> tuple[Task, ExpertSummary]:
-    """The levels to play and the expert's labelled moments, with a summary of the expert."""
+    """The levels to play and the expert's labelled moments, with a summary of the expert.
+
+    `known` is which of the levels it solves, if it was asked before.
+    """
     levels = cloning.open_levels(cfg.levels, store.meta, store.stride)
     episodes = cloning.episodes(store)
     expert = label(cfg, world, store, episodes, progress)
-    return Task(world, store, expert, levels), summarise_expert(episodes, expert)
+    solved = known
+    if cfg.expert == "search" and not known:
+        tracked = progress.track(levels, "the expert plays held-out levels, level")
+        solved = cloning.solved_by_search(store, tracked, cfg.frames)
+    return Task(world, store, expert, levels, solved), summarise_expert(episodes, expert, solved)
 
 
 def label(
@@ -174,9 +199,9 @@ def label(
     return expert
 
 
-def summarise_expert(episodes: list[Episode], expert: Expert) -> ExpertSummary:
+def summarise_expert(episodes: list[Episode], expert: Expert, held_out: list[int]) -> ExpertSummary:
     """Shares of episodes and of first attempts that the expert solved."""
-    complete = [episode.solved for episode in episodes if episode.complete]
+    complete = [episode.solved for episode in episodes if episode.complete or held_out]
     first = [episode.solved for episode in episodes if episode.first]
     return ExpertSummary(
         solved=round(float(np.mean(complete)), 4),
@@ -184,6 +209,7 @@ def summarise_expert(episodes: list[Episode], expert: Expert) -> ExpertSummary:
         episodes=len(complete),
         levels=len(first),
         transitions=len(expert.recorded),
+        solved_held_out=held_out,
     )
 
 
@@ -192,7 +218,7 @@ def evaluate_seed(cfg: Config, task: Task, seed: int, progress: Progress) -> See
     began = time.monotonic()
     chance = np.random.default_rng([seed, 1]).random((cfg.levels, cfg.frames))
     policies = train_policies(cfg, task, seed, progress)
-    solved = {}
+    solved = {"expert": task.solved} if task.solved else {}
     for name, policy in progress.track(policies.items(), f"seed {seed}: playing, policy"):
         solved[name] = cloning.play(policy, task.levels, chance).astype(int).tolist()
     return Seed(solved, round(time.monotonic() - began, 1))

@@ -27,7 +27,7 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 import numpy as np
 
 from genie_fn import data
-from genie_fn.data import procgen, video
+from genie_fn.data import expert, procgen, video
 from genie_fn.data.procgen import ACTIONS, MAX_LEVEL, SIZE
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus, files
@@ -57,8 +57,9 @@ class Config:
     """Frames collected in every level, over as many episodes as that takes."""
     frame_skip: int = 1
     """Frames of the game per step: an action is held for these, and the last one is kept."""
-    policy: Literal["explorer", "random"] = "explorer"
-    """`explorer` holds actions, in CoinRun mostly right and jump; `random` holds none."""
+    policy: Literal["explorer", "random", "expert"] = "explorer"
+    """`explorer` holds actions, in CoinRun mostly right and jump; `random` holds none; neither looks
+    at the frames. `expert` searches in the game for a reward and plays one episode per level."""
     hold: float = 6
     """Mean frames for which the explorer holds an action. An agent that turns around needs several
     frames to stop first; in shorter holds, actions hardly show."""
@@ -97,9 +98,10 @@ def check(cfg: Config) -> None:
             raise UserError(
                 f"--cfg.{flag} is {value}: choose a number from {smallest} to {MAX_LEVEL}"
             )
-    if cfg.policy == "explorer" and not cfg.repeat_actions:
+    if cfg.policy != "random" and not cfg.repeat_actions:
         raise UserError(
-            "the explorer holds its actions: use --cfg.policy random with --cfg.no-repeat-actions"
+            f"the {cfg.policy} holds its actions: use --cfg.policy random with "
+            "--cfg.no-repeat-actions"
         )
 
 
@@ -107,7 +109,8 @@ def check(cfg: Config) -> None:
 
 
 def choose_actions(cfg: Config, level: int) -> np.ndarray:
-    """(steps_per_level,) uint8: the actions to take in `level`. No policy looks at the frames."""
+    """(steps_per_level,) uint8: the actions to take in `level`, by a policy that does not look at
+    the frames."""
     rng = np.random.default_rng([cfg.seed, level])
     steps = cfg.steps_per_level
     if cfg.policy == "explorer":
@@ -122,7 +125,16 @@ def choose_actions(cfg: Config, level: int) -> np.ndarray:
 
 
 def play_level(cfg: Config, level: int) -> data.Recording:
-    """Play `level` for steps_per_level frames, over as many episodes as that takes."""
+    """Play `level` for steps_per_level frames, over as many episodes as that takes.
+
+    The expert plays one episode, of at most so many frames.
+    """
+    if cfg.policy == "expert":
+        search = expert.open_search(cfg.env, cfg.distribution_mode, cfg.frame_skip)
+        game = procgen.open_game(level, {"collection": asdict(cfg)})
+        recording = expert.play(search, game, cfg.steps_per_level)
+        procgen.close(game)
+        return recording
     env = procgen.make_env(cfg.env, level, cfg.distribution_mode)
     actions = choose_actions(cfg, level)
     steps = cfg.steps_per_level

@@ -84,8 +84,8 @@ def check(name: str, mode: str) -> None:
         raise UserError(f"{name} has no {mode} mode: choose easy or hard")
 
 
-def make_env(name: str, level: int, mode: str) -> Any:
-    """Procgen's own environment of one level."""
+def make_env(name: str, level: int, mode: str, num: int = 1) -> Any:
+    """Procgen's own environment of `num` games of one level."""
     options = {
         "num_levels": 1,  # start_level is ignored unless this is set
         "start_level": level,
@@ -93,7 +93,17 @@ def make_env(name: str, level: int, mode: str) -> Any:
         "rand_seed": 0,  # has no effect with a single level
     }
     # With num_threads=0 only the caller's thread works.
-    return _library().ProcgenGym3Env(num=1, env_name=name, num_threads=0, **options)
+    return _library().ProcgenGym3Env(num=num, env_name=name, num_threads=0, **options)
+
+
+def collection(meta: dict[str, Any]) -> dict[str, Any]:
+    """How a store with this `meta` was collected from a game; raises UserError if it was not."""
+    options = meta.get("collection", {})
+    if not {"env", "distribution_mode"} <= options.keys():
+        raise UserError(
+            "this data was not collected from a Procgen game: no game can be played beside it"
+        )
+    return options
 
 
 def open_game(
@@ -105,11 +115,7 @@ def open_game(
     frames of the store. Raises UserError if the data is
     not from Procgen, if Procgen is missing, or if the frames have another size.
     """
-    collection = meta.get("collection", {})
-    if not {"env", "distribution_mode"} <= collection.keys():
-        raise UserError(
-            "this data was not collected from a Procgen game: no game can be played beside it"
-        )
+    options = collection(meta)
     if (height, width) != (SIZE, SIZE):
         raise UserError(
             f"the game draws {SIZE}x{SIZE} frames and this world {height}x{width}: to see them "
@@ -117,10 +123,10 @@ def open_game(
         )
     if not 0 <= level <= MAX_LEVEL:
         raise UserError(f"there is no level {level}: choose a number from 0 to {MAX_LEVEL}")
-    name = collection["env"]
-    mode = collection["distribution_mode"]
+    name = options["env"]
+    mode = options["distribution_mode"]
     check(name, mode)
-    return Game(make_env(name, level, mode), level, stride * collection.get("frame_skip", 1))
+    return Game(make_env(name, level, mode), level, stride * options.get("frame_skip", 1))
 
 
 def frame(game: Game) -> np.ndarray:

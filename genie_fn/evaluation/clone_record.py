@@ -18,7 +18,7 @@ converter = cattrs.Converter(forbid_extra_keys=True)
 
 @dataclass(frozen=True)
 class ExpertSummary:
-    """The policy that played the dataset."""
+    """The policy whose video was learnt from."""
 
     solved: float
     """Share of its complete episodes."""
@@ -28,6 +28,9 @@ class ExpertSummary:
     levels: int
     transitions: int
     """From which policies learn."""
+    solved_held_out: list[int] = field(default_factory=list)
+    """Of the levels that the policies play, which it solves (0 or 1 each); empty if it was not
+    asked."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ actions of the same transitions.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from torch.nn import functional as F
 
 from genie_fn import data, layers, metrics, random
 from genie_fn.data import Store, procgen
+from genie_fn.data import expert as experts
+from genie_fn.data.expert import Search
 from genie_fn.data.procgen import ACTIONS, Game
 from genie_fn.data.storage import Segment
 from genie_fn.errors import UserError
@@ -25,6 +29,8 @@ from genie_fn.evaluation import inverse_dynamics, statistics
 from genie_fn.microbatch import Microbatch
 from genie_fn.nets import blueprint
 from genie_fn.nets.blueprint import Blueprint
+from genie_fn.runtime import files
+from genie_fn.runtime.progress import track
 from genie_fn.training import setup
 from genie_fn.training.config import RunConfig
 from genie_fn.tree import Tree
@@ -224,6 +230,63 @@ def open_levels(count: int, meta: dict, stride: int = 1) -> list[tuple[Game, byt
         procgen.open_game(level, meta, stride=stride) for level in itertools.islice(seeds, count)
     ]
     return [(game, procgen.save(game)) for game in games]
+
+
+def demonstrations(store: Store, root: Path, mode: str, count: int) -> Store:
+    """The expert's video of `count` levels of the train split, of the game that a store came from.
+
+    The dataset at `root` holds one episode per level, and has the store's stride. Levels that it
+    holds already are kept. Raises UserError if the store did not come from a game of Procgen, and
+    if `root` holds anything else.
+    """
+    meta = _demonstrations_meta(store, mode)
+    if not data.is_store(root):
+        files.check_folder("--cfg.out", root)
+        data.create(root, meta, procgen.SIZE, procgen.SIZE, len(ACTIONS), ACTIONS)
+    made = data.open_store(root)
+    if made.meta != meta:
+        raise UserError(
+            f"{root} holds demonstrations of another game, mode or stride: delete it, or choose "
+            "another --cfg.out"
+        )
+    seeds = (level for level in itertools.count() if data.split_of(level) == "train")
+    missing = list(itertools.islice(seeds, len(made.segments), count))
+    search = _open_search(made, store.stride)
+    for level in track(missing, "the expert plays, level"):
+        game = procgen.open_game(level, meta)
+        made = data.append_segments(made, [experts.play(search, game)])
+        procgen.close(game)
+    return replace(made, stride=store.stride)
+
+
+def _demonstrations_meta(store: Store, mode: str) -> dict[str, Any]:
+    """The description of a dataset of demonstrations."""
+    collected = procgen.collection(store.meta)
+    options = {
+        "env": collected["env"],
+        "distribution_mode": mode,
+        "frame_skip": collected.get("frame_skip", 1),
+        "policy": "expert",
+    }
+    return {"collection": options, "stride": store.stride}
+
+
+def _open_search(store: Store, stride: int) -> Search:
+    options = store.meta["collection"]
+    return experts.open_search(
+        options["env"], options["distribution_mode"], options["frame_skip"], stride
+    )
+
+
+def solved_by_search(store: Store, levels: Iterable[tuple[Game, bytes]], frames: int) -> list[int]:
+    """Which levels the expert solves in as much time as `frames` steps of `play` take (0 or 1)."""
+    search = _open_search(store, store.stride)
+    solved = []
+    for game, saved in levels:
+        procgen.load(game, saved)
+        plan = experts.solve(search, game)
+        solved.append(int(plan.solved and len(plan.actions) <= frames * store.stride))
+    return solved
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import clone
 import generate_dataset
 from genie_fn import bundle, data, random
 from genie_fn.bundle import Bundle
+from genie_fn.data import expert as experts
 from genie_fn.data.procgen import ACTIONS
 from genie_fn.errors import UserError
 from genie_fn.evaluation import clone_record, cloning, inverse_dynamics
@@ -164,9 +165,28 @@ def config(home, **options) -> clone.Config:
         "frames": 20,
         "batch_size": 4,
     }
-    return clone.Config(
-        str(home / "world.safetensors"), str(home / "data"), **sizes | {"seeds": 2} | options
-    )
+    sizes |= {"seeds": 2, "expert": "dataset"}
+    return clone.Config(str(home / "world.safetensors"), str(home / "data"), **sizes | options)
+
+
+def test_the_expert_that_searches_is_cloned_and_plays_beside_the_clones(
+    home, tmp_path, monkeypatch
+):
+    """Its video is kept: the same command plays nothing again."""
+    options = {"expert": "search", "seeds": 1, "demonstrations": 1, "frames": 40}
+    clone.main(config(home, out=str(tmp_path), **options))
+    first = clone_record.read_complete(tmp_path)
+    assert first.expert.solved_held_out == first.seeds["0"].solved["expert"]
+    assert first.shares["expert"][0] >= 0.5 and first.expert.levels == 1
+    made = data.open_store(tmp_path / "demonstrations")
+    assert made.meta["collection"]["distribution_mode"] == "easy"
+    assert [segment.level for segment in made.segments] == [0]
+    assert "searches in the game" in pages.clone(first)
+    monkeypatch.setattr(experts, "solve", None)
+    clone.main(config(home, out=str(tmp_path), **options | {"seeds": 2}))
+    assert clone_record.read_complete(tmp_path).seeds.keys() == {"0", "1"}
+    with pytest.raises(UserError, match="another game, mode or stride"):
+        clone.main(config(home, out=str(tmp_path), **options | {"distribution_mode": "hard"}))
 
 
 def test_seeds_that_are_done_are_kept(home, monkeypatch, capsys):

@@ -283,6 +283,7 @@ def facts(evaluations: dict[str, Evaluation]) -> Rows:
 
 
 POLICIES = {
+    "expert": "expert",
     "random": "random",
     "frequencies": "expert's frequencies",
     "commonest": "expert's commonest action",
