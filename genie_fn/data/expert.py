@@ -107,9 +107,21 @@ def open_search(name: str, mode: str, skip: int = 1, stride: int = 1) -> Search:
 
 
 def solve(search: Search, game: Game, budget: int = BUDGET) -> Plan:
-    """A plan from the current state of a game, found by playing at most `budget` frames."""
+    """A plan from the current state of a game, found by playing about `budget` frames at most.
+
+    If no position is left, it searches once more, keeping more of them.
+    """
     state = game.env.get_state()[0]
     first = _Position(0.0, 0, -1, -1, state, procgen.frame(game), np.zeros(2))
+    plan = _search(search, first, budget, detailed=False)
+    if plan.solved or plan.frames >= budget:
+        return plan
+    again = _search(search, first, budget - plan.frames, detailed=True)
+    return again._replace(frames=plan.frames + again.frames)
+
+
+def _search(search: Search, first: _Position, budget: int, *, detailed: bool) -> Plan:
+    """A plan from a position; with `detailed` positions of another coarse picture always differ."""
     reached = [first]
     open_positions = [first]
     seen = set()
@@ -129,7 +141,7 @@ def solve(search: Search, game: Game, budget: int = BUDGET) -> Plan:
         for i in np.flatnonzero(tried.alive).tolist():
             position, move = pairs[i]
             place = position.place + tried.moved[i]
-            cell = _cell(place, tried.moved[i], tried.frames[i])
+            cell = _cell(place, tried.moved[i], tried.frames[i], detailed=detailed)
             if cell in seen:
                 continue
             seen.add(cell)
@@ -168,12 +180,14 @@ def _try(search: Search, pairs: list[tuple[_Position, int]]) -> _Tried:
     return _Tried(won[:count], alive[:count], now[:count], moved[:count])
 
 
-def _cell(place: np.ndarray, moved: np.ndarray, frame: np.ndarray) -> tuple:
+def _cell(
+    place: np.ndarray, moved: np.ndarray, frame: np.ndarray, *, detailed: bool = False
+) -> tuple:
     """What positions have in common of which one is enough: the place, the direction of motion, and
-    at the start the coarse picture."""
+    at the start, or if `detailed`, the coarse picture."""
     near = tuple(np.rint(place / PLACE).astype(int).tolist())
     direction = tuple(np.sign(moved).astype(int).tolist())
-    if any(near):
+    if any(near) and not detailed:
         return near, direction
     side = SIZE // COARSE
     coarse = frame.reshape(COARSE, side, COARSE, side, 3).mean((1, 3, 4))

@@ -50,6 +50,8 @@ def test_positions_before_a_still_camera_differ_by_their_coarse_picture():
     assert expert._cell(still, still, dark) != expert._cell(still, still, bright)
     assert expert._cell(still + 9, still, dark) == expert._cell(still + 9, still, bright)
     assert expert._cell(still + 9, still, dark) != expert._cell(still + 9, still + 1, dark)
+    near, far = (expert._cell(still + 9, still, frame, detailed=True) for frame in (dark, bright))
+    assert near != far
 
 
 def test_a_game_that_does_not_exist_is_a_sentence():
