@@ -208,7 +208,7 @@ def joint_objective(cfg: Config) -> Objective:
         lam_loss, (lam_scores, q) = lam.loss(
             params["lam"], batch.frames, lam_model, microbatch, backend=backend
         )
-        actions = q.ids[:, lam_model.context :]
+        actions = q.ids[:, lam_model.frames_before :]
         mask, shown = hide(batch.ids, key, model, microbatch)
         token_loss, (scores, _) = dynamics.loss(
             params, batch.ids, actions, mask, model, microbatch, shown, backend=backend
@@ -321,7 +321,7 @@ def joint_training(model: LamConfig, backend: Backend) -> Conditioning:
     stats = quantize.initial_use(model.quantizer)
     spec = {"lam": lam.spec(model)}
     return Conditioning(
-        model.actions, joint_objective, make_batch, trained, None, spec, stats, model.context
+        model.actions, joint_objective, make_batch, trained, None, spec, stats, model.frames_before
     )
 
 

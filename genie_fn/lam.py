@@ -148,7 +148,7 @@ class LamConfig:
         return self.quantizer.codes * (2 if self.facing.side else 1)
 
     @property
-    def context(self) -> int:
+    def frames_before(self) -> int:
         """How many frames before a transition's two the encoder is meant to see, at least.
 
         An encoder of past frames sees velocities, which the first frame of a clip does not show.

@@ -95,7 +95,7 @@ def dynamics_stage() -> Stage:
     def batch(step: int) -> train_dynamics.JointBatch:
         key = random.fold_in(random.key(9), step)
         ids = random.randint(key, (BATCH, FRAMES, 4), 0, 11)
-        return train_dynamics.JointBatch(ids[:, joint.context :], video(step))
+        return train_dynamics.JointBatch(ids[:, joint.frames_before :], video(step))
 
     objective = train_dynamics.joint_objective(
         train_dynamics.Config(model=model, lam_model=joint, train_lam=True)
