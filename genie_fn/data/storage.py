@@ -6,6 +6,7 @@ relies on it or allocates memory for it.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,11 @@ def _check_number(value: Any, name: str, low: int, high: int) -> None:
 # Arrays
 
 
+def _file_store(path: Path) -> dict:
+    """tensorstore's spec of a folder; it refuses paths that contain `..`."""
+    return {"driver": "file", "path": os.path.realpath(path)}
+
+
 def array_spec(path: Path, kind: ArrayKind) -> dict:
     """The tensorstore spec of a new, empty array: zarr3 and zstd, with one file per block."""
     zstd = {"name": "zstd", "configuration": {"level": 1}}
@@ -161,7 +167,7 @@ def array_spec(path: Path, kind: ArrayKind) -> dict:
     grid = {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *kind.entry]}}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
+        "kvstore": _file_store(path),
         "metadata": {
             "shape": [0, *kind.entry],
             "data_type": kind.dtype,
@@ -203,7 +209,7 @@ def _open_array(root: Path, name: str, kind: ArrayKind, context: ts.Context) -> 
     path = root / name
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
+        "kvstore": _file_store(path),
         "recheck_cached_data": "open",
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,

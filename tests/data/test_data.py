@@ -292,6 +292,14 @@ def test_a_missing_store_names_the_command(tmp_path):
         data.open_store(tmp_path / "none")
 
 
+def test_a_path_may_lead_through_a_folder_above(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    store = make("../there/s", [recording(0, 9)])
+    assert data.verify(store) == 9 and str(store.root) == "../there/s"
+    assert data.open_store(tmp_path / "here/../there/s").data_hash == store.data_hash
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "edited", "version", "not an object"])
 def test_a_damaged_manifest_is_refused(tmp_path, damage):
     root = make(tmp_path / "s", [recording(0, 50)]).root
