@@ -28,8 +28,9 @@ def run(main: Callable[[Any], None], presets: Presets | None = None) -> None:
     --help begins with the docstring of the script. `presets` are functions that return a config:
     `--cfg.preset NAME` chooses one, and the other flags override it. A `~` at the beginning of a
     value is the home folder, also where the shell leaves it. Nothing that is printed ends the
-    program. Ctrl-C exits with code 130, as a shell expects; `main` has saved its work by then. Of
-    several processes that fail with the same error only the first reports it.
+    program. Ctrl-C exits with code 130, and SIGTERM with 143 where `main` handles it, as a shell
+    expects; `main` has saved its work by then. Of several processes that fail with the same error
+    only the first reports it.
     """
     with output.never_failing():
         try:

@@ -7,6 +7,9 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+TERMINATED = 128 + signal.SIGTERM
+"""The exit status of a program that SIGTERM has ended, as shells have it: its work is saved, but not
+complete, so whatever needs it must not go on."""
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
@@ -30,11 +33,11 @@ def handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the context SIGTERM, which a scheduler sends, raises SystemExit(0): `finally` blocks
-    run and can save."""
+    """Within the context SIGTERM, which a scheduler sends, raises SystemExit(TERMINATED): `finally`
+    blocks run and can save."""
 
     def leave(*_) -> NoReturn:
-        raise SystemExit(0)
+        raise SystemExit(TERMINATED)
 
     with handled({signal.SIGTERM: leave}):
         yield
@@ -77,8 +80,8 @@ class Stop:
         return self._received is not None
 
     def leave(self) -> NoReturn:
-        """Raise what ends the program: KeyboardInterrupt after Ctrl-C, SystemExit(0) after
+        """Raise what ends the program: KeyboardInterrupt after Ctrl-C, SystemExit(TERMINATED) after
         SIGTERM."""
         if self._received == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(0)
+        raise SystemExit(TERMINATED)

@@ -20,6 +20,7 @@ from genie_fn import data
 from genie_fn.bundle import load_stage
 from genie_fn.data import storage, token_cache
 from genie_fn.errors import UserError
+from genie_fn.runtime.signals import TERMINATED
 from genie_fn.training import checkpoint, loop
 from tests.faults import rig
 
@@ -260,8 +261,8 @@ def poisoned_steps(home: Path, stage: str, chance: random.Random) -> str:
 
 
 def sigterm(home: Path, stage: str, chance: random.Random) -> str:
-    """SIGTERM, as from a scheduler: a save, exit code 0, and the final state of an undisturbed run
-    when resumed."""
+    """SIGTERM, as from a scheduler: a save, exit code 143, and the final state of an undisturbed
+    run when resumed."""
     out = f"terminated_{stage}"
     process = rig.start(home / f"{out}.log", rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), process)
@@ -269,12 +270,12 @@ def sigterm(home: Path, stage: str, chance: random.Random) -> str:
     process.terminate()
     process.join(60)
     seconds = time.monotonic() - began
-    assert process.exitcode == 0, (home / f"{out}.log").read_text()[-2000:]
+    assert process.exitcode == TERMINATED, (home / f"{out}.log").read_text()[-2000:]
     step = checkpoint.latest(home / out)
     assert step < rig.STEPS
     rig.train_stage(home, stage, out, resume=True)
     assert_same(home, stage, out)
-    return f"saved step {step} and exited with 0 in {seconds:.1f} s"
+    return f"saved step {step} and exited with {process.exitcode} in {seconds:.1f} s"
 
 
 def two_at_once(home: Path, stage: str, chance: random.Random) -> str:
@@ -330,10 +331,10 @@ def two_collectors(home: Path, chance: random.Random) -> str:
         rig.collect(root, 500)
     process.terminate()
     process.join(60)
-    assert process.exitcode == 0
+    assert process.exitcode == TERMINATED
     kept = len(data.open_store(root).segments)
     rig.collect(root, kept + 1)
-    return f"the second was refused; SIGTERM ended the first with {kept} levels and exit code 0"
+    return f"the second was refused; SIGTERM ended the first with {kept} levels"
 
 
 def two_fillers(home: Path, chance: random.Random) -> str:
@@ -382,7 +383,7 @@ def assert_resumes_to_the_same(home: Path, stage: str, out: str) -> None:
 
 def ranks_terminated(home: Path, stage: str, chance: random.Random) -> str:
     """SIGTERM to all processes, twice, because torchrun forwards it: one save, and all exit with
-    0."""
+    143."""
     out = f"ranks_terminated_{stage}"
     processes = rig.start_ranks(home / out, rig.slowly, home, stage, out)
     assert rig.wait_for(lambda: checkpoint.latest(home / out), processes[0])
@@ -390,11 +391,11 @@ def ranks_terminated(home: Path, stage: str, chance: random.Random) -> str:
         for process in processes:
             process.terminate()
         time.sleep(0.05)
-    assert rig.end_ranks(processes) == [0, 0], logs(home, out)
+    assert rig.end_ranks(processes) == [TERMINATED] * 2, logs(home, out)
     step = checkpoint.latest(home / out)
     assert step < rig.STEPS and logs(home, out)[0].count("stopped and saved") == 1, logs(home, out)
     assert_resumes_to_the_same(home, stage, out)
-    return f"saved step {step}, exit codes 0"
+    return f"saved step {step}, exit codes {TERMINATED}"
 
 
 def ranks_killed(home: Path, stage: str, chance: random.Random) -> str:

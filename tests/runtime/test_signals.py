@@ -20,7 +20,7 @@ def test_handlers_are_restored():
     with terminable(), pytest.raises(SystemExit) as left:
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
-    assert left.value.code == 0
+    assert left.value.code == 143
     with Stop() as stop, Stop():
         stop.can_save = True
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
