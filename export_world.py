@@ -1,13 +1,13 @@
 """Export a trained world to one file with all that playing it needs.
 
-    python export_world.py                              # the demo's world to demo.safetensors
-    python export_world.py --cfg.run runs/coinrun/dynamics --cfg.output coinrun.safetensors
+    python export_world.py                                 # the demo's world to demo.safetensors
+    python export_world.py --cfg.run runs/coinrun/dynamics # to coinrun.safetensors
     python play.py --cfg.world coinrun.safetensors
 
 The parameters are rounded to bfloat16, and what only training needs is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
@@ -20,6 +20,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
 from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
+from genie_fn.training import checkpoint, setup
 from genie_fn.world import World
 
 
@@ -28,8 +29,9 @@ class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run, or a world file to write again, with what it lacks of the
     effects of its actions."""
-    output: str = "demo.safetensors"
-    """The world file to write."""
+    output: str = ""
+    """The world file to write; by default it is named after the folder of the run, which is `own`
+    for runs/own/dynamics, and is in the current directory."""
     data: str = ""
     """The dataset that start frames are taken from, out of its test levels, and examples of latent
     actions, where evaluate.py has not chosen any; by default the one that the run was made from."""
@@ -46,8 +48,16 @@ class Config:
                 f"--cfg.frames is {self.frames}: "
                 f"choose a number from 1 to {bundle.MAX_START_FRAMES}"
             )
-        if Path(self.output).suffix != ".safetensors":
+        if self.output and Path(self.output).suffix != ".safetensors":
             raise UserError(f"--cfg.output {self.output} should end in .safetensors")
+
+
+def default_output(run: str) -> str:
+    """The name of the world file of a run: the folder's, or that of the folder around the three
+    stages."""
+    folder = checkpoint.run_of(bundle.results_folder(run)).resolve()
+    name = folder.parent.name if folder.name in setup.STAGES else folder.name
+    return f"{name or 'world'}.safetensors"
 
 
 def describe(cfg: Config, world: World) -> dict[str, str]:
@@ -90,6 +100,7 @@ def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
 
 
 def main(cfg: Config) -> None:
+    cfg = replace(cfg, output=cfg.output or default_output(cfg.run))
     files.check_outputs("--cfg.output", cfg.output)
     loaded = load(cfg)
     card = loaded.card or describe(cfg, loaded.world)

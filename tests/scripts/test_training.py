@@ -248,6 +248,25 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
             export_world.Config(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("runs/own/dynamics", "own"),
+        ("runs/own/dynamics/", "own"),
+        ("runs/own/dynamics/checkpoints/450", "own"),
+        ("runs/best", "best"),
+        (".", "best"),
+        ("../own/dynamics", "own"),
+        ("/", "world"),
+        ("/dynamics", "world"),
+    ],
+)
+def test_a_world_file_is_named_after_its_run(tmp_path, monkeypatch, run, name):
+    (tmp_path / "best").mkdir()
+    monkeypatch.chdir(tmp_path / "best")
+    assert export_world.default_output(run) == f"{name}.safetensors"
+
+
 def test_evaluate_a_world_with_recorded_actions(trained):
     train_dynamics.main(
         replace(config(trained, "dynamics", "recorded_evaluated"), actions="recorded", steps=3)
