@@ -21,8 +21,9 @@ from genie_fn.data import Store
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import files, progress, stored_config
+from genie_fn.runtime import files, progress, stored_config, versions
 from genie_fn.runtime.backend import AUTO
+from genie_fn.runtime.versions import NewerVersion
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import inputs
 from genie_fn.tree import Tree
@@ -71,6 +72,17 @@ class Bundle(NamedTuple):
         """The card in one line of printable characters."""
         line = "; ".join(f"{key} {value}" for key, value in self.card.items())[:MAX_CARD_LENGTH]
         return "".join(filter(str.isprintable, line))
+
+
+ABOUT: dict[str, tuple[str, ...]] = {
+    "map": ActionMap._fields,
+    "names": (),
+    "card": (),
+    "data": Dataset._fields,
+    "starts": (),
+    "effects": ActionEffects._fields,
+}
+"""What the description in a world file holds, and the fields of its parts that have some."""
 
 
 def is_world_file(path: str | Path) -> bool:
@@ -272,6 +284,7 @@ class _Models(NamedTuple):
 def _load_file(path: str | Path, device: torch.device | str, compiled: bool) -> Bundle:
     """The bundle in a world file, in float32 on `device`. Raises UserError for anything else."""
     header = format.read_header(path)
+    _check_known(path, header.about)
     models = _read_models(path, header)
     about = _read_about(path, header, models.cfgs["dynamics"].actions)
     tensors = format.read_tensors(path, header, models.expected)
@@ -280,10 +293,20 @@ def _load_file(path: str | Path, device: torch.device | str, compiled: bool) -> 
     return Bundle(world, str(path), tensors["starts"].numpy(), *about, effects)
 
 
+def _check_known(path: str | Path, about: dict) -> None:
+    """Raise NewerVersion if a description holds what this version does not know."""
+    versions.check_names(path, about, ABOUT)
+    for name, fields in ABOUT.items():
+        if fields and isinstance(about.get(name), dict):
+            versions.check_names(path, about[name], fields)
+
+
 def _read_models(path: str | Path, header: format.Header) -> _Models:
     try:
         cfgs = {
-            name: stored_config.from_dict(run.MODELS[name][1], stored_config.update_model(cfg))
+            name: stored_config.from_dict(
+                run.MODELS[name][1], stored_config.update_model(cfg), path
+            )
             for name, cfg in header.models.items()
         }
         spec = _for_play({name: run.MODELS[name][0].spec(cfg) for name, cfg in cfgs.items()})
@@ -292,6 +315,8 @@ def _read_models(path: str | Path, header: format.Header) -> _Models:
         strips = None if effects is None else action_effects.strips_size(effects)
         counted = isinstance(starts, int) and 0 < starts <= MAX_START_FRAMES
         valid = counted and _compatible(**cfgs)
+    except NewerVersion:
+        raise
     except UserError as error:
         raise format.damaged(path, str(error)) from error
     except Exception as error:  # a configuration from outside may be wrong in any way

@@ -18,9 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from genie_fn.errors import UserError
+from genie_fn.runtime import versions
 
 FORMAT = "genie_fn world"
-VERSION = "1"
+VERSION = 2
+"""It rises when an earlier version of this program would misread a file."""
+READABLE = range(1, VERSION + 1)
 MAX_HEADER = 1 << 20  # bytes
 MAX_NUMBER = 1 << 20  # no number in a configuration is larger
 DTYPE_BYTES = {"BF16": 2, "U8": 1}  # by safetensors' names
@@ -62,7 +65,7 @@ def encode(models: dict, about: dict, tensors: dict[str, Tensor]) -> bytes:
     tensors = {name: x.contiguous() for name, x in tensors.items()}
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": str(VERSION),
         "sha256": _digest(tensors),
         "content": json.dumps({"models": models, "about": about}, allow_nan=False),
     }
@@ -85,7 +88,8 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a file. Raises UserError for anything but a world file of this version."""
+    """The header of a file. Raises UserError for anything but a world file that this version reads,
+    and NewerVersion for one of a later version."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -94,19 +98,23 @@ def read_header(path: str | Path) -> Header:
         fields = json.loads(text)
         metadata = fields.pop("__metadata__")
         kind = metadata["format"]
-        version = metadata["version"]
+        version = _number(metadata["version"])
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a world file") from error
     except Exception as error:  # the file may be no JSON, nested too deeply, or not of objects
         raise _not_a_world_file(path) from error
     if kind != FORMAT:
         raise _not_a_world_file(path)
-    if version != VERSION:
-        raise UserError(
-            f"{path} has format version {version!r} and this program reads version {VERSION!r}: "
-            "export that world again, or use the version of genie_fn that wrote it"
-        )
+    versions.check(path, version, VERSION)
+    if version not in READABLE:
+        raise damaged(path, f"its format version is {metadata['version']!r:.20}")
     return _parse(path, metadata, fields, size)
+
+
+def _number(version: Any) -> int | None:
+    """The version of a header, where it is a number as text."""
+    is_number = isinstance(version, str) and version.isascii() and version.isdecimal()
+    return int(version[:9]) if is_number else None
 
 
 def _not_a_world_file(path: str | Path) -> UserError:

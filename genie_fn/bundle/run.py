@@ -60,7 +60,7 @@ def read_config(
     """The configuration of a stage's model as stored by a run, and the spec of its parameters."""
     module, config = MODELS[stage]
     try:
-        cfg = stored_config.from_dict(config, model)
+        cfg = stored_config.from_dict(config, model, run)
         return cfg, module.spec(cfg)
     except UserError:
         raise

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import tensorstore as ts
 
 from genie_fn.errors import UserError
+from genie_fn.runtime import versions
 from genie_fn.runtime.files import exclusive, read_json
 
 MANIFEST = "store.json"
@@ -78,7 +79,8 @@ def damaged(what: str, root: Path) -> UserError:
 def read_manifest(root: Path) -> tuple[dict[str, Any], tuple[Segment, ...], str]:
     """The header, the segments and the hash of a store's manifest.
 
-    Raises UserError if there is none, if it is damaged, or if it has another version.
+    Raises UserError if there is none, or if it is damaged, and NewerVersion if it has a later
+    version.
     """
     path = root / MANIFEST
     if not path.is_file():
@@ -89,11 +91,9 @@ def read_manifest(root: Path) -> tuple[dict[str, Any], tuple[Segment, ...], str]
     try:
         content = read_json(path, MANIFEST_BYTES)
         version = content["version"]
+        versions.check(root, version, VERSION)
         if version != VERSION:
-            raise UserError(
-                f"{path} is of version {version!r:.20} and this program reads {VERSION}: collect "
-                "it again"
-            )
+            raise ValueError(f"its version is {version!r:.20}")
         return *parse(content), content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(f"{path} is damaged ({ascii(str(error)):.100})", root) from error

@@ -8,7 +8,8 @@ from typing import Any
 import cattrs
 
 from genie_fn.errors import UserError
-from genie_fn.runtime import files
+from genie_fn.runtime import files, versions
+from genie_fn.runtime.versions import NewerVersion
 
 SCHEMA = 1
 FILE = "clone.json"
@@ -75,9 +76,13 @@ def read(folder: str | Path) -> CloneRecord | None:
     except ValueError as error:
         raise _damaged(path) from error
     try:
-        if stored.pop("schema") != SCHEMA:
+        schema = stored.pop("schema")
+        versions.check(path, schema, SCHEMA)
+        if schema != SCHEMA:
             raise ValueError("schema")
         return converter.structure(stored, CloneRecord)
+    except NewerVersion:
+        raise
     except Exception as error:  # cattrs raises groups of errors
         raise _damaged(path) from error
 

@@ -12,7 +12,7 @@ import cattrs
 
 from genie_fn.errors import UserError
 from genie_fn.evaluation.record import Evaluation
-from genie_fn.runtime import files
+from genie_fn.runtime import files, versions
 
 SCHEMA = 2
 FILE = "metrics.json"
@@ -60,6 +60,7 @@ def read(folder: str | Path) -> Evaluation:
         schema = stored.pop("schema", None)
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged: evaluate that world again") from error
+    versions.check(path, schema, SCHEMA)
     if schema not in (1, SCHEMA):
         raise UserError(
             f"{path} is of schema {schema} and this program reads schemas up to {SCHEMA}: "

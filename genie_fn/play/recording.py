@@ -10,8 +10,10 @@ from PIL import Image
 from genie_fn.data import images
 from genie_fn.errors import UserError
 from genie_fn.play.session import MAX_RECORDS, ActionRecord, Session
+from genie_fn.runtime import versions
 
-FORMAT = {"format": "genie_fn recording", "version": 1}
+VERSION = 1
+FORMAT = {"format": "genie_fn recording", "version": VERSION}
 MAX_STEPS = 64
 MAX_TEMPERATURE = 10.0
 MAX_LEVEL = 10**9
@@ -80,8 +82,11 @@ def _as_json(record: ActionRecord) -> dict:
 def read(content: Any, identity: str, size: tuple[int, int], choices: int) -> Recording:
     """A recording for a world with `choices` actions and frames of `size` (H, W).
 
-    Raises UserError for anything but a valid recording made in this world.
+    Raises UserError for anything but a valid recording made in this world, and NewerVersion for one
+    of a later version.
     """
+    if isinstance(content, dict) and content.get("format") == FORMAT["format"]:
+        versions.check("this recording", content.get("version"), VERSION)
     if not isinstance(content, dict) or {name: content.get(name) for name in FORMAT} != FORMAT:
         raise UserError(
             "this is not a recording that this version can read: "

@@ -10,15 +10,21 @@ nested groups of exceptions; here a user reads one sentence.)
 """
 
 import dataclasses
+import types
 import typing
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from genie_fn.errors import UserError
+from genie_fn.runtime import versions
 
 T = TypeVar("T")
 LARGEST_INT = 2**53
 """JSON readers represent integers up to this one exactly."""
+
+VERSION = 2
+"""The version of a run's configuration and checkpoints, stored with them under the name `version`.
+It rises when an earlier version of this program would misread them. Version 1 was not stored."""
 
 RUN_FIELDS = {"mirror": "flip"}  # language: allow
 """Renamed fields of a run's configuration: the old name and the new."""
@@ -36,12 +42,26 @@ MODELS = ("model", "lam_model")
 """The fields of a run's configuration that hold a model's."""
 
 
+def to_store(config: Any) -> dict[str, Any]:
+    """The stored form of a run's configuration, which is a dataclass."""
+    return dataclasses.asdict(config) | {"version": VERSION}
+
+
+def check_version(config: Any, source: str | Path) -> None:
+    """Raise NewerVersion, which names the `source`, for the stored configuration of a later
+    version."""
+    if isinstance(config, dict):
+        versions.check(source, config.get("version"), VERSION)
+
+
 def update_run(config: Any) -> Any:
-    """The configuration of a training run, in terms of this version's fields and values."""
+    """The stored configuration of a training run, in terms of this version's fields and values."""
     if not isinstance(config, dict):
         return config
     updated = {}
     for name, value in config.items():
+        if name == "version":
+            continue
         current = str(RUN_FIELDS.get(name, name))
         updated[current] = _update_value(current, value)
     return updated
@@ -73,35 +93,32 @@ def _is_implementation(item: Any) -> bool:
     return isinstance(item, list | tuple) and len(item) == 2 and item[0] == "impl"
 
 
-def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+def from_dict(cls: type[T], values: dict[str, Any], source: str | Path = "") -> T:
     """A (nested, frozen) dataclass from the dict that `dataclasses.asdict` made of it.
 
-    A field that the dict lacks takes its default. Raises UserError for a field that the dataclass
-    lacks, a missing field without a default, and a value of another type than the field's, which
-    includes other values than a Literal's.
+    A field that the dict lacks takes its default. Raises NewerVersion, which names the `source`, for
+    a field that the dataclass lacks; and UserError for a missing field without a default, and for a
+    value of another type than the field's, which includes other values than a Literal's.
     """
     hints = typing.get_type_hints(cls)
+    versions.check_names(source or f"a stored {cls.__name__}", values, hints)
     required = {
         field.name
         for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
         if field.default is field.default_factory is dataclasses.MISSING
     }
-    differing = (values.keys() - hints.keys()) | (required - values.keys())
-    if differing:
+    missing = required - values.keys()
+    if missing:
         raise UserError(
-            f"a stored {cls.__name__} and this version's differ in {_names(differing)}: "
+            f"a stored {cls.__name__} and this version's differ in {versions.listed(missing)}: "
             "train again, or use the version that wrote it"
         )
     invalid = [name for name, value in values.items() if not _is_valid(hints[name], value)]
     if invalid:
-        raise UserError(f"a stored {cls.__name__} has an invalid {_names(invalid)}: train again")
-    return cls(**{name: _value(hints[name], value) for name, value in values.items()})
-
-
-def _names(names: Iterable[str]) -> str:
-    """Names from a file, which may be any text, for an error message."""
-    printable = (name if name.isidentifier() else ascii(name) for name in sorted(names))
-    return ", ".join(printable)[:200]
+        raise UserError(
+            f"a stored {cls.__name__} has an invalid {versions.listed(invalid)}: train again"
+        )
+    return cls(**{name: _value(hints[name], value, source) for name, value in values.items()})
 
 
 def _is_valid(hint: Any, value: Any) -> bool:
@@ -114,16 +131,29 @@ def _is_valid(hint: Any, value: Any) -> bool:
         return type(value) in (int, float)
     if kind is int:
         return type(value) is int and abs(value) < LARGEST_INT
+    if kind in (types.UnionType, typing.Union):
+        return any(_is_valid(choice, value) for choice in typing.get_args(hint))
     if kind is tuple:
-        return type(value) in (list, tuple)
+        item = _item_class(hint)
+        is_list = type(value) in (list, tuple)
+        return is_list and (item is None or all(_is_valid(item, entry) for entry in value))
     if dataclasses.is_dataclass(kind):
         return type(value) is dict
     return type(value) is kind
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _item_class(hint: Any) -> Any:
+    """The dataclass of which a tuple holds any number; None for other tuples."""
+    first = next(iter(typing.get_args(hint)), None)
+    return first if isinstance(first, type) and dataclasses.is_dataclass(first) else None
+
+
+def _value(hint: Any, value: Any, source: str | Path) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
+        return from_dict(hint, value, source)
+    item = _item_class(hint) if typing.get_origin(hint) is tuple else None
+    if item is not None:
+        return tuple(from_dict(item, entry, source) for entry in value)
     return as_tuples(value)
 
 

@@ -29,6 +29,7 @@ from genie_fn import tree
 from genie_fn.errors import UserError
 from genie_fn.runtime import files, stored_config
 from genie_fn.runtime.console import console
+from genie_fn.runtime.versions import NewerVersion
 from genie_fn.training import processes, sharding, shards
 from genie_fn.training.shards import Damaged
 from genie_fn.tree import Tree
@@ -162,7 +163,11 @@ def read_config(run: str | Path) -> dict[str, Any] | None:
 
 
 def _read_config(path: Path) -> Any:
-    return files.read_json(path / "config" / "metadata", CONFIG_BYTES)
+    """The stored configuration of a checkpoint. Raises NewerVersion for one of a later version of
+    this program."""
+    config = files.read_json(path / "config" / "metadata", CONFIG_BYTES)
+    stored_config.check_version(config, path)
+    return config
 
 
 def load(run: str | Path, *, stage: str, device: torch.device | str = "cpu") -> Loaded:
@@ -190,6 +195,8 @@ def _read_newest(run: str | Path, stage: str) -> Loaded:
         path = folder_of(run) / str(step)
         try:
             loaded = _read(path)
+        except NewerVersion:
+            raise
         except Exception as error:  # orbax and tensorstore raise many kinds for unreadable files
             replaced_by_a_newer_one = not path.exists()
             # Threads of tensorstore, for which it offers no way to wait, report the error once more
@@ -357,6 +364,8 @@ def move_damaged(run: str | Path, step: int) -> None:
         try:
             with quiet_orbax():
                 _read(path)
+        except NewerVersion:
+            raise
         except Exception:  # as in `load`
             target = Path(run) / "damaged" / str(newer)
             shutil.rmtree(target, ignore_errors=True)

@@ -5,7 +5,6 @@ an error in it ends the run, it leaves the partial files of a failed save on a f
 next created, and with several processes it needs jax.distributed.
 """
 
-import dataclasses
 import gc
 import json
 import shutil
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from genie_fn import tree
 from genie_fn.errors import UserError
-from genie_fn.runtime import files
+from genie_fn.runtime import files, stored_config
 from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, processes, shards
 from genie_fn.tree import Tree
@@ -85,7 +84,7 @@ class Checkpointer:
         self.saved = step
         content = snapshot(state)
         self._wait()
-        arguments = (self._run, step, content, dataclasses.asdict(config), seconds, self._keep)
+        arguments = (self._run, step, content, stored_config.to_store(config), seconds, self._keep)
         self._pending = Pending(step, self._thread.submit(write, *arguments))
 
     def poll(self) -> None:

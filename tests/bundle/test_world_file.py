@@ -166,14 +166,35 @@ WRONG = {
     "another version": (
         ("__metadata__", "version"),
         "7",
-        "format version '7' and this program reads version '1'",
+        "newer version of genie_fn",
     ),
+    "no version": (("__metadata__", "version"), "٣", "format version is '٣'"),
     "another format": (("__metadata__", "format"), "other", "not a world file"),
     "an unknown key": (("__metadata__", "new"), "x", "other keys than a world file's"),
     "an unknown part": ((*CONTENT, "new"), {}, "other keys than a world file's"),
     "an unknown model": ((*CONTENT, "models", "new"), {}, "damaged .*new"),
     "a missing model": (MODEL, None, "damaged .*dynamics"),
-    "an unknown option": ((*MODEL, "new"), 1, "differ in new"),
+    "an unknown option": ((*MODEL, "new"), 1, r"newer version of genie_fn \(it holds new, "),
+    "an unknown inner option": (
+        (*MODEL, "stack", "new"),
+        1,
+        r"newer version of genie_fn \(it holds new, ",
+    ),
+    "an unknown description": (
+        (*CONTENT, "about", "new"),
+        1,
+        r"newer version of genie_fn \(it holds new, ",
+    ),
+    "an unknown field of the map": (
+        (*CONTENT, "about", "map", "new"),
+        1,
+        r"newer version of genie_fn \(it holds new, ",
+    ),
+    "an unknown field of the dataset": (
+        (*CONTENT, "about", "data", "new"),
+        1,
+        r"newer version of genie_fn \(it holds new, ",
+    ),
     "an option of another type": ((*MODEL, "actions"), "4", "invalid actions"),
     "an impossible option": ((*MODEL, "stack", "heads"), 0, "cannot have 0 heads"),
     "a giant": ((*MODEL, "stack", "layers"), 2**40, "impossible values"),
@@ -358,7 +379,7 @@ def try_all(packed, file, examples: int) -> None:
         "bytes follow its header",
         "its content was changed",
         "impossible",
-        "differ in",
+        "newer version",
     )
     reached = [kind for kind in kinds if any(kind in outcome for outcome in outcomes)]
     assert len(reached) >= 3, (

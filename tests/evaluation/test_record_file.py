@@ -82,3 +82,6 @@ def test_what_cannot_be_read_is_refused(evaluation, tmp_path):
     path.write_text(json.dumps(asdict(evaluation) | {"schema": 0}))
     with pytest.raises(UserError, match="schema 0"):
         record_file.read(tmp_path)
+    path.write_text(json.dumps({"schema": record_file.SCHEMA + 1, "new": 1}))
+    with pytest.raises(UserError, match=f"^{path} was written by a newer version of genie_fn"):
+        record_file.read(tmp_path)

@@ -79,6 +79,7 @@ VALUES = [-1, 1.5, "x", True, [1], {"a": 1}, 2**80]
 @pytest.mark.parametrize("value", VALUES)
 def test_a_wrong_field_is_a_sentence(made, words, field, value):
     value = False if field == "version" and value is True else value  # true is 1 here
+    words = "newer version" if field == "version" and value == 2**80 else words
     with pytest.raises(UserError, match=words):
         read(made | {field: value})
 

@@ -1,9 +1,12 @@
 """Configurations as earlier versions stored them, and what this version makes of them."""
 
 import copy
+import json
+from dataclasses import asdict, dataclass
 
 import pytest
 
+from genie_fn.errors import UserError
 from genie_fn.runtime import stored_config
 
 STACK = {"layers": 2, "dim": 128, "heads": 4, "mlp": 4, "window": 16, "dtype": "float32"}
@@ -85,3 +88,31 @@ def test_anything_else_is_left_as_it_is(value):
     assert stored_config.update_run(value) == value
     assert stored_config.update_model(value) == value
     assert stored_config.update_run({"actions": value, "model": value})["model"] == value
+
+
+@dataclass(frozen=True)
+class Item:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Holder:
+    items: tuple[Item, ...] = ()
+    names: str | tuple[str, ...] = ()
+    pairs: tuple[tuple[str, int], ...] = ()
+
+
+@pytest.mark.parametrize(
+    "holder", [Holder(), Holder((Item(2), Item(3)), "a", (("b", 4),)), Holder((), ("c", "d"))]
+)
+def test_tuples_of_dataclasses_and_alternatives_survive_json(holder):
+    stored = json.loads(json.dumps(asdict(holder)))
+    assert stored_config.from_dict(Holder, stored) == holder
+
+
+@pytest.mark.parametrize("wrong", [{"items": [3]}, {"items": {}}, {"names": 3}, {"names": None}])
+def test_other_values_in_them_are_refused(wrong):
+    with pytest.raises(UserError, match="has an invalid"):
+        stored_config.from_dict(Holder, wrong)
+    with pytest.raises(UserError, match="newer version"):
+        stored_config.from_dict(Holder, {"items": [{"size": 1, "other": 2}]})

@@ -15,7 +15,9 @@ from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.runtime import stored_config
 from genie_fn.runtime.stored_config import from_dict
+from genie_fn.runtime.versions import NewerVersion
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint, loop, setup
 from genie_fn.training.checkpointer import Checkpointer
@@ -266,6 +268,22 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_p
     assert rows[0][-1]["loss"] == rows[1][-1]["loss"]
 
 
+def test_a_checkpoint_of_a_newer_version_is_a_sentence(tmp_path, trained, monkeypatch):
+    """Not one to be passed over for an older one."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, trained, CFG)
+        monkeypatch.setattr(stored_config, "VERSION", stored_config.VERSION + 1)
+        checkpointer.save(2, trained, CFG)
+    monkeypatch.undo()
+    for read in (
+        lambda: checkpoint.load(tmp_path, stage="tokenizer"),
+        lambda: checkpoint.read_config(tmp_path),
+    ):
+        with pytest.raises(NewerVersion, match="checkpoints/2 was written by a newer .*: update"):
+            read()
+    assert checkpoint.read_config(tmp_path / "checkpoints" / "1")
+
+
 def test_a_missing_or_broken_checkpoint_is_a_sentence(tmp_path, trained):
     with pytest.raises(UserError, match="train_lam"):
         checkpoint.load(tmp_path / "nowhere", stage="lam")
@@ -312,8 +330,10 @@ def test_a_stored_config_with_other_fields_is_a_sentence():
 
     with pytest.raises(UserError, match="a stored Sized .* differ in size:"):
         from_dict(Sized, {"names": []})
-    with pytest.raises(UserError, match="colour"):
-        from_dict(Config, asdict(Config()) | {"colour": 1})
+    with pytest.raises(NewerVersion, match="^runs/x was written by a newer .* holds colour"):
+        from_dict(Config, asdict(Config()) | {"colour": 1}, "runs/x")
+    with pytest.raises(NewerVersion, match="^a stored OptimConfig was written by a newer version"):
+        from_dict(Config, asdict(Config()) | {"optim": {"colour": 1}})
     for steps in ("9", None, 2**60, 1.5, True):
         with pytest.raises(UserError, match="invalid steps"):
             from_dict(Config, asdict(Config()) | {"steps": steps})
