@@ -54,7 +54,7 @@ class Config(RunConfig):
     cache: bool = False
     """Encode the dataset once, to ids that are kept on disk, instead of the clips of every step."""
     tokens: str = ""
-    """The folder of these ids; by default it is in the dataset's folder."""
+    """The folder of these ids; by default those of each dataset are in its folder."""
     train_lam: bool = False
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
@@ -265,7 +265,7 @@ def conditioning(cfg: Config, store: data.Store, stage: Stage | None) -> Conditi
     if cfg.train_lam:
         return joint_training(sized(cfg.lam_model, store), cfg.backend)
     if stage is None:
-        return recorded_actions(cfg, store)
+        return recorded_actions(store)
     return latent_actions(stage, cfg)
 
 
@@ -297,10 +297,9 @@ def latent_actions(stage: Stage, cfg: Config) -> Conditioning:
     return Conditioning(choices, token_objective, make_batch, lambda params: stage, infer, {}, {})
 
 
-def recorded_actions(cfg: Config, store: data.Store) -> Conditioning:
+def recorded_actions(store: data.Store) -> Conditioning:
     """The dataset's own actions."""
-    if not store.num_actions:
-        raise UserError(f"{cfg.data} has no recorded actions: leave --cfg.actions recorded out")
+    data.check_recorded_actions(store, "--cfg.actions recorded")
 
     def make_batch(ids: Tensor, batch: data.Batch) -> TokenBatch:
         return TokenBatch(ids, batch.actions)

@@ -7,6 +7,7 @@ from genie_fn.data.clips import (
     eval_clips,
     read_clips,
 )
+from genie_fn.data.mixture import check_recorded_actions, mix, open_stores
 from genie_fn.data.reader import Batches, ClipReader, OnDamage
 from genie_fn.data.storage import BLOCK, MANIFEST, SPLITS, Segment
 from genie_fn.data.store import (
@@ -46,6 +47,7 @@ __all__ = [
     "Segment",
     "Store",
     "append_segments",
+    "check_recorded_actions",
     "clip_offsets",
     "clip_starts",
     "commit",
@@ -54,8 +56,10 @@ __all__ = [
     "eval_clips",
     "exclusive_writer",
     "is_store",
+    "mix",
     "next_offset",
     "open_store",
+    "open_stores",
     "padded_length",
     "read_clips",
     "read_segment",

@@ -1,5 +1,6 @@
 """Clips of a video store: where they may start, which ones are drawn, and their content."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +43,16 @@ def clip_starts(store: Store, split: str, num_frames: int, flags: str = "") -> n
         uncut = episode[first] == episode[first + span - 1]
         starts.append(segment.offset + first[uncut])
     if not any(map(len, starts)):
-        raise UserError(
-            f"{store.root} has no {split} clip of {num_frames} frames{_every(store)} within one "
-            f"episode: collect or import more or longer ones{_or_lower(flags)}"
-        )
+        raise no_clips(store, split, num_frames, flags)
     return np.concatenate(starts)
+
+
+def no_clips(store: Store, split: str, num_frames: int, flags: str = "") -> UserError:
+    """The error for a split without a clip of `num_frames` frames."""
+    return UserError(
+        f"{store.name} has no {split} clip of {num_frames} frames{_every(store)} within one "
+        f"episode: collect or import more or longer ones{_or_lower(flags)}"
+    )
 
 
 def _or_lower(flags: str) -> str:
@@ -95,16 +101,56 @@ def _span(segment: Segment) -> tuple[int, int]:
     return segment.offset, segment.offset + segment.length
 
 
+class Shares(NamedTuple):
+    """Of which datasets of a mixture clips are drawn, and how often."""
+
+    ends: np.ndarray
+    """(K,) int64: where in the sequence of all clips those of each of K datasets end."""
+    weights: np.ndarray
+    """(K,) float64: the probabilities of the datasets."""
+
+
+def clip_shares(
+    store: Store, starts: np.ndarray, split: str, num_frames: int, flags: str = ""
+) -> Shares | None:
+    """The shares of a mixture with weights, given its clip starts; None: all clips are equal.
+
+    Raises UserError if a dataset of the mixture has no clip, as `clip_starts` does.
+    """
+    if not store.parts:
+        return None
+    bases = [part.base for part in store.parts]
+    ends = np.append(np.searchsorted(starts, bases[1:]), len(starts))
+    for part, count in zip(store.parts, np.diff(ends, prepend=0).tolist(), strict=True):
+        if not count:
+            raise no_clips(replace(part.store, stride=store.stride), split, num_frames, flags)
+    if not store.weights:
+        return None
+    weights = np.array(store.weights, np.float64)
+    return Shares(ends, weights / weights.sum())
+
+
 def clip_offsets(
-    starts: np.ndarray, seed: int, step: int, batch_size: int, attempt: int = 0
+    starts: np.ndarray,
+    seed: int,
+    step: int,
+    batch_size: int,
+    attempt: int = 0,
+    shares: Shares | None = None,
 ) -> np.ndarray:
     """(batch_size,) int64 drawn from `starts`: a pure function of (seed, step, attempt).
 
     A resumed run therefore sees the same data. `attempt` numbers further draws of the same step.
+    All clips are equally likely; with `shares`, those of one dataset are.
     """
     key = np.array([seed % 2**64, step % 2**64], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, attempt]))
-    return starts[generator.integers(0, len(starts), batch_size)]
+    if shares is None:
+        return starts[generator.integers(0, len(starts), batch_size)]
+    bounds = np.cumsum(shares.weights)[:-1]
+    dataset = np.searchsorted(bounds, generator.random(batch_size), side="right")
+    first = np.append(0, shares.ends[:-1])
+    return starts[generator.integers(first[dataset], shares.ends[dataset])]
 
 
 def eval_clips(
@@ -118,7 +164,7 @@ def eval_clips(
     starts = clip_starts(store, split, num_frames, flags)
     if len(starts) < count:
         raise UserError(
-            f"{store.root} has {len(starts)} {split} clips of {num_frames} frames, fewer than "
+            f"{store.name} has {len(starts)} {split} clips of {num_frames} frames, fewer than "
             f"{count}: collect or import more{_or_lower(flags)}"
         )
     return spread_clips(store, starts, count, seed)
@@ -139,24 +185,28 @@ def spread_clips(store: Store, starts: np.ndarray, count: int, seed: int = 0) ->
 def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
     """The clips that start at `offsets` (B,) int64. Raises DamagedClips if files are damaged."""
     frames = np.empty((len(offsets), num_frames, store.height, store.width, 3), np.uint8)
-    source = store.arrays["frames"]
-    stride = store.stride
     span = store.span(num_frames)
-    transitions = offsets[:, None] + np.arange(num_frames - 1) * stride
+    transitions = offsets[:, None] + np.arange(num_frames - 1) * store.stride
     try:
         # Slices into one preallocated array are more than twice as fast as one indexed read.
         clips = zip(frames, offsets.tolist(), strict=True)
-        jobs = [
-            ts.array(clip).write(source[start : start + span : stride]) for clip, start in clips
-        ]
+        jobs = [ts.array(clip).write(_frames_of(store, start, span)) for clip, start in clips]
         actions = store.arrays["actions"][transitions].read().result()
         for job in jobs:
             job.result()
     except Exception as error:  # tensorstore raises several kinds
         lost = _damaged_clips(store, offsets.tolist(), span)
-        fallback = {0: f"{store.root} could not be read ({reason(error)})"}
+        fallback = {0: f"{store.name} could not be read ({reason(error)})"}
         raise DamagedClips(lost or fallback) from error
     return Batch(frames, np.asarray(actions).astype(np.int64))
+
+
+def _frames_of(store: Store, start: int, span: int) -> ts.TensorStore:
+    """The frames of a clip, as a view of the dataset's own array, which is read faster than that of
+    a mixture."""
+    part = store.part_at(start)
+    first = start - part.base
+    return part.store.arrays["frames"][first : first + span : store.stride]
 
 
 def _damaged_clips(store: Store, offsets: list[int], span: int) -> dict[int, str]:

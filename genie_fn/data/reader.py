@@ -11,6 +11,7 @@ import numpy as np
 
 from genie_fn.data.clips import (
     clip_offsets,
+    clip_shares,
     clip_starts,
     damaged_episodes,
     read_clips,
@@ -70,14 +71,16 @@ class ClipReader:
     ) -> "Batches":
         """An endless iterator over the batches of the steps from `start_step` on.
 
-        The clips of a batch are `clip_offsets(starts, seed, step, batch_size)[share]`. `threads`
-        threads read a few batches ahead; they end when the iterator is closed or garbage-collected.
-        An error in a thread is raised by the iterator.
+        The clips of a batch are `clip_offsets(starts, seed, step, batch_size)[share]`, of a mixture
+        with its `clip_shares`. `threads` threads read a few batches ahead; they end when the
+        iterator is closed or garbage-collected. An error in a thread is raised by the iterator.
         """
-        starts = clip_starts(self.readable, self.split, self.num_frames, self.flags)
+        kind = self.split, self.num_frames, self.flags
+        starts = clip_starts(self.readable, *kind)
+        shares = clip_shares(self.readable, starts, *kind)
 
         def draw(step: int, attempt: int) -> np.ndarray:
-            return clip_offsets(starts, seed, step, batch_size, attempt)[share]
+            return clip_offsets(starts, seed, step, batch_size, attempt, shares)[share]
 
         def load_step(step: int) -> tuple[Any, list[str]]:
             return self._load_step(step, draw)

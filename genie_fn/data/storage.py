@@ -7,7 +7,7 @@ relies on it or allocates memory for it.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +203,20 @@ def open_arrays(
     """
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     return {name: _open_array(root, name, kind, context) for name, kind in kinds.items()}
+
+
+def joined(arrays: Sequence[ts.TensorStore], bases: Sequence[int]) -> ts.TensorStore:
+    """A view of arrays for reading, in which entry i of each array is entry `base + i`.
+
+    `bases` increase. The view has the entries of each array up to the base of the next one, as far
+    as there are any.
+    """
+    layers = []
+    for array, base, end in zip(arrays, bases, [*bases[1:], None], strict=True):
+        length = array.shape[0] if end is None else min(array.shape[0], end - base)
+        if length:
+            layers.append(array[:length][ts.d[0].translate_by[base]])
+    return ts.overlay(layers) if layers else arrays[0]
 
 
 def _open_array(root: Path, name: str, kind: ArrayKind, context: ts.Context) -> ts.TensorStore:

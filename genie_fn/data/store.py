@@ -67,6 +67,15 @@ class DamagedClips(UserError):
         self.lost = lost
 
 
+class Part(NamedTuple):
+    """A dataset of a mixture."""
+
+    store: "Store"
+    """The dataset alone."""
+    base: int
+    """Where its time axis begins on that of the mixture."""
+
+
 @dataclass(frozen=True)
 class Store:
     """An open store. `meta` says how the data was collected; `data_hash` identifies the content."""
@@ -83,6 +92,12 @@ class Store:
     stride: int = 1
     """Frames from one frame of a clip to the next. The action between two frames of a clip is the
     first one of those between them."""
+    parts: tuple[Part, ...] = ()
+    """The datasets of a mixture, whose `root` is that of the first (see `mixture`); empty for one
+    dataset."""
+    weights: tuple[float, ...] = ()
+    """The proportions in which clips are drawn from the datasets of a mixture; empty: every clip is
+    as likely as any other."""
 
     def span(self, num_frames: int) -> int:
         """The number of successive frames that a clip of `num_frames` frames covers."""
@@ -91,6 +106,26 @@ class Store:
     def count(self, split: str) -> int:
         """The number of frames in a split."""
         return sum(segment.length for segment in self.segments if segment.split == split)
+
+    @property
+    def datasets(self) -> tuple["Store", ...]:
+        """The datasets of a mixture; a dataset has itself alone."""
+        return tuple(part.store for part in self.parts) or (self,)
+
+    @property
+    def name(self) -> str:
+        """The folder, or those of a mixture, for messages."""
+        roots = [str(dataset.root) for dataset in self.datasets]
+        return roots[0] if len(roots) == 1 else f"the mixture of {' and '.join(roots)}"
+
+    def part_at(self, offset: int) -> Part:
+        """The dataset that holds the frame at `offset`."""
+        parts = self.parts or (Part(self, 0),)
+        return parts[bisect_right(parts, offset, key=lambda part: part.base) - 1]
+
+    def has_actions_of(self, other: "Store") -> bool:
+        """Whether both have the same recorded actions in the same order, or both have none."""
+        return (self.num_actions, self.action_names) == (other.num_actions, other.action_names)
 
 
 def content_hash(store: Store, segments: int) -> str:
@@ -301,7 +336,8 @@ def read_entries(store: Store, name: str, start: int, stop: int) -> np.ndarray:
     The files are counted first, so that memory is only allocated for data that can exist.
     """
     files = -(-stop // BLOCK) - start // BLOCK
-    if files > 2 and files > len(os.listdir(store.root / name / "c")):
+    folders = (dataset.root / name / "c" for dataset in store.datasets)
+    if files > 2 and files > sum(len(os.listdir(x)) for x in folders if x.is_dir()):
         raise ValueError(f"{name} has fewer than {files} files")
     return np.asarray(store.arrays[name][start:stop].read().result())
 
@@ -311,6 +347,10 @@ def describe_damage(store: Store, names: Iterable[str], start: int, stop: int) -
 
     `names` are the arrays to look at. Returns None if everything can be read.
     """
+    part = store.part_at(start)
+    store = part.store
+    start -= part.base
+    stop -= part.base
     for name in names:
         for block in range(start // BLOCK, -(-stop // BLOCK)):
             first = max(start, block * BLOCK)
@@ -338,7 +378,7 @@ def read_segment(store: Store, segment: Segment) -> Recording:
         arrays = {name: read_entries(store, name, start, stop) for name in CHECKED}
     except Exception as error:  # tensorstore raises several kinds
         sentence = describe_damage(store, CHECKED, start, stop)
-        fallback = f"level {segment.level} of {store.root} could not be read"
+        fallback = f"level {segment.level} of {store.name} could not be read"
         raise DamagedClips({0: sentence or fallback}) from error
     return Recording(segment.level, **arrays, split=segment.split, info=segment.info)
 

@@ -25,7 +25,7 @@ import tensorstore as ts
 from genie_fn.data import storage
 from genie_fn.data.reader import ClipReader
 from genie_fn.data.storage import CHUNK, ArrayKind, Segment
-from genie_fn.data.store import Recording, Store, padded_length
+from genie_fn.data.store import Recording, Store, content_hash, padded_length
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.runtime.progress import track
@@ -61,6 +61,10 @@ class Cache(NamedTuple):
     arrays: dict[str, ts.TensorStore]
     encoded: frozenset[tuple[int, int]]
     """The segments of the dataset that the cache holds, as (offset, checksum)."""
+    parts: tuple["Cache", ...] = ()
+    """The caches of the datasets of a mixture, of which this is a view; empty for one dataset."""
+    bases: tuple[int, ...] = ()
+    """Where the time axes of these datasets begin on that of the mixture."""
 
     def holds(self, segment: Segment) -> bool:
         return (segment.offset, segment.crc) in self.encoded
@@ -69,11 +73,21 @@ class Cache(NamedTuple):
 def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path = "") -> Cache:
     """Open the cache of `encoder`'s ids for clips of `num_frames` frames; make it if there is none.
 
-    `root` is the folder that holds caches, by default one within the dataset.
+    `root` is the folder that holds the caches of any number of datasets; by default a dataset's
+    caches are within it. The cache of a mixture is a view of those of its datasets, which other
+    runs share.
     """
+    if store.parts:
+        caches = [
+            open_cache(replace(part.store, stride=store.stride), num_frames, encoder, root)
+            for part in store.parts
+        ]
+        return _joined(caches, [part.base for part in store.parts])
     clips = f"{num_frames}" if store.stride == 1 else f"{num_frames}/{store.stride}"
     identity = hashlib.sha256(f"{VERSION} {clips} {encoder.identity}".encode()).hexdigest()
-    root = Path(root or store.root / "tokens") / identity[:16]
+    # A dataset that has grown has the same first segment.
+    folder = Path(root) / content_hash(store, 1)[:16] if root else store.root / "tokens"
+    root = folder / identity[:16]
     dtype = "uint16" if encoder.codes <= 2**16 else "uint32"
     ids = ArrayKind(dtype, (encoder.tokens,), CHUNK)
     kinds = {"ids": ids, "first": ids, "actions": ArrayKind("uint16", (), CHUNK)}
@@ -85,6 +99,20 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
     except UserError as error:
         raise _damaged(root) from error
     return Cache(root, num_frames, store.stride, arrays, _read_manifest(root))
+
+
+def _joined(caches: list[Cache], bases: list[int]) -> Cache:
+    """The view of the caches of the datasets of a mixture."""
+    arrays = {
+        name: storage.joined([cache.arrays[name] for cache in caches], bases) for name in ARRAYS
+    }
+    encoded = frozenset(
+        (base + offset, crc)
+        for cache, base in zip(caches, bases, strict=True)
+        for offset, crc in cache.encoded
+    )
+    view = caches[0]._replace(arrays=arrays, encoded=encoded)
+    return view._replace(parts=tuple(caches), bases=tuple(bases))
 
 
 def _create(root: Path, kinds: dict[str, ArrayKind]) -> None:
@@ -129,6 +157,13 @@ def fill(cache: Cache, reader: ClipReader, encoder: Encoder) -> Cache:
     Segments that cannot be read are an error, or left out if the reader skips damage. One process
     fills a cache at a time. SIGTERM ends it as it ends training; the segments encoded by then stay.
     """
+    if cache.parts:
+        stores = reader.store.datasets
+        filled = [
+            fill(part, replace(reader, store=store), encoder)
+            for part, store in zip(cache.parts, stores, strict=True)
+        ]
+        return _joined(filled, [*cache.bases])
     wanted = [segment for segment in reader.store.segments if segment.split == reader.split]
     if all(map(cache.holds, wanted)):
         return cache
@@ -263,6 +298,9 @@ def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids[:, 0] = first.result()
         return ids.astype(np.int64), np.asarray(actions.result()).astype(np.int64)
     except Exception as error:  # tensorstore raises several kinds
+        dataset = np.searchsorted(cache.bases, offsets, side="right") - 1
+        for number, part in enumerate(cache.parts):  # the one that is damaged names its folder
+            read(part, offsets[dataset == number] - cache.bases[number])
         raise _damaged(cache.root) from error
 
 

@@ -71,6 +71,8 @@ def _update_value(name: str, value: Any) -> Any:
     """The value of a field of a run's configuration."""
     if name in MODELS:
         return update_model(value)
+    if name == "inputs" and isinstance(value, dict) and isinstance(value.get("data"), dict):
+        return value | {"data": [value["data"]]}  # a run had one dataset
     values = RUN_VALUES.get(name, {})
     return values.get(value, value) if isinstance(value, str) else value
 

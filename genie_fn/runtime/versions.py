@@ -1,7 +1,8 @@
 """Files of newer versions of this program: one error for every kind of file that it writes.
 
-A file carries the version of its format, which rises when earlier programs would misread it, or its
-content names what it holds. Either tells whether a newer program has written it.
+A file carries the version of its format, which rises when earlier programs would misread it; and
+fields of its content have names. An unknown version or name shows that a newer program has written
+the file.
 """
 
 from collections.abc import Iterable

@@ -1,10 +1,12 @@
 """The configuration that every training stage shares."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Suppress
+from tyro.constructors import PrimitiveConstructorSpec
 
 from genie_fn.errors import UserError
 from genie_fn.runtime.backend import Backend
@@ -24,6 +26,19 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = ("minutes", "profile")
 
 
+Folders = Annotated[
+    str | tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FOLDER [FOLDER ...]",
+        instance_from_str=tuple,
+        is_instance=lambda value: isinstance(value, str | tuple),
+        str_from_instance=lambda value: [value] if isinstance(value, str) else list(value),
+    ),
+]
+"""One folder, or any number of them: several words on the command line."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The part of a stage's configuration that all stages share. Presets fill it in; flags override
@@ -31,9 +46,13 @@ class RunConfig:
 
     preset: str = "demo"
     """The preset that fills in all other values."""
-    data: str = ""
-    """The folder of the dataset; by default the one that the run was made from, if it is continued,
-    or else that of the earlier stages or of the runs beside `out`, or else data/coinrun."""
+    data: Folders = ()
+    """The folder of the dataset, or those of several, from which clips are drawn in proportion to
+    their number of clips; by default what the run was made from, if it is continued, or else what
+    the earlier stages or the runs beside `out` were made from, or else data/coinrun."""
+    data_weights: tuple[float, ...] = ()
+    """The share of the clips that is drawn from each of several datasets, such as 1 3: only the
+    proportions count. By default every clip is as likely as any other."""
     out: str = "runs/demo/stage"
     """The folder of the run: checkpoints, metrics and sample images."""
     steps: int = 1000
@@ -98,6 +117,16 @@ class RunConfig:
             self._require(name, 1)
         for name in AT_LEAST_ZERO:
             self._require(name, 0)
+        object.__setattr__(self, "data", self.datasets)
+        for weight in self.data_weights:
+            if not 0 < weight < math.inf:
+                raise UserError(f"--cfg.data-weights has {weight:g}, but takes positive numbers")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The folders of the datasets; none if --cfg.data is not given."""
+        folders = (self.data,) if isinstance(self.data, str) else self.data
+        return tuple(filter(None, folders))
 
     def watched(self) -> Mapping[str, str]:
         """The metrics that are the perplexity of codes: for each a sentence, which is printed if

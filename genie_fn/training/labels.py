@@ -15,7 +15,7 @@ from genie_fn import data, random
 from genie_fn.data import Batch, Store, augment
 from genie_fn.errors import UserError
 from genie_fn.microbatch import Microbatch
-from genie_fn.training import inputs, processes, setup
+from genie_fn.training import processes, setup
 from genie_fn.training.config import RunConfig
 
 
@@ -33,15 +33,11 @@ def read(
 ) -> Labelled:
     """`count` transitions of the train split, at the ends of clips of `num_frames` frames.
 
-    They are spread evenly over as many levels as possible. Raises UserError for a dataset without
-    recorded actions or with fewer transitions, and for names of actions that --cfg.flip cannot
-    swap.
+    They are spread evenly over as many levels as possible. Raises UserError for datasets without
+    recorded actions, with different ones, or with fewer transitions, and for names of actions that
+    --cfg.flip cannot swap.
     """
-    if not store.num_actions:
-        raise UserError(
-            f"{inputs.shown(store.root)} has no recorded actions, which --cfg.labels needs: leave it out, or import "
-            "the videos with their actions"
-        )
+    data.check_recorded_actions(store, "--cfg.labels")
     swap_A = None
     if cfg.flip:
         swap_A = torch.tensor(augment.flipped_actions(store.action_names), device=device)
@@ -55,7 +51,7 @@ def _read_clips(store: Store, cfg: RunConfig, count: int, num_frames: int) -> Ba
     available = len(data.clip_starts(reader.readable, "train", num_frames, reader.flags))
     if available < count:
         raise UserError(
-            f"the train split of {inputs.shown(store.root)} has {available} transitions with {num_frames} frames, "
+            f"the train split of {store.name} has {available} transitions with {num_frames} frames, "
             f"fewer than --cfg.labels {count}: choose at most {available}"
         )
     return reader.fixed_batch(count, cfg.seed)

@@ -44,13 +44,15 @@ def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torc
     store = processes.on_all(lambda: open_dataset(cfg, earlier))
     stride = known_stride(cfg, earlier)
     store = replace(store, stride=stride or 1)
-    processes.check_same(store.data_hash, str(store.root))
+    processes.check_same(store.data_hash, store.name)
     mode = backend.pick_compile(cfg.compile, device)
     mode = "off" if processes.is_any(mode == "off") else mode
     resolved = cfg.backend.resolve(device, mode != "off")
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved, stride=stride or "auto")
     used = replace(cfg.inputs, data=inputs.describe(store, cfg.out))
-    return replace(cfg, data=inputs.shown(store.root), inputs=used), store, device
+    folders = tuple(inputs.shown(dataset.root) for dataset in store.datasets)
+    cfg = replace(cfg, data=folders, data_weights=store.weights, inputs=used)
+    return cfg, store, device
 
 
 def known_stride(cfg: RunConfig, earlier: Sequence[str | Path] = ()) -> int | None:
@@ -69,21 +71,21 @@ def is_resumed(cfg: RunConfig) -> bool:
 
 
 def open_dataset(cfg: RunConfig, earlier: Collection[str | Path] = ()) -> data.Store:
-    """The dataset of --cfg.data, or by default the one that the run itself, the earlier stages or
-    the runs beside it were made from.
+    """The datasets of --cfg.data as one, or by default those that the run itself, the earlier
+    stages or the runs beside it were made from.
 
     Lines are printed where these differ. Raises UserError where they have other recorded actions.
     """
     own = [cfg.out] if is_resumed(cfg) else earlier
     known = [run for run in own if checkpoint.latest(run) is not None]
     sources = known or [run for run in beside(cfg) if checkpoint.latest(run) is not None]
-    if cfg.data or not sources:
-        store = data.open_store(cfg.data or DATA)
+    if cfg.datasets or not sources:
+        store = data.open_stores(cfg.datasets or (DATA,), cfg.data_weights)
     else:
-        store = inputs.open_dataset(sources[0])
+        store = inputs.open_datasets(sources[0], cfg.data_weights)
         known = known[1:]
     for record in filter(None, map(inputs.read, known)):
-        inputs.check_dataset(record, store)
+        inputs.check_datasets(record, store)
     return store
 
 
@@ -167,11 +169,10 @@ def announce(stage: str, spec: Tree, cfg: RunConfig, device: torch.device) -> No
         f"compile {cfg.compile}, in {cfg.out}",
         soft_wrap=True,
     )
-    made_from = [
-        f"{kind} {getattr(cfg, kind)}"
-        for kind, entry in asdict(cfg.inputs).items()
-        if entry["path"]
-    ]
+    made_from = [f"data {folder}" for folder in cfg.datasets]
+    for kind in ("tokenizer", "lam"):
+        if getattr(cfg.inputs, kind).path:
+            made_from.append(f"{kind} {getattr(cfg, kind)}")
     console.print(f"made from: {', '.join(made_from)}", soft_wrap=True, markup=False)
     names = ", ".join(f"{kind} {name}" for kind, name in asdict(cfg.backend).items())
     console.print(f"implementations: {names}", soft_wrap=True)

@@ -84,8 +84,8 @@ def append_level(root: str, level: int) -> None:
 def test_later_stages_take_the_dataset_of_the_runs_beside_them(made):
     for stage in SCRIPTS:
         record = inputs.read(made / "runs" / "own" / stage)
-        assert record.inputs.data.path == "../../../data/own", stage
-        assert record.inputs.data.action_names == ("LEFT", "NOOP", "RIGHT")
+        assert record.inputs.data[0].path == "../../../data/own", stage
+        assert record.inputs.data[0].action_names == ("LEFT", "NOOP", "RIGHT")
     assert record.inputs.tokenizer.path == "../tokenizer" and record.inputs.lam.fingerprint
 
 

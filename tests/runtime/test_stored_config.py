@@ -90,6 +90,13 @@ def test_anything_else_is_left_as_it_is(value):
     assert stored_config.update_run({"actions": value, "model": value})["model"] == value
 
 
+def test_a_run_of_one_dataset_is_one_of_several():
+    old = {"data": "data/own", "inputs": {"data": {"path": "../data/own"}, "lam": {}}}
+    new = stored_config.update_run(old)
+    assert new == {"data": "data/own", "inputs": {"data": [{"path": "../data/own"}], "lam": {}}}
+    assert stored_config.update_run(new) == new
+
+
 @dataclass(frozen=True)
 class Item:
     size: int = 1
