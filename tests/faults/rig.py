@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import orbax.checkpoint  # noqa: F401, so that it is there before a process is forked
+import orbax.checkpoint  # noqa: F401, so that tests.forked imports it before a process is forked
 import torch
 
 import generate_dataset
@@ -25,13 +25,13 @@ import train_lam
 import train_tokenizer
 from genie_fn import data, tree
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
-from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint, checkpointer, loop, sharding
 from genie_fn.training.optim import OptimConfig
+from tests import forked
 
 SIDE = 32
 STEPS = 24
@@ -114,34 +114,7 @@ def differing(run: Path, other: Path) -> list[str]:
     return steps + [path for path in left if not torch.equal(left[path], right[path])]
 
 
-# Processes: forked from a server that has imported everything, so that they start in a tenth of a second
-
-
-def _server():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.rig"])
-    return context
-
-
-def _child(log: str, work: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(1)  # sums are rounded differently with another number of threads
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    try:
-        work(*arguments)
-    except UserError as error:
-        print("error:", error, flush=True)
-        os._exit(2)
-    except KeyboardInterrupt:
-        os._exit(130)
-
-
-def start(log: Path, work: Callable, *arguments) -> multiprocessing.Process:
-    """`work(*arguments)` in a process of its own, whose output is appended to `log`."""
-    process = _server().Process(target=_child, args=(str(log), work, arguments))
-    process.start()
-    return process
+# Processes
 
 
 def start_ranks(
@@ -157,7 +130,9 @@ def start_ranks(
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     where |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     ranks = [where | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [start(log.with_suffix(f".{r['RANK']}"), _rank, r, work, arguments) for r in ranks]
+    return [
+        forked.start(log.with_suffix(f".{r['RANK']}"), _rank, r, work, arguments) for r in ranks
+    ]
 
 
 def _rank(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
@@ -238,7 +213,7 @@ def kill_repeatedly(
     """
     killed = 0
     while True:
-        process = start(log, *work(killed > 0))
+        process = forked.start(log, *work(killed > 0))
         if killed < kills:
             began = time.monotonic()
             after = chance.uniform(0, longest)

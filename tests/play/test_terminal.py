@@ -5,11 +5,9 @@ import os
 import pty
 import re
 import signal
-import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +20,10 @@ from genie_fn.errors import UserError
 from genie_fn.play import session, terminal
 from genie_fn.play.session import ActionRecord, Moment
 from genie_fn.play.terminal import Command, Game
+from genie_fn.runtime import cli
+from tests import forked
+from tests.conftest import tiny_world
 
-ROOT = Path(__file__).parents[2]
 MAP = {"LEFT": 1, "DOWN": 2, "NOOP": 3, "UP": 4, "RIGHT": 2}
 ACT = [Command("act", action) for action in range(5)]
 
@@ -186,47 +186,38 @@ def test_the_status_line():
 
 # A whole game
 
-CHILD = """
-import sys, torch
-from tests.conftest import tiny_world
-from genie_fn.runtime import cli
-from genie_fn import random, world
-from genie_fn.dynamics import SampleConfig
-from genie_fn.play import terminal
 
-def main():
+def _play(terminal_path, settings, broken):
+    """A game in a terminal of which it is the only program; `broken`: it fails at the first action."""
+    os.environ.update(settings)
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    fd = os.open(terminal_path, os.O_RDWR | os.O_NOCTTY)
+    for standard in (0, 1):
+        os.dup2(fd, standard)
+    sys.stdin = io.TextIOWrapper(io.FileIO(0))
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding="utf-8")
+    sys.argv = ["play"]
     if broken:
         world.step = lambda *_: 1 / 0
-    frame = random.randint(random.key(0), (32, 32, 3), 0, 256).to(torch.uint8)
-    terminal.play(tiny_world(), frame.numpy(), SampleConfig(2), seed=3)
 
-broken = sys.argv[1:]
-del sys.argv[1:]
-cli.run(main)
-"""
+    def main():
+        frame = random.randint(random.key(0), (32, 32, 3), 0, 256).to(torch.uint8)
+        terminal.play(tiny_world(), frame.numpy(), SampleConfig(2), seed=3)
+
+    cli.run(main)
 
 
 class Played:
-    """The child in a pseudo-terminal of 100 x 20 without colour; `seen` is its output."""
+    """A game in a pseudo-terminal of 100 x 20 without colour; `seen` is its output."""
 
-    def __init__(self, *arguments, term="xterm-256color"):
+    def __init__(self, log, term="xterm-256color", broken=False):
         self.master, self.slave = pty.openpty()
         termios.tcsetwinsize(self.slave, (20, 100))
         os.set_blocking(self.master, False)
-        self.before, self.seen = termios.tcgetattr(self.slave), ""
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
-        }
-        environment |= {"PYTHONPATH": str(ROOT), "TERM": term, "NO_COLOR": "1"}
-        ends = {"stdin": self.slave, "stdout": self.slave, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments],
-            env=environment,
-            cwd=ROOT,
-            # Ctrl-C as in a terminal; processes in the background are started with it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            **ends,
-        )
+        self.before, self.seen, self.log = termios.tcgetattr(self.slave), "", log
+        settings = {"TERM": term, "NO_COLOR": "1"}
+        self.process = forked.start(log, _play, os.ttyname(self.slave), settings, broken)
 
     def read(self):
         try:
@@ -236,9 +227,11 @@ class Played:
 
     def wait_for(self, text):
         hopeless = time.monotonic() + 120
-        while text not in self.seen and self.process.poll() is None and time.monotonic() < hopeless:
+        while (
+            text not in self.seen and self.process.exitcode is None and time.monotonic() < hopeless
+        ):
             self.read()
-        assert text in self.seen
+        assert text in self.seen, self.log.read_text()
 
     def press(self, keys):
         os.write(self.master, keys.encode())
@@ -246,27 +239,27 @@ class Played:
     def end(self):
         """The exit code, after checking that modes, screen and cursor are restored."""
         hopeless = time.monotonic() + 120
-        while self.process.poll() is None and time.monotonic() < hopeless:
+        while self.process.exitcode is None and time.monotonic() < hopeless:
             self.read()
         self.read()
         assert termios.tcgetattr(self.slave) == self.before
         assert self.seen.count("\x1b[?1049h") == self.seen.count("\x1b[?1049l")
         assert self.seen.count("\x1b[?25l") <= self.seen.count("\x1b[?25h")
-        return self.process.returncode
+        return self.process.exitcode
 
 
 @pytest.fixture
-def played():
+def played(tmp_path):
     children = []
 
-    def start(*arguments, **options):
-        children.append(Played(*arguments, **options))
+    def start(**options):
+        children.append(Played(tmp_path / "log", **options))
         return children[-1]
 
     yield start
     for child in children:
         child.process.kill()
-        child.process.communicate()
+        child.process.join()
         os.close(child.master)
         os.close(child.slave)
 
@@ -304,24 +297,24 @@ def test_a_game_from_the_keyboard(played, world_model):
 def test_an_interrupted_game_leaves_the_terminal_as_it_was(played, number, code):
     child = played()
     child.wait_for("frame 0 · start")
-    child.process.send_signal(number)
+    os.kill(child.process.pid, number)
     assert child.end() == code
 
 
 @pytest.mark.subprocess
 def test_a_failing_game_leaves_the_terminal_as_it_was(played):
-    child = played("broken")
+    child = played(broken=True)
     child.wait_for("frame 0 · start")
     child.press("1")
     assert child.end() == 1
-    assert "ZeroDivisionError" in child.process.stderr.read().decode()
+    assert "ZeroDivisionError" in child.log.read_text()
 
 
 @pytest.mark.subprocess
 def test_a_dumb_terminal_is_a_sentence(played):
     child = played(term="dumb")
     assert child.end() == 2
-    assert "use one with true colour" in child.process.stderr.read().decode()
+    assert "use one with true colour" in child.log.read_text()
 
 
 def test_no_terminal_is_a_sentence(world_model, clip):

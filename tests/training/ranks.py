@@ -1,15 +1,17 @@
-"""One of the processes of test_sharding.py: `python -m tests.training.ranks FOLDER JOB…`.
+"""What each of the processes of test_sharding.py does.
 
-The processes find each other through the environment variables that torchrun sets. A job's result is what the
-first process saves as FOLDER/JOB.pt.
+They find each other through the environment variables that torchrun sets. A job's result is what the first process
+saves as FOLDER/JOB.pt.
 """
 
+import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -34,7 +36,7 @@ from genie_fn.training.execution import make_step
 from genie_fn.training.optim import OptimConfig
 from genie_fn.training.step import Objective, init_state
 
-STEPS, BATCH, FRAMES, SIDE = 20, 8, 3, 16
+STEPS, BATCH, FRAMES, SIDE = 8, 8, 3, 16
 STACK = STConfig(
     layers=1, dim=10, heads=1, mlp=1, window=3
 )  # four processes hold 3, 3, 3 and 1 of 10
@@ -168,6 +170,12 @@ def run(name: str, **options) -> dict:
     return {"state": whole._asdict(), "rows": rows, "held": held}
 
 
+def traced(name: str) -> dict:
+    """`run` with the step traced into a graph, from which no code is generated."""
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+        return run(name, compile="step")
+
+
 class Counted(TorchDispatchMode):
     """Adds up the bytes of each kind of exchange: of its argument or of its result, whichever is larger."""
 
@@ -277,6 +285,7 @@ JOBS = {
     "hybrid": lambda folder: run("dynamics", sharding="hybrid"),
     "replicated": lambda folder: run("vq", sharding="replicated"),
     "accumulated": lambda folder: run("gan", accumulate=2),
+    "traced": lambda folder: traced("toy"),
     "compiled": lambda folder: run("toy", compile="step"),
     "compiled_hybrid": lambda folder: run("toy", compile="step", sharding="hybrid"),
     "compiled_vq": lambda folder: run("vq", compile="step"),
@@ -292,16 +301,12 @@ JOBS = {
 }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(environment: dict[str, str], folder: Path, jobs: list[str]) -> None:
+    """Run jobs as one of the processes that torchrun would start with this environment."""
+    os.environ.update(environment)
+    sharding.SMALL = 30  # most leaves of these models are to be divided
     processes.join(torch.device("cpu"))
-    for job in sys.argv[2:]:
+    for job in jobs:
         result = JOBS[job](folder)
         if processes.rank() == 0:
             torch.save(result, folder / f"{job}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sharding.SMALL = 30  # most leaves of these models are to be divided
-    main()

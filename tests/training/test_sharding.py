@@ -1,8 +1,6 @@
 """Several processes, and accumulation, against a single process with the whole batch."""
 
-import os
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
@@ -18,30 +16,32 @@ from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, processes, sharding
 from genie_fn.training.sharding import largest_shard, shard_axis
 from genie_fn.tree import ParamSpec
+from tests import forked
 from tests.training import ranks
 
 pytestmark = pytest.mark.subprocess
 
-ROOT = Path(__file__).parents[2]
 TWO = [
     "agreed",
     "sharded",
     "replicated",
-    "compiled",
+    "traced",
     "counted_sharded",
     "counted_replicated",
     "stopped",
 ]
 FOUR = ["hybrid", "counted_hybrid", "resumed", "continued"]
 COMPILED = {
+    "compiled": 2,
     "compiled_hybrid": 4,
     "compiled_vq": 2,
     "compiled_dynamics": 2,
     "compiled_accumulated": 2,
     "compiled_split": 2,
 }
-STAGE_OF = {"sharded": "gan", "hybrid": "dynamics", "replicated": "vq", "compiled": "toy"}
+STAGE_OF = {"sharded": "gan", "hybrid": "dynamics", "replicated": "vq", "traced": "toy"}
 STAGE_OF |= {
+    "compiled": "toy",
     "compiled_hybrid": "toy",
     "compiled_vq": "vq",
     "compiled_dynamics": "dynamics",
@@ -52,23 +52,21 @@ STAGE_OF |= {
 
 def together(folder: Path, count: int, node: int, jobs: list[str]) -> None:
     """Run jobs of tests/training/ranks.py in `count` processes, `node` of them on each node."""
-    port = 20_000 + (os.getpid() + count) % 20_000
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(node)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    where |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(node)}
+    logs = [folder / f"log_{count}_{rank}" for rank in range(count)]
     processes = []
-    for rank in range(count):
-        environment = {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank % node)}
-        command = [sys.executable, "-m", "tests.training.ranks", str(folder), *jobs]
-        log = (folder / f"log_{count}_{rank}").open("w")
-        processes.append(
-            subprocess.Popen(command, cwd=ROOT, env=os.environ | where | environment, stderr=log)
-        )
-    while None in (codes := [process.poll() for process in processes]) and not any(codes):
+    for rank, log in enumerate(logs):
+        environment = where | {"RANK": str(rank), "LOCAL_RANK": str(rank % node)}
+        processes.append(forked.start(log, ranks.main, environment, folder, jobs))
+    while None in (codes := [process.exitcode for process in processes]) and not any(codes):
         time.sleep(0.1)
     for process in processes:
         process.kill()
-        process.wait()
-    logs = [(folder / f"log_{count}_{rank}").read_text()[-3000:] for rank in range(count)]
-    assert not any(codes), "\n".join(logs)
+        process.join()
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +116,9 @@ def assert_close(ours: tree.Tree, theirs: tree.Tree, tolerance: float) -> None:
         )
 
 
-@pytest.mark.parametrize("job", ["sharded", "hybrid", "replicated", "compiled"])
+@pytest.mark.parametrize("job", ["sharded", "hybrid", "replicated", "traced"])
 def test_many_processes_are_one(folder, single, job):
-    """A tokenizer with its discriminator, VQ, dynamics with jointly trained latent actions, a compiled toy."""
+    """A tokenizer with its discriminator, VQ, dynamics with jointly trained latent actions, a traced toy."""
     assert_equal_runs(torch.load(folder / f"{job}.pt"), single(STAGE_OF[job]))
 
 
