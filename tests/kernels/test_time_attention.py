@@ -2,6 +2,7 @@
 its machine code."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -74,9 +75,14 @@ def test_frames_after_a_cache_agree_with_the_reference(frames):
 
 
 @pytest.mark.compile
-def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg):
+@pytest.mark.parametrize(
+    "backend",
+    ["aot_eager", pytest.param("inductor", marks=[] if DEVICE == "cuda" else pytest.mark.slow)],
+)
+def test_the_whole_stack_compiled_with_the_kernels_is_the_stack(stack_cfg, monkeypatch, backend):
     """Those for time and for space, through custom ops, compiled step and gradients, as training
-    runs it."""
+    runs it; without a GPU by default without generating code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     params = tree.map(lambda x: x.to(DEVICE), tree.init(layers.st_spec(stack_cfg), random.key(0)))
     x = noise(1, 2, 6, 5, stack_cfg.dim)
 

@@ -260,12 +260,15 @@ def test_a_layer_of_every_name_can_be_compiled(backend):
     """All in one graph, with their gradients; by default it is traced, without generating code."""
     entries = {entry[0]: entry for entry in ENTRIES}
     built = {name: build((name, options)) for name, options, _, _ in entries.values()}
+    inputs = {
+        name: (noise(1, 4, 4, 4, channels), noise(1, 4, condition, seed=1))
+        for name, _, channels, condition in entries.values()
+    }
 
     def loss(params):
         total = 0.0
-        for name, _, channels, condition in entries.values():
+        for name, (x, external) in inputs.items():
             net, _ = built[name]
-            x, external = noise(1, 4, 4, 4, channels), noise(1, 4, condition, seed=1)
             y, _ = blueprint.apply(params[name], x, net, condition=external)
             total = total + y.square().mean()
         return total
