@@ -41,7 +41,7 @@ from genie_fn.training.optim import OptimConfig
 ROOT = Path(__file__).parents[2]
 STACK = STConfig(layers=1, dim=16, heads=2, window=4)
 SCRIPTS = {"tokenizer": train_tokenizer, "lam": train_lam, "dynamics": train_dynamics}
-STEPS = 150
+STEPS, SAMPLE_EVERY = 60, 20
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def config(home: Path, stage: str, out: str, **options):
         steps=STEPS,
         batch_size=2,
         num_frames=4,
-        save_every=5,
-        sample_every=50,
+        save_every=30,
+        sample_every=SAMPLE_EVERY,
         compile="off",
         optim=OptimConfig(lr=3e-3, warmup=5, ema=0.9, schedule="cosine"),
         model=model,
@@ -638,6 +638,6 @@ def test_ctrl_c_saves_and_resume_continues(trained, monkeypatch):
         patch.setattr(setup, "draw", lambda path, *rows: interrupt(rows, path))
         with pytest.raises(KeyboardInterrupt):
             train_tokenizer.main(cfg)
-    assert checkpoint.latest(out) == 50
+    assert checkpoint.latest(out) == SAMPLE_EVERY
     train_tokenizer.main(replace(cfg, resume=True))
     assert checkpoint.latest(out) == STEPS
