@@ -4,6 +4,8 @@ READY := .venv/.ready
 PLAYABLE := .venv/.playable
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 DOCS_READY := .venv/.docs-ready
+# Files are run in the order that tests/conftest.py gives them.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo speedrun play test test-fast test-all docs-test lint format bench gpu speedrun-gpu docs lock clean
 
@@ -42,14 +44,14 @@ play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the
 	$(BIN)/python play.py
 
 test: lint ## lint, then run the tests on all cores
-	$(BIN)/python -m pytest -n auto --dist loadfile --durations 15
+	$(PYTEST) --durations 15
 
 test-fast: $(READY) ## the tests of the models and of training, without compilation and other processes
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not (slow or compile or subprocess or gpu)' \
+	$(PYTEST) -m 'not (slow or compile or subprocess or gpu)' \
 		tests/test_*.py tests/kernels tests/nets tests/training
 
 test-all: lint ## the same, with the tests marked slow
-	$(BIN)/python -m pytest -n auto --dist loadfile -m ''
+	$(PYTEST) -m ''
 
 docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, and follow every guide of docs/how-to
 	$(BIN)/python -m pytest -m '' tests/docs/test_tour.py tests/docs/test_how_to.py

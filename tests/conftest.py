@@ -26,6 +26,7 @@ from genie_fn.layers import STConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # others would import torch first
 torch.set_num_threads(1)
 
 STACK = STConfig(layers=2, dim=32, heads=2, mlp=2, window=4)
@@ -40,6 +41,17 @@ LAM = LamConfig(
     decoder=STACK,
     quantizer=QuantizerConfig(kind="vq", codes=5, latent_dim=8),
 )
+
+
+LONG = ("compile", "subprocess", "browser")
+"""The marks of tests that take seconds."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files with long tests come first, so that all cores have work until the end."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, LONG))}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")
