@@ -31,9 +31,9 @@ from genie_fn.tree import Tree
 
 STRIDES = (1, 2, 4, 8)
 """The strides that are compared."""
-STEPS = 60
+STEPS = 150
 """Training steps at each stride, unless the time ends before."""
-SECONDS = 150.0
+SECONDS = 600.0
 """The time for the steps at all strides together."""
 BATCH = 12
 """Clips per step, as the demo has."""

@@ -126,6 +126,8 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str | Path = "") -> 
 def _is_valid(hint: Any, value: Any) -> bool:
     """Whether a value that JSON can hold is one of a field's type."""
     kind = typing.get_origin(hint) or hint
+    if kind in (types.UnionType, typing.Union):
+        return any(_is_valid(choice, value) for choice in typing.get_args(hint))
     if kind is typing.Literal:
         choices = typing.get_args(hint)
         return any(type(value) is type(choice) and value == choice for choice in choices)
