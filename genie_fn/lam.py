@@ -9,9 +9,6 @@ count more where the picture changes.
 `arch="motion"`, the demo's, departs further: both sides see two frames alone, the encoder as matching
 costs, and the decoder predicts by moving pixels (genie_fn/nets/flow.py).
 
-With `facing`, an action also contains a bit for the direction in which the agent faces
-(genie_fn/nets/facing.py), so that there are twice as many actions as codes.
-
 `arch="blueprint"` builds both sides from blueprints over a grid of patches: the encoder may reduce
 the grid; the decoder may start from a coarser grid and refine it, conditioned on the action's code.
 """
@@ -28,7 +25,7 @@ from genie_fn import layers, metrics, quantize, tree
 from genie_fn.errors import UserError
 from genie_fn.layers import DtypeName, STConfig
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
-from genie_fn.nets import blueprint, facing, flow
+from genie_fn.nets import blueprint, flow
 from genie_fn.nets.blueprint import Blueprint, Blueprints
 from genie_fn.nets.designs import (
     LATENT_ACT_DEC,
@@ -39,7 +36,6 @@ from genie_fn.nets.designs import (
     latent_act_decoder,
     latent_act_encoder,
 )
-from genie_fn.nets.facing import FacingConfig
 from genie_fn.nets.flow import FlowConfig
 from genie_fn.quantize import Quantized, QuantizerConfig
 from genie_fn.runtime.backend import AUTO, Backend
@@ -55,7 +51,7 @@ def _six_codes() -> QuantizerConfig:
 
 @dataclass(frozen=True)
 class LamConfig:
-    """`quantizer.codes` is the number of latent actions, A; with `facing`, A is twice as many."""
+    """`quantizer.codes` is the number of latent actions, A."""
 
     height: Suppress[int] = 64
     width: Suppress[int] = 64
@@ -73,8 +69,6 @@ class LamConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     """The networks of the architecture `motion`, the demo's, in which `patch`, `encoder`, `decoder` and
     `history` have no effect."""
-    facing: FacingConfig = field(default_factory=FacingConfig)
-    """For games whose view follows an agent that faces left or right; its `side` turns it on."""
     arch: Suppress[Literal["motion", "st_vivit", "blueprint"]] = "st_vivit"
     """`motion` consists of `flow`; `st_vivit` of `encoder` and `decoder`; `blueprint` of
     `blueprints`."""
@@ -93,11 +87,6 @@ class LamConfig:
         layers.check_divisible(self.height, self.width, side, advice)
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion must be between 0 and 1, not {self.motion}")
-        if self.facing.side > min(self.height, self.width):
-            raise UserError(
-                f"--cfg.model.facing.side {self.facing.side} is more than the "
-                f"{self.height}x{self.width} frames have: choose a smaller one"
-            )
 
     def _check_blueprints(self) -> None:
         encoder = self.blueprints.encoder
@@ -145,7 +134,7 @@ class LamConfig:
     @property
     def actions(self) -> int:
         """The number of latent actions, A."""
-        return self.quantizer.codes * (2 if self.facing.side else 1)
+        return self.quantizer.codes
 
     @property
     def frames_before(self) -> int:
@@ -229,10 +218,7 @@ def check_clips(cfg: LamConfig, frames: int) -> None:
 
 def spec(cfg: LamConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`."""
-    params = SPECS[cfg.arch](cfg)
-    if cfg.facing.side:
-        params["facing"] = facing.spec(cfg.facing)
-    return params
+    return SPECS[cfg.arch](cfg)
 
 
 def label_spec(cfg: LamConfig, recorded: int) -> Tree:
@@ -277,10 +263,7 @@ SPECS = {"motion": _motion_spec, "st_vivit": _st_vivit_spec, "blueprint": _bluep
 
 def encoder(params: Tree) -> Tree:
     """The part of the parameters, or of their spec, that infers actions, without the decoder."""
-    used = {"encoder": params["encoder"], "quantizer": params["quantizer"]}
-    if "facing" in params:
-        used["facing"] = {name: params["facing"][name] for name in ("look", "latent", "code")}
-    return used
+    return {"encoder": params["encoder"], "quantizer": params["quantizer"]}
 
 
 # Blueprints over a grid of patches
@@ -358,22 +341,15 @@ def _encode_motion(params: Tree, pairs: flow.Transitions, cfg: LamConfig, *, cli
 def infer_actions(
     params: Tree, video_BTHWC: Tensor, cfg: LamConfig, *, backend: Backend = AUTO
 ) -> Tensor:
-    """uint8 video of T >= 2 frames → latent actions (B, T-1); action t depends on frames <= t+1.
-
-    An action is the id of the code, or with `facing` twice the id plus the bit.
-    """
+    """uint8 video of T >= 2 frames → latent actions (B, T-1); action t depends on frames <= t+1."""
     video = layers.to_float(video_BTHWC)
     z_BTK = encode(params, video, cfg, backend=backend)
-    ids = quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, backend=backend).ids
-    if not cfg.facing.side:
-        return ids
-    return 2 * ids + facing.infer(params["facing"], video, cfg.facing)
+    return quantize.quantize(params["quantizer"], z_BTK, cfg.quantizer, backend=backend).ids
 
 
 def lookup(params: Tree, actions: Tensor, cfg: LamConfig) -> Tensor:
-    """The codes (..., K) of actions (...), as `decode` takes them; a `facing` bit is ignored."""
-    ids = actions // 2 if cfg.facing.side else actions
-    return quantize.lookup(params["quantizer"], ids, cfg.quantizer)
+    """The codes (..., K) of actions (...), as `decode` takes them."""
+    return quantize.lookup(params["quantizer"], actions, cfg.quantizer)
 
 
 def decode(
@@ -482,8 +458,6 @@ def statistics(
             params["quantizer"], z_BTK, cfg.quantizer, microbatch, backend=backend
         )
         values |= quantize.statistics(q, cfg.quantizer, microbatch, backend=backend)
-    if cfg.facing.side:
-        values |= facing.statistics(video, cfg.facing, microbatch)
     return values
 
 
@@ -502,8 +476,8 @@ def loss(
 ) -> tuple[Tensor, tuple[dict[str, Tensor], Quantized]]:
     """Motion-weighted squared error of predicted frames plus the quantiser's loss, on uint8 video.
 
-    With `facing`, its loss is added. Returns the scalar loss and (metrics, quantised latents); the
-    ids among the latter are the actions. The metric `mse` is unweighted.
+    Returns the scalar loss and (metrics, quantised latents); the ids among the latter are the
+    actions. The metric `mse` is unweighted.
     """
     video = layers.to_float(video_BTHWC)
     seen, predicted, q = _autoencode(params, video, cfg, microbatch, backend)
@@ -513,16 +487,7 @@ def loss(
     weight = (1 - cfg.motion) + cfg.motion * motion / mean_motion
     weighted_mse = (weight * error).mean()
     scores = {"mse": error.mean(), "weighted_mse": weighted_mse} | q.metrics
-    if not cfg.facing.side:
-        return weighted_mse + q.loss, (scores, q)
-
-    facing_loss, (facing_scores, bits) = facing.loss(
-        params["facing"], video, cfg.facing, microbatch
-    )
-    actions = 2 * q.ids + bits
-    scores |= facing_scores
-    scores["use"] = quantize.code_use(actions, cfg.actions)
-    return weighted_mse + q.loss + facing_loss, (scores, q._replace(ids=actions))
+    return weighted_mse + q.loss, (scores, q)
 
 
 def label_loss(

@@ -7,19 +7,15 @@ import torch
 
 from genie_fn import lam, layers, quantize, random, tree
 from genie_fn.errors import UserError
-from genie_fn.nets import facing
 from genie_fn.nets.blueprint import Blueprints
-from genie_fn.nets.facing import FacingConfig
 from genie_fn.nets.flow import FlowConfig
 
 
-@pytest.fixture(scope="module", params=["st_vivit", "blueprint", "facing", "motion"])
+@pytest.fixture(scope="module", params=["st_vivit", "blueprint", "motion"])
 def lam_cfg(request, lam_cfg):
-    """All architectures, and a bit for the way the agent looks."""
+    """All architectures."""
     if request.param == "st_vivit":
         return lam_cfg
-    if request.param == "facing":
-        return replace(lam_cfg, facing=FacingConfig(side=12, hidden=16, latent=4))
     if request.param == "motion":
         flow = FlowConfig(reduce=1, radius=2, cell=8, hidden=16)
         return replace(lam_cfg, arch="motion", flow=flow)
@@ -106,12 +102,7 @@ def test_without_motion_weight_the_loss_is_the_papers(lam_params, lam_cfg, clip)
     cfg = replace(lam_cfg, motion=0.0)
     loss, (metrics, q) = lam.loss(lam_params, clip, cfg)
     torch.testing.assert_close(metrics["weighted_mse"], metrics["mse"])
-    turned = (
-        facing.loss(lam_params["facing"], layers.to_float(clip), cfg.facing)[0]
-        if cfg.facing.side
-        else 0
-    )
-    torch.testing.assert_close(loss, metrics["mse"] + q.loss + turned)
+    torch.testing.assert_close(loss, metrics["mse"] + q.loss)
 
 
 def test_motion_weight_counts_what_moves(lam_params, lam_cfg, clip):
@@ -159,9 +150,7 @@ def test_every_parameter_is_trained(lam_cfg, clip, kind):
 
 def test_two_frames_are_enough(lam_params, lam_cfg, clip):
     actions = lam.infer_actions(lam_params, clip[:1, :2], lam_cfg)
-    assert actions.shape == (1, 1) and 0 <= actions.item() < lam_cfg.actions == (
-        10 if lam_cfg.facing.side else 5
-    )
+    assert actions.shape == (1, 1) and 0 <= actions.item() < lam_cfg.actions == 5
     assert torch.equal(actions, lam.infer_actions(lam_params, clip, lam_cfg)[:1, :1])
 
 

@@ -38,6 +38,10 @@ MODEL_FIELDS: dict[str, str] = {}
 IMPLEMENTATION_FIELDS = {"space_impl", "time_impl", "impl"}
 """Fields of a model's configuration, at any depth, that chose how to compute, not what."""
 
+REMOVED_FIELDS = {"facing": "side"}
+"""Removed options of a model's configuration, at any depth, each with the field of its value that
+was 0 where the option was off."""
+
 MODELS = ("model", "lam_model")
 """The fields of a run's configuration that hold a model's."""
 
@@ -85,9 +89,15 @@ def update_model(config: Any) -> Any:
         return config
     updated = {}
     for name, value in config.items():
-        if name not in IMPLEMENTATION_FIELDS:
+        if name not in IMPLEMENTATION_FIELDS and not _is_unused(name, value):
             updated[MODEL_FIELDS.get(name, name)] = update_model(value)
     return updated
+
+
+def _is_unused(name: str, value: Any) -> bool:
+    """Whether a field is a removed option that was off."""
+    switch = REMOVED_FIELDS.get(name)
+    return switch is not None and isinstance(value, dict) and value.get(switch) == 0
 
 
 def _is_implementation(item: Any) -> bool:

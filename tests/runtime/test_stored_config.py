@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import pytest
 
 from genie_fn.errors import UserError
+from genie_fn.lam import LamConfig
 from genie_fn.runtime import stored_config
 
 STACK = {"layers": 2, "dim": 128, "heads": 4, "mlp": 4, "window": 16, "dtype": "float32"}
@@ -81,6 +82,15 @@ def test_a_dynamics_run():
 def test_latent_actions_stay_latent():
     assert stored_config.update_run({"actions": "latent"}) == {"actions": "latent"}
     assert stored_config.update_model({"actions": 6}) == {"actions": 6}
+
+
+def test_a_removed_option_is_left_out_where_it_was_off_and_refused_where_it_was_on():
+    stored = asdict(LamConfig())
+    off = stored | {"facing": {"side": 0, "hidden": 16}}
+    assert stored_config.from_dict(LamConfig, stored_config.update_model(off)) == LamConfig()
+    on = stored_config.update_model(stored | {"facing": {"side": 32, "hidden": 16}})
+    with pytest.raises(UserError, match="differ in facing: train again"):
+        stored_config.from_dict(LamConfig, on)
 
 
 @pytest.mark.parametrize("value", [None, 3, "true", [{"mirror": True}], {}])  # language: allow

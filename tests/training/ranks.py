@@ -27,7 +27,6 @@ from genie_fn.layers import STConfig
 from genie_fn.nets import blueprint, discriminator
 from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.nets.discriminator import DiscriminatorConfig
-from genie_fn.nets.facing import FacingConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import loop, processes, setup, sharding
@@ -88,7 +87,7 @@ def tokenizer_stage(quantizer: QuantizerConfig, gan: float = 0.0) -> Stage:
 
 def dynamics_stage() -> Stage:
     """With a latent action model that is trained jointly, without Muon, and has every kind of its losses."""
-    joint = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ, facing=FacingConfig(side=8, hidden=6))
+    joint = LamConfig(SIDE, SIDE, 8, STACK, STACK, VQ)
     model = DynamicsConfig(
         codes=11, tokens=4, actions=joint.actions, stack=replace(STACK, layers=2)
     )
