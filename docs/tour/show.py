@@ -82,21 +82,24 @@ def clips(
 ) -> tuple[Tensor, Tensor]:
     """Play levels for `steps` steps and take `each` clips from every one of them.
 
-    The levels are played as for the dataset of the world `world_file(latent)`. Returns uint8 frames
-    (B, T, H, W, 3) and the actions between them (B, T-1). No clip crosses the start of an episode.
-    Levels whose number ends in 9 are held out from all training (`data.split_of`).
+    The levels are played as for the dataset of the world `world_file(latent)`, and the clips have its
+    stride. Returns uint8 frames (B, T, H, W, 3) and the first action between each frame and the next
+    (B, T-1). No clip crosses the start of an episode. Levels whose number ends in 9 are held out from
+    all training (`data.split_of`).
     """
     cfg = replace(collection(world_file(latent)), steps_per_level=steps)
+    stride = bundle.load(world_file(latent)).dataset.stride
+    span = (frames - 1) * stride + 1
     frame_clips = []
     action_clips = []
     for level in levels:
         played = generate_dataset.play_level(cfg, level)
         episode = np.cumsum(played.episode_starts)
-        starts = np.flatnonzero(episode[: steps - frames + 1] == episode[frames - 1 :])
+        starts = np.flatnonzero(episode[: steps - span + 1] == episode[span - 1 :])
         places = np.linspace(0, len(starts) - 1, each + 2).astype(int)[1:-1]
         for start in starts[places]:
-            frame_clips.append(played.frames[start : start + frames])
-            action_clips.append(played.actions[start : start + frames - 1])
+            frame_clips.append(played.frames[start : start + span : stride])
+            action_clips.append(played.actions[start : start + span - 1 : stride])
     actions = torch.from_numpy(np.stack(action_clips)).long()
     return torch.from_numpy(np.stack(frame_clips)), actions
 
