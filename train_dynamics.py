@@ -125,8 +125,8 @@ def demo() -> Config:
 def small() -> Config:
     """20M parameters on 256 tokens, bf16: a few hours on one GPU."""
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16}
-    return _config("small", cache=True, optim=optim, **sizes)
+    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16, "stride": 2}
+    return _config("small", flip=True, optim=optim, **sizes)
 
 
 def coinrun() -> Config:

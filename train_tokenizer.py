@@ -86,7 +86,8 @@ def demo() -> Config:
 def small() -> Config:
     """17M parameters, 256 tokens per frame, bf16: an hour or so on one GPU."""
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    return _config("small", steps=20_000, batch_size=48, num_frames=16, optim=optim)
+    sizes = {"steps": 20_000, "batch_size": 48, "num_frames": 16, "stride": 2}
+    return _config("small", **sizes, flip=True, optim=optim)
 
 
 def coinrun() -> Config:

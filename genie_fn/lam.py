@@ -150,7 +150,7 @@ def _st_vivit(patch: int, stack: STConfig) -> LamConfig:
     return LamConfig(patch=patch, encoder=stack, decoder=stack)
 
 
-def _demo() -> LamConfig:
+def _motion() -> LamConfig:
     quantizer = QuantizerConfig(
         kind="vq", codes=6, latent_dim=8, sphere=True, pairs=2, reset_below=0.15
     )
@@ -176,8 +176,8 @@ def _open_genie(
 
 
 PRESETS = {
-    "demo": _demo(),
-    "small": _st_vivit(8, STConfig(layers=4, dim=384, heads=6, dtype="bfloat16")),
+    "demo": _motion(),
+    "small": _motion(),
     "coinrun": _st_vivit(16, STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")),
     "conv-demo": _conv_demo(),
     "open-genie-demo": _open_genie(

@@ -41,9 +41,10 @@ class OptimConfig:
     """Decay of the average of the weights that later stages use; 0 keeps none."""
 
 
+_LAM = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
 LAM_PRESETS = {
-    "demo": OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98),
-    "small": OptimConfig(lr=3e-4, schedule="wsd", warmup=500, ema=0.999),
+    "demo": _LAM,
+    "small": _LAM,
     "coinrun": OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9),
 }
 """The latent action model's optimizer by preset, whether it is trained alone or jointly with the
