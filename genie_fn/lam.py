@@ -150,7 +150,7 @@ def _st_vivit(patch: int, stack: STConfig) -> LamConfig:
     return LamConfig(patch=patch, encoder=stack, decoder=stack)
 
 
-def _motion() -> LamConfig:
+def _motion_preset() -> LamConfig:
     quantizer = QuantizerConfig(
         kind="vq", codes=6, latent_dim=8, sphere=True, pairs=2, reset_below=0.15
     )
@@ -176,8 +176,8 @@ def _open_genie(
 
 
 PRESETS = {
-    "demo": _motion(),
-    "small": _motion(),
+    "demo": _motion_preset(),
+    "small": _motion_preset(),
     "coinrun": _st_vivit(16, STConfig(layers=8, dim=512, heads=8, dtype="bfloat16")),
     "conv-demo": _conv_demo(),
     "open-genie-demo": _open_genie(
