@@ -27,8 +27,8 @@ from genie_fn.world import World
 @dataclass(frozen=True)
 class Config:
     run: str = "runs/demo/dynamics"
-    """The folder of the dynamics run, or a world file to write again, with what it lacks of the
-    effects of its actions."""
+    """The folder of the dynamics run, or a world file, which is written again with the effects of its
+    actions if it lacks them."""
     output: str = ""
     """The world file to write; by default it is named after the folder of the run, which is `own`
     for runs/own/dynamics, and is in the current directory."""
@@ -91,6 +91,11 @@ def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
         return (
             "The arrow keys select latent actions by how these move the agent. To select them by the "
             f"recorded actions, run `python evaluate.py --cfg.run {cfg.run}` and export again."
+        )
+    if loaded.effects is None:
+        return (
+            "The arrow keys do nothing in this world: the dataset has no clip that is long enough to "
+            "measure what each action does."
         )
     if not bundle.key_actions(loaded):
         return (

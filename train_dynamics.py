@@ -60,8 +60,7 @@ class Config(RunConfig):
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
     """The latent action model of joint training."""
     lam_optim: OptimConfig = field(default_factory=OptimConfig)
-    """The latent action model's optimizer in joint training, of which --cfg.optim is the dynamics
-    model's."""
+    """The latent action model's optimizer in joint training; --cfg.optim is the dynamics model's."""
     model: DynamicsConfig = field(default_factory=DynamicsConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How the pictures during training are sampled."""
@@ -125,7 +124,7 @@ def demo() -> Config:
 def small() -> Config:
     """20M parameters on 256 tokens, bf16: a few hours on one GPU."""
     optim = OptimConfig(lr=6e-4, schedule="wsd", warmup=500, ema=0.999)
-    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16, "stride": 2}
+    sizes = {"steps": 30_000, "batch_size": 36, "num_frames": 16}
     return _config("small", flip=True, optim=optim, **sizes)
 
 
@@ -375,7 +374,7 @@ def load_frozen(
 def check_stride(cfg: Config) -> None:
     """Raise UserError if the latent action model was trained with another stride.
 
-    Its actions are those of another gap in time. A tokenizer is of use with any stride.
+    Its actions are those of that stride. A tokenizer is of use with any stride.
     """
     record = inputs.read(cfg.lam)
     if record is not None and record.stride != cfg.stride:

@@ -7,7 +7,7 @@ It needs no labels, but can use a few.
     python train_lam.py --cfg.preset open-genie-demo # from blueprints, with 8 bits of actions
     python train_lam.py --cfg.model.quantizer.codes 8 --cfg.out runs/mine/lam
     python train_lam.py --cfg.labels 200             # with 200 labelled transitions
-    python train_lam.py --cfg.stride auto            # finds the gap in time first, in short runs
+    python train_lam.py --cfg.stride auto            # finds the stride first, in short runs
 """
 
 from dataclasses import dataclass, field, replace
@@ -66,8 +66,8 @@ def demo() -> Config:
 
 def conv_demo() -> Config:
     """0.7M parameters, convolutions that paint the next frame: minutes on two CPU cores."""
-    optim = OptimConfig(lr=2e-3, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98)
     sizes = {"steps": 700, "batch_size": 20, "num_frames": 5, "stride": 2}
+    optim = LAM_PRESETS["demo"]
     return _config("conv-demo", **sizes, flip=True, compile="off", optim=optim)
 
 

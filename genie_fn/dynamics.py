@@ -240,9 +240,9 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
     `actions_BT[t]` led into frame t; it is `cfg.actions` if none did. With several factors their
     logits are concatenated, so that V is the sum of `sizes`.
     """
+    known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
     x_BTND = _embed(params["token"], ids_BTN, cfg.sizes)
     if cfg.neighbourhood:
-        known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
         before_BTN = _frames_before(known_BTN, memory, cfg)
         x_BTND = x_BTND + _embed_neighbourhood(params["neighbourhood"], before_BTN, cfg)
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
@@ -257,7 +257,7 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
         backend=backend,
     )
     logits = layers.linear(params["head"], y[:, :, -cfg.tokens :]).float()
-    return logits, None if cache is None else Memory(cache, ids_BTN[:, -1])
+    return logits, None if cache is None else Memory(cache, known_BTN[:, -1])
 
 
 def _frames_before(ids_BTN: Tensor, memory: Memory | None, cfg: DynamicsConfig) -> Tensor:
@@ -623,7 +623,8 @@ def generate_jointly(
     """As `generate`, with joint decoding: the F frames are revealed together, as one large frame.
 
     The logits of a frame depend only on the frames before it, of which the early steps see little
-    more than the prompt.
+    more than the prompt. With a `neighbourhood` the tokens of the frame before are masked there at
+    first, which they never are in training.
     """
     frames = ids_BTN.shape[1]
     batch = len(ids_BTN)

@@ -1,8 +1,7 @@
 """A trained world: prompt frames in, then one action after another in, one frame after another out.
 
 The state of a session is a pytree, `State`: what the dynamics model and the decoder keep of past
-frames.
-`step` is a pure function of it, so a session can be kept, branched and replayed.
+frames. `step` is a pure function of it, so a session can be kept, branched and replayed.
 """
 
 from collections.abc import Callable, Iterator

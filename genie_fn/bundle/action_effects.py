@@ -200,7 +200,7 @@ def _along(
 ) -> dict[int | None, float]:
     """By how much the actions that move the agent in a direction do so: the best first, then none.
 
-    One of as many as there are directions is left over for each, whichever the others take.
+    As many as there are directions are enough: the other directions take at most all but one.
     """
     score: dict[int | None, float] = {}
     for action, motion in scaled.items():

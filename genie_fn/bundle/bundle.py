@@ -341,6 +341,7 @@ def _compatible(
     state = empty_state(tokenizer, dynamics, 1, "meta")
     return (
         (dynamics.codes, dynamics.tokens) == (tokenizer.quantizer.codes, tokenizer.tokens)
+        and (not dynamics.neighbourhood or dynamics.columns == tokenizer.grid[1])
         and tokenizer.time_factor == 1
         and (lam is None or (lam.actions, lam.height, lam.width) == (dynamics.actions, *size))
         and sum(x.numel() * x.element_size() for x in tree.leaves(state)) <= MAX_STATE_BYTES

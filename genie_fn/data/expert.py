@@ -151,7 +151,9 @@ def _search(search: Search, first: _Position, budget: int, *, detailed: bool) ->
             )
             reached.append(new._replace(state=b"", frame=np.empty(0)))
             heapq.heappush(open_positions, new)
-    return Plan(_actions(search, reached, min(reached), []), False, frames)
+    best = min(reached)
+    last = [] if best.index else [ACTIONS.index("NOOP")]  # a recording has at least one action
+    return Plan(_actions(search, reached, best, last), False, frames)
 
 
 def _try(search: Search, pairs: list[tuple[_Position, int]]) -> _Tried:
@@ -183,8 +185,8 @@ def _try(search: Search, pairs: list[tuple[_Position, int]]) -> _Tried:
 def _cell(
     place: np.ndarray, moved: np.ndarray, frame: np.ndarray, *, detailed: bool = False
 ) -> tuple:
-    """What positions have in common of which one is enough: the place, the direction of motion, and
-    at the start, or if `detailed`, the coarse picture."""
+    """The cell of a position: the place, the direction of motion, and at the start, or if `detailed`,
+    the coarse picture. Of the positions with the same cell, only the first is kept."""
     near = tuple(np.rint(place / PLACE).astype(int).tolist())
     direction = tuple(np.sign(moved).astype(int).tolist())
     if any(near) and not detailed:

@@ -82,6 +82,11 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
             open_cache(replace(part.store, stride=store.stride), num_frames, encoder, root)
             for part in store.parts
         ]
+        if len({cache.root for cache in caches}) < len(caches):
+            raise UserError(
+                "two of the datasets begin alike, so that their token caches would share a folder in "
+                f"{root}: leave --cfg.tokens out"
+            )
         return _joined(caches, [part.base for part in store.parts])
     clips = f"{num_frames}" if store.stride == 1 else f"{num_frames}/{store.stride}"
     identity = hashlib.sha256(f"{VERSION} {clips} {encoder.identity}".encode()).hexdigest()

@@ -42,7 +42,7 @@ def evaluate(
     kinds = max(len(names), largest + 1)
     side = action_statistics.sides(names)
     by_side = None
-    if side is not None:
+    if side is not None and largest < len(names):
         sizes = (actions, len(action_statistics.SIDES))
         by_side = curve(_grouped(labelled, side), _grouped(tested, side), sizes, key)
     available = labelled.codes.numel()

@@ -12,6 +12,7 @@ nested groups of exceptions; here a user reads one sentence.)
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,6 +114,9 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str | Path = "") -> 
     value of another type than the field's, which includes other values than a Literal's.
     """
     hints = typing.get_type_hints(cls)
+    removed = REMOVED_FIELDS.keys() & values.keys()
+    if removed:
+        raise _differing(cls, removed)
     versions.check_names(source or f"a stored {cls.__name__}", values, hints)
     required = {
         field.name
@@ -121,16 +125,21 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str | Path = "") -> 
     }
     missing = required - values.keys()
     if missing:
-        raise UserError(
-            f"a stored {cls.__name__} and this version's differ in {versions.listed(missing)}: "
-            "train again, or use the version that wrote it"
-        )
+        raise _differing(cls, missing)
     invalid = [name for name, value in values.items() if not _is_valid(hints[name], value)]
     if invalid:
         raise UserError(
             f"a stored {cls.__name__} has an invalid {versions.listed(invalid)}: train again"
         )
     return cls(**{name: _value(hints[name], value, source) for name, value in values.items()})
+
+
+def _differing(cls: type, names: Iterable[str]) -> UserError:
+    """The error for fields that only the stored configuration has, or only this version."""
+    return UserError(
+        f"a stored {cls.__name__} and this version's differ in {versions.listed(names)}: "
+        "train again, or use the version that wrote it"
+    )
 
 
 def _is_valid(hint: Any, value: Any) -> bool:
@@ -145,8 +154,6 @@ def _is_valid(hint: Any, value: Any) -> bool:
         return type(value) in (int, float)
     if kind is int:
         return type(value) is int and abs(value) < LARGEST_INT
-    if kind in (types.UnionType, typing.Union):
-        return any(_is_valid(choice, value) for choice in typing.get_args(hint))
     if kind is tuple:
         item = _item_class(hint)
         is_list = type(value) in (list, tuple)

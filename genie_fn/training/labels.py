@@ -60,9 +60,9 @@ def _read_clips(store: Store, cfg: RunConfig, count: int, num_frames: int) -> Ba
 def draw(
     labelled: Labelled, key: Tensor, step: Tensor, clips: int, microbatch: Microbatch
 ) -> Batch:
-    """The labelled transitions that a step uses in a microbatch of `clips` clips: as many.
+    """The labelled transitions that a step uses in a microbatch of `clips` clips.
 
-    They are drawn with replacement. With flips, every second one is flipped.
+    There are as many of them as clips, drawn with replacement. With flips, every second one is flipped.
     """
     first = microbatch.first_clip(clips)
     row_B = random.bits(key, (clips,), row=first) % len(labelled.clips.actions)

@@ -120,7 +120,10 @@ def _is_stacked(p: Tensor | ParamSpec, decayed: bool) -> bool:
 
 
 def divisible(spec: Tree, cfg: OptimConfig) -> Tree:
-    """The spec as many devices may divide it: Muon needs every matrix of a stack in one place."""
+    """The spec with the axes along which devices may divide the parameters.
+
+    Muon needs every matrix of a stack in one place.
+    """
     return tree.map(
         lambda s: replace(s, axis=0) if cfg.muon and _is_stacked(s, s.decay) else s, spec
     )

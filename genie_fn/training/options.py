@@ -18,11 +18,12 @@ DETERMINED = {
     "width": "--cfg.data",
     "codes": "--cfg.tokenizer",
     "tokens": "--cfg.tokenizer",
+    "columns": "--cfg.tokenizer",
     "actions": "--cfg.actions or --cfg.lam",
 }
 """Fields of a model's configuration that something else determines, and the flag of that."""
 MODELS = ("model", "lam_model")
-FORMER = {"stride": 1, "flip": False, "labels": 0}
+FORMER = {"stride": 1, "flip": False, "labels": 0, "model.neighbourhood": 0}
 """What runs did before these were options."""
 SHOWN = 5
 """The largest number of options that a sentence lists."""

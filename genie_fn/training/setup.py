@@ -18,7 +18,7 @@ from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, inputs, options, processes, sharding
 from genie_fn.training.config import RunConfig
 from genie_fn.training.optim import OptimConfig
-from genie_fn.training.step import NONE, Step, TrainState, init_state
+from genie_fn.training.step import NO_SEPARATE, Step, TrainState, init_state
 from genie_fn.tree import Tree
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -108,7 +108,7 @@ def start(
     cfg: RunConfig,
     stage: str,
     device: torch.device,
-    separate: Mapping[str, OptimConfig] = NONE,
+    separate: Mapping[str, OptimConfig] = NO_SEPARATE,
 ) -> TrainState:
     """The state to train from: initialised, or with --cfg.resume that of the newest checkpoint.
 

@@ -56,7 +56,7 @@ class Objective(NamedTuple):
     update: CodebookUpdate | None = None
 
 
-NONE: Mapping[str, OptimConfig] = MappingProxyType({})
+NO_SEPARATE: Mapping[str, OptimConfig] = MappingProxyType({})
 """No network has an optimizer of its own."""
 
 
@@ -100,7 +100,7 @@ def init_state(
     key: Tensor,
     cfg: OptimConfig,
     stats: Tree,
-    separate: Mapping[str, OptimConfig] = NONE,
+    separate: Mapping[str, OptimConfig] = NO_SEPARATE,
     layout: Layout = sharding.SINGLE_PROCESS,
 ) -> TrainState:
     """The state before the first step.
@@ -128,7 +128,7 @@ def make_recipe(
 
 
 def _divisible(spec: Tree, cfg: OptimConfig, separate: Mapping[str, OptimConfig]) -> Tree:
-    """The spec as many devices may divide it, each network as its own optimizer needs it."""
+    """The spec with the axes along which devices may divide each network's parameters."""
     return {
         name: optim.divisible(network, separate.get(name, cfg)) for name, network in spec.items()
     }
