@@ -316,7 +316,7 @@ def test_world_session_is_a_pure_pytree(trained):
     assert all(torch.equal(a, b) for a, b in zip(before, tree.leaves(state), strict=True))
     assert torch.equal(results[0][1].pixels, results[1][1].pixels)
     assert not torch.equal(results[0][1].probability, results[2][1].probability)
-    assert results[0][0].dynamics.seen == 4
+    assert results[0][0].dynamics.cache.seen == 4
 
 
 @pytest.fixture(scope="module")
