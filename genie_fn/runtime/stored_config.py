@@ -110,13 +110,15 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str | Path = "") -> 
     """A (nested, frozen) dataclass from the dict that `dataclasses.asdict` made of it.
 
     A field that the dict lacks takes its default. Raises NewerVersion, which names the `source`, for
-    a field that the dataclass lacks; and UserError for a missing field without a default, and for a
-    value of another type than the field's, which includes other values than a Literal's.
+    a field that the dataclass lacks, if the dict has all that the dataclass has; and UserError for
+    any other difference, and for a value of another type than the field's, which includes other
+    values than a Literal's.
     """
     hints = typing.get_type_hints(cls)
-    removed = REMOVED_FIELDS.keys() & values.keys()
-    if removed:
-        raise _differing(cls, removed)
+    unknown = values.keys() - hints.keys()
+    # A newer version's configuration has all of this one's fields; that of another kind does not.
+    if unknown and (hints.keys() - values.keys() or unknown & REMOVED_FIELDS.keys()):
+        raise _differing(cls, unknown)
     versions.check_names(source or f"a stored {cls.__name__}", values, hints)
     required = {
         field.name

@@ -187,9 +187,9 @@ def test_memory_and_traffic_follow_the_formulae_of_scale(folder, single, job, ro
     traffic = scale.traffic(spec, shards, rows)
     assert found["bytes"]["all_gather_into_tensor"] == traffic.gather
     assert found["bytes"]["reduce_scatter_tensor"] == traffic.scatter
-    # 7 metrics and the use of 14 actions, the codebook's use and 7 rows of 5, what the losses average (hidden tokens,
-    # motion, contrast), and where gradients are divided their norm.
-    others = 7 + 14 + 7 + 7 * 5 + 3 + (shards > 1)
+    # 6 metrics and the use of 7 actions, the codebook's use and 7 rows of 5, what the losses average (hidden tokens,
+    # motion), and where gradients are divided their norm.
+    others = 6 + 7 + 7 + 7 * 5 + 2 + (shards > 1)
     assert found["bytes"]["all_reduce"] == traffic.columns + traffic.everyone + 4 * others
     single = ranks.counted("sharded")
     assert single["held"] == scale.state_bytes(spec, 1, copies=4) and not any(
