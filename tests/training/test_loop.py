@@ -333,7 +333,9 @@ def test_a_stored_config_with_other_fields_is_a_sentence():
     with pytest.raises(NewerVersion, match="^runs/x was written by a newer .* holds colour"):
         from_dict(Config, asdict(Config()) | {"colour": 1}, "runs/x")
     with pytest.raises(NewerVersion, match="^a stored OptimConfig was written by a newer version"):
-        from_dict(Config, asdict(Config()) | {"optim": {"colour": 1}})
+        from_dict(Config, asdict(Config()) | {"optim": asdict(OptimConfig()) | {"colour": 1}})
+    with pytest.raises(UserError, match="a stored OptimConfig .* differ in colour:"):
+        from_dict(Config, asdict(Config()) | {"optim": {"colour": 1}})  # of another kind
     for steps in ("9", None, 2**60, 1.5, True):
         with pytest.raises(UserError, match="invalid steps"):
             from_dict(Config, asdict(Config()) | {"steps": steps})
