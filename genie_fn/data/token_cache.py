@@ -62,7 +62,7 @@ class Cache(NamedTuple):
     encoded: frozenset[tuple[int, int]]
     """The segments of the dataset that the cache holds, as (offset, checksum)."""
     parts: tuple["Cache", ...] = ()
-    """The caches of the datasets of a mixture, of which this is a view; empty for one dataset."""
+    """For a mixture, the caches of its datasets, which this cache presents as one; else empty."""
     bases: tuple[int, ...] = ()
     """Where the time axes of these datasets begin on that of the mixture."""
 

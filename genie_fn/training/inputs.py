@@ -268,7 +268,7 @@ def _check_one(record: Record, store: data.Store, preferred: int = 0) -> int | N
 
 
 def _may_be_at(record: Record, number: int, root: Path) -> bool:
-    """Whether a dataset of which no content is recorded may be the one in a folder."""
+    """Whether the dataset in a folder may be one of a run that recorded no hash of it."""
     where = places(record, "data", number)
     return not where or os.path.realpath(root) in map(os.path.realpath, where)
 

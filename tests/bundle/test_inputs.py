@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,14 +43,10 @@ def made(tmp_path_factory) -> Path:
     zeros = np.zeros(12)
     levels = [data.Recording(i, frames, zeros, zeros, zeros.astype(bool)) for i in range(10)]
     data.append_segments(decoy, levels)
-    here = Path.cwd()
-    os.chdir(home)
-    try:
+    with chdir(home):
         train_tokenizer.main(config("tokenizer", data="data/own"))
         train_lam.main(config("lam"))
         train_dynamics.main(config("dynamics"))
-    finally:
-        os.chdir(here)
     return home
 
 

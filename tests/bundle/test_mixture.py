@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import chdir
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,14 +32,10 @@ def made(tmp_path_factory) -> Path:
     store = data.open_store(home / "data" / "own")
     recordings = [data.read_segment(store, segment) for segment in store.segments]
     data.append_segments(more, [x._replace(frames=255 - x.frames) for x in recordings])
-    here = Path.cwd()
-    os.chdir(home)
-    try:
+    with chdir(home):
         train_tokenizer.main(config("tokenizer", data=BOTH, data_weights=(1, 3)))
         train_lam.main(config("lam", steps=2))
         train_dynamics.main(config("dynamics", data_weights=(1.0, 1.0), cache=True))
-    finally:
-        os.chdir(here)
     return home
 
 

@@ -188,7 +188,7 @@ def test_the_status_line():
 
 
 def _play(terminal_path, settings, broken):
-    """A game in a terminal of which it is the only program; `broken`: it fails at the first action."""
+    """Play in a terminal that runs no other program; with `broken`, the first action fails."""
     os.environ.update(settings)
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
