@@ -3,6 +3,7 @@
     python generate_dataset.py                                        # 200 levels of CoinRun
     python generate_dataset.py --cfg.env maze --cfg.num-levels 50
     python generate_dataset.py --cfg.frame-skip 2 --cfg.root data/coinrun-skip2
+    python generate_dataset.py --cfg.visuals plain                    # to data/coinrun-plain
 
 The dataset holds lossless frames, actions, rewards, level seeds and episode starts. The data of a
 level is a function of (config, seed, level seed) alone, whatever the number of workers. A killed
@@ -46,13 +47,16 @@ class Config:
     env: str = "coinrun"
     """The Procgen game."""
     root: str = ""
-    """The folder of the dataset; empty: data/<env>."""
+    """The folder of the dataset; empty: data/<env>, or data/<env>-plain with plain visuals."""
     num_levels: int = 200
     """The number of levels in the dataset."""
     start_level: int = 0
     """The seed of the first level; the others follow it."""
     distribution_mode: Literal["easy", "hard", "extreme", "memory"] = "hard"
     """Procgen's variant of the levels; `extreme` and `memory` exist for a few games."""
+    visuals: procgen.Visuals = "full"
+    """`full`: the game as published; `plain`: a black background and a single theme, with the same
+    levels and the same physics, for worlds that learn sharp pictures sooner."""
     steps_per_level: int = 1000
     """Frames collected in every level, over as many episodes as that takes."""
     frame_skip: int = 1
@@ -130,12 +134,14 @@ def play_level(cfg: Config, level: int) -> data.Recording:
     The expert plays one episode, of at most so many frames.
     """
     if cfg.policy == "expert":
-        search = expert.open_search(cfg.env, cfg.distribution_mode, cfg.frame_skip)
+        search = expert.open_search(
+            cfg.env, cfg.distribution_mode, cfg.frame_skip, visuals=cfg.visuals
+        )
         game = procgen.open_game(level, {"collection": asdict(cfg)})
         recording = expert.play(search, game, cfg.steps_per_level)
         procgen.close(game)
         return recording
-    env = procgen.make_env(cfg.env, level, cfg.distribution_mode)
+    env = procgen.make_env(cfg.env, level, cfg.distribution_mode, cfg.visuals)
     actions = choose_actions(cfg, level)
     steps = cfg.steps_per_level
     frames = np.empty((steps, SIZE, SIZE, 3), np.uint8)
@@ -194,6 +200,11 @@ def collect_levels(cfg: Config, store: data.Store, indices: range) -> Iterator[d
         yield from pool.map(collect, indices)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def default_root(cfg: Config) -> str:
+    """The folder of the dataset where none is given."""
+    return f"data/{cfg.env}" if cfg.visuals == "full" else f"data/{cfg.env}-{cfg.visuals}"
 
 
 def open_or_create(cfg: Config, root: Path) -> data.Store:
@@ -275,7 +286,7 @@ def report(store: data.Store) -> None:
 def main(cfg: Config) -> None:
     """Collect video of a Procgen game into a dataset."""
     check(cfg)
-    root = Path(cfg.root or f"data/{cfg.env}")
+    root = Path(cfg.root or default_root(cfg))
     if cfg.export_mp4:
         files.check_folder("--cfg.export-mp4", cfg.export_mp4)
     store = open_or_create(cfg, root) if os.path.exists(root / data.MANIFEST) else None

@@ -423,5 +423,6 @@ def _valid_names(names: Any) -> bool:
 def _valid_meta(meta: dict) -> bool:
     collection = meta.get("collection", {})
     skip = collection.get("frame_skip", 1)  # with too many frames the game would not answer
-    named = all(isinstance(collection.get(name, ""), str) for name in ("env", "distribution_mode"))
+    words = ("env", "distribution_mode", "visuals")
+    named = all(isinstance(collection.get(word, ""), str) for word in words)
     return named and type(skip) is int and 1 <= skip <= MAX_FRAME_SKIP

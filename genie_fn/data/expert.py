@@ -94,14 +94,16 @@ class _Tried(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def open_search(name: str, mode: str, skip: int = 1, stride: int = 1) -> Search:
+def open_search(
+    name: str, mode: str, skip: int = 1, stride: int = 1, visuals: procgen.Visuals = "full"
+) -> Search:
     """Games for a search whose actions last for `skip` frames of the game.
 
     A move is held for a multiple of `stride` actions. Raises UserError for a game or a mode that
     there is not, and if Procgen is missing.
     """
     procgen.check(name, mode)
-    env = procgen.make_env(name, 0, mode, num=EXPANDED * len(MOVES))
+    env = procgen.make_env(name, 0, mode, visuals, num=EXPANDED * len(MOVES))
     together = skip * stride
     return Search(env, skip, stride * -(-HOLD // together))
 

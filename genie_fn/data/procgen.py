@@ -13,7 +13,7 @@ import importlib.util
 import os
 import zlib
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -25,6 +25,9 @@ ACTIONS = (
     *("D", "A", "W", "S", "Q", "E"),  # keys that few games use
 )
 MAX_LEVEL = 10**9  # level seeds are 32-bit
+Visuals = Literal["full", "plain"]
+"""`full`: as published; `plain`: a black background and a single theme, with the same levels and the
+same physics."""
 # The library ends the process if asked for these modes in another game.
 RARE_MODES = {
     "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
@@ -84,9 +87,11 @@ def check(name: str, mode: str) -> None:
         raise UserError(f"{name} has no {mode} mode: choose easy or hard")
 
 
-def make_env(name: str, level: int, mode: str, num: int = 1) -> Any:
+def make_env(name: str, level: int, mode: str, visuals: Visuals = "full", num: int = 1) -> Any:
     """Procgen's own environment of `num` games of one level."""
     options = {
+        "use_backgrounds": visuals == "full",
+        "restrict_themes": visuals == "plain",
         "num_levels": 1,  # start_level is ignored unless this is set
         "start_level": level,
         "distribution_mode": mode,
@@ -104,6 +109,20 @@ def collection(meta: dict[str, Any]) -> dict[str, Any]:
             "this data was not collected from a Procgen game: no game can be played beside it"
         )
     return options
+
+
+def visuals_of(collection: dict[str, Any]) -> Visuals:
+    """What the games look like that were collected with these options.
+
+    Raises UserError if this version does not know it.
+    """
+    visuals = collection.get("visuals", "full")
+    if visuals not in get_args(Visuals):
+        raise UserError(
+            f"this data was collected with visuals {visuals!r}, which this version of genie_fn does "
+            "not know: update it, or play without the game"
+        )
+    return visuals
 
 
 def open_game(
@@ -126,7 +145,8 @@ def open_game(
     name = options["env"]
     mode = options["distribution_mode"]
     check(name, mode)
-    return Game(make_env(name, level, mode), level, stride * options.get("frame_skip", 1))
+    env = make_env(name, level, mode, visuals_of(options))
+    return Game(env, level, stride * options.get("frame_skip", 1))
 
 
 def frame(game: Game) -> np.ndarray:

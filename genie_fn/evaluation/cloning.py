@@ -266,6 +266,7 @@ def _demonstrations_meta(store: Store, mode: str) -> dict[str, Any]:
         "env": collected["env"],
         "distribution_mode": mode,
         "frame_skip": collected.get("frame_skip", 1),
+        "visuals": procgen.visuals_of(collected),
         "policy": "expert",
     }
     return {"collection": options, "stride": store.stride}
@@ -274,7 +275,11 @@ def _demonstrations_meta(store: Store, mode: str) -> dict[str, Any]:
 def _open_search(store: Store, stride: int) -> Search:
     options = store.meta["collection"]
     return experts.open_search(
-        options["env"], options["distribution_mode"], options["frame_skip"], stride
+        options["env"],
+        options["distribution_mode"],
+        options["frame_skip"],
+        stride,
+        procgen.visuals_of(options),
     )
 
 

@@ -96,6 +96,7 @@ def test_games_in_threads_equal_games_played_one_by_one():
             "no extreme mode",
         ),
         ((3, {"collection": {"env": "coinrun", "distribution_mode": "odd"}}), "no odd mode"),
+        ((3, {"collection": META["collection"] | {"visuals": "odd"}}), "visuals 'odd'"),
     ],
 )
 def test_games_that_cannot_be_opened_are_refused(arguments, sentence):

@@ -17,6 +17,7 @@ pytest.importorskip("procgen")
 
 import generate_dataset as script  # noqa: E402
 from genie_fn import data
+from genie_fn.data import procgen
 from genie_fn.errors import UserError
 
 ROOT = Path(script.__file__).parent
@@ -69,6 +70,25 @@ def test_replaying_the_actions_gives_the_frames(collected):
         np.testing.assert_array_equal(stored.rewards, rewards)
         np.testing.assert_array_equal(stored.episode_starts, starts)
         assert segment.info["reward"] == rewards.sum()
+
+
+def test_plain_visuals_have_the_same_physics_without_backgrounds(collected, tmp_path):
+    script.main(replace(SMALL, root=str(tmp_path), num_levels=1, visuals="plain"))
+    plain = data.open_store(tmp_path)
+    stored = data.read_segment(plain, plain.segments[0])
+    full = data.read_segment(collected, collected.segments[0])
+    np.testing.assert_array_equal(stored.actions, full.actions)
+    np.testing.assert_array_equal(stored.rewards, full.rewards)
+    np.testing.assert_array_equal(stored.episode_starts, full.episode_starts)
+    frames = replay(7, stored.actions, use_backgrounds=False, restrict_themes=True)[0]
+    np.testing.assert_array_equal(stored.frames, frames)
+    black = (stored.frames == 0).all(-1).mean()
+    assert black > 0.3 > (full.frames == 0).all(-1).mean()
+
+    game = procgen.open_game(7, plain.meta)
+    np.testing.assert_array_equal(procgen.frame(game), stored.frames[0])
+    procgen.close(game)
+    assert script.default_root(replace(SMALL, visuals="plain")) == "data/coinrun-plain"
 
 
 def test_levels_differ_and_another_level_does_not_replay(collected):
