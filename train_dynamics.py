@@ -250,6 +250,8 @@ class Conditioning(NamedTuple):
     """Parameters that are trained besides the dynamics model's; {} if there are none."""
     stats: Tree
     """What the state keeps for a codebook."""
+    occurring: tuple[int, ...] = ()
+    """The recorded actions that occur in training; none: any may."""
     context: int = 0
     """Frames that a clip has before those of the dynamics model, for the latent action model."""
 
@@ -264,7 +266,7 @@ def conditioning(cfg: Config, store: data.Store, stage: Stage | None) -> Conditi
     if cfg.train_lam:
         return joint_training(sized(cfg.lam_model, store), cfg.backend)
     if stage is None:
-        return recorded_actions(store)
+        return recorded_actions(store, cfg.flip)
     return latent_actions(stage, cfg)
 
 
@@ -277,7 +279,9 @@ def fitted(cfg: Config, store: data.Store, stage: Stage, actions: Conditioning) 
     """The configuration with what the dataset and the earlier stages determine."""
     codes = stage.cfg.quantizer.codes
     sizes = {"tokens": stage.cfg.tokens, "columns": stage.cfg.grid[1]}
-    model = replace(cfg.model, codes=codes, actions=actions.choices, **sizes)
+    model = replace(
+        cfg.model, codes=codes, actions=actions.choices, occurring=actions.occurring, **sizes
+    )
     lam_model = sized(cfg.lam_model, store) if cfg.train_lam else cfg.lam_model
     return replace(cfg, model=model, lam_model=lam_model)
 
@@ -296,15 +300,27 @@ def latent_actions(stage: Stage, cfg: Config) -> Conditioning:
     return Conditioning(choices, token_objective, make_batch, lambda params: stage, infer, {}, {})
 
 
-def recorded_actions(store: data.Store) -> Conditioning:
-    """The dataset's own actions."""
+def recorded_actions(store: data.Store, flip: bool) -> Conditioning:
+    """The dataset's own actions, with `flip` also those that they are in flipped clips."""
     data.check_recorded_actions(store, "--cfg.actions recorded")
+    found = set(data.occurring_actions(store))
+    if flip:
+        swapped = augment.flipped_actions(store.action_names)
+        found |= {swapped[action] for action in found}
 
     def make_batch(ids: Tensor, batch: data.Batch) -> TokenBatch:
         return TokenBatch(ids, batch.actions)
 
-    choices = store.num_actions
-    return Conditioning(choices, token_objective, make_batch, lambda params: None, None, {}, {})
+    return Conditioning(
+        store.num_actions,
+        token_objective,
+        make_batch,
+        lambda params: None,
+        None,
+        {},
+        {},
+        tuple(sorted(found)),
+    )
 
 
 def joint_training(model: LamConfig, backend: Backend) -> Conditioning:
@@ -319,7 +335,14 @@ def joint_training(model: LamConfig, backend: Backend) -> Conditioning:
     stats = quantize.initial_use(model.quantizer)
     spec = {"lam": lam.spec(model)}
     return Conditioning(
-        model.actions, joint_objective, make_batch, trained, None, spec, stats, model.frames_before
+        model.actions,
+        joint_objective,
+        make_batch,
+        trained,
+        None,
+        spec,
+        stats,
+        context=model.frames_before,
     )
 
 

@@ -41,6 +41,9 @@ class DynamicsConfig:
     columns: Suppress[int] = 8
     """Columns of the grid of a frame's tokens. These four are not flags; the earlier stages determine
     them."""
+    occurring: Suppress[tuple[int, ...]] = ()
+    """The recorded actions that occur in the training data; none: any may. The embeddings of the
+    others are not trained."""
     action_mode: Literal["add", "prepend"] = "add"
     """`add`: an embedding of the action is added to every token of its frame; `prepend`: it is a
     token of its own."""
@@ -61,6 +64,11 @@ class DynamicsConfig:
     softmax. 0: two from 2^14 codes on, otherwise one."""
 
     def __post_init__(self):
+        if any(type(a) is not int or not 0 <= a < self.actions for a in self.occurring):
+            raise UserError(
+                f"of {self.actions} actions, others cannot occur than those from 0 to "
+                f"{self.actions - 1}: {self.occurring}"
+            )
         if not 0 <= self.mask_low <= 1:
             raise UserError(f"--cfg.model.mask-low must be from 0 to 1, not {self.mask_low}")
         if not 0 <= self.corrupt <= 1:
@@ -314,14 +322,15 @@ def guided_logits(
 ) -> Tensor:
     """`logits_next` with classifier-free guidance: l + guidance · (l - l').
 
-    l' are the logits under the mean of all actions' embeddings. It replaces the null action of Ho &
+    l' are the logits under the mean of the embeddings of all actions that occur. It replaces the null action of Ho &
     Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to include.
     """
     logits, _ = logits_next(params, ids_BTN, actions_BT, memory, cfg, extend=False, backend=backend)
     if not guidance:
         return logits
     table = params["action"]
-    mean_1D = table[: cfg.actions].mean(0, keepdim=True)
+    trained_AD = table[list(cfg.occurring)] if cfg.occurring else table[: cfg.actions]
+    mean_1D = trained_AD.mean(0, keepdim=True)
     with_mean = params | {"action": torch.cat((table, mean_1D))}
     mean_BT = torch.full_like(actions_BT, len(table))
     without_action, _ = logits_next(

@@ -460,6 +460,25 @@ def test_guidance_amplifies_the_effect_of_the_action_and_nothing_else(
     torch.testing.assert_close(logits(deaf, 2.0), logits(deaf, 0.0))
 
 
+def test_guidance_moves_away_from_the_mean_of_the_actions_that_occur(dynamics_params, dynamics_cfg):
+    cfg = replace(dynamics_cfg, occurring=(0, 2))
+    ids, moves = tokens(cfg, 2, 1), torch.zeros(2, 1, dtype=torch.int64)
+    memory = dynamics.empty_memory(cfg, 2)
+
+    def guided(changed):
+        table = dynamics_params["action"].clone()
+        table[changed] += 1
+        params = dynamics_params | {"action": table}
+        return dynamics.guided_logits(params, ids, moves, memory, cfg, 1.0)
+
+    assert cfg.actions > 2
+    assert torch.equal(guided([]), guided([1]))
+    assert not torch.equal(guided([]), guided([2]))
+    for wrong in ((cfg.actions,), (-1,), ("0",), (0.0,)):
+        with pytest.raises(UserError, match="cannot occur"):
+            replace(cfg, occurring=wrong)
+
+
 def test_generation_is_a_function_of_its_key(dynamics_params, dynamics_cfg):
     ids, moves, sample = tokens(dynamics_cfg, 4, 1), actions(dynamics_cfg, 4, 2), SampleConfig(2)
     a, b, c = (

@@ -5,6 +5,7 @@ from genie_fn.data.clips import (
     clip_offsets,
     clip_starts,
     eval_clips,
+    occurring_actions,
     read_clips,
 )
 from genie_fn.data.mixture import check_recorded_actions, mix, open_stores
@@ -58,6 +59,7 @@ __all__ = [
     "is_store",
     "mix",
     "next_offset",
+    "occurring_actions",
     "open_store",
     "open_stores",
     "padded_length",

@@ -1,5 +1,6 @@
 """Clips of a video store: where they may start, which ones are drawn, and their content."""
 
+import contextlib
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -99,6 +100,17 @@ def damaged_episodes(store: Store, segments: list[Segment]) -> dict[int, str]:
 
 def _span(segment: Segment) -> tuple[int, int]:
     return segment.offset, segment.offset + segment.length
+
+
+def occurring_actions(store: Store, split: str = "train") -> tuple[int, ...]:
+    """The recorded actions that occur in a split, in order; of damaged segments none are known."""
+    found: set[int] = set()
+    for segment in store.segments:
+        if segment.split != split:
+            continue
+        with contextlib.suppress(Exception):  # tensorstore raises several kinds
+            found.update(np.unique(read_entries(store, "actions", *_span(segment))).tolist())
+    return tuple(sorted(found))
 
 
 class Shares(NamedTuple):

@@ -20,6 +20,7 @@ DETERMINED = {
     "tokens": "--cfg.tokenizer",
     "columns": "--cfg.tokenizer",
     "actions": "--cfg.actions or --cfg.lam",
+    "occurring": "--cfg.data",
 }
 """Fields of a model's configuration that something else determines, and the flag of that."""
 MODELS = ("model", "lam_model")

@@ -384,6 +384,22 @@ def test_frames_of_another_size_are_refused(tmp_path):
         make(tmp_path / "s", [other])
 
 
+def test_the_recorded_actions_that_occur(tmp_path):
+    frames = np.zeros((40, SIDE, SIDE, 3), np.uint8)
+    starts = np.zeros(40, bool)
+
+    def moves(level, actions, split):
+        values = np.resize(actions, 40)
+        return data.Recording(level, frames, values, np.zeros(40), starts, split)
+
+    recordings = [moves(0, [3, 9], "train"), moves(1, [1], "test"), moves(2, [0], "train")]
+    store = make(tmp_path / "s", recordings)
+    assert data.occurring_actions(store) == (0, 3, 9)
+    assert data.occurring_actions(store, "test") == (1,)
+    (store.root / "actions/c/0").unlink()
+    assert data.occurring_actions(data.open_store(tmp_path / "s")) == (0,)
+
+
 @pytest.mark.parametrize("split, num_frames", [("val", 301), ("test", 1), ("dev", 4), ("train", 0)])
 def test_impossible_clips_are_refused(store, split, num_frames):
     with pytest.raises(UserError):
