@@ -7,7 +7,7 @@
 
 Every PSNR is reported beside that of copying the last prompt frame and that under other actions:
 where little moves, a high PSNR alone says nothing. "moving" is the half of the clips in which the
-image changes most. docs/evaluation.md defines every number.
+image moves furthest. docs/evaluation.md defines every number.
 """
 
 import time
@@ -35,6 +35,7 @@ from genie_fn.evaluation import (
     held_codes,
     held_keys,
     inverse_dynamics,
+    long_rollouts,
     perceptual,
     prediction,
     reconstruction,
@@ -52,6 +53,7 @@ from genie_fn.evaluation.record import (
     HeldCodes,
     HeldKeys,
     InverseDynamics,
+    LongRollouts,
     Perceptual,
     Protocol,
     Recorded,
@@ -94,13 +96,16 @@ class Config:
     """Numbers of prompt frames; each is a protocol of its own, and all generate the same frames."""
     action_clips: int = 1000
     """Clips of 11 frames that actions are analysed on; fewer if the split has fewer."""
+    long_frames: int = 200
+    """Frames of rollouts that show whether the world dissolves; 0: none."""
     held: int = 20
     """Frames from which LEFT and RIGHT are held, for data of a game with such keys; 0: none."""
     probe_steps: int = 400
     """Training steps of the supervised inverse dynamics model, for latent actions; 0: none."""
     brief: bool = False
-    """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, held
-    keys and the inverse dynamics model, whatever --cfg.held and --cfg.probe-steps say."""
+    """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, long
+    rollouts, held keys and the inverse dynamics model, whatever --cfg.long-frames, --cfg.held and
+    --cfg.probe-steps say."""
     out: str = ""
     """The folder of the results; by default `evaluation` in the run's folder, or in a folder named
     like the world file."""
@@ -124,8 +129,10 @@ class Config:
             raise UserError("--cfg.prompts are numbers of frames, each at least 1")
         if self.action_clips < 2:
             raise UserError("--cfg.action-clips must be at least 2")
-        if min(self.probe_steps, self.held) < 0:
-            raise UserError("--cfg.probe-steps and --cfg.held must be at least 0")
+        if min(self.probe_steps, self.held, self.long_frames) < 0:
+            raise UserError(
+                "--cfg.probe-steps, --cfg.held and --cfg.long-frames must be at least 0"
+            )
 
 
 class Subject(NamedTuple):
@@ -165,7 +172,7 @@ def main(cfg: Config) -> None:
         return compare(cfg)
     cfg = replace(cfg, run=cfg.world or cfg.run)
     if cfg.brief:
-        cfg = replace(cfg, held=0, probe_steps=0)
+        cfg = replace(cfg, held=0, probe_steps=0, long_frames=0)
     out = Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation")
     files.check_outputs("--cfg.out", *(out / name for name in FILES))
     evaluation, images = evaluate(cfg)
@@ -215,6 +222,7 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
         rollouts=protocols,
         actions=replace(report, held_keys=held, transfer=transferred),
         perceptual=likeness,
+        of_schema=record_file.SCHEMA,
     )
     last_prompt = frames[:, max(cfg.prompts) - 1 :]
     best, worst = pictures.choose_clips(last_prompt, videos[cfg.prompts[0]], held_out.levels)
@@ -256,7 +264,8 @@ def evaluate_protocol(
     videos = rollouts.generate_all(world, clips, prompt, keys[0], cfg.sample, cfg.brief)
     future = clips.frames[:, prompt:]
     likeness = perceptual.measure(networks, future, videos["own_actions"])
-    return rollouts.score(future, videos, keys[1]), likeness, videos
+    level = torch.from_numpy(held_out.levels)
+    return rollouts.score(future, videos, level, keys[1]), likeness, videos
 
 
 def evaluate_actions(
@@ -293,6 +302,10 @@ def evaluate_actions(
         with watch("held actions"):
             held = evaluate_held_codes(cfg, subject, transitions, random.fold_in(key, 1))
         report = replace(report, held_codes=held)
+    if cfg.long_frames:
+        with watch("long rollouts"):
+            found = evaluate_long_rollouts(cfg, subject, transitions, random.fold_in(key, 3))
+        report = replace(report, long_rollouts=found)
     examples = actions.examples(codes, choices, 8)
     strips = [pictures.transitions(store, offsets, pairs) for pairs in examples]
     images = [
@@ -382,6 +395,18 @@ def evaluate_held_codes(
     return held_codes.score(world, held, transitions.codes, transitions.shift, key.cpu())
 
 
+def evaluate_long_rollouts(
+    cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
+) -> LongRollouts:
+    """What becomes of rollouts of many frames."""
+    world, store, _ = subject
+    count = min(long_rollouts.STARTS, store.count(cfg.split))
+    start = long_rollouts.find_starts(store, cfg.split, cfg.long_frames, count, cfg.seed)
+    return long_rollouts.evaluate(
+        world, start, transitions.codes, transitions.shift, cfg.long_frames, key, cfg.sample
+    )
+
+
 def evaluate_held_keys(
     cfg: Config, subject: Subject, report: Actions, key: Tensor
 ) -> tuple[HeldKeys | None, list[Picture]]:
@@ -454,6 +479,8 @@ def compare(cfg: Config) -> None:
     files.check_outputs("--cfg.out", path)
     evaluations = {folder: record_file.read(folder) for folder in cfg.compare}
     print_table(evaluations)
+    for warning in pages.warnings(evaluations):
+        console.print(warning, soft_wrap=True)
     files.write_text(path, pages.compare(evaluations))
     print("written:", path)
 

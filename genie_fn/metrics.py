@@ -55,6 +55,17 @@ def frame_ssim(a: Tensor, b: Tensor) -> Tensor:
     return similarity.reshape(-1, 3).mean(1).reshape(a.shape[:-3])
 
 
+def edges(frames: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, in levels: (..., H, W, 3) uint8 → (...).
+
+    Blurred frames have less of it than sharp ones.
+    """
+    x = frames.float()
+    across = (x[..., :, 1:, :] - x[..., :, :-1, :]).abs().mean((-3, -2, -1))
+    down = (x[..., 1:, :, :] - x[..., :-1, :, :]).abs().mean((-3, -2, -1))
+    return (across + down) / 2
+
+
 def _channels(frames: Tensor) -> Tensor:
     """Every channel of every frame as an image, float32 (M · 3, 1, H, W)."""
     images = frames.float().reshape(-1, *frames.shape[-3:])

@@ -54,6 +54,12 @@ def test_ssim_is_scikit_images(pair):
     torch.testing.assert_close(metrics.frame_ssim(a, a), torch.ones(2, 3))
 
 
+def test_edges_are_mean_differences_of_neighbours():
+    frame = torch.zeros((2, 4, 4, 3), dtype=torch.uint8)
+    frame[1, :, ::2] = 10  # stripes: every horizontal difference is 10, every vertical one 0
+    assert metrics.edges(frame).tolist() == [0, 5]
+
+
 def test_entropy_of_a_uniform_and_of_a_constant():
     assert metrics.entropy(torch.arange(8).repeat(5), 8) == pytest.approx(math.log(8))
     assert metrics.entropy(torch.full((9,), 3), 8) == 0.0

@@ -1,6 +1,6 @@
 """The record of an evaluation: a tree of dataclasses, stored as metrics.json.
 
-Numbers with intervals are 95% percentile bootstrap intervals over clips. docs/evaluation.md defines
+Intervals are 95% percentile bootstrap intervals, those of rollouts over levels. docs/evaluation.md defines
 every metric.
 """
 
@@ -20,6 +20,9 @@ class Reconstruction:
 
     psnr: float
     ssim: float
+    edges: float | None
+    """Differences of neighbouring pixels, divided by those of the recorded frames; None in records
+    of earlier versions."""
     codes: int
     codes_used: int
     unigram_entropy: float
@@ -63,6 +66,9 @@ class Scores:
     """PSNR in dB of the mean squared error over clips."""
     delta: dict[str, Curve]
     """Gain of `own_actions` in dB, by PSNR, over `copy_last` by pooled PSNR."""
+    edges: dict[str, Curve]
+    """Differences of neighbouring pixels, divided by those of the recorded frames: below 1 where
+    frames are blurred. Empty in records of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class Protocol:
 
     all: Scores
     moving: Scores
-    """On the half of the clips with the lowest PSNR at t = 4 of `copy_last`."""
+    """On the half of the clips in which the picture moves furthest up to t = 4; in records of
+    earlier versions, in which copying the last prompt frame has the lowest PSNR at t = 4."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,27 @@ class HeldCodes:
 
 
 @dataclass(frozen=True)
+class LongRollouts:
+    """What becomes of rollouts of many frames, at the frames `times`."""
+
+    starts: int
+    times: list[int]
+    psnr: list[float | None]
+    """Against the recorded frames under the same actions; None where the clips are over."""
+    edges: list[float]
+    """Differences of neighbouring pixels, divided by those of recorded frames."""
+    perplexity: list[float]
+    """exp of the entropy of the codes of a frame, mean over the frames."""
+    recorded_perplexity: float
+    """The same of recorded frames."""
+    followed: list[float | None]
+    """Share of actions that are followed if they are held from there; None if none is tested."""
+    dissolved: int | None
+    """The first of `times` at which edges or perplexity are below half of those of recorded
+    frames."""
+
+
+@dataclass(frozen=True)
 class Correlation:
     """Pearson's correlation of recorded and generated displacements of the image, over transitions.
 
@@ -270,6 +298,7 @@ class Actions:
     few_labels: FewLabels | None = None
     held_keys: HeldKeys | None = None
     held_codes: HeldCodes | None = None
+    long_rollouts: LongRollouts | None = None
 
 
 @dataclass(frozen=True)
@@ -310,6 +339,9 @@ class Evaluation:
     actions: Actions
     perceptual: dict[str, Perceptual]
     """Of `reconstruction`, and by the number of prompt frames of the `own_actions` rollouts."""
+    of_schema: int
+    """The schema of the file that was read. Before 3, the moving half was another one, random actions
+    were of all actions, and intervals were over clips."""
 
     def scores(self, prompt: int, subset: Subset) -> Scores | None:
         """The scores of a protocol; None where it was not evaluated."""

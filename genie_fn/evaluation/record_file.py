@@ -14,7 +14,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation.record import Evaluation
 from genie_fn.runtime import files, versions
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "metrics.json"
 
 METHODS = {
@@ -42,7 +42,9 @@ converter = cattrs.Converter(forbid_extra_keys=True)
 def write(evaluation: Evaluation, folder: Path) -> Path:
     """Write metrics.json; returns the file."""
     path = folder / FILE
-    content = json.dumps({"schema": SCHEMA} | asdict(evaluation), indent=1, allow_nan=False)
+    values = asdict(evaluation)
+    schema = values.pop("of_schema")
+    content = json.dumps({"schema": schema} | values, indent=1, allow_nan=False)
     files.write_atomically(path, (content + "\n").encode())
     return path
 
@@ -61,18 +63,37 @@ def read(folder: str | Path) -> Evaluation:
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged: evaluate that world again") from error
     versions.check(path, schema, SCHEMA)
-    if schema not in (1, SCHEMA):
+    if schema not in range(1, SCHEMA + 1):
         raise UserError(
             f"{path} is of schema {schema} and this program reads schemas up to {SCHEMA}: "
             "evaluate that world again"
         )
     try:
-        return converter.structure(migrate(stored) if schema == 1 else stored, Evaluation)
+        return converter.structure(migrate(stored, schema), Evaluation)
     except Exception as error:  # cattrs raises groups of errors, and `migrate` meets any JSON
         raise UserError(f"{path} is damaged: evaluate that world again") from error
 
 
-def migrate(old: dict[str, Any]) -> dict[str, Any]:
+def migrate(stored: dict[str, Any], schema: int) -> dict[str, Any]:
+    """A record of any schema in the names of the newest."""
+    if schema == 1:
+        stored = _from_schema_1(stored)
+    if schema < 3:
+        stored = _without_edges(stored)
+    return stored | {"of_schema": schema}
+
+
+def _without_edges(old: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 2 with the fields that it lacks."""
+    rollouts = {
+        prompt: {subset: scores | {"edges": {}} for subset, scores in protocol.items()}
+        for prompt, protocol in old["rollouts"].items()
+    }
+    reconstruction = old["reconstruction"] | {"edges": None}
+    return old | {"rollouts": rollouts, "reconstruction": reconstruction}
+
+
+def _from_schema_1(old: dict[str, Any]) -> dict[str, Any]:
     """A record of schema 1 in the names of schema 2."""
     actions = dict(old["actions"])
     recorded, probe, held = (actions.pop(name, None) for name in ("true", "probe", "held"))

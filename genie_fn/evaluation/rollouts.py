@@ -94,12 +94,13 @@ def of_another_clip(x: Tensor) -> Tensor:
     return x.roll(1, 0)
 
 
-def action_sequences(clips: Clips, prompt: int, choices: int, key: Tensor) -> dict[Method, Tensor]:
-    """The clip's own actions, another clip's and uniform ones.
+def action_sequences(clips: Clips, prompt: int, key: Tensor) -> dict[Method, Tensor]:
+    """The clip's own actions, another clip's, and uniform ones of those that occur in any clip.
 
     Between prompt frames they are always the clip's own.
     """
-    uniform = random.randint(key, clips.actions.shape, 0, choices)
+    occurring = clips.actions.unique()
+    uniform = occurring[random.randint(key, clips.actions.shape, 0, len(occurring))]
     others: dict[Method, Tensor] = {
         "own_actions": clips.actions,
         "shuffled": of_another_clip(clips.actions),
@@ -123,14 +124,14 @@ def generate_all(
     """The frames after the prompt by every method.
 
     `own_actions`: free-running rollout under the clip's own (inferred or recorded) actions;
-    `shuffled`: another clip's; `random`: uniform ones. These three share random numbers, so that a
+    `shuffled`: another clip's; `random`: uniform ones of those that occur. These three share random numbers, so that a
     world that ignores its actions generates the same frames. `joint`: joint decoding of all frames;
     `teacher_forcing`: every frame from the recorded ones before it (from one prompt frame only:
     with more, the methods hardly differ); `copy_last`: the last prompt frame. `brief` leaves out
     `joint` and `teacher_forcing`.
     """
     action_key, key = random.split(key).unbind(0)
-    sequences = action_sequences(clips, prompt, world.dynamics.cfg.actions, action_key)
+    sequences = action_sequences(clips, prompt, action_key)
     videos: Videos = {
         method: free_running(
             world, clips.codes[:, :prompt], clips.ids[:, :prompt], actions, key, sample
@@ -146,31 +147,50 @@ def generate_all(
     return videos
 
 
-def moving_half(copy_psnr_BT: Tensor) -> Tensor:
-    """(B,) bool: the clips with the lowest PSNR at t = 4 of copying the last prompt frame."""
-    at = copy_psnr_BT[:, HEADLINE - 1]
-    return at <= at.median()
+def moving_half(frames_BTHWC: Tensor) -> Tensor:
+    """(B,) bool: the clips in which the picture moves furthest up to t = 4, at least half of them.
+
+    `frames_BTHWC` begin with the last prompt frame. Of clips without any motion none is chosen,
+    unless no clip has any.
+    """
+    shown = frames_BTHWC[:, : HEADLINE + 1]
+    steps = metrics.displacement(shown[:, :-1], shown[:, 1:])
+    distance = steps.float().norm(dim=-1).sum(1)
+    if not distance.any():
+        return torch.ones_like(distance, dtype=torch.bool)
+    return (distance >= distance.median()) & (distance > 0)
 
 
-def score(future: Tensor, videos: Videos, key: Tensor) -> Protocol:
-    """Scores by frame against the recorded frames, for all clips and for the moving half."""
+def score(future: Tensor, videos: Videos, level_B: Tensor, key: Tensor) -> Protocol:
+    """Scores by frame against the recorded frames, for all clips and for the moving half.
+
+    Intervals are over the levels (B,) of the clips.
+    """
     error = {method: metrics.frame_error(future, video) for method, video in videos.items()}
     ssim = {method: metrics.frame_ssim(future, video) for method, video in videos.items()}
     psnr = {method: _psnr(values) for method, values in error.items()}
-    moving = moving_half(psnr["copy_last"])
+    edges = {method: metrics.edges(video) for method, video in videos.items()}
+    recorded_edges = metrics.edges(future)
+    moving = moving_half(torch.cat((videos["copy_last"][:, :1], future), 1))
 
     def scores(chosen: Tensor) -> Scores:
+        def curves(values: Tensor, of: Callable[[Tensor], Tensor] = statistics.identity) -> Curve:
+            return curve(values[chosen], level_B[chosen.to(level_B.device)], key, of)
+
         delta = {
-            method: curve((psnr["own_actions"] - psnr[method])[chosen], key)
-            for method in ("random", "shuffled")
+            method: curves(psnr["own_actions"] - psnr[method]) for method in ("random", "shuffled")
         }
-        pair = torch.stack((error["own_actions"], error["copy_last"]), -1)[chosen]
-        delta["copy_last"] = curve(pair, key, _psnr_gain)
+        pair = torch.stack((error["own_actions"], error["copy_last"]), -1)
+        delta["copy_last"] = curves(pair, _psnr_gain)
         return Scores(
-            psnr={method: curve(values[chosen], key) for method, values in psnr.items()},
-            ssim={method: curve(values[chosen], key) for method, values in ssim.items()},
-            pooled={method: curve(values[chosen], key, _psnr) for method, values in error.items()},
+            psnr={method: curves(values) for method, values in psnr.items()},
+            ssim={method: curves(values) for method, values in ssim.items()},
+            pooled={method: curves(values, _psnr) for method, values in error.items()},
             delta=delta,
+            edges={
+                method: curves(torch.stack((values, recorded_edges), -1), _ratio)
+                for method, values in edges.items()
+            },
         )
 
     return Protocol(all=scores(torch.ones_like(moving)), moving=scores(moving))
@@ -185,11 +205,20 @@ def _psnr_gain(errors: Tensor) -> Tensor:
     return -torch.diff(_psnr(errors), dim=-1)[..., 0]
 
 
+def _ratio(pair: Tensor) -> Tensor:
+    """The first of two values (..., 2) divided by the second."""
+    return pair[..., 0] / pair[..., 1].clamp(min=1e-6)
+
+
 def curve(
-    values_BT: Tensor, key: Tensor, of: Callable[[Tensor], Tensor] = statistics.identity
+    values_BT: Tensor,
+    level_B: Tensor,
+    key: Tensor,
+    of: Callable[[Tensor], Tensor] = statistics.identity,
 ) -> Curve:
-    """Means over clips by frame and over the frames, with intervals, rounded to four digits."""
-    by_frame = statistics.bootstrap(values_BT, key, of=of)
-    average = statistics.bootstrap(values_BT.mean(1), key, of=of)
+    """Means over clips by frame and over the frames, with intervals over levels, rounded to four
+    digits."""
+    by_frame = statistics.bootstrap(values_BT, key, of=of, groups=level_B)
+    average = statistics.bootstrap(values_BT.mean(1), key, of=of, groups=level_B)
     mean, low, high = ([round(x, 4) for x in part.tolist()] for part in by_frame)
     return Curve(mean, low, high, average=[round(part.item(), 4) for part in average])

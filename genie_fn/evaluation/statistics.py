@@ -35,25 +35,39 @@ def resampling(key: Tensor, count: int, resamples: int = 1000) -> Tensor:
     return zeros.scatter_add_(1, drawn, torch.ones_like(drawn).float())
 
 
-def bootstrap(
+def bootstrap(  # noqa: PLR0913 (what is resampled, how often, which interval of which statistic)
     values: Tensor,
     key: Tensor,
     resamples: int = 1000,
     level: float = 0.95,
     of: Callable[[Tensor], Tensor] = identity,
+    groups: Tensor | None = None,
 ) -> Interval:
-    """The mean over B independent values (B, ...), with its percentile interval (Efron 1979).
+    """The mean over B values (B, ...), with its percentile interval (Efron 1979).
 
-    With a function `of` the mean (PSNR of a mean error, a difference of two means), the interval is
-    that function's.
+    The values are independent, or those of the same one of `groups` (B,) belong together, such as
+    clips of one level: then groups are drawn, with all of their values (cluster bootstrap; Davison
+    & Hinkley 1997, section 3.8). With a function `of` the mean (PSNR of a mean error, a difference
+    of two means), the interval is that function's. Values of a single group are drawn one by one.
     """
     values = values.float()
-    weights = resampling(key, len(values), resamples)
-    means = weights @ values.reshape(len(values), -1) / len(values)
+    weights = _weights(len(values), key, resamples, groups)
+    means = weights @ values.reshape(len(values), -1) / weights.sum(1, keepdim=True)
     statistic = of(means.reshape(resamples, *values.shape[1:]))
     quantiles = statistic.new_tensor([(1 - level) / 2, (1 + level) / 2])
     low, high = statistic.quantile(quantiles, dim=0)
     return Interval(of(values.mean(0)), low, high)
+
+
+def _weights(count: int, key: Tensor, resamples: int, groups: Tensor | None) -> Tensor:
+    """How often each value occurs in each resample, (resamples, count)."""
+    if groups is None:
+        return resampling(key, count, resamples)
+    distinct, member = groups.unique(return_inverse=True)
+    if len(distinct) == 1:
+        return resampling(key, count, resamples)
+    drawn = resampling(key, len(distinct), resamples)
+    return drawn[:, member.to(key.device)]
 
 
 def permutations(key: Tensor, count: int) -> Tensor:

@@ -34,7 +34,9 @@ def evaluate(
     recorded, own, source_level = map(rollouts.of_another_clip, (recorded, own, level.cpu()))
     elsewhere = source_level != level.cpu()
     if elsewhere.sum() > 1:
-        recorded, own, shuffled = (x[elsewhere] for x in (recorded, own, shuffled))
+        recorded, own, shuffled, source_level = (
+            x[elsewhere] for x in (recorded, own, shuffled, source_level)
+        )
     if not (_varies(recorded)).any():
         return None
     key = key.cpu()
@@ -43,10 +45,10 @@ def evaluate(
     return Transfer(
         frames=recorded.shape[1],
         pairs=len(recorded),
-        transferred=correlation(recorded, shuffled, key),
+        transferred=correlation(recorded, shuffled, source_level, key),
         permuted=_described(recorded, permuted.mean(0)[None]),
         p=statistics.p_value(transferred[-1].item(), permuted[:, -1].tolist()),
-        own=correlation(recorded, own, key),
+        own=correlation(recorded, own, source_level, key),
     )
 
 
@@ -60,9 +62,10 @@ def _varies(shift: Tensor) -> Tensor:
     return shift.flatten(0, -2).var(0, correction=0) > LEAST_VARIANCE
 
 
-def correlation(recorded: Tensor, generated: Tensor, key: Tensor) -> Correlation:
-    """Pearson's correlation of displacements (B, T-1, 2), with intervals over clips."""
-    found = statistics.bootstrap(_moments(recorded, generated), key, of=_pearson)
+def correlation(recorded: Tensor, generated: Tensor, level_B: Tensor, key: Tensor) -> Correlation:
+    """Pearson's correlation of displacements (B, T-1, 2), with intervals over levels (B,)."""
+    moments = _moments(recorded, generated)
+    found = statistics.bootstrap(moments, key, of=_pearson, groups=level_B)
     return _described(recorded, torch.stack(found))
 
 

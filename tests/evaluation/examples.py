@@ -3,7 +3,7 @@
 import torch
 
 from genie_fn import random
-from genie_fn.evaluation import actions, few_labels, rollouts
+from genie_fn.evaluation import actions, few_labels, record_file, rollouts
 from genie_fn.evaluation.actions import Transitions
 from genie_fn.evaluation.few_labels import Pairs
 from genie_fn.evaluation.record import (
@@ -13,6 +13,7 @@ from genie_fn.evaluation.record import (
     Evaluation,
     Guesses,
     InverseDynamics,
+    LongRollouts,
     Perceptual,
     Prediction,
     Protocol,
@@ -33,7 +34,7 @@ def protocol() -> Protocol:
         return (real.int() + noise).clamp(0, 255).to(torch.uint8)
 
     videos = {method: noisy(scale) for method, scale in NOISE.items()}
-    return rollouts.score(real, videos, random.key(1))
+    return rollouts.score(real, videos, torch.arange(8) // 2, random.key(1))
 
 
 def action_report() -> Actions:
@@ -70,6 +71,16 @@ def evaluation() -> Evaluation:
             p=0.003,
             own=Correlation([0.71, 0.6, 0.8], None, [0.61, 0.5, 0.7]),
         ),
+        "long_rollouts": LongRollouts(
+            starts=8,
+            times=[10, 50],
+            psnr=[15.4, None],
+            edges=[0.83, 0.42],
+            perplexity=[30.5, 22.1],
+            recorded_perplexity=35.2,
+            followed=[0.75, None],
+            dissolved=50,
+        ),
         "few_labels": few_labels.evaluate(pairs, pairs, 4, names, random.key(5)),
     }
     machine = {"device": "a machine", "threads": 2, "torch": "2.13"}
@@ -79,7 +90,7 @@ def evaluation() -> Evaluation:
         models={"tokenizer": 12345, "dynamics": 67890, "lam": 4242},
         data=Dataset("data", "f" * 64, "test", 8, 4, {"collection": {"env": "coinrun"}}),
         seconds={"tokenizer": 1.0},
-        reconstruction=Reconstruction(23.456, 0.654, 1024, 853, 5.85, 347.0),
+        reconstruction=Reconstruction(23.456, 0.654, 0.871, 1024, 853, 5.85, 347.0),
         prediction=Prediction(3.412, 0.31),
         rollouts={"1": scores, "4": scores},
         actions=Actions(**vars(report) | measures),
@@ -88,4 +99,5 @@ def evaluation() -> Evaluation:
             "1": Perceptual(fid=45.678),
             "4": Perceptual(),
         },
+        of_schema=record_file.SCHEMA,
     )

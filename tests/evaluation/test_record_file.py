@@ -1,12 +1,13 @@
 """metrics.json is read as written, earlier schemas are migrated, anything else is refused."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file
+from genie_fn.evaluation.record import Protocol
 from tests.evaluation import examples
 
 FORMER = {new: old for old, new in record_file.METHODS.items()}
@@ -22,12 +23,41 @@ def test_a_record_is_read_as_it_was_written(evaluation, tmp_path):
     path = record_file.write(evaluation, tmp_path)
     assert record_file.read(tmp_path) == evaluation
     stored = json.loads(path.read_text())
-    assert stored.pop("schema") == record_file.SCHEMA and stored == asdict(evaluation)
+    stored["of_schema"] = stored.pop("schema")
+    assert stored["of_schema"] == record_file.SCHEMA and stored == asdict(evaluation)
+
+
+def without_edges(evaluation, schema):
+    """What is read from a record of an earlier schema, in which edges were not measured."""
+    rollouts = {
+        prompt: Protocol(*(replace(scores, edges={}) for scores in (protocol.all, protocol.moving)))
+        for prompt, protocol in evaluation.rollouts.items()
+    }
+    reconstruction = replace(evaluation.reconstruction, edges=None)
+    return replace(evaluation, rollouts=rollouts, reconstruction=reconstruction, of_schema=schema)
+
+
+def schema_2(evaluation) -> dict:
+    """The same record in schema 2."""
+    record = asdict(evaluation)
+    del record["of_schema"], record["reconstruction"]["edges"]
+    for protocol in record["rollouts"].values():
+        for scores in protocol.values():
+            del scores["edges"]
+    return record | {"schema": 2}
+
+
+def test_a_record_of_schema_2_is_read_and_written_as_one(evaluation, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(schema_2(evaluation)))
+    found = record_file.read(tmp_path)
+    assert found == without_edges(evaluation, 2)
+    record_file.write(found, tmp_path)
+    assert record_file.read(tmp_path) == found
 
 
 def former(evaluation) -> dict:
     """The same record in schema 1."""
-    record = asdict(evaluation)
+    record = schema_2(evaluation)
     actions = record["actions"]
     agreement = {
         kind: {FORMER_AGREEMENT.get(name, name): value for name, value in found.items()}
@@ -54,7 +84,7 @@ def test_a_record_of_schema_1_is_migrated(evaluation, tmp_path):
     record = former(evaluation)
     assert "own" in record["rollouts"]["1"]["all"]["psnr"]
     (tmp_path / "metrics.json").write_text(json.dumps(record))
-    assert record_file.read(tmp_path) == evaluation
+    assert record_file.read(tmp_path) == without_edges(evaluation, 1)
 
 
 def test_held_keys_and_kinds_of_schema_1_are_migrated(evaluation, tmp_path):

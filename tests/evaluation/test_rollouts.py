@@ -54,7 +54,7 @@ def test_a_world_that_copies_its_actions_is_controllable(prompt):
     videos = rollouts.generate_all(model, shown, prompt, random.key(3), SAMPLE)
     future = shown.frames[:, prompt:]
     assert all(video.shape == future.shape for video in videos.values())
-    scores = rollouts.score(future, videos, random.key(4)).all
+    scores = rollouts.score(future, videos, torch.arange(len(future)), random.key(4)).all
     for other in ("random", "shuffled"):
         assert min(scores.delta[other].low) > 3
     assert scores.psnr["joint"].average[0] > scores.psnr["random"].average[2]
@@ -70,7 +70,8 @@ def test_a_world_that_ignores_its_actions_is_not_controllable():
     # With other random numbers it generates other frames.
     assert not torch.equal(videos["own_actions"], second["random"])
     mixed = videos | {"random": second["random"]}
-    delta = rollouts.score(shown.frames[:, 1:], mixed, random.key(4)).all.delta
+    level = torch.arange(len(shown.frames))
+    delta = rollouts.score(shown.frames[:, 1:], mixed, level, random.key(4)).all.delta
     assert delta["shuffled"].mean == delta["shuffled"].low == [0] * (FRAMES - 1)
     contains_0 = [
         low <= 0 <= high
@@ -82,7 +83,7 @@ def test_a_world_that_ignores_its_actions_is_not_controllable():
 def test_actions_between_prompt_frames_are_always_the_clip_s_own():
     model = handmade(controllable=True)
     actions = held_out(model, 8)
-    sequences = rollouts.action_sequences(actions, 3, ACTIONS, random.key(3))
+    sequences = rollouts.action_sequences(actions, 3, random.key(3))
     own, shuffled, uniform = sequences.values()
     assert torch.equal(own, actions.actions)
     assert torch.equal(shuffled[:, 2:], own.roll(1, 0)[:, 2:])
@@ -131,11 +132,36 @@ def test_batches_of_clips_have_random_numbers_of_their_own():
     assert drawn.shape == x.shape and len(drawn.unique()) == 20
 
 
-def test_moving_clips_are_those_with_the_lowest_psnr_of_copying():
-    copied = torch.tensor(
-        [[50.0, 50, 50, 30], [50, 50, 50, 20], [10, 10, 10, 40], [10, 10, 10, 50]]
-    )
-    assert rollouts.moving_half(copied).tolist() == [True, True, False, False]
+def test_random_actions_are_those_that_occur():
+    model = handmade(controllable=True)
+    shown = held_out(model, 8)
+    shown = shown._replace(actions=shown.actions % 2 * 2)
+    uniform = rollouts.action_sequences(shown, 1, random.key(3))["random"]
+    assert set(uniform.flatten().tolist()) == {0, 2}
+
+
+def test_moving_clips_are_those_in_which_the_picture_moves_furthest():
+    picture = random.randint(random.key(0), (32, 32, 3), 0, 256).to(torch.uint8)
+
+    def clip(speed, first=0):
+        return torch.stack([picture.roll(max(t - first, 0) * speed, 1) for t in range(7)])
+
+    frames = torch.stack((clip(0), clip(1), clip(3), clip(2)))
+    assert rollouts.moving_half(frames).tolist() == [False, True, True, True]
+    assert rollouts.moving_half(frames[[0, 0, 0, 1]]).tolist() == [False, False, False, True]
+    assert rollouts.moving_half(frames[[0, 0]]).all()
+    late = clip(4, first=4)  # it moves after the frames that count
+    assert rollouts.moving_half(torch.stack((late, clip(1)))).tolist() == [False, True]
+
+
+def test_edges_are_relative_to_those_of_the_recorded_frames():
+    real = random.randint(random.key(0), (4, 5, 32, 32, 3), 0, 256).to(torch.uint8)
+    half = (real // 2 + 64).to(torch.uint8)
+    videos = dict.fromkeys(("own_actions", "random", "shuffled", "copy_last"), real)
+    videos["own_actions"] = half
+    edges = rollouts.score(real, videos, torch.arange(4), random.key(2)).all.edges
+    assert edges["random"].average == [1.0, 1.0, 1.0]
+    assert edges["own_actions"].average[0] == pytest.approx(0.5, abs=0.01)
 
 
 def test_scores_are_means_with_intervals_by_frame_and_over_them():
@@ -147,7 +173,7 @@ def test_scores_are_means_with_intervals_by_frame_and_over_them():
     )
     videos = {name: noisy for name in ("own_actions", "random", "shuffled")}
     videos["copy_last"] = real.roll(1, 0)
-    scores = rollouts.score(real, videos, random.key(2))
+    scores = rollouts.score(real, videos, torch.arange(6), random.key(2))
     expected = metrics.frame_psnr(real, noisy)
     own = scores.all.psnr["own_actions"]
     assert own.mean == pytest.approx(expected.mean(0).tolist(), abs=1e-4)

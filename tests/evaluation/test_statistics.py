@@ -27,3 +27,27 @@ def test_bootstrap_of_many_values_has_the_width_of_the_normal_interval():
         torch.equal(a, b)
         for a, b in zip(found, statistics.bootstrap(values, random.key(2), 4000), strict=True)
     )
+
+
+def test_values_of_a_group_are_drawn_together():
+    by_group = random.normal(random.key(1), (12, 2))
+    values = by_group.repeat_interleave(5, 0)
+    groups = (100 - torch.arange(12)).repeat_interleave(5)
+    found = statistics.bootstrap(values, random.key(2), groups=groups)
+    expected = statistics.bootstrap(by_group.flip(0), random.key(2))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    alone = statistics.bootstrap(values, random.key(2))
+    assert (found.high - found.low > 1.5 * (alone.high - alone.low)).all()
+
+
+def test_groups_of_different_sizes_have_weights_of_their_sizes():
+    values = torch.tensor([0.0, 0.0, 0.0, 8.0])
+    found = statistics.bootstrap(values, random.key(0), groups=torch.tensor([1, 1, 1, 2]))
+    assert (found.mean, found.low, found.high) == (2.0, 0.0, 8.0)
+
+
+def test_values_of_a_single_group_are_drawn_one_by_one():
+    values = random.normal(random.key(1), (9,))
+    single = statistics.bootstrap(values, random.key(2), groups=torch.zeros(9))
+    assert single == statistics.bootstrap(values, random.key(2))

@@ -156,20 +156,22 @@ def test_recorded_actions(trained):
     )
     model = bundle.load(trained / "recorded").world
     assert model.lam is None and model.dynamics.cfg.actions == 3
+    assert model.dynamics.cfg.occurring == (0, 1, 2)
     with pytest.raises(UserError, match="recorded actions"):
         world.infer_actions(model, torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
 
 
 def evaluation(trained: Path, run: str, **options) -> evaluate.Config:
-    sizes = {"clips": 4, "frames": 5, "action_clips": 3, "probe_steps": 2} | options
+    sizes = {"clips": 4, "frames": 5, "action_clips": 3, "probe_steps": 2, "long_frames": 0}
+    sizes |= options
     return evaluate.Config(run=str(trained / run), data=str(trained / "data"), **sizes)
 
 
 def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
-    evaluate.main(evaluation(trained, "dynamics"))
+    evaluate.main(evaluation(trained, "dynamics", long_frames=12))
     out = trained / "dynamics" / "evaluation"
     result = json.loads((out / "metrics.json").read_text())
-    assert result["schema"] == 2 and result["reconstruction"]["codes_used"] <= 64
+    assert result["schema"] == 3 and result["reconstruction"]["codes_used"] <= 64
     assert result["rollouts"].keys() == {"1", "4"}
     for scores in (half for protocol in result["rollouts"].values() for half in protocol.values()):
         methods = {"own_actions", "shuffled", "random", "copy_last", "joint"}
@@ -178,6 +180,7 @@ def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
         assert scores["delta"].keys() == {"random", "shuffled", "copy_last"}
     actions = result["actions"]
     assert actions["kind"] == "latent" and sum(actions["share"]) == pytest.approx(1, abs=1e-3)
+    assert actions["long_rollouts"]["times"] == [10, 12]
     assert actions["transitions"] == 30 and actions["inverse_dynamics"]["steps"] == 2
     durations = [
         frame.info["duration"] for frame in ImageSequence.Iterator(Image.open(out / "rollouts.gif"))

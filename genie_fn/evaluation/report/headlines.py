@@ -65,6 +65,21 @@ def ssim(method: Method, frame: Frame, subset: Subset, prompt: int = 1) -> Read:
     return read
 
 
+def edges(method: Method, frame: Frame, subset: Subset, prompt: int = 1) -> Read:
+    """Reads the edges of a method's frames relative to those of the recorded ones."""
+
+    def read(evaluation: Evaluation) -> Values | None:
+        scores = evaluation.scores(prompt, subset)
+        return None if scores is None else _at(scores.edges.get(method), frame)
+
+    return read
+
+
+def _reconstructed_edges(evaluation: Evaluation) -> Values | None:
+    ratio = evaluation.reconstruction.edges
+    return None if ratio is None else [ratio]
+
+
 def delta(method: Method, frame: Frame, subset: Subset = "moving", prompt: int = 1) -> Read:
     """Reads the gain of the clip's own actions over a method."""
 
@@ -161,6 +176,7 @@ def _first_frames() -> list[Row]:
 ROWS = (
     TOKENIZER_PSNR,
     Row("tokenizer, SSIM", lambda e: [e.reconstruction.ssim], 3, summary=False),
+    Row("tokenizer, edges relative to recorded ones", _reconstructed_edges),
     Row("codes used", lambda e: [e.reconstruction.codes_used], 0),
     Row("codes, perplexity", lambda e: [e.reconstruction.perplexity], 1, summary=False),
     Row("dynamics, cross-entropy per token", lambda e: [e.prediction.cross_entropy], 2, " nats"),
@@ -175,6 +191,10 @@ ROWS = (
     Row("gain over copy-last at t = 4, moving clips, pooled PSNR", delta("copy_last", 4), 2, " dB"),
     PSNR_ALL,
     Row("PSNR, 4 → 10 frames, all clips", psnr("own_actions", "average", "all", 4), 2, " dB"),
+    Row(
+        "edges of rollouts relative to recorded ones, moving clips",
+        edges("own_actions", "average", "moving"),
+    ),
     Row("actions used", lambda e: [e.actions.used], 0),
     Row("actions, perplexity", lambda e: [e.actions.perplexity], 2),
     NMI,

@@ -13,13 +13,20 @@ import jinja2
 from markupsafe import Markup
 
 from genie_fn.data import video
+from genie_fn.evaluation import record_file
 from genie_fn.evaluation.clone_record import CloneRecord
 from genie_fn.evaluation.record import Actions, Evaluation, Protocol, Scores
 from genie_fn.evaluation.report import charts, headlines, tables
 from genie_fn.evaluation.report.charts import Bar, Line
 from genie_fn.evaluation.report.methods import METHODS
 from genie_fn.evaluation.report.pictures import Picture
-from genie_fn.evaluation.report.verdicts import held_codes, held_keys, transfer, verdicts
+from genie_fn.evaluation.report.verdicts import (
+    held_codes,
+    held_keys,
+    long_rollouts,
+    transfer,
+    verdicts,
+)
 
 
 class Pictures(NamedTuple):
@@ -58,6 +65,7 @@ environment.globals |= {
     "held_codes_sentence": held_codes,
     "held_keys_sentence": held_keys,
     "tables": tables,
+    "long_rollouts_sentence": long_rollouts,
     "transfer_sentence": transfer,
     "verdicts": verdicts,
 }
@@ -83,13 +91,29 @@ def report(evaluation: Evaluation, pictures: Pictures, cloned: CloneRecord | Non
 
 def compare(evaluations: dict[str, Evaluation]) -> str:
     """Several evaluations side by side: the table, then the curves of each."""
-    clips = {(e.data.hash, e.data.split, e.data.clips) for e in evaluations.values()}
     return environment.get_template("compare.html").render(
         title="Worlds side by side",
         evaluations=evaluations,
-        same_clips=len(clips) == 1,
+        warnings=warnings(evaluations),
         comparison_charts=comparison_charts,
     )
+
+
+def warnings(evaluations: dict[str, Evaluation]) -> list[str]:
+    """Sentences on why evaluations cannot be compared."""
+    sentences = []
+    clips = {(e.data.hash, e.data.split, e.data.clips) for e in evaluations.values()}
+    if len(clips) > 1:
+        sentences.append(
+            "These worlds were not measured on the same clips: their numbers can hardly be compared."
+        )
+    earlier = [name for name, e in evaluations.items() if e.of_schema < record_file.SCHEMA]
+    if 0 < len(earlier) < len(evaluations):
+        sentences.append(
+            f"{', '.join(earlier)}: made by an earlier version, which chose moving clips, random "
+            "actions and intervals in another way; evaluate again to compare these."
+        )
+    return sentences
 
 
 def clone(record: CloneRecord) -> str:

@@ -10,6 +10,7 @@ from genie_fn.evaluation.record import (
     FewLabels,
     HeldCodes,
     HeldKeys,
+    LongRollouts,
     Protocol,
     Recorded,
     Scores,
@@ -60,7 +61,7 @@ def averages(protocol: Protocol) -> tuple[list[str], Rows]:
     """Head and rows of the means over the frames."""
     subsets = {"moving": protocol.moving, "all": protocol.all}
     head = ["mean over the frames"]
-    for kind in ("PSNR", "pooled PSNR", "SSIM"):
+    for kind in ("PSNR", "pooled PSNR", "SSIM", "edges"):
         head += [f"{kind}, {subset}" for subset in subsets]
     rows = []
     for method, style in METHODS.items():
@@ -69,8 +70,14 @@ def averages(protocol: Protocol) -> tuple[list[str], Rows]:
         cells = [headlines.show(x.psnr[method].average) for x in subsets.values()]
         cells += [headlines.show(x.pooled[method].average[:1]) for x in subsets.values()]
         cells += [headlines.show(x.ssim[method].average[:1], 3) for x in subsets.values()]
+        cells += [headlines.show(_edges(x, method)) for x in subsets.values()]
         rows.append([style.name, *cells])
     return head, rows
+
+
+def _edges(scores: Scores, method: str) -> Values | None:
+    curve = scores.edges.get(method)
+    return None if curve is None else curve.average
 
 
 def by_frame(protocol: Protocol) -> tuple[list[str], Rows]:
@@ -137,6 +144,23 @@ def transfer(found: Transfer) -> Rows:
         row("another clip's actions", found.transferred),
         row("chance: clips permuted", found.permuted),
         row("ceiling: the clip's own actions", found.own),
+    ]
+
+
+def long_rollouts(found: LongRollouts) -> Rows:
+    """By frame, how pictures and the effect of actions change in long rollouts."""
+    columns = zip(
+        found.times, found.psnr, found.edges, found.perplexity, found.followed, strict=True
+    )
+    return [
+        [
+            f"t = {t}",
+            "–" if psnr is None else f"{psnr:.2f} dB",
+            f"{edges:.2f}",
+            f"{perplexity:.1f}",
+            "–" if followed is None else f"{followed:.0%}",
+        ]
+        for t, psnr, edges, perplexity, followed in columns
     ]
 
 
@@ -242,6 +266,7 @@ def tokenizer(evaluation: Evaluation) -> Rows:
     used = f"{quality.codes_used} of {quality.codes}, {quality.perplexity:.1f}"
     rows = [
         ["PSNR, SSIM", f"{quality.psnr:.2f} dB, {quality.ssim:.3f}"],
+        ["edges relative to recorded frames", _ratio(quality.edges)],
         ["codes used, perplexity", used],
         ["unigram entropy of the codes", f"{quality.unigram_entropy:.2f} nats per token"],
         ["dynamics, cross-entropy of masked tokens", f"{loss.cross_entropy:.2f} nats per token"],
@@ -254,6 +279,10 @@ def tokenizer(evaluation: Evaluation) -> Rows:
             if value is not None:
                 rows.append([f"{name}, {what}", f"{value:.3f}"])
     return rows
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def origin(evaluation: Evaluation) -> Rows:

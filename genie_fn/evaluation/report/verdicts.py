@@ -1,6 +1,13 @@
 """What an evaluation shows, in sentences."""
 
-from genie_fn.evaluation.record import Evaluation, FewLabels, HeldCodes, HeldKeys, Transfer
+from genie_fn.evaluation.record import (
+    Evaluation,
+    FewLabels,
+    HeldCodes,
+    HeldKeys,
+    LongRollouts,
+    Transfer,
+)
 from genie_fn.evaluation.report import headlines
 
 SIGNIFICANT = 0.05
@@ -12,6 +19,7 @@ def verdicts(evaluation: Evaluation) -> list[str]:
     codes = evaluation.actions.held_codes
     moved = evaluation.actions.transfer
     labels = evaluation.actions.few_labels
+    long = evaluation.actions.long_rollouts
     sentences = [
         _controllability(evaluation),
         _copying(evaluation),
@@ -22,6 +30,7 @@ def verdicts(evaluation: Evaluation) -> list[str]:
         None if codes is None else held_codes(codes),
         None if moved is None else transfer(moved),
         None if labels is None else few_labels(labels),
+        None if long is None else long_rollouts(long),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -113,6 +122,22 @@ def transfer(found: Transfer) -> str:
         f"correlation of {headlines.show(found.transferred.both)} with that of the clip "
         f"({found.permuted.both[0]:.2f} by chance, p = {found.p:.3f}; {found.own.both[0]:.2f} from "
         "the clip's own frame)."
+    )
+
+
+def long_rollouts(found: LongRollouts) -> str:
+    """Whether a world dissolves."""
+    last = found.times[-1]
+    share = found.followed[-1]
+    follows = "" if share is None else f", and {share:.0%} of held actions are followed from there"
+    if found.dissolved is None:
+        return (
+            f"In rollouts of {last} frames the world does not dissolve: frame {last} has "
+            f"{found.edges[-1]:.0%} of the edges of recorded frames{follows}."
+        )
+    return (
+        f"In rollouts the world has dissolved by frame {found.dissolved}: its frames have less than "
+        "half of the edges, or of the different codes, of recorded ones."
     )
 
 

@@ -138,12 +138,13 @@ def test_headlines_are_read_from_the_record(evaluation):
 
 
 def test_verdicts_follow_the_intervals(evaluation):
-    control, copying, used, nmi, moves, transferred, labels = verdicts(evaluation)
+    control, copying, used, nmi, moves, transferred, labels, long = verdicts(evaluation)
     assert control.startswith("Controllability is significant")
     assert "at every frame" in copying and "in use" in used
     assert "125% of that of" in nmi
     assert "further left under 2" in moves and "further right under 0" in moves
     assert "correlation of 0.31 [0.20, 0.42]" in transferred and "0.61 from" in transferred
+    assert "has dissolved by frame 50" in long
     assert "Fitted on 10, 50, 200 labelled" in labels and "100% of the transitions" in labels
 
     scores = evaluation.rollouts["1"].moving
@@ -178,3 +179,7 @@ def test_worlds_side_by_side(evaluation, tmp_path):
     elsewhere = replace(other, data=replace(other.data, hash="e" * 64))
     text = pages.compare({"a": evaluation, "b": elsewhere})
     assert "not measured on the same clips" in text
+    former = pages.compare({"a": evaluation, "b": replace(other, of_schema=2)})
+    assert "b: made by an earlier version" in former and "same clips" not in former
+    both = {name: replace(evaluation, of_schema=2) for name in "ab"}
+    assert pages.warnings(both) == []

@@ -1,0 +1,192 @@
+"""What becomes of rollouts of many frames: whether pictures stay sharp and actions are followed.
+
+Rollouts start at held-out frames. Their actions are the clip's own as long as a recorded clip
+lasts, and then those of further clips, so that they occur in natural order and frequency. At a few
+frames t the generated frames are compared with the recorded ones of the same time, where there are
+any, and with recorded frames in general: by their edges, and by how many different codes a frame
+has. From there every action is held for some frames, as in held_codes.py.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genie_fn import data, metrics, random
+from genie_fn import world as worlds
+from genie_fn.data import Store
+from genie_fn.dynamics import SampleConfig
+from genie_fn.errors import UserError
+from genie_fn.evaluation import held_codes
+from genie_fn.evaluation.clips import encode
+from genie_fn.evaluation.record import LongRollouts
+from genie_fn.world import State, World
+
+TIMES = (10, 50, 200, 1000)
+"""The frames t at which rollouts are measured."""
+STARTS = 8
+LONGEST_CLIP = 200
+"""Recorded frames after the first one with which rollouts are compared, at most."""
+LEAST = 0.5
+"""Below this share of what recorded frames have, of edges or of different codes, a world has
+dissolved."""
+
+
+class Start(NamedTuple):
+    """N held-out clips."""
+
+    frames: Tensor
+    """(N, T, H, W, 3) uint8."""
+    recorded: Tensor
+    """(N, T-1) recorded actions."""
+
+
+class Rollout(NamedTuple):
+    """N rollouts at the times at which they are measured."""
+
+    states: dict[int, State]
+    frames: dict[int, Tensor]
+    """By time, (N, H, W, 3) uint8."""
+    ids: dict[int, Tensor]
+    """By time, (N, tokens)."""
+
+
+def times(frames: int) -> list[int]:
+    """The times up to `frames`; it is the last one."""
+    return [t for t in TIMES if t < frames] + [frames]
+
+
+def find_starts(store: Store, split: str, frames: int, count: int, seed: int) -> Start:
+    """Held-out clips that are as long as clips of a split are, at most `frames` after the first."""
+    for t in reversed(times(min(frames, LONGEST_CLIP))):
+        try:
+            offsets = data.eval_clips(store, split, t + 1, count, seed)
+        except UserError:
+            continue
+        return _read(store, offsets, t + 1)
+    return _read(store, data.eval_clips(store, split, 2, count, seed), 2)
+
+
+def _read(store: Store, offsets: np.ndarray, length: int) -> Start:
+    batch = data.read_clips(store, offsets, length)
+    return Start(torch.from_numpy(batch.frames), torch.from_numpy(batch.actions))
+
+
+def continued(own: Tensor, codes: Tensor, frames: int) -> Tensor:
+    """Actions (N, frames): `own` (N, T), and then those of the recorded transitions `codes`.
+
+    Each of the N rollouts begins at another place of `codes`.
+    """
+    missing = frames - own.shape[1]
+    if missing <= 0:
+        return own[:, :frames]
+    flat = codes.flatten().to(own.device)
+    first = torch.arange(len(own), device=own.device)[:, None] * (len(flat) // len(own))
+    index = (first + torch.arange(missing, device=own.device)) % len(flat)
+    return torch.cat((own, flat[index]), 1)
+
+
+def roll_out(  # noqa: PLR0913 (what is generated, how, and when it is kept)
+    world: World,
+    start: State,
+    actions: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
+    stops: list[int],
+) -> Rollout:
+    """Frames under actions (N, frames) after a start, with the states at the times `stops`."""
+    found = Rollout({}, {}, {})
+    state = start
+    for t, action in enumerate(actions.unbind(1), 1):
+        state, frame = worlds.step(world, state, action, random.fold_in(key, t), sample)
+        if t in stops:
+            found.states[t] = state
+            found.frames[t] = frame.pixels
+            found.ids[t] = frame.ids
+    return found
+
+
+def perplexity(ids_BN: Tensor) -> float:
+    """exp of the entropy of the codes of a frame, mean over the frames."""
+    values = []
+    for ids_N in ids_BN:
+        _, counts = ids_N.unique(return_counts=True)
+        values.append(torch.special.entr(counts.double() / len(ids_N)).sum().exp())
+    return torch.stack(values).mean().item()
+
+
+def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames are sampled)
+    world: World,
+    start: Start,
+    codes: Tensor,
+    shift: Tensor,
+    frames: int,
+    key: Tensor,
+    sample: SampleConfig,
+) -> LongRollouts:
+    """The measures of rollouts of `frames` frames.
+
+    `codes` (M, T-1) and `shift` (M, T-1, 2) are those of recorded transitions of the same split.
+    """
+    roll_key, hold_key = random.split(key).unbind(0)
+    clips = encode(world, start.frames.to(key.device), start.recorded.to(key.device))
+    stops = times(frames)
+    actions = continued(clips.actions, codes, frames)
+    first, _ = worlds.start(world, clips.codes[:, :1], clips.ids[:, :1], actions[:, :0])
+    rollout = roll_out(world, first, actions, roll_key, sample, stops)
+
+    length = clips.frames.shape[1]
+    recorded_edges = metrics.edges(clips.frames).mean()
+    different = perplexity(clips.ids.flatten(0, 1))
+    edges = [(metrics.edges(rollout.frames[t]).mean() / recorded_edges).item() for t in stops]
+    perplexities = [perplexity(rollout.ids[t]) for t in stops]
+    tested = held_codes.tested(codes, world.dynamics.cfg.actions)
+    expected = metrics.mean_displacement(codes, shift, tested)
+    followed = [
+        _followed(world, rollout.states[t], rollout.frames[t], tested, expected, hold_key, sample)
+        for t in stops
+    ]
+    psnr = [
+        metrics.frame_psnr(rollout.frames[t], clips.frames[:, t]).mean().item()
+        if t < length
+        else None
+        for t in stops
+    ]
+    dissolved = [
+        t
+        for t, sharpness, variety in zip(stops, edges, perplexities, strict=True)
+        if sharpness < LEAST or variety < LEAST * different
+    ]
+    return LongRollouts(
+        starts=len(clips.frames),
+        times=stops,
+        psnr=[None if value is None else round(value, 4) for value in psnr],
+        edges=[round(value, 4) for value in edges],
+        perplexity=[round(value, 4) for value in perplexities],
+        recorded_perplexity=round(different, 4),
+        followed=followed,
+        dissolved=min(dissolved, default=None),
+    )
+
+
+def _followed(  # noqa: PLR0913 (a state, what is held, and how frames are sampled)
+    world: World,
+    state: State,
+    frames: Tensor,
+    actions: Tensor,
+    expected: Tensor,
+    key: Tensor,
+    sample: SampleConfig,
+) -> float | None:
+    """The share of held actions that are followed from a state; None if none is tested."""
+    if not len(actions):
+        return None
+    agreed = []
+    for action, direction in zip(actions.tolist(), expected, strict=True):
+        held = torch.full((len(frames), held_codes.FRAMES), action, device=frames.device)
+        video = worlds.generate(world, state, held, key, sample)
+        video = torch.cat((frames[:, None], video), 1).cpu()
+        moved = metrics.displacement(video[:, :-1], video[:, 1:]).sum(1)
+        agreed.append(held_codes.agrees(moved, direction, held_codes.FRAMES))
+    return round(torch.stack(agreed).float().mean().item(), 4)
