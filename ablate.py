@@ -36,6 +36,8 @@ from genie_fn.runtime.console import console
 from genie_fn.training import checkpoint, setup
 
 ROOT = Path(__file__).parent
+SPLIT = "val"
+"""The levels on which choices are compared: those of the test split are for published numbers."""
 MARKS = ("<!-- ablations: python ablate.py -->", "<!-- end of ablations -->")
 
 Stage = Literal["dataset", "tokenizer", "lam", "dynamics", "evaluation"]
@@ -319,7 +321,7 @@ def command(cfg: Config, variant: Variant, stage: Stage) -> list[str]:
         flags = {"run": at["dynamics"], "out": at["evaluation"], "prompts": 1}
         flags |= {"data": dataset} if dataset else {}
         flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
-        switches = ["--cfg.brief"]
+        switches = ["--cfg.brief", f"--cfg.split={SPLIT}"]
     else:
         script = f"train_{stage}"
         steps = training_steps(cfg, stage)
@@ -354,6 +356,7 @@ def is_evaluated(cfg: Config, at: Path) -> bool:
         return False
     config = record_file.read(at).config
     wanted = {"clips": cfg.clips, "frames": cfg.frames, "action_clips": cfg.action_clips}
+    wanted |= {"split": SPLIT}
     return wanted.items() <= config.items()
 
 

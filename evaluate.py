@@ -56,7 +56,6 @@ from genie_fn.evaluation.record import (
     LongRollouts,
     Perceptual,
     Protocol,
-    Recorded,
 )
 from genie_fn.evaluation.report import headlines, pages, pictures
 from genie_fn.evaluation.report.pages import Pictures
@@ -138,9 +137,13 @@ class Config:
 class Subject(NamedTuple):
     """What is evaluated, and on what."""
 
-    world: World
+    loaded: Bundle
     store: data.Store
     device: torch.device
+
+    @property
+    def world(self) -> World:
+        return self.loaded.world
 
 
 class HeldOut(NamedTuple):
@@ -209,8 +212,10 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
             prompted, videos[first], first, level, random.fold_in(keys[2], 1)
         )
     report, examples = evaluate_actions(cfg, subject, keys[3], watch)
+    with watch("keys"):
+        subject = subject._replace(loaded=choose_keys(cfg, subject, random.fold_in(keys[4], 1)))
     with watch("held keys"):
-        held, films = evaluate_held_keys(cfg, subject, report, keys[4])
+        held, films = evaluate_held_keys(cfg, subject, keys[4])
     evaluation = Evaluation(
         config=asdict(cfg),
         machine=provenance.describe(subject.device),
@@ -235,7 +240,10 @@ def load(cfg: Config) -> Subject:
     """The world and the dataset. Raises UserError if they do not fit."""
     device = backend.pick_device(cfg.device)
     loaded = bundle.load(cfg.run, device, tokenizer=cfg.tokenizer, lam=cfg.lam)
-    return Subject(loaded.world, bundle.open_dataset(loaded, cfg.data), device)
+    store = bundle.open_dataset(loaded, cfg.data)
+    if not bundle.is_world_file(cfg.run):
+        loaded = loaded._replace(action_names=store.action_names)
+    return Subject(loaded, store, device)
 
 
 def read_clips(cfg: Config, subject: Subject) -> HeldOut:
@@ -271,26 +279,13 @@ def evaluate_protocol(
 def evaluate_actions(
     cfg: Config, subject: Subject, key: Tensor, watch: Stopwatch
 ) -> tuple[Actions, list[Picture]]:
-    """Statistics of the actions, and pictures of examples of each.
-
-    Also writes the effects of latent actions, and the map between them and recorded ones, to the
-    folder of a run; a world file has its own.
-    """
-    world, store, device = subject
+    """Statistics of the actions, and pictures of examples of each."""
+    world, store = subject.world, subject.store
     choices = world.dynamics.cfg.actions
-    offsets = actions.spread_clips(store, cfg.split, actions.CLIP, cfg.action_clips)
-
-    def infer(frames: Tensor, recorded: Tensor) -> Tensor:
-        return conditioning(world, frames, recorded)
-
     with watch("actions"):
-        codes = actions.map_clips(store, offsets, actions.CLIP, infer, device)
-        transitions = actions.gather(store, offsets, actions.CLIP, codes)
+        offsets, transitions = read_transitions(cfg, subject, cfg.split)
         latent = world.lam is not None
         report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
-    if latent and not bundle.is_world_file(cfg.run):
-        effects = action_effects.describe(store, offsets, codes, transitions.shift, choices)
-        save_for_play(cfg, world, effects, report.recorded)
     if report.recorded is not None and cfg.probe_steps:
         model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
         report = replace(report, inverse_dynamics=model)
@@ -306,7 +301,7 @@ def evaluate_actions(
         with watch("long rollouts"):
             found = evaluate_long_rollouts(cfg, subject, transitions, random.fold_in(key, 3))
         report = replace(report, long_rollouts=found)
-    examples = actions.examples(codes, choices, 8)
+    examples = actions.examples(transitions.codes, choices, 8)
     strips = [pictures.transitions(store, offsets, pairs) for pairs in examples]
     images = [
         Picture(strip[None], name)
@@ -316,22 +311,44 @@ def evaluate_actions(
     return report, images
 
 
-def save_for_play(
-    cfg: Config,
-    world: World,
-    effects: action_effects.ActionEffects,
-    agreement: Recorded | None,
-) -> None:
-    """Write the effects of latent actions, and their map if there is one, to the run's folder.
+def read_transitions(
+    cfg: Config, subject: Subject, split: str
+) -> tuple[np.ndarray, actions.Transitions]:
+    """Clips that are spread over a split, and the world's actions in them."""
 
-    A folder that cannot be written ends nothing.
+    def infer(frames: Tensor, recorded: Tensor) -> Tensor:
+        return conditioning(subject.world, frames, recorded)
+
+    store = subject.store
+    offsets = actions.spread_clips(store, split, actions.CLIP, cfg.action_clips)
+    codes = actions.map_clips(store, offsets, actions.CLIP, infer, subject.device)
+    return offsets, actions.gather(store, offsets, actions.CLIP, codes)
+
+
+def choose_keys(cfg: Config, subject: Subject, key: Tensor) -> Bundle:
+    """The world with what its keys select in play: a world file's own, or for a run of latent actions
+    measured now.
+
+    It is measured on other levels than those of the evaluation, and written to the run's folder: the
+    effects of the actions, and the map between them and recorded ones if there are any. A folder
+    that cannot be written ends nothing.
     """
+    loaded, store, _ = subject
+    if loaded.world.lam is None or bundle.is_world_file(cfg.run):
+        return loaded
+    choices = loaded.world.dynamics.cfg.actions
+    split = action_effects.split_of(store)
+    offsets, transitions = read_transitions(cfg, subject, split)
+    found = actions.compare(transitions, choices, store.action_names, key.cpu())
+    effects = action_effects.describe(store, offsets, transitions.codes, transitions.shift, choices)
+    mapping = None if found is None else actions.to_map(found)
     try:
-        action_effects.save(effects, world, cfg.run)
-        if agreement is not None:
-            action_map.save(actions.to_map(agreement), cfg.run)
+        action_effects.save(effects, loaded.world, cfg.run)
+        if mapping is not None:
+            action_map.save(mapping, cfg.run)
     except UserError as error:
         console.print(f"the keys keep the actions that they had: {error}", soft_wrap=True)
+    return loaded._replace(effects=effects, action_map=mapping)
 
 
 def evaluate_inverse_dynamics(
@@ -342,7 +359,7 @@ def evaluate_inverse_dynamics(
     watch: Stopwatch,
 ) -> InverseDynamics:
     """Train the supervised inverse dynamics model on the train split, and score it."""
-    world, store, device = subject
+    world, store, device = subject.world, subject.store, subject.device
     assert world.lam is not None and report.recorded is not None
     size = tree.count(lam.encoder(world.lam.params))
     settings = inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device)
@@ -364,7 +381,7 @@ def evaluate_few_labels(
     cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
 ) -> FewLabels:
     """Accuracy of maps to recorded actions that are fitted on transitions of the train split."""
-    world, store, device = subject
+    world, store, device = subject.world, subject.store, subject.device
     assert transitions.recorded is not None
 
     def label(frames: Tensor, recorded: Tensor) -> Tensor:
@@ -386,7 +403,7 @@ def evaluate_held_codes(
     cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
 ) -> HeldCodes | None:
     """Whether generated pictures move under each held action as recorded ones do under it."""
-    world, store, _ = subject
+    world, store = subject.world, subject.store
     count = min(cfg.held, store.count(cfg.split))
     offsets = data.eval_clips(store, cfg.split, 1, count, cfg.seed)
     starts = torch.from_numpy(data.read_clips(store, offsets, 1).frames)
@@ -399,7 +416,7 @@ def evaluate_long_rollouts(
     cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
 ) -> LongRollouts:
     """What becomes of rollouts of many frames."""
-    world, store, _ = subject
+    world, store = subject.world, subject.store
     count = min(long_rollouts.STARTS, store.count(cfg.split))
     start = long_rollouts.find_starts(store, cfg.split, cfg.long_frames, count, cfg.seed)
     return long_rollouts.evaluate(
@@ -408,22 +425,20 @@ def evaluate_long_rollouts(
 
 
 def evaluate_held_keys(
-    cfg: Config, subject: Subject, report: Actions, key: Tensor
+    cfg: Config, subject: Subject, key: Tensor
 ) -> tuple[HeldKeys | None, list[Picture]]:
     """Displacement of the agent while keys are held, and videos.
 
-    Both are empty for data without such keys.
+    Both are empty for data without such keys, and for a world in which they select no action.
     """
-    world, store, _ = subject
-    mapping = None if report.recorded is None else actions.to_map(report.recorded)
-    named = Bundle(world, action_names=store.action_names, action_map=mapping)
-    key_actions = bundle.recorded_actions(named)
-    if not cfg.held or not key_actions:
+    loaded, store, _ = subject
+    key_actions = bundle.key_actions(loaded)
+    if not cfg.held or not set(held_keys.KEYS) <= key_actions.keys():
         return None, []
     starts = held_keys.find_starts(store, cfg.split, cfg.held, cfg.seed)
     if starts is None:
         return None, []
-    generated = held_keys.hold(world, starts, key_actions, key, cfg.sample)
+    generated = held_keys.hold(loaded.world, starts, key_actions, key, cfg.sample)
     films = pictures.held_keys(starts.frames, generated, held_keys.KEYS)
     return held_keys.score(starts, generated), films
 

@@ -7,6 +7,7 @@ numbers and of PNG files, so that any program can show them.
 """
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -24,6 +25,7 @@ from genie_fn import data, metrics
 from genie_fn import world as worlds
 from genie_fn.bundle.run import weights_fingerprint
 from genie_fn.data import Store
+from genie_fn.errors import UserError
 from genie_fn.runtime import files
 from genie_fn.world import World
 
@@ -130,13 +132,26 @@ def _strip(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]]) -> b
     return content.getvalue()
 
 
+def split_of(store: Store) -> str:
+    """The split in which the keys of a world are chosen: val, or train if val has no clip.
+
+    It is not the one that worlds are evaluated on, so that held-out levels decide nothing, unless
+    there is no other.
+    """
+    for split in ("val", "train"):
+        with contextlib.suppress(UserError):
+            data.clip_starts(store, split, CLIP)
+            return split
+    return "test"
+
+
 @torch.no_grad()
 def measure(world: World, store: Store) -> ActionEffects:
-    """The effects of a world's latent actions in up to CLIPS clips, of held-out levels if any.
+    """The effects of a world's latent actions in up to CLIPS clips of `split_of` the store.
 
     Raises UserError if the store has no clip that is long enough, or cannot be read.
     """
-    split = "test" if store.count("test") else "train"
+    split = split_of(store)
     count = min(CLIPS, len(data.clip_starts(store, split, CLIP)))
     offsets = data.eval_clips(store, split, CLIP, count)
     device = world.dynamics.params["token"].device

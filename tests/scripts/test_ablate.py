@@ -135,7 +135,7 @@ def test_an_evaluation_of_other_clips_is_repeated(tmp_path):
     at = ablate.folder(cfg, variant, "evaluation")
     at.mkdir(parents=True)
     assert not ablate.is_done(cfg, variant, "evaluation")
-    config = {"clips": 5, "frames": 4, "action_clips": cfg.action_clips, "seed": 0}
+    config = {"clips": 5, "frames": 4, "action_clips": cfg.action_clips, "split": "val"}
     record_file.write(replace(examples.evaluation(), config=config), at)
     assert ablate.is_done(cfg, variant, "evaluation")
     assert not ablate.is_done(replace(cfg, frames=10), variant, "evaluation")
