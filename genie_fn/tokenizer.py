@@ -137,7 +137,7 @@ PRESETS = {
     "demo": _st_vivit(
         8,
         STConfig(2, 128, 4, window=4),
-        QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25),
+        QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25, use_rate=0.1, from_inputs=True),
     ),
     "small": _st_vivit(4, STConfig(4, 384, 6, dtype="bfloat16"), QuantizerConfig()),
     "coinrun": _st_vivit(

@@ -209,6 +209,34 @@ def test_an_unused_code_is_restarted():
     assert torch.equal(params["other"], torch.ones(2))
 
 
+def updated(cfg, steps):
+    """The codebook after some updates, in which the optimizer does nothing."""
+    book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
+    params, stats = {"quantizer": {"codebook": book}}, quantize.initial_use(cfg)
+    z, update = random.normal(random.key(0), (64, 3)), quantize.codebook_update(cfg)
+    for s in range(steps):
+        q = quantize.quantize(params["quantizer"], z, cfg)
+        key = random.fold_in(random.key(1), s)
+        params, stats = update.apply(params, stats, update.collect(q, key, WHOLE_BATCH))
+    return params["quantizer"]["codebook"]
+
+
+def test_the_first_step_places_unused_codes_on_inputs():
+    assert (updated(VQ, 1)[1:] == 1e3).all()
+    placed = updated(replace(VQ, from_inputs=True), 1)
+    assert placed.abs().max() < 10 and (placed[0] == 0).all()
+    assert len(placed.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.02, 114), (0.1, 22), (0.5, 4)])
+def test_unused_codes_are_moved_the_sooner_the_larger_the_rate(rate, steps):
+    cfg = replace(VQ, use_rate=rate)
+    assert (updated(cfg, steps - 1)[1:] == 1e3).any()
+    assert (updated(cfg, steps) < 1e3).all()
+    with pytest.raises(UserError, match="use-rate"):
+        replace(VQ, use_rate=0.0)
+
+
 def test_lfq_keeps_no_statistics():
     cfg = QuantizerConfig(codes=4)
     assert (
