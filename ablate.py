@@ -58,6 +58,8 @@ ChoiceName = Literal[
     "labels",
     "history",
     "neighbourhood",
+    "code-init",
+    "codebook",
     "order",
     "steps",
     "temperature",
@@ -129,6 +131,21 @@ CHOICES: dict[ChoiceName, Choice] = {
             "none": "--cfg.model.neighbourhood 0",
             "1": "--cfg.model.neighbourhood 1",
             "5": "--cfg.model.neighbourhood 5",
+        },
+    ),
+    "code-init": Choice(
+        "dynamics",
+        "Whether embeddings and head are initialised from the tokenizer's codes, or at random",
+        {"codes": "", "random": "--cfg.no-code-init"},
+    ),
+    "codebook": Choice(
+        "tokenizer",
+        "How soon unused codes are moved onto inputs: from the first step and after 22, or after 114",
+        {
+            "first-and-22": "",
+            "22": "--cfg.model.quantizer.no-from-inputs",
+            "first-and-114": "--cfg.model.quantizer.use-rate 0.02",
+            "114": "--cfg.model.quantizer.no-from-inputs --cfg.model.quantizer.use-rate 0.02",
         },
     ),
     "order": Choice(

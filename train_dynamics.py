@@ -11,6 +11,7 @@ the same step, as in the paper.
     python train_dynamics.py --cfg.preset coinrun      # the paper's Appendix F.3
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,6 +56,9 @@ class Config(RunConfig):
     """Encode the dataset once, to ids that are kept on disk, instead of the clips of every step."""
     tokens: str = ""
     """The folder of these ids; by default those of each dataset are in its folder."""
+    code_init: bool = True
+    """Initialise the embeddings of ids, and the head, from the tokenizer's codes, so that similar
+    codes have similar ones. A run that is continued keeps its own."""
     train_lam: bool = False
     """Train the latent action model jointly, from scratch; --cfg.lam is then not read."""
     lam_model: Suppress[LamConfig] = field(default_factory=LamConfig)
@@ -134,7 +138,7 @@ def coinrun() -> Config:
     It needs a large GPU.
     """
     optim = OptimConfig(lr=3e-5, schedule="cosine", warmup=5_000, b2=0.9)
-    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16}
+    sizes = {"steps": 200_000, "batch_size": 36, "num_frames": 16, "code_init": False}
     return _config("coinrun", cache=True, optim=optim, sample=SampleConfig(steps=25), **sizes)
 
 
@@ -418,6 +422,18 @@ def load_earlier(
     return bundle.Earlier(folder, bundle.load_stage(folder, name, device, compiled)[0])
 
 
+def code_initialiser(
+    cfg: Config, stage: Stage, device: torch.device
+) -> Callable[[Tree], Tree] | None:
+    """What makes initial parameters of those that are drawn at random; None leaves them."""
+    if not cfg.code_init:
+        return None
+    quantizer = stage.cfg.quantizer
+    codes = quantize.factor_codes(stage.params["quantizer"], quantizer, cfg.model.sizes, device)
+    key = random.fold_in(random.key(cfg.seed, device), zlib.crc32(b"codes"))
+    return lambda params: dynamics.adapt_to_codes(params, codes, key, cfg.model)
+
+
 def frozen(function: Callable[[Tensor], Tensor], cfg: Config) -> Callable[[Tensor], Tensor]:
     """`function` of uint8 frames without gradients, compiled if the run is."""
     without_gradients = torch.no_grad()(function)
@@ -503,7 +519,8 @@ def main(cfg: Config) -> None:
     spec = dynamics.spec(cfg.model) | actions.spec
     setup.announce("dynamics model", spec, cfg, device)
     separate = {"lam": cfg.lam_optim} if cfg.train_lam else {}
-    state = setup.start(spec, actions.stats, cfg, "dynamics", device, separate)
+    adapt = code_initialiser(cfg, stage, device)
+    state = setup.start(spec, actions.stats, cfg, "dynamics", device, separate, adapt)
     first = int(state.step)
     step = make_step(actions.objective(cfg), spec, cfg, separate)
     reading = actions.with_context(cfg)

@@ -210,6 +210,49 @@ def _table_spec(cfg: DynamicsConfig, dim: int) -> ParamSpec:
     return ParamSpec((rows, dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False)
 
 
+def adapt_to_codes(params: Tree, codes: Sequence[Tensor], key: Tensor, cfg: DynamicsConfig) -> Tree:
+    """Initial parameters that know which ids look alike.
+
+    `codes` (V_i, K_i) describe the values of each factor (`quantize.factor_codes`). The embeddings
+    of ids, and the columns of the head, become random linear maps of them, of the same variance as
+    before. So similar codes have similar embeddings and similar logits from the first step on.
+    Embeddings of the mask id stay.
+    """
+    keys = random.split(key, 3).unbind(0)
+    adapted = params | {
+        "token": _adapted_table(params["token"], codes, keys[0]),
+        "head": params["head"] | {"w": _adapted_head(params["head"]["w"], codes, keys[1])},
+    }
+    if cfg.neighbourhood:
+        old = params["neighbourhood"]
+        table = _adapted_table(old["token"], codes, keys[2])
+        adapted["neighbourhood"] = old | {"token": table}
+    return adapted
+
+
+def _adapted_table(table: Tensor, codes: Sequence[Tensor], key: Tensor) -> Tensor:
+    """A table of embeddings, in which those of ids are linear maps of their codes."""
+    rows = torch.split(table, [len(x) + 1 for x in codes])
+    parts: list[Tensor] = []
+    for i, (old_VD, codes_VK) in enumerate(zip(rows, codes, strict=True)):
+        channels = codes_VK.shape[1]
+        map_KD = random.normal(random.fold_in(key, i), (channels, table.shape[1]))
+        std = old_VD.std(correction=0)
+        parts += [codes_VK @ map_KD * (std * channels**-0.5), old_VD[-1:]]
+    return torch.cat(parts)
+
+
+def _adapted_head(weight_DV: Tensor, codes: Sequence[Tensor], key: Tensor) -> Tensor:
+    """A head's weight, in which the columns of ids are linear maps of their codes."""
+    std = weight_DV.std(correction=0)
+    parts: list[Tensor] = []
+    for i, codes_VK in enumerate(codes):
+        channels = codes_VK.shape[1]
+        map_DK = random.normal(random.fold_in(key, i), (len(weight_DV), channels))
+        parts.append(map_DK @ codes_VK.T * (std * channels**-0.5))
+    return torch.cat(parts, 1)
+
+
 def empty_memory(
     cfg: DynamicsConfig, batch: int, device: torch.device | str | None = None
 ) -> Memory:

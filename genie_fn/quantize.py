@@ -5,7 +5,7 @@ Their losses train the codes and what is quantised. LFQ: Yu et al. 2023 (arXiv 2
 docs/how-to/quantiser.md adds another one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -213,6 +213,31 @@ def lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     """The codes (..., width) of ids (...): the inverse of quantisation."""
     codes = KINDS[cfg.kind].lookup(params, ids, cfg)
     return layers.linear(params["out"], codes) if cfg.input_dim else codes
+
+
+def factor_codes(
+    params: Tree,
+    cfg: QuantizerConfig,
+    sizes: Sequence[int],
+    device: torch.device | str | None = None,
+) -> list[Tensor]:
+    """How the codes of each factor of an id differ: (V_i, K_i) for a factor of V_i values.
+
+    An id is Σ digit_i · Π_{j<i} V_j, and the product of `sizes` is `cfg.codes`. The other digits are
+    0. Every channel has the mean 0 and the variance 1 over the values; those that do not depend on
+    the factor are left out.
+    """
+    vectors: list[Tensor] = []
+    base = 1
+    for size in sizes:
+        ids = torch.arange(size, device=device) * base
+        codes_VK = lookup(params, ids, cfg).float()
+        deviation_K = codes_VK.std(0, correction=0)
+        varies_K = deviation_K > 1e-6 * deviation_K.max()
+        centred_VK = codes_VK - codes_VK.mean(0)
+        vectors.append((centred_VK / deviation_K)[:, varies_K])
+        base *= size
+    return vectors
 
 
 def has_statistics(cfg: QuantizerConfig) -> bool:

@@ -460,6 +460,35 @@ def test_guidance_amplifies_the_effect_of_the_action_and_nothing_else(
     torch.testing.assert_close(logits(deaf, 2.0), logits(deaf, 0.0))
 
 
+@pytest.mark.parametrize("factors", [1, 2])
+def test_similar_codes_have_similar_embeddings_and_logits(factors):
+    stack = STConfig(1, 128, 2)
+    cfg = replace(NEIGHBOURS, codes=2**8, factors=factors, stack=stack, neighbour_dim=96)
+    params = tree.init(dynamics.spec(cfg), random.key(0))
+    vectors = [
+        random.normal(random.fold_in(random.key(1), i), (v, 5)) for i, v in enumerate(cfg.sizes)
+    ]
+    adapted = dynamics.adapt_to_codes(params, vectors, random.key(2), cfg)
+    changed = {"token", "head/w", "neighbourhood/token"}
+    before, after = tree.paths(params), tree.paths(adapted)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == changed
+    for name in changed:
+        assert before[name].shape == after[name].shape
+        assert after[name].std().item() == pytest.approx(before[name].std().item(), rel=0.15)
+
+    first = slice(cfg.sizes[0])  # the values of the first factor
+    distance = F.pdist(vectors[0])
+    for name in changed:
+        rows = [x[name].T if name == "head/w" else x[name] for x in (before, after)]
+        apart = [F.pdist(x[first]) for x in rows]
+        random_one, similar = (
+            torch.corrcoef(torch.stack((distance, x)))[0, 1].item() for x in apart
+        )
+        assert similar > 0.85 > 0.4 > random_one
+    mask = cfg.sizes[0]
+    assert torch.equal(before["token"][mask], after["token"][mask])
+
+
 def test_guidance_moves_away_from_the_mean_of_the_actions_that_occur(dynamics_params, dynamics_cfg):
     cfg = replace(dynamics_cfg, occurring=(0, 2))
     ids, moves = tokens(cfg, 2, 1), torch.zeros(2, 1, dtype=torch.int64)

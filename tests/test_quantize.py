@@ -237,6 +237,21 @@ def test_unused_codes_are_moved_the_sooner_the_larger_the_rate(rate, steps):
         replace(VQ, use_rate=0.0)
 
 
+def test_the_codes_of_each_factor_are_standardised():
+    lfq = QuantizerConfig(codes=2**6)
+    low, high = quantize.factor_codes({}, lfq, (2**2, 2**4))
+    assert low.shape == (4, 2) and high.shape == (16, 4)
+    ids = torch.arange(16) * 4
+    assert torch.equal(high, quantize.lookup({}, ids, lfq)[:, 2:])
+
+    book = random.normal(random.key(0), (5, 3)) * torch.tensor([1.0, 9.0, 0.0]) + 7
+    (codes,) = quantize.factor_codes({"codebook": book}, VQ, (5,))
+    torch.testing.assert_close(codes.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(codes.std(0, correction=0), torch.ones(2))
+    order = book[:, 1].argsort()
+    assert torch.equal(codes[:, 1].argsort(), order)
+
+
 def test_lfq_keeps_no_statistics():
     cfg = QuantizerConfig(codes=4)
     assert (

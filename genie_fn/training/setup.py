@@ -109,17 +109,19 @@ def start(
     stage: str,
     device: torch.device,
     separate: Mapping[str, OptimConfig] = NO_SEPARATE,
+    adapt: Callable[[Tree], Tree] | None = None,
 ) -> TrainState:
     """The state to train from: initialised, or with --cfg.resume that of the newest checkpoint.
 
-    `separate` gives networks an optimizer of their own, see `step.make_recipe`. Each of several
+    `separate` gives networks an optimizer of their own, see `step.make_recipe`; `adapt` changes the
+    initial parameters. Each of several
     processes reads its own part of a checkpoint. Raises UserError if the checkpoint does not fit
     `spec`, and if there is one but --cfg.resume is not given.
     """
     key = random.key(cfg.seed, device)
     layout = sharding.layout(cfg.sharding)
     stats = tree.map(lambda x: x.to(device), stats)
-    state = init_state(spec, key, cfg.optim, stats, separate, layout)
+    state = init_state(spec, key, cfg.optim, stats, separate, layout, adapt)
     if processes.on_first(lambda: _step_to_resume(cfg)) is None:
         return state
     changed = options.differences(checkpoint.read_config(cfg.out) or {}, cfg)

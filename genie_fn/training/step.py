@@ -95,19 +95,24 @@ class Gradients(NamedTuple):
     """The result of `CodebookUpdate.collect`; {} without an update."""
 
 
-def init_state(
+def init_state(  # noqa: PLR0913 (the parameters, their optimizers, and where they lie)
     spec: Tree,
     key: Tensor,
     cfg: OptimConfig,
     stats: Tree,
     separate: Mapping[str, OptimConfig] = NO_SEPARATE,
     layout: Layout = sharding.SINGLE_PROCESS,
+    adapt: Callable[[Tree], Tree] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
     `separate` as in `make_recipe`. Networks whose optimizer has no `ema` get no moving average.
+    `adapt` changes the initial parameters, before they are divided between processes.
     """
-    params = sharding.place(tree.init(spec, key), _divisible(spec, cfg, separate), layout)
+    initial = tree.init(spec, key)
+    if adapt is not None:
+        initial = adapt(initial)
+    params = sharding.place(initial, _divisible(spec, cfg, separate), layout)
     averaged = [name for name in params if separate.get(name, cfg).ema]
     average = tree.map(torch.clone, _select(params, averaged))
     step = torch.zeros((), dtype=torch.int64, device=key.device)
