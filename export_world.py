@@ -87,11 +87,6 @@ def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
     """What a person who plays should know about the arrow keys; empty if nothing."""
     if loaded.world.lam is None or loaded.action_map is not None:
         return ""
-    if loaded.action_names:
-        return (
-            "The arrow keys select latent actions by how these move the agent. To select them by the "
-            f"recorded actions, run `python evaluate.py --cfg.run {cfg.run}` and export again."
-        )
     if loaded.effects is None:
         return (
             "The arrow keys do nothing in this world: the dataset has no clip that is long enough to "

@@ -39,8 +39,10 @@ STILL = 0.5
 """Pixels per step below which an agent or a picture counts as standing still."""
 MIN_SHARE = 0.02
 """Actions in fewer transitions than this are given no key."""
-MIN_COSINE = 0.5
+MIN_COSINE = 0.3
 """Of the angle between the motion under an action and the direction of its key."""
+MIN_DIAGONAL = 0.8
+"""Of the angle between the motion under an action and a diagonal."""
 MAX_NUMBER = 1e4
 DIRECTIONS = {"LEFT": (-1, 0), "RIGHT": (1, 0), "UP": (0, -1), "DOWN": (0, 1)}
 SECTORS = (
@@ -173,15 +175,11 @@ def keys(effects: ActionEffects) -> dict[str, int]:
 
     Every direction has the action under which the agent moves furthest that way. Along each axis
     displacements are compared with those of all actions, because falling is faster than walking,
-    and they count times the cosine of their angle to the direction. No action has two keys; if one
-    is best for two directions, the sum decides. Of the other actions, no key has the one under
-    which the agent moves least, if that is less than half as far as under any key.
+    and they count times the cosine of their angle to the direction. No action has two keys; as many
+    directions as possible have one, and then the sum decides. Of the other actions, no key has the
+    one under which the agent moves least, if that is less than half as far as under any key.
     """
-    moving = {
-        action: motion
-        for action, (motion, share) in enumerate(zip(effects.motion, effects.share, strict=True))
-        if motion is not None and share >= MIN_SHARE
-    }
+    moving = _frequent(effects)
     scaled = _scaled(moving, effects.share)
     chosen = _assign([_along(moving, scaled, direction) for direction in DIRECTIONS.values()])
     result = {
@@ -194,6 +192,38 @@ def keys(effects: ActionEffects) -> dict[str, int]:
         if speed[calmest] < min(speed[action] for action in result.values()) / 2:
             result["NOOP"] = calmest
     return result
+
+
+def for_names(effects: ActionEffects, names: Sequence[str]) -> list[int | None]:
+    """The action for each recorded action by what it does: for names that consist of directions.
+
+    A diagonal such as LEFT+UP has the action under which the agent moves furthest that way, or else
+    that of its first direction that has one. None stands for other names and where no action fits.
+    """
+    own = keys(effects)
+    moving = _frequent(effects)
+    scaled = _scaled(moving, effects.share)
+    found = []
+    for name in names:
+        parts = ["UP" if part == "JUMP" else part for part in name.upper().split("+")]
+        if len(parts) == 1 or not set(parts) <= DIRECTIONS.keys():
+            found.append(own.get(parts[0]) if len(parts) == 1 else None)
+            continue
+        x, y = (sum(axis) for axis in zip(*(DIRECTIONS[part] for part in parts), strict=True))
+        along = _along(moving, scaled, (x, y), MIN_DIAGONAL)
+        best = next(iter(along))
+        parts_keys = [own[part] for part in parts if part in own]
+        found.append(best if best is not None else next(iter(parts_keys), None))
+    return found
+
+
+def _frequent(effects: ActionEffects) -> dict[int, list[float]]:
+    """The motion of each action that is frequent enough for a key."""
+    return {
+        action: motion
+        for action, (motion, share) in enumerate(zip(effects.motion, effects.share, strict=True))
+        if motion is not None and share >= MIN_SHARE
+    }
 
 
 def _scaled(moving: dict[int, list[float]], share: list[float]) -> dict[int, list[float]]:
@@ -211,7 +241,10 @@ def _scaled(moving: dict[int, list[float]], share: list[float]) -> dict[int, lis
 
 
 def _along(
-    moving: dict[int, list[float]], scaled: dict[int, list[float]], direction: tuple[int, int]
+    moving: dict[int, list[float]],
+    scaled: dict[int, list[float]],
+    direction: tuple[int, int],
+    least: float = MIN_COSINE,
 ) -> dict[int | None, float]:
     """By how much the actions that move the agent in a direction do so: the best first, then none.
 
@@ -220,8 +253,8 @@ def _along(
     score: dict[int | None, float] = {}
     for action, motion in scaled.items():
         along = _dot(motion, direction)
-        cosine = along / (math.hypot(*motion) or 1)
-        if cosine >= MIN_COSINE and _dot(moving[action], direction) >= STILL:
+        cosine = along / (math.hypot(*motion) * math.hypot(*direction) or 1)
+        if cosine >= least and _dot(moving[action], direction) >= STILL:
             score[action] = along * cosine
     best = sorted(score, key=lambda action: -score[action])[: len(DIRECTIONS)]
     return {action: score[action] for action in best} | {None: 0.0}
@@ -232,16 +265,19 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _assign(options: list[dict[int | None, float]]) -> tuple[int | None, ...]:
-    """One action for each direction, or none, all different, with the largest sum."""
+    """One action for each direction, or none, all different: as many as possible, and of these
+    choices the one with the largest sum."""
 
     def differ(actions: tuple[int | None, ...]) -> bool:
         given = [action for action in actions if action is not None]
         return len(set(given)) == len(given)
 
-    def total(actions: tuple[int | None, ...]) -> float:
-        return sum(option[action] for option, action in zip(options, actions, strict=True))
+    def value(actions: tuple[int | None, ...]) -> tuple[int, float]:
+        given = sum(action is not None for action in actions)
+        scores = (option[action] for option, action in zip(options, actions, strict=True))
+        return given, sum(scores)
 
-    return max(filter(differ, product(*options)), key=total)
+    return max(filter(differ, product(*options)), key=value)
 
 
 def is_still(motion: list[float]) -> bool:

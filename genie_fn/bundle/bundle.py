@@ -200,12 +200,29 @@ def _dataset_of_file(bundle: Bundle, data: str | Path) -> Store:
 def recorded_actions(bundle: Bundle) -> dict[str, int]:
     """The world's action for each recorded action that is known by name."""
     if bundle.world.lam is not None:
-        if bundle.action_map is None:
-            return {}
-        return dict(zip(bundle.action_map.names, bundle.action_map.to_latent, strict=True))
+        mapping = play_map(bundle)
+        return {} if mapping is None else dict(zip(mapping.names, mapping.to_latent, strict=True))
     if len(bundle.action_names) != bundle.world.dynamics.cfg.actions:
         return {}
     return {name: action for action, name in enumerate(bundle.action_names)}
+
+
+def play_map(bundle: Bundle) -> ActionMap | None:
+    """The map from recorded to latent actions with which a world is played; None without one.
+
+    Where it is known what each latent action does, recorded actions that are directions have the
+    ones that move the agent that way. Co-occurrence decides for the others: it is less reliable for
+    directions, because an agent that walks, falls or turns around while a key is held does not do
+    what the key says.
+    """
+    mapping = bundle.action_map
+    if mapping is None or bundle.effects is None:
+        return mapping
+    by_motion = action_effects.for_names(bundle.effects, mapping.names)
+    pairs = zip(by_motion, mapping.to_latent, strict=True)
+    return mapping._replace(
+        to_latent=[latent if moving is None else moving for moving, latent in pairs]
+    )
 
 
 def key_actions(bundle: Bundle) -> dict[str, int]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from genie_fn import metrics, world
-from genie_fn.bundle import Bundle
+from genie_fn.bundle import Bundle, play_map
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
@@ -93,12 +93,13 @@ class Engine:
         """The action of this world that stands for a recorded one."""
         if self.world.lam is None:
             return recorded
-        if self.bundle.action_map is None:
+        mapping = play_map(self.bundle)
+        if mapping is None:
             raise UserError(
                 "this world's latent actions were never compared with recorded ones: "
                 "run evaluate.py once"
             )
-        return self.bundle.action_map.to_latent[recorded]
+        return mapping.to_latent[recorded]
 
     def _submit(self, work: Callable[[], Session]) -> Future:
         future: Future = Future()

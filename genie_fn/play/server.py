@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genie_fn.bundle import Bundle, action_effects, key_actions
+from genie_fn.bundle import Bundle, action_effects, key_actions, play_map
 from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.data import images, procgen, video
 from genie_fn.errors import UserError
@@ -255,7 +255,7 @@ def describe(bundle: Bundle) -> dict:
     size = bundle.world.tokenizer.cfg
     model = bundle.world.dynamics.cfg
     latent = bundle.world.lam is not None
-    mapping = bundle.action_map
+    mapping = play_map(bundle)
     playable = not latent or mapping is not None
     return {
         "run": bundle.path,
@@ -269,6 +269,7 @@ def describe(bundle: Bundle) -> dict:
         "map": mapping._asdict() if mapping is not None and latent else None,
         "keys": key_actions(bundle) if latent and mapping is None else {},
         "effects": describe_effects(bundle.effects),
+        "by_motion": bool(bundle.effects and action_effects.keys(bundle.effects)),
         "clips": len(bundle.start_frames),
         "game": playable
         and procgen.available(bundle.dataset.meta)

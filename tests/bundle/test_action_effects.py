@@ -14,6 +14,7 @@ from genie_fn import bundle, data
 from genie_fn import world as worlds
 from genie_fn.bundle import Bundle, action_effects
 from genie_fn.bundle.action_effects import ActionEffects
+from genie_fn.bundle.action_map import ActionMap
 from genie_fn.errors import UserError
 from tests.conftest import effects_of
 
@@ -115,6 +116,27 @@ def test_rare_actions_have_no_key():
     assert action_effects.keys(rare) == {"LEFT": 1, "NOOP": 2}
 
 
+def test_fewer_keys_are_worse_than_a_larger_angle():
+    """An agent whose motion is always diagonal has four keys."""
+    motion = [[-0.9, -6], [1.7, -5.2], [-0.9, 6.1], [1.7, 5.5], [0.1, -0.6]]
+    found = action_effects.keys(effects(*motion))
+    assert found.keys() == {"LEFT", "RIGHT", "UP", "DOWN", "NOOP"}
+    assert found["LEFT"] in (0, 2) and found["RIGHT"] in (1, 3) and found["NOOP"] == 4
+
+
+def test_recorded_directions_have_the_actions_that_move_the_agent_so(playable):
+    what = effects([-2, 0], [2, 0], [0, -3], [0, 4], [1.5, -3.1])
+    names = ["NOOP", "RIGHT+JUMP", "LEFT", "LEFT+DOWN", "FIRE", "DOWN", "FIRE+LEFT", "up"]
+    assert action_effects.for_names(what, names) == [None, 4, 0, 0, None, 3, None, 2]
+    counted = ActionMap(names, [[1] * 5] * 8, [3] * 8, 0.5, 0.4)
+    both = playable._replace(effects=what, action_map=counted)
+    assert bundle.play_map(both).to_latent == [3, 4, 0, 0, 3, 3, 3, 2]
+    assert bundle.key_actions(both) == dict(zip(names, [3, 4, 0, 0, 3, 3, 3, 2], strict=True))
+    assert bundle.play_map(both._replace(effects=None)) is counted
+    still = both._replace(effects=effects(*[STILL] * 5))
+    assert bundle.play_map(still).to_latent == counted.to_latent
+
+
 def test_recorded_actions_come_before_effects(playable):
     assert bundle.key_actions(playable) == bundle.recorded_actions(playable)
     unlabelled = playable._replace(action_map=None)
@@ -189,7 +211,6 @@ def test_a_world_file_is_written_again_with_effects(playable, stage, tmp_path, m
     loaded = bundle.load(new)
     assert loaded.effects == playable.effects and loaded.card == {"licence": "MIT"}
     assert np.array_equal(loaded.start_frames, playable.start_frames)
-    assert "by how these move the agent" in capsys.readouterr().out
 
 
 def test_export_says_what_the_arrow_keys_do(playable):

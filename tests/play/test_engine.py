@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from genie_fn import dynamics, tokenizer, tree, world
+from genie_fn import bundle, dynamics, tokenizer, tree, world
 from genie_fn.data import procgen
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
@@ -181,7 +181,7 @@ def test_levels_share_their_games_and_the_longest_unused_is_closed(engine, monke
 
 
 def test_recorded_actions_are_mapped(engine, playable):
-    to_latent = playable.action_map.to_latent
+    to_latent = bundle.play_map(playable).to_latent
     assert [engine.to_latent(i) for i in range(15)] == to_latent
     unknown = Engine(playable._replace(action_map=None), CPU, compiled=False)
     with pytest.raises(UserError, match="evaluate.py"):

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from genie_fn import random, world
-from genie_fn.bundle import Bundle
+from genie_fn.bundle import Bundle, play_map
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY
 from genie_fn.play import recording
@@ -137,8 +137,9 @@ def wait_for(condition):
     raise AssertionError("it did not happen")
 
 
-def test_a_visit(serve, stage):
-    world_model, found, store = stage
+def test_a_visit(serve, stage, playable):
+    world_model, _, store = stage
+    to_latent = play_map(playable).to_latent
     with visit(serve()) as page:
         received = page.hello
         assert received["frame"] is None and received["settings"] == {
@@ -157,8 +158,7 @@ def test_a_visit(serve, stage):
             procgen.ACTIONS
         )
         assert (
-            received["world"]["map"]["to_latent"] == found.to_latent
-            and received["world"]["clips"] == 40
+            received["world"]["map"]["to_latent"] == to_latent and received["world"]["clips"] == 40
         )
         header, arrays = page.start()
         assert (header["frame"], header["action"], header["seed"]) == (0, None, 5) and not arrays[
@@ -177,7 +177,7 @@ def test_a_visit(serve, stage):
             and header["ms"] > 0
         )
         header, _ = page.ask("act", recorded=RIGHT)
-        assert (header["action"], header["recorded"]) == (found.to_latent[RIGHT], RIGHT)
+        assert (header["action"], header["recorded"]) == (to_latent[RIGHT], RIGHT)
         page.say("settings", temperature=0.5, steps=2)
         header, arrays = page.ask("act", action=0)
         assert (header["temperature"], header["steps"], arrays["revealed"].max()) == (0.5, 2, 2)

@@ -48,11 +48,10 @@ export function describeWorld({ run, height, width, grid, codes, actions, kind }
 }
 
 /** How reliable the game keys are. */
-export function describeMap({ kind, map, names, keys }) {
+export function describeMap({ kind, map, names, by_motion }) {
   if (kind === "recorded") return "This world was trained on recorded actions: the arrow keys are those of the game.";
-  if (!map && Object.keys(keys).length) {
-    const test = "the action that moves the agent furthest that way in recorded video";
-    return `Each arrow key selects ${test}, because no recorded key is mapped to the latent actions.`;
+  if (by_motion) {
+    return "Each arrow key selects the action that moves the agent furthest that way in recorded video.";
   }
   if (!names.length) return "The actions have no names, because this world was trained on video alone.";
   if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured its map of actions.";
