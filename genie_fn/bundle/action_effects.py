@@ -194,26 +194,31 @@ def keys(effects: ActionEffects) -> dict[str, int]:
     return result
 
 
-def for_names(effects: ActionEffects, names: Sequence[str]) -> list[int | None]:
-    """The action for each recorded action by what it does: for names that consist of directions.
+def candidates(effects: ActionEffects, names: Sequence[str]) -> list[set[int]]:
+    """For each recorded action the actions that move the agent as its name says.
 
-    A diagonal such as LEFT+UP has the action under which the agent moves furthest that way, or else
-    that of its first direction that has one. None stands for other names and where no action fits.
+    Names consist of directions: a diagonal such as LEFT+UP has the actions along it, or else those
+    of its first direction that has any. Other names, and directions in which no action moves the
+    agent, have none.
     """
-    own = keys(effects)
     moving = _frequent(effects)
     scaled = _scaled(moving, effects.share)
-    found = []
+
+    def along(direction: tuple[int, int], least: float) -> set[int]:
+        scores = _along(moving, scaled, direction, least)
+        return {action for action in scores if action is not None}
+
+    found: list[set[int]] = []
     for name in names:
         parts = ["UP" if part == "JUMP" else part for part in name.upper().split("+")]
-        if len(parts) == 1 or not set(parts) <= DIRECTIONS.keys():
-            found.append(own.get(parts[0]) if len(parts) == 1 else None)
+        if not set(parts) <= DIRECTIONS.keys():
+            found.append(set())
             continue
-        x, y = (sum(axis) for axis in zip(*(DIRECTIONS[part] for part in parts), strict=True))
-        along = _along(moving, scaled, (x, y), MIN_DIAGONAL)
-        best = next(iter(along))
-        parts_keys = [own[part] for part in parts if part in own]
-        found.append(best if best is not None else next(iter(parts_keys), None))
+        options = [along(DIRECTIONS[part], MIN_COSINE) for part in parts]
+        if len(parts) > 1:
+            x, y = (sum(axis) for axis in zip(*(DIRECTIONS[part] for part in parts), strict=True))
+            options = [along((x, y), MIN_DIAGONAL), *options]
+        found.append(next(filter(None, options), set()))
     return found
 
 

@@ -6,6 +6,7 @@ the dynamics run.
 """
 
 import json
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,22 +38,31 @@ class ActionMap(NamedTuple):
     """Held-out accuracy of always predicting the most frequent recorded action."""
 
 
-def by_lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
-    """For each recorded action the latent one with the largest lift.
+def lift(table: Tensor, smoothing: float = 10.0) -> Tensor:
+    """p(latent | recorded) / p(latent) for each recorded action (rows) and latent one (columns).
 
-    The lift is p(latent | recorded) / p(latent).
     Where recorded actions say little about latent ones, the likeliest latent action is the same for
     all of them, but the one with the largest lift is not. `smoothing` counts are added in the
     marginal proportions, so that rare actions are not decided by noise.
     """
     marginal = (table.sum(0) + 1) / (table.sum() + table.shape[1])
     conditional = (table + smoothing * marginal) / (table.sum(1, keepdim=True) + smoothing)
-    return (conditional / marginal).argmax(1)
+    return conditional / marginal
+
+
+def restricted(mapping: ActionMap, candidates: Sequence[set[int]]) -> ActionMap:
+    """The map in which each recorded action has the candidate with the largest lift, if it has any
+    candidates."""
+    chosen = []
+    rows = zip(lift(torch.tensor(mapping.table)), mapping.to_latent, candidates, strict=True)
+    for row_A, latent, allowed in rows:
+        chosen.append(max(sorted(allowed), key=lambda action: row_A[action].item(), default=latent))
+    return mapping._replace(to_latent=chosen)
 
 
 def make(names: list[str], table: list[list[int]], agreement: float, chance: float) -> ActionMap:
     """The map that follows from a table of counts."""
-    return ActionMap(names, table, by_lift(torch.tensor(table)).tolist(), agreement, chance)
+    return ActionMap(names, table, lift(torch.tensor(table)).argmax(1).tolist(), agreement, chance)
 
 
 def save(mapping: ActionMap, run: str | Path) -> Path:

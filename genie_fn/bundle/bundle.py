@@ -210,19 +210,15 @@ def recorded_actions(bundle: Bundle) -> dict[str, int]:
 def play_map(bundle: Bundle) -> ActionMap | None:
     """The map from recorded to latent actions with which a world is played; None without one.
 
-    Where it is known what each latent action does, recorded actions that are directions have the
-    ones that move the agent that way. Co-occurrence decides for the others: it is less reliable for
-    directions, because an agent that walks, falls or turns around while a key is held does not do
-    what the key says.
+    Where it is known what each latent action does, recorded actions that are directions have one of
+    those that move the agent that way. Co-occurrence chooses between them, and decides for the
+    others. Alone it is less reliable for directions, because an agent that stands, falls or turns
+    around while a key is held does not do what the key says.
     """
     mapping = bundle.action_map
     if mapping is None or bundle.effects is None:
         return mapping
-    by_motion = action_effects.for_names(bundle.effects, mapping.names)
-    pairs = zip(by_motion, mapping.to_latent, strict=True)
-    return mapping._replace(
-        to_latent=[latent if moving is None else moving for moving, latent in pairs]
-    )
+    return action_map.restricted(mapping, action_effects.candidates(bundle.effects, mapping.names))
 
 
 def key_actions(bundle: Bundle) -> dict[str, int]:

@@ -51,7 +51,7 @@ export function describeWorld({ run, height, width, grid, codes, actions, kind }
 export function describeMap({ kind, map, names, by_motion }) {
   if (kind === "recorded") return "This world was trained on recorded actions: the arrow keys are those of the game.";
   if (by_motion) {
-    return "Each arrow key selects the action that moves the agent furthest that way in recorded video.";
+    return "Each arrow key selects an action that moves the agent that way in recorded video.";
   }
   if (!names.length) return "The actions have no names, because this world was trained on video alone.";
   if (!map) return "The arrow keys do nothing in this world until evaluate.py has measured its map of actions.";
