@@ -414,7 +414,7 @@ def collect(cfg: Config, choice: ChoiceName) -> dict[str, Any]:
                 row[column.label] = values[0]
         rows.append(row)
     trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
-    scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")}
+    scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")} | {"split": SPLIT}
     machine = provenance.describe(torch.device("cpu"))
     return machine | {"about": CHOICES[choice].about, "scale": scale, "rows": rows}
 

@@ -326,12 +326,11 @@ def read_transitions(
 
 
 def choose_keys(cfg: Config, subject: Subject, key: Tensor) -> Bundle:
-    """The world with what its keys select in play: a world file's own, or for a run of latent actions
-    measured now.
+    """The world with the keys of play. A world file, and a world of recorded actions, has its own.
 
-    It is measured on other levels than those of the evaluation, and written to the run's folder: the
-    effects of the actions, and the map between them and recorded ones if there are any. A folder
-    that cannot be written ends nothing.
+    For a run of latent actions, the effects of the actions, and the map between them and recorded
+    ones if there are any, are measured on the split of `action_effects.split_of`, and written to the
+    run's folder. A folder that cannot be written ends nothing.
     """
     loaded, store, _ = subject
     if loaded.world.lam is None or bundle.is_world_file(cfg.run):
@@ -348,7 +347,7 @@ def choose_keys(cfg: Config, subject: Subject, key: Tensor) -> Bundle:
             action_map.save(mapping, cfg.run)
     except UserError as error:
         console.print(f"the keys keep the actions that they had: {error}", soft_wrap=True)
-    return loaded._replace(effects=effects, action_map=mapping)
+    return loaded._replace(effects=effects, action_map=mapping or loaded.action_map)
 
 
 def evaluate_inverse_dynamics(
@@ -408,6 +407,8 @@ def evaluate_held_codes(
     offsets = data.eval_clips(store, cfg.split, 1, count, cfg.seed)
     starts = torch.from_numpy(data.read_clips(store, offsets, 1).frames)
     used = held_codes.tested(transitions.codes, world.dynamics.cfg.actions)
+    if not len(used):
+        return None
     held = held_codes.hold(world, starts, used, key, cfg.sample)
     return held_codes.score(world, held, transitions.codes, transitions.shift, key.cpu())
 

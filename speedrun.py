@@ -26,6 +26,7 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 import torch
 
 from genie_fn.errors import UserError
+from genie_fn.evaluation import record_file
 from genie_fn.evaluation.report import headlines
 from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
@@ -185,6 +186,7 @@ def describe(cfg: Config, stages: dict, minutes: float) -> dict[str, Any]:
         "minutes": round(minutes, 2),
         "stages": stages,
         "config": asdict(cfg),
+        "schema": record_file.SCHEMA,
         "results": headlines.results(Path(cfg.out) / "dynamics"),
     }
 

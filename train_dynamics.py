@@ -425,10 +425,13 @@ def load_earlier(
 def code_initialiser(
     cfg: Config, stage: Stage, device: torch.device
 ) -> Callable[[Tree], Tree] | None:
-    """What makes initial parameters of those that are drawn at random; None leaves them."""
-    if not cfg.code_init:
-        return None
+    """A function that adapts random initial parameters to the tokenizer's codes, or None.
+
+    Of a codebook without order (VQ), the digits of an id mean nothing by themselves.
+    """
     quantizer = stage.cfg.quantizer
+    if not cfg.code_init or quantizer.kind == "vq" and len(cfg.model.sizes) > 1:
+        return None
     codes = quantize.factor_codes(stage.params["quantizer"], quantizer, cfg.model.sizes, device)
     key = random.fold_in(random.key(cfg.seed, device), zlib.crc32(b"codes"))
     return lambda params: dynamics.adapt_to_codes(params, codes, key, cfg.model)

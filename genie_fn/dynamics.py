@@ -66,8 +66,8 @@ class DynamicsConfig:
     def __post_init__(self):
         if any(type(a) is not int or not 0 <= a < self.actions for a in self.occurring):
             raise UserError(
-                f"of {self.actions} actions, others cannot occur than those from 0 to "
-                f"{self.actions - 1}: {self.occurring}"
+                f"the actions that occur must be numbers from 0 to {self.actions - 1}, not "
+                f"{self.occurring}: train again"
             )
         if not 0 <= self.mask_low <= 1:
             raise UserError(f"--cfg.model.mask-low must be from 0 to 1, not {self.mask_low}")
@@ -236,6 +236,9 @@ def _adapted_table(table: Tensor, codes: Sequence[Tensor], key: Tensor) -> Tenso
     parts: list[Tensor] = []
     for i, (old_VD, codes_VK) in enumerate(zip(rows, codes, strict=True)):
         channels = codes_VK.shape[1]
+        if not channels:  # all codes are equal
+            parts.append(old_VD)
+            continue
         map_KD = random.normal(random.fold_in(key, i), (channels, table.shape[1]))
         std = old_VD.std(correction=0)
         parts += [codes_VK @ map_KD * (std * channels**-0.5), old_VD[-1:]]
@@ -245,9 +248,13 @@ def _adapted_table(table: Tensor, codes: Sequence[Tensor], key: Tensor) -> Tenso
 def _adapted_head(weight_DV: Tensor, codes: Sequence[Tensor], key: Tensor) -> Tensor:
     """A head's weight, in which the columns of ids are linear maps of their codes."""
     std = weight_DV.std(correction=0)
+    columns = torch.split(weight_DV, [len(x) for x in codes], 1)
     parts: list[Tensor] = []
-    for i, codes_VK in enumerate(codes):
+    for i, (old_DV, codes_VK) in enumerate(zip(columns, codes, strict=True)):
         channels = codes_VK.shape[1]
+        if not channels:
+            parts.append(old_DV)
+            continue
         map_DK = random.normal(random.fold_in(key, i), (len(weight_DV), channels))
         parts.append(map_DK @ codes_VK.T * (std * channels**-0.5))
     return torch.cat(parts, 1)
@@ -372,7 +379,9 @@ def guided_logits(
     if not guidance:
         return logits
     table = params["action"]
-    trained_AD = table[list(cfg.occurring)] if cfg.occurring else table[: cfg.actions]
+    trained_AD = table[: cfg.actions]
+    if cfg.occurring:  # without an index tensor, which would be a constant of a compiled program
+        trained_AD = torch.stack([table[action] for action in cfg.occurring])
     mean_1D = trained_AD.mean(0, keepdim=True)
     with_mean = params | {"action": torch.cat((table, mean_1D))}
     mean_BT = torch.full_like(actions_BT, len(table))

@@ -66,6 +66,11 @@ def edges(frames: Tensor) -> Tensor:
     return (across + down) / 2
 
 
+def edge_ratio(frames: Tensor, recorded: Tensor) -> float:
+    """The mean of `edges` over frames, divided by that over recorded frames."""
+    return (edges(frames).mean() / edges(recorded).mean().clamp(min=1e-6)).item()
+
+
 def _channels(frames: Tensor) -> Tensor:
     """Every channel of every frame as an image, float32 (M · 3, 1, H, W)."""
     images = frames.float().reshape(-1, *frames.shape[-3:])

@@ -61,8 +61,9 @@ class QuantizerConfig:
     """VQ: the weight of a batch in the moving average of each code's share of use. With 0.02 an unused
     code is moved after 114 steps, with 0.1 after 22."""
     from_inputs: bool = False
-    """VQ: the first step moves all codes that hardly occur in its batch onto inputs. Otherwise, unused
-    codes are moved for the first time when their share of use has decreased."""
+    """VQ: shares of use begin at 0, so that the first step moves all codes onto inputs whose share in
+    its batch is below reset_below / (use_rate V). Otherwise they begin at 1/V, and unused codes are
+    moved for the first time when their share has decreased."""
 
     def __post_init__(self):
         if self.codes < 2 or self.temperature <= 0:

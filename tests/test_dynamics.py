@@ -487,6 +487,9 @@ def test_similar_codes_have_similar_embeddings_and_logits(factors):
         assert similar > 0.85 > 0.4 > random_one
     mask = cfg.sizes[0]
     assert torch.equal(before["token"][mask], after["token"][mask])
+    equal = [x[:, :0] for x in vectors]  # no channel varies
+    unchanged = dynamics.adapt_to_codes(params, equal, random.key(2), cfg)
+    assert all(torch.equal(x, before[name]) for name, x in tree.paths(unchanged).items())
 
 
 def test_guidance_moves_away_from_the_mean_of_the_actions_that_occur(dynamics_params, dynamics_cfg):
@@ -504,7 +507,7 @@ def test_guidance_moves_away_from_the_mean_of_the_actions_that_occur(dynamics_pa
     assert torch.equal(guided([]), guided([1]))
     assert not torch.equal(guided([]), guided([2]))
     for wrong in ((cfg.actions,), (-1,), ("0",), (0.0,)):
-        with pytest.raises(UserError, match="cannot occur"):
+        with pytest.raises(UserError, match="actions that occur"):
             replace(cfg, occurring=wrong)
 
 

@@ -210,16 +210,25 @@ def candidates(effects: ActionEffects, names: Sequence[str]) -> list[set[int]]:
 
     found: list[set[int]] = []
     for name in names:
-        parts = ["UP" if part == "JUMP" else part for part in name.upper().split("+")]
-        if not set(parts) <= DIRECTIONS.keys():
+        if not is_direction(name):
             found.append(set())
             continue
+        parts = _parts(name)
         options = [along(DIRECTIONS[part], MIN_COSINE) for part in parts]
         if len(parts) > 1:
             x, y = (sum(axis) for axis in zip(*(DIRECTIONS[part] for part in parts), strict=True))
             options = [along((x, y), MIN_DIAGONAL), *options]
         found.append(next(filter(None, options), set()))
     return found
+
+
+def is_direction(name: str) -> bool:
+    """Whether the name of a recorded action consists of directions, such as LEFT or RIGHT+JUMP."""
+    return set(_parts(name)) <= DIRECTIONS.keys()
+
+
+def _parts(name: str) -> list[str]:
+    return ["UP" if part == "JUMP" else part for part in name.upper().split("+")]
 
 
 def _frequent(effects: ActionEffects) -> dict[int, list[float]]:

@@ -224,12 +224,22 @@ def play_map(bundle: Bundle) -> ActionMap | None:
 def key_actions(bundle: Bundle) -> dict[str, int]:
     """The world's action for each key, by the name of a recorded action.
 
-    Where no recorded action is known, the keys follow from the effects of the actions.
+    Where no recorded action is a direction, the arrow keys follow from the effects of the actions.
     """
     recorded = recorded_actions(bundle)
-    if recorded or bundle.effects is None:
+    if bundle.effects is None or any(map(action_effects.is_direction, recorded)):
         return recorded
-    return action_effects.keys(bundle.effects)
+    return action_effects.keys(bundle.effects) | recorded
+
+
+def arrows_by_motion(bundle: Bundle) -> bool:
+    """Whether every arrow key that selects a latent action selects one that moves the agent so."""
+    if bundle.world.lam is None or bundle.effects is None:
+        return False
+    arrows = [name for name in recorded_actions(bundle) if action_effects.is_direction(name)]
+    if not arrows:
+        return bool(action_effects.keys(bundle.effects))
+    return all(action_effects.candidates(bundle.effects, arrows))
 
 
 # Saving

@@ -104,12 +104,18 @@ def _span(segment: Segment) -> tuple[int, int]:
 
 def occurring_actions(store: Store, split: str = "train") -> tuple[int, ...]:
     """The recorded actions that occur in a split, in order; of damaged segments none are known."""
+    segments = [segment for segment in store.segments if segment.split == split]
+    if not segments:
+        return ()
     found: set[int] = set()
-    for segment in store.segments:
-        if segment.split != split:
-            continue
-        with contextlib.suppress(Exception):  # tensorstore raises several kinds
-            found.update(np.unique(read_entries(store, "actions", *_span(segment))).tolist())
+    try:
+        values = read_entries(store, "actions", 0, _span(segments[-1])[1])
+        for segment in segments:
+            found.update(np.unique(values[slice(*_span(segment))]).tolist())
+    except Exception:  # tensorstore raises several kinds
+        for segment in segments:
+            with contextlib.suppress(Exception):
+                found.update(np.unique(read_entries(store, "actions", *_span(segment))).tolist())
     return tuple(sorted(found))
 
 

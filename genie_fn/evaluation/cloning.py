@@ -266,9 +266,11 @@ def _demonstrations_meta(store: Store, mode: str) -> dict[str, Any]:
         "env": collected["env"],
         "distribution_mode": mode,
         "frame_skip": collected.get("frame_skip", 1),
-        "visuals": procgen.visuals_of(collected),
         "policy": "expert",
     }
+    visuals = procgen.visuals_of(collected)
+    if visuals != "full":  # demonstrations of earlier versions do not name it
+        options["visuals"] = visuals
     return {"collection": options, "stride": store.stride}
 
 

@@ -19,7 +19,7 @@ from genie_fn.data import Store
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import held_codes
-from genie_fn.evaluation.clips import encode
+from genie_fn.evaluation.clips import Clips, encode
 from genie_fn.evaluation.record import LongRollouts
 from genie_fn.world import State, World
 
@@ -58,14 +58,32 @@ def times(frames: int) -> list[int]:
 
 
 def find_starts(store: Store, split: str, frames: int, count: int, seed: int) -> Start:
-    """Held-out clips that are as long as clips of a split are, at most `frames` after the first."""
+    """Held-out clips of as many levels as possible, and of these as long as possible.
+
+    They have at most `frames` frames after the first.
+    """
+    shortest = data.eval_clips(store, split, 2, count, seed)
+    levels = _levels(store, shortest)
     for t in reversed(times(min(frames, LONGEST_CLIP))):
         try:
             offsets = data.eval_clips(store, split, t + 1, count, seed)
         except UserError:
             continue
-        return _read(store, offsets, t + 1)
-    return _read(store, data.eval_clips(store, split, 2, count, seed), 2)
+        if _levels(store, offsets) == levels:
+            return _read(store, offsets, t + 1)
+    return _read(store, shortest, 2)
+
+
+def _levels(store: Store, offsets: np.ndarray) -> int:
+    """The number of levels that clips are from."""
+    return len(np.unique(store.arrays["level_seeds"][offsets].read().result()))
+
+
+def _encode(world: World, frames: Tensor, recorded: Tensor) -> Clips:
+    """`clips.encode` one clip after the other, because they are long."""
+    pairs = zip(frames.split(1), recorded.split(1), strict=True)
+    encoded = [encode(world, *pair) for pair in pairs]
+    return Clips(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))
 
 
 def _read(store: Store, offsets: np.ndarray, length: int) -> Start:
@@ -130,23 +148,24 @@ def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames ar
     `codes` (M, T-1) and `shift` (M, T-1, 2) are those of recorded transitions of the same split.
     """
     roll_key, hold_key = random.split(key).unbind(0)
-    clips = encode(world, start.frames.to(key.device), start.recorded.to(key.device))
+    clips = _encode(world, start.frames.to(key.device), start.recorded.to(key.device))
     stops = times(frames)
     actions = continued(clips.actions, codes, frames)
     first, _ = worlds.start(world, clips.codes[:, :1], clips.ids[:, :1], actions[:, :0])
     rollout = roll_out(world, first, actions, roll_key, sample, stops)
 
     length = clips.frames.shape[1]
-    recorded_edges = metrics.edges(clips.frames).mean()
     different = perplexity(clips.ids.flatten(0, 1))
-    edges = [(metrics.edges(rollout.frames[t]).mean() / recorded_edges).item() for t in stops]
+    edges = [metrics.edge_ratio(rollout.frames[t], clips.frames) for t in stops]
     perplexities = [perplexity(rollout.ids[t]) for t in stops]
     tested = held_codes.tested(codes, world.dynamics.cfg.actions)
-    expected = metrics.mean_displacement(codes, shift, tested)
-    followed = [
-        _followed(world, rollout.states[t], rollout.frames[t], tested, expected, hold_key, sample)
-        for t in stops
-    ]
+    followed: list[float | None] = [None] * len(stops)
+    if len(tested):
+        moves = metrics.mean_displacement(codes, shift, tested)
+        followed = [
+            _followed(world, rollout.states[t], rollout.frames[t], tested, moves, hold_key, sample)
+            for t in stops
+        ]
     psnr = [
         metrics.frame_psnr(rollout.frames[t], clips.frames[:, t]).mean().item()
         if t < length
@@ -178,10 +197,8 @@ def _followed(  # noqa: PLR0913 (a state, what is held, and how frames are sampl
     expected: Tensor,
     key: Tensor,
     sample: SampleConfig,
-) -> float | None:
-    """The share of held actions that are followed from a state; None if none is tested."""
-    if not len(actions):
-        return None
+) -> float:
+    """The share of held actions that are followed from a state."""
     agreed = []
     for action, direction in zip(actions.tolist(), expected, strict=True):
         held = torch.full((len(frames), held_codes.FRAMES), action, device=frames.device)

@@ -30,7 +30,7 @@ def evaluate(world: World, clips: Clips) -> tuple[Reconstruction, Tensor]:
     scores = Reconstruction(
         psnr=metrics.frame_psnr(clips.frames, decoded).mean().item(),
         ssim=metrics.frame_ssim(clips.frames, decoded).mean().item(),
-        edges=(metrics.edges(decoded).mean() / metrics.edges(clips.frames).mean()).item(),
+        edges=metrics.edge_ratio(decoded, clips.frames),
         codes=codes,
         codes_used=len(clips.ids.unique()),
         unigram_entropy=entropy,

@@ -341,7 +341,7 @@ class Evaluation:
     """Of `reconstruction`, and by the number of prompt frames of the `own_actions` rollouts."""
     of_schema: int
     """The schema of the file that was read. Before 3, the moving half was another one, random actions
-    were of all actions, and intervals were over clips."""
+    were of all actions, intervals were over clips, and held keys were those of co-occurrence."""
 
     def scores(self, prompt: int, subset: Subset) -> Scores | None:
         """The scores of a protocol; None where it was not evaluated."""

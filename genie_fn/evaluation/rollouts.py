@@ -148,15 +148,15 @@ def generate_all(
 
 
 def moving_half(frames_BTHWC: Tensor) -> Tensor:
-    """(B,) bool: the clips in which the picture moves furthest up to t = 4, at least half of them.
+    """(B,) bool: the half of the clips in which the picture moves furthest up to t = 4.
 
-    `frames_BTHWC` begin with the last prompt frame. Of clips without any motion none is chosen,
-    unless no clip has any.
+    `frames_BTHWC` begin with the last prompt frame. Of clips without any motion none is chosen, so
+    that there may be fewer than half; if fewer than two clips have any, all are.
     """
     shown = frames_BTHWC[:, : HEADLINE + 1]
     steps = metrics.displacement(shown[:, :-1], shown[:, 1:])
     distance = steps.float().norm(dim=-1).sum(1)
-    if not distance.any():
+    if (distance > 0).sum() < 2:
         return torch.ones_like(distance, dtype=torch.bool)
     return (distance >= distance.median()) & (distance > 0)
 

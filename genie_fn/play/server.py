@@ -16,7 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from genie_fn.bundle import Bundle, action_effects, key_actions, play_map
+from genie_fn.bundle import (
+    Bundle,
+    action_effects,
+    arrows_by_motion,
+    key_actions,
+    play_map,
+    recorded_actions,
+)
 from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.data import images, procgen, video
 from genie_fn.errors import UserError
@@ -267,14 +274,21 @@ def describe(bundle: Bundle) -> dict:
         "kind": "latent" if latent else "recorded",
         "names": list(mapping.names if mapping is not None else bundle.action_names),
         "map": mapping._asdict() if mapping is not None and latent else None,
-        "keys": key_actions(bundle) if latent and mapping is None else {},
+        "keys": unmapped_keys(bundle),
         "effects": describe_effects(bundle.effects),
-        "by_motion": bool(bundle.effects and action_effects.keys(bundle.effects)),
+        "by_motion": arrows_by_motion(bundle),
         "clips": len(bundle.start_frames),
         "game": playable
         and procgen.available(bundle.dataset.meta)
         and (size.height, size.width) == (procgen.SIZE, procgen.SIZE),
     }
+
+
+def unmapped_keys(bundle: Bundle) -> dict[str, int]:
+    """The latent actions of the keys, if the arrow keys are not those of recorded actions."""
+    recorded = recorded_actions(bundle)
+    keys = key_actions(bundle)
+    return {} if keys.keys() == recorded.keys() else keys
 
 
 def describe_effects(effects: ActionEffects | None) -> list[dict] | None:

@@ -24,7 +24,15 @@ DETERMINED = {
 }
 """Fields of a model's configuration that something else determines, and the flag of that."""
 MODELS = ("model", "lam_model")
-FORMER = {"stride": 1, "flip": False, "labels": 0, "model.neighbourhood": 0}
+FORMER = {
+    "stride": 1,
+    "flip": False,
+    "labels": 0,
+    "code_init": False,
+    "model.neighbourhood": 0,
+    "model.quantizer.use_rate": 0.02,
+    "model.quantizer.from_inputs": False,
+}
 """What runs did before these were options."""
 SHOWN = 5
 """The largest number of options that a sentence lists."""

@@ -141,6 +141,19 @@ def test_recorded_directions_have_the_actions_that_move_the_agent_so(playable):
     assert bundle.play_map(still).to_latent == counted.to_latent
 
 
+def test_arrow_keys_have_effects_where_no_recorded_action_is_a_direction(playable):
+    named = ActionMap(["forward", "turn"], [[9, 1, 1, 1, 1], [1, 9, 1, 1, 1]], [0, 1], 0.5, 0.4)
+    mapped = playable._replace(action_map=named)
+    arrows = {"LEFT": 0, "RIGHT": 1, "UP": 2, "DOWN": 3, "NOOP": 4}
+    assert bundle.key_actions(mapped) == arrows | {"forward": 0, "turn": 1}
+    assert bundle.arrows_by_motion(mapped)
+    assert bundle.key_actions(mapped._replace(effects=None)) == {"forward": 0, "turn": 1}
+    assert not bundle.arrows_by_motion(mapped._replace(effects=None))
+    assert bundle.arrows_by_motion(playable._replace(action_map=None))
+    right_only = playable._replace(effects=effects([3, 0], *[STILL] * 4))
+    assert not bundle.arrows_by_motion(right_only)  # LEFT is chosen by co-occurrence
+
+
 def test_recorded_actions_come_before_effects(playable):
     assert bundle.key_actions(playable) == bundle.recorded_actions(playable)
     unlabelled = playable._replace(action_map=None)

@@ -118,7 +118,7 @@ def test_the_map_for_play_is_kept_beside_the_run(transitions, tmp_path):
     assert action_map.load(tmp_path) == mapping
 
 
-def test_by_lift_rare_actions_have_codes_of_their_own():
+def test_by_their_lift_rare_actions_have_codes_of_their_own():
     """Code 0 is commonest with both actions; the second raises code 1 most."""
     table = torch.tensor([[900, 50, 50], [60, 40, 0]])
     assert action_map.lift(table).argmax(1).tolist() == [2, 1]

@@ -148,10 +148,12 @@ def test_moving_clips_are_those_in_which_the_picture_moves_furthest():
 
     frames = torch.stack((clip(0), clip(1), clip(3), clip(2)))
     assert rollouts.moving_half(frames).tolist() == [False, True, True, True]
-    assert rollouts.moving_half(frames[[0, 0, 0, 1]]).tolist() == [False, False, False, True]
+    assert rollouts.moving_half(frames[[0, 0, 0, 1, 2]]).tolist() == [False] * 3 + [True] * 2
+    assert rollouts.moving_half(frames[[0, 0, 0, 1]]).all()
     assert rollouts.moving_half(frames[[0, 0]]).all()
     late = clip(4, first=4)  # it moves after the frames that count
-    assert rollouts.moving_half(torch.stack((late, clip(1)))).tolist() == [False, True]
+    found = rollouts.moving_half(torch.stack((late, clip(1), clip(2))))
+    assert found.tolist() == [False, True, True]
 
 
 def test_edges_are_relative_to_those_of_the_recorded_frames():

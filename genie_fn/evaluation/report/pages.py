@@ -111,7 +111,7 @@ def warnings(evaluations: dict[str, Evaluation]) -> list[str]:
     if 0 < len(earlier) < len(evaluations):
         sentences.append(
             f"{', '.join(earlier)}: made by an earlier version, which chose moving clips, random "
-            "actions and intervals in another way; evaluate again to compare these."
+            "actions, keys and intervals in another way; evaluate again to compare these."
         )
     return sentences
 

@@ -137,7 +137,7 @@ def long_rollouts(found: LongRollouts) -> str:
         )
     return (
         f"In rollouts the world has dissolved by frame {found.dissolved}: its frames have less than "
-        "half of the edges, or of the different codes, of recorded ones."
+        "half of the edges, or of the perplexity of codes, of recorded ones."
     )
 
 

@@ -21,8 +21,8 @@ export const glyph = (name) => GLYPHS[canonical(name)] ?? name;
 export const choice = ({ kind }, action) => (kind === "recorded" ? { recorded: action } : { action });
 
 /** The request of the n-th key that `keyNames` lists. */
-export const keyChoice = ({ kind, map, keys }, n) =>
-  map || kind === "recorded" ? { recorded: n } : { action: Object.values(keys)[n] };
+export const keyChoice = ({ keys }, n) =>
+  Object.keys(keys).length ? { action: Object.values(keys)[n] } : { recorded: n };
 
 /** The number of the key name that the held directions combine to, or the nearest that exists; -1 if none. */
 export function recordedAction(directions, names) {

@@ -66,7 +66,8 @@ export function describeMap({ kind, map, names, by_motion }) {
 /** The keys that select `action`, as arrows. */
 function meanings({ map, names, kind, keys }, action) {
   if (kind === "recorded") return glyph(names[action] ?? "");
-  const selecting = map ? map.to_latent.map((latent, i) => [names[i], latent]) : Object.entries(keys);
+  const unmapped = Object.entries(keys);
+  const selecting = unmapped.length ? unmapped : (map?.to_latent ?? []).map((latent, i) => [names[i], latent]);
   const glyphs = selecting.flatMap(([name, latent]) => (latent === action ? [glyph(name)] : []));
   const arrows = glyphs.filter((text) => !/^[A-Za-z]/.test(text)); // and not the letters, which few games use
   return [...arrows, ...(glyphs.includes(NO_KEY) ? [NO_KEY] : [])].join(" ");

@@ -68,9 +68,12 @@ export function showReady(ready) {
   $("ready").dataset.state = ready;
 }
 
-/** The names of the game keys: those of recorded actions, or without a map to these, of what actions do. */
-export const keyNames = (world) =>
-  (world?.map || world?.kind === "recorded" ? world.names : Object.keys(world?.keys ?? {}));
+/** The names of the game keys: those of what actions do, where recorded actions do not say it, or of these. */
+export function keyNames(world) {
+  const keys = Object.keys(world?.keys ?? {});
+  if (keys.length) return keys;
+  return world?.map || world?.kind === "recorded" ? world.names : [];
+}
 
 export function showWorld(world, input) {
   document.title = `${world.run}: genie_fn`;
