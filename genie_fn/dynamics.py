@@ -372,8 +372,9 @@ def guided_logits(
 ) -> Tensor:
     """`logits_next` with classifier-free guidance: l + guidance · (l - l').
 
-    l' are the logits under the mean of the embeddings of all actions that occur. It replaces the null action of Ho &
-    Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to include.
+    l' are the logits under the mean of the embeddings of all actions that occur. It replaces the
+    null action of Ho & Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to
+    include.
     """
     logits, _ = logits_next(params, ids_BTN, actions_BT, memory, cfg, extend=False, backend=backend)
     if not guidance:

@@ -7,6 +7,7 @@ any, and with recorded frames in general: by their edges, and by how many differ
 has. From there every action is held for some frames, as in held_codes.py.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -127,11 +128,9 @@ def roll_out(  # noqa: PLR0913 (what is generated, how, and when it is kept)
 
 def perplexity(ids_BN: Tensor) -> float:
     """exp of the entropy of the codes of a frame, mean over the frames."""
-    values = []
-    for ids_N in ids_BN:
-        _, counts = ids_N.unique(return_counts=True)
-        values.append(torch.special.entr(counts.double() / len(ids_N)).sum().exp())
-    return torch.stack(values).mean().item()
+    codes = int(ids_BN.max()) + 1
+    values = [math.exp(metrics.entropy(ids_N, codes)) for ids_N in ids_BN]
+    return sum(values) / len(values)
 
 
 def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames are sampled)

@@ -1,7 +1,7 @@
 """The record of an evaluation: a tree of dataclasses, stored as metrics.json.
 
-Intervals are 95% percentile bootstrap intervals, those of rollouts over levels. docs/evaluation.md defines
-every metric.
+Intervals are 95% percentile bootstrap intervals, those of rollouts over levels. docs/evaluation.md
+defines every metric.
 """
 
 from dataclasses import dataclass

@@ -124,8 +124,8 @@ def generate_all(
     """The frames after the prompt by every method.
 
     `own_actions`: free-running rollout under the clip's own (inferred or recorded) actions;
-    `shuffled`: another clip's; `random`: uniform ones of those that occur. These three share random numbers, so that a
-    world that ignores its actions generates the same frames. `joint`: joint decoding of all frames;
+    `shuffled`: another clip's; `random`: uniform ones of those that occur. These three share random
+    numbers, so that a world that ignores its actions generates the same frames. `joint`: joint decoding of all frames;
     `teacher_forcing`: every frame from the recorded ones before it (from one prompt frame only:
     with more, the methods hardly differ); `copy_last`: the last prompt frame. `brief` leaves out
     `joint` and `teacher_forcing`.

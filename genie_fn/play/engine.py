@@ -61,6 +61,7 @@ class Engine:
     ):
         self.bundle = bundle
         self.world = bundle.world
+        self.action_map = play_map(bundle)
         self.device = device
         self.sample = world.play_sample(sample)
         self.ready = "compiling" if compiled else "eager"
@@ -93,13 +94,12 @@ class Engine:
         """The action of this world that stands for a recorded one."""
         if self.world.lam is None:
             return recorded
-        mapping = play_map(self.bundle)
-        if mapping is None:
+        if self.action_map is None:
             raise UserError(
                 "this world's latent actions were never compared with recorded ones: "
                 "run evaluate.py once"
             )
-        return mapping.to_latent[recorded]
+        return self.action_map.to_latent[recorded]
 
     def _submit(self, work: Callable[[], Session]) -> Future:
         future: Future = Future()

@@ -75,7 +75,8 @@ def edges(method: Method, frame: Frame, subset: Subset, prompt: int = 1) -> Read
     return read
 
 
-def _reconstructed_edges(evaluation: Evaluation) -> Values | None:
+def reconstructed_edges(evaluation: Evaluation) -> Values | None:
+    """The edges of the tokenizer's reconstructions relative to those of the recorded frames."""
     ratio = evaluation.reconstruction.edges
     return None if ratio is None else [ratio]
 
@@ -176,7 +177,7 @@ def _first_frames() -> list[Row]:
 ROWS = (
     TOKENIZER_PSNR,
     Row("tokenizer, SSIM", lambda e: [e.reconstruction.ssim], 3, summary=False),
-    Row("tokenizer, edges relative to recorded ones", _reconstructed_edges),
+    Row("tokenizer, edges relative to recorded ones", reconstructed_edges),
     Row("codes used", lambda e: [e.reconstruction.codes_used], 0),
     Row("codes, perplexity", lambda e: [e.reconstruction.perplexity], 1, summary=False),
     Row("dynamics, cross-entropy per token", lambda e: [e.prediction.cross_entropy], 2, " nats"),

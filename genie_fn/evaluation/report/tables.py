@@ -266,7 +266,10 @@ def tokenizer(evaluation: Evaluation) -> Rows:
     used = f"{quality.codes_used} of {quality.codes}, {quality.perplexity:.1f}"
     rows = [
         ["PSNR, SSIM", f"{quality.psnr:.2f} dB, {quality.ssim:.3f}"],
-        ["edges relative to recorded frames", _ratio(quality.edges)],
+        [
+            "edges relative to recorded frames",
+            headlines.show(headlines.reconstructed_edges(evaluation)),
+        ],
         ["codes used, perplexity", used],
         ["unigram entropy of the codes", f"{quality.unigram_entropy:.2f} nats per token"],
         ["dynamics, cross-entropy of masked tokens", f"{loss.cross_entropy:.2f} nats per token"],
@@ -279,10 +282,6 @@ def tokenizer(evaluation: Evaluation) -> Rows:
             if value is not None:
                 rows.append([f"{name}, {what}", f"{value:.3f}"])
     return rows
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def origin(evaluation: Evaluation) -> Rows:
