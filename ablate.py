@@ -10,7 +10,8 @@ Tables go to docs/ablations.md. A run that was stopped continues with the same c
 
 Variants share the stages that their choice does not affect: a choice of sampling trains nothing,
 one of the dynamics model uses the same tokenizer and latent actions. Every world is evaluated on
-the same held-out clips.
+the same held-out clips. Choices of the latent action model are measured in that model alone, as by
+evaluate_lam.py, since a world takes ten times as long.
 """
 
 import json
@@ -27,7 +28,7 @@ import torch
 
 from benchmarks import report
 from genie_fn.errors import UserError
-from genie_fn.evaluation import record_file, rollouts
+from genie_fn.evaluation import latent_actions, record_file, rollouts
 from genie_fn.evaluation.report import headlines
 from genie_fn.evaluation.report.headlines import Row
 from genie_fn.runtime import files, provenance
@@ -40,11 +41,12 @@ SPLIT = "val"
 """The levels on which choices are compared: those of the test split are for published numbers."""
 MARKS = ("<!-- ablations: python ablate.py -->", "<!-- end of ablations -->")
 
-Stage = Literal["dataset", "tokenizer", "lam", "dynamics", "evaluation"]
+Stage = Literal["dataset", "tokenizer", "lam", "lam_evaluation", "dynamics", "evaluation"]
 INPUTS: dict[Stage, tuple[Stage, ...]] = {
     "dataset": (),
     "tokenizer": ("dataset",),
     "lam": ("dataset",),
+    "lam_evaluation": ("lam",),
     "dynamics": ("dataset", "tokenizer", "lam"),
     "evaluation": ("dynamics",),
 }
@@ -54,6 +56,8 @@ ChoiceName = Literal[
     "actions",
     "quantizer",
     "lam",
+    "stride",
+    "flips",
     "codes",
     "labels",
     "history",
@@ -78,7 +82,14 @@ class Choice(NamedTuple):
     variants: dict[str, str]
     """The flags of every variant; the demo's come first."""
 
+    @property
+    def measured_in(self) -> Stage:
+        """The stage whose results are compared."""
+        return "lam_evaluation" if self.stage == "lam" else "evaluation"
 
+
+PAINTS = "--cfg.preset conv-demo --cfg.batch-size 9"
+"""The latent action model that paints, with batches that take as long as the demo's."""
 CHOICES: dict[ChoiceName, Choice] = {
     "actions": Choice(
         "dynamics",
@@ -92,9 +103,15 @@ CHOICES: dict[ChoiceName, Choice] = {
     ),
     "lam": Choice(
         "lam",
-        "The latent action model: one that moves pixels, or one that paints (also in its other sizes)",
-        {"moves": "", "paints": "--cfg.preset conv-demo"},
+        "The latent action model: one that moves pixels, or one that paints, in as much time",
+        {"moves": "", "paints": PAINTS},
     ),
+    "stride": Choice(
+        "lam",
+        "Frames of the game per transition",
+        {"2": "", "1": "--cfg.stride 1", "4": "--cfg.stride 4"},
+    ),
+    "flips": Choice("lam", "Horizontal-flip augmentation", {"on": "", "off": "--cfg.no-flip"}),
     "codes": Choice(
         "lam",
         "How many latent actions, and how many of them in pairs of mirror images",
@@ -119,8 +136,8 @@ CHOICES: dict[ChoiceName, Choice] = {
         "lam",
         "Whether the decoder of a latent action model that paints sees more than the last frame",
         {
-            "seen": "--cfg.preset conv-demo",
-            "masked": "--cfg.preset conv-demo --cfg.model.no-history",
+            "seen": PAINTS,
+            "masked": f"{PAINTS} --cfg.model.no-history",
         },
     ),
     "neighbourhood": Choice(
@@ -214,7 +231,7 @@ class Config:
     """Levels of a dataset that is collected here."""
     tokenizer_steps: int = 1000
     """Training steps of each tokenizer."""
-    lam_steps: int = 350
+    lam_steps: int = 400
     """Training steps of each latent action model."""
     dynamics_steps: int = 350
     """Training steps of each dynamics model."""
@@ -272,6 +289,15 @@ class Variant(NamedTuple):
         choice = CHOICES[self.choice]
         return choice.variants[self.name] if choice.stage == stage else ""
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What has to be run for it, in order."""
+        needed: list[Stage] = [CHOICES[self.choice].measured_in]
+        for stage in reversed(INPUTS):
+            if any(stage in INPUTS[later] for later in needed):
+                needed.append(stage)
+        return tuple(reversed(needed))
+
     def changes(self, stage: Stage) -> bool:
         """Whether a stage, or one that it reads, has other flags than the demo's."""
         return bool(self.flags(stage)) or any(map(self.changes, INPUTS[stage]))
@@ -288,7 +314,7 @@ def main(cfg: Config) -> None:
         measure(cfg)
         records |= {choice: collect(cfg, choice) for choice in cfg.measured}
         files.write_text(path, json.dumps(records, indent=1) + "\n")
-    digits = {column.label: column.digits for column in COLUMNS}
+    digits = {column.label: column.digits for column in (*COLUMNS, *latent_actions.COLUMNS)}
     report.put(Path(cfg.docs), *MARKS, report.ablations(records, digits))
 
 
@@ -339,6 +365,11 @@ def command(cfg: Config, variant: Variant, stage: Stage) -> list[str]:
         flags |= {"data": dataset} if dataset else {}
         flags |= {"clips": cfg.clips, "frames": cfg.frames, "action-clips": cfg.action_clips}
         switches = ["--cfg.brief", f"--cfg.split={SPLIT}"]
+    elif stage == "lam_evaluation":
+        script = "evaluate_lam"
+        flags = {"run": at["lam"], "out": at[stage], "data": cfg.data or setup.DATA}
+        flags |= {"clips": cfg.clips, "action-clips": cfg.action_clips, "probe-steps": 0}
+        switches = [f"--cfg.split={SPLIT}"]
     else:
         script = f"train_{stage}"
         steps = training_steps(cfg, stage)
@@ -362,6 +393,8 @@ def is_done(cfg: Config, variant: Variant, stage: Stage) -> bool:
     at = folder(cfg, variant, stage)
     if stage == "evaluation":
         return is_evaluated(cfg, at)
+    if stage == "lam_evaluation":
+        return is_lam_evaluated(cfg, at)
     if cfg.worlds:
         return True
     return stage != "dataset" and checkpoint.latest(at) == training_steps(cfg, stage)
@@ -377,11 +410,19 @@ def is_evaluated(cfg: Config, at: Path) -> bool:
     return wanted.items() <= config.items()
 
 
+def is_lam_evaluated(cfg: Config, at: Path) -> bool:
+    """Whether a folder holds an evaluation of a latent action model on as many clips."""
+    if not (at / latent_actions.FILE).is_file():
+        return False
+    wanted = {"clips": cfg.clips, "action_clips": cfg.action_clips, "split": SPLIT}
+    return wanted.items() <= latent_actions.read(at).config.items()
+
+
 def measure(cfg: Config) -> None:
     """Run every stage that is missing."""
     every = list(variants(cfg))
     for number, variant in enumerate(every, 1):
-        for stage in INPUTS:
+        for stage in variant.stages:
             if not is_done(cfg, variant, stage):
                 progress = f"world {number} of {len(every)}"
                 console.rule(
@@ -403,20 +444,33 @@ def run_stage(words: list[str], stage: Stage) -> None:
 
 
 def collect(cfg: Config, choice: ChoiceName) -> dict[str, Any]:
-    """The numbers of COLUMNS of every variant of a choice, for JSON."""
-    rows = []
-    for variant in variants(replace(cfg, choices=(choice,))):
-        evaluation = record_file.read(folder(cfg, variant, "evaluation"))
-        row: dict[str, Any] = {"name": variant.name, "seed": variant.seed}
-        for column in COLUMNS:
-            values = headlines.value(evaluation, column)
-            if values is not None:
-                row[column.label] = values[0]
-        rows.append(row)
-    trained = () if cfg.worlds else ("tokenizer_steps", "lam_steps", "dynamics_steps")
-    scale = {name: getattr(cfg, name) for name in (*trained, "clips", "frames")} | {"split": SPLIT}
+    """The numbers of every variant of a choice, for JSON."""
+    rows = [
+        {"name": variant.name, "seed": variant.seed} | numbers(cfg, variant)
+        for variant in variants(replace(cfg, choices=(choice,)))
+    ]
+    if CHOICES[choice].measured_in == "lam_evaluation":
+        options = ("lam_steps", "clips", "action_clips")
+    elif cfg.worlds:
+        options = ("clips", "frames")
+    else:
+        options = ("tokenizer_steps", "lam_steps", "dynamics_steps", "clips", "frames")
+    scale = {name: getattr(cfg, name) for name in options} | {"split": SPLIT}
     machine = provenance.describe(torch.device("cpu"))
     return machine | {"about": CHOICES[choice].about, "scale": scale, "rows": rows}
+
+
+def numbers(cfg: Config, variant: Variant) -> dict[str, float]:
+    """The numbers of a variant by the labels of the table's columns."""
+    stage = CHOICES[variant.choice].measured_in
+    at = folder(cfg, variant, stage)
+    if stage == "lam_evaluation":
+        record = latent_actions.read(at)
+        found = {row.label: row.read(record) for row in latent_actions.COLUMNS}
+        return {label: number for label, number in found.items() if number is not None}
+    evaluation = record_file.read(at)
+    values = {column.label: headlines.value(evaluation, column) for column in COLUMNS}
+    return {label: value[0] for label, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -49,10 +50,8 @@ from genie_fn.evaluation.record import (
     Actions,
     Dataset,
     Evaluation,
-    FewLabels,
     HeldCodes,
     HeldKeys,
-    InverseDynamics,
     LongRollouts,
     Perceptual,
     Protocol,
@@ -286,12 +285,24 @@ def evaluate_actions(
         offsets, transitions = read_transitions(cfg, subject, cfg.split)
         latent = world.lam is not None
         report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
-    if report.recorded is not None and cfg.probe_steps:
-        model = evaluate_inverse_dynamics(cfg, subject, transitions, report, watch)
+    if world.lam is not None and report.recorded is not None and cfg.probe_steps:
+        size = tree.count(lam.encoder(world.lam.params))
+        settings = inverse_dynamics.settings(cfg.probe_steps, cfg.seed, subject.device)
+        with watch("inverse dynamics"):
+            model = inverse_dynamics.measure(
+                store, cfg.split, size, settings, transitions, report.recorded
+            )
         report = replace(report, inverse_dynamics=model)
     if report.recorded is not None and store.count("train"):
         with watch("labelled transitions"):
-            labels = evaluate_few_labels(cfg, subject, transitions, random.fold_in(key, 2))
+            labels = few_labels.measure(
+                store,
+                partial(conditioning, world),
+                transitions,
+                choices,
+                subject.device,
+                random.fold_in(key, 2),
+            )
         report = replace(report, few_labels=labels)
     if cfg.held:
         with watch("held actions"):
@@ -315,11 +326,8 @@ def read_transitions(
     cfg: Config, subject: Subject, split: str
 ) -> tuple[np.ndarray, actions.Transitions]:
     """Clips that are spread over a split, and the world's actions in them."""
-
-    def infer(frames: Tensor, recorded: Tensor) -> Tensor:
-        return conditioning(subject.world, frames, recorded)
-
     store = subject.store
+    infer = partial(conditioning, subject.world)
     offsets = actions.spread_clips(store, split, actions.CLIP, cfg.action_clips)
     codes = actions.map_clips(store, offsets, actions.CLIP, infer, subject.device)
     return offsets, actions.gather(store, offsets, actions.CLIP, codes)
@@ -348,54 +356,6 @@ def choose_keys(cfg: Config, subject: Subject, key: Tensor) -> Bundle:
     except UserError as error:
         console.print(f"the keys keep the actions that they had: {error}", soft_wrap=True)
     return loaded._replace(effects=effects, action_map=mapping or loaded.action_map)
-
-
-def evaluate_inverse_dynamics(
-    cfg: Config,
-    subject: Subject,
-    transitions: actions.Transitions,
-    report: Actions,
-    watch: Stopwatch,
-) -> InverseDynamics:
-    """Train the supervised inverse dynamics model on the train split, and score it."""
-    world, store, device = subject.world, subject.store, subject.device
-    assert world.lam is not None and report.recorded is not None
-    size = tree.count(lam.encoder(world.lam.params))
-    settings = inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device)
-    with watch("inverse dynamics"), torch.enable_grad():
-        model = inverse_dynamics.fit(store, size, settings)
-
-    def predict(frames: Tensor, recorded: Tensor) -> Tensor:
-        return inverse_dynamics.predict(model, frames)
-
-    offsets = actions.spread_clips(store, cfg.split, actions.CLIP, cfg.action_clips)
-    predicted = actions.map_clips(store, offsets, actions.CLIP, predict, device)
-    training = inverse_dynamics.Training(size, cfg.probe_steps, watch.seconds["inverse dynamics"])
-    return inverse_dynamics.evaluate(
-        model, training, transitions, predicted, report.recorded, store.action_names
-    )
-
-
-def evaluate_few_labels(
-    cfg: Config, subject: Subject, transitions: actions.Transitions, key: Tensor
-) -> FewLabels:
-    """Accuracy of maps to recorded actions that are fitted on transitions of the train split."""
-    world, store, device = subject.world, subject.store, subject.device
-    assert transitions.recorded is not None
-
-    def label(frames: Tensor, recorded: Tensor) -> Tensor:
-        return torch.stack((conditioning(world, frames, recorded), recorded), 1)
-
-    count = min(cfg.action_clips, few_labels.CLIPS)
-    offsets = actions.spread_clips(store, "train", actions.CLIP, count)
-    labelled = actions.map_clips(store, offsets, actions.CLIP, label, device)
-    return few_labels.evaluate(
-        few_labels.Pairs(*labelled.unbind(1)),
-        few_labels.Pairs(transitions.codes, transitions.recorded),
-        world.dynamics.cfg.actions,
-        store.action_names,
-        key.cpu(),
-    )
 
 
 def evaluate_held_codes(

@@ -5,6 +5,7 @@ labelled transitions, which are drawn at random from clips of the train split. A
 of the evaluated transitions whose recorded action is predicted in this way.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genie_fn import random
+from genie_fn.data import Store
 from genie_fn.evaluation import actions as action_statistics
 from genie_fn.evaluation import statistics
+from genie_fn.evaluation.actions import Transitions
 from genie_fn.evaluation.record import FewLabels, LabelCurve
 
 NUMBERS = (10, 50, 200)
@@ -28,6 +31,30 @@ class Pairs(NamedTuple):
 
     codes: Tensor
     recorded: Tensor
+
+
+def measure(
+    store: Store,
+    infer: Callable[[Tensor, Tensor], Tensor],
+    transitions: Transitions,
+    actions: int,
+    device: torch.device,
+    key: Tensor,
+) -> FewLabels:
+    """Accuracies on `transitions`, with labelled ones of at most as many clips of the train split.
+
+    `infer` maps frames and recorded actions to latent actions.
+    """
+    assert transitions.recorded is not None
+
+    def label(frames: Tensor, recorded: Tensor) -> Tensor:
+        return torch.stack((infer(frames, recorded), recorded), 1)
+
+    count = min(len(transitions.codes), CLIPS)
+    offsets = action_statistics.spread_clips(store, "train", action_statistics.CLIP, count)
+    labelled = action_statistics.map_clips(store, offsets, action_statistics.CLIP, label, device)
+    tested = Pairs(transitions.codes, transitions.recorded)
+    return evaluate(Pairs(*labelled.unbind(1)), tested, actions, store.action_names, key.cpu())
 
 
 def evaluate(

@@ -5,6 +5,7 @@ model is compared with a network of its own size: from a frame, the next one and
 differences, to the recorded action between.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -140,6 +141,30 @@ class Training(NamedTuple):
     encoder_parameters: int
     steps: int
     seconds: float
+
+
+def measure(
+    store: Store, split: str, size: int, cfg: RunConfig, transitions: Transitions, latent: Recorded
+) -> InverseDynamics:
+    """Train a model of at most `size` parameters, and score it on the transitions of a split.
+
+    These are of `actions.spread_clips`, and `latent` describes the latent actions of the same.
+    """
+    began = time.perf_counter()
+    with torch.enable_grad():
+        model = fit(store, size, cfg)
+    training = Training(size, cfg.steps, round(time.perf_counter() - began, 1))
+    offsets = action_statistics.spread_clips(
+        store, split, action_statistics.CLIP, len(transitions.codes)
+    )
+    predicted = action_statistics.map_clips(
+        store,
+        offsets,
+        action_statistics.CLIP,
+        lambda frames, _: predict(model, frames),
+        torch.device(cfg.device),
+    )
+    return evaluate(model, training, transitions, predicted, latent, store.action_names)
 
 
 def evaluate(

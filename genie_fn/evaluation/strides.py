@@ -16,8 +16,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import data, lam, layers, metrics, quantize, random
+from genie_fn import data, lam, quantize, random
 from genie_fn.errors import UserError
+from genie_fn.evaluation import latent_actions
+from genie_fn.evaluation.latent_actions import Predictions
 from genie_fn.lam import LamConfig
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.runtime.console import console
@@ -41,9 +43,6 @@ FRAMES = 5
 """Frames of these clips, at most."""
 CLIPS = 64
 """Held-out clips, at most."""
-CHUNK = 8
-"""Clips that are predicted at once."""
-SHUFFLES = 4
 TOLERANCE = 0.1
 """By how much less than the largest cost that of the chosen stride may be, as a share."""
 LEAST = 0.05
@@ -51,16 +50,15 @@ LEAST = 0.05
 
 
 class Trial(NamedTuple):
-    """The PSNR of held-out predictions at a stride, in dB."""
+    """How well the model of a stride predicts held-out frames."""
 
     stride: int
-    inferred: float
-    shuffled: float
+    predictions: Predictions
 
     @property
     def cost(self) -> float:
         """What shuffling costs, in dB."""
-        return self.inferred - self.shuffled
+        return self.predictions.cost
 
 
 class _Candidate(NamedTuple):
@@ -83,7 +81,8 @@ def choose(cfg: RunConfig, model: LamConfig, store: data.Store) -> int:
     trials = compare(_settings(cfg), small, fitting(store, cfg, STRIDES))
     table = Table("stride", "PSNR", "with shuffled actions", "shuffling costs")
     for trial in trials:
-        shown = (f"{x:.2f} dB" for x in (trial.inferred, trial.shuffled, trial.cost))
+        quality = trial.predictions
+        shown = (f"{x:.2f} dB" for x in (quality.inferred, quality.shuffled, trial.cost))
         table.add_row(str(trial.stride), *shown)
     console.print(table)
     chosen = pick(trials)
@@ -179,7 +178,10 @@ def compare(cfg: RunConfig, model: LamConfig, stores: Sequence[data.Store]) -> l
             if processes.is_any(time.monotonic() > end):
                 break
     return [
-        Trial(candidate.stride, *shuffling(state.params, candidate.held_out, model, backend))
+        Trial(
+            candidate.stride,
+            latent_actions.shuffling(state.params, candidate.held_out, model, backend),
+        )
         for candidate, state in zip(candidates, states, strict=True)
     ]
 
@@ -208,30 +210,3 @@ def _objective(model: LamConfig, backend: Backend) -> Objective:
 def _cropped(frames: Tensor, model: LamConfig) -> Tensor:
     """The upper left part of frames (..., H, W, 3), of the model's size."""
     return frames[..., : model.height, : model.width, :]
-
-
-@torch.no_grad()
-def shuffling(
-    params: Tree, frames: Tensor, model: LamConfig, backend: Backend = AUTO
-) -> tuple[float, float]:
-    """PSNR in dB of uint8 clips (B, T, H, W, 3), each frame predicted from the one before it and
-    its inferred action, and the same with actions shuffled across all transitions."""
-    chunks = frames.split(CHUNK)
-    ids = torch.cat([lam.infer_actions(params, x, model, backend=backend) for x in chunks])
-
-    def error(actions: Tensor) -> Tensor:
-        """The mean squared error of the predictions with actions (B, T-1)."""
-        errors = []
-        for x, chosen in zip(chunks, actions.split(CHUNK), strict=True):
-            video = layers.to_float(x)
-            codes = lam.lookup(params, chosen, model)
-            predicted = lam.decode(params, video[:, :-1], codes, model, backend=backend)
-            errors.append((predicted - video[:, 1:]).square().mean((1, 2, 3, 4)))
-        return torch.cat(errors).mean()
-
-    key = random.key(0, frames.device)
-    orders = [
-        random.uniform(random.fold_in(key, i), (ids.numel(),)).argsort() for i in range(SHUFFLES)
-    ]
-    shuffled = torch.stack([error(ids.flatten()[order].reshape(ids.shape)) for order in orders])
-    return metrics.psnr(error(ids)).item(), metrics.psnr(shuffled.mean()).item()

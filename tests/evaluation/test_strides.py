@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import train_dynamics
 import train_lam
 import train_tokenizer
-from genie_fn import data, lam, random, tree
+from genie_fn import data
 from genie_fn.errors import UserError
 from genie_fn.evaluation import strides
+from genie_fn.evaluation.latent_actions import Predictions
 from genie_fn.evaluation.strides import Trial
 from genie_fn.lam import LamConfig
 from genie_fn.nets.flow import FlowConfig
@@ -76,18 +76,14 @@ def test_the_stride_is_the_one_at_which_motion_shows(store, tmp_path, monkeypatc
 
 
 def test_the_smallest_of_nearly_equal_strides_is_picked():
-    trials = [Trial(1, 20, 19), Trial(2, 20, 18.1), Trial(4, 15, 13), Trial(8, 12, 11)]
+    def trial(stride: int, inferred: float, shuffled: float) -> Trial:
+        return Trial(stride, Predictions(inferred, shuffled, 0.0))
+
+    trials = [trial(1, 20, 19), trial(2, 20, 18.1), trial(4, 15, 13), trial(8, 12, 11)]
     assert strides.pick(trials) == 2
-    assert strides.pick([*trials, Trial(16, 15, 12)]) == 16
+    assert strides.pick([*trials, trial(16, 15, 12)]) == 16
     with pytest.raises(UserError, match="give a number"):
-        strides.pick([Trial(1, 20, 19.99), Trial(2, 20, 20.5)])
-
-
-def test_shuffling_actions_that_are_all_the_same_costs_nothing():
-    texture = random.randint(random.key(0), (1, 1, SIDE, SIDE, 3), 0, 256).to(torch.uint8)
-    params = tree.init(lam.spec(MODEL), random.key(1))
-    inferred, shuffled = strides.shuffling(params, texture.expand(3, 4, -1, -1, -1), MODEL)
-    assert inferred == shuffled and 0 < inferred < 60
+        strides.pick([trial(1, 20, 19.99), trial(2, 20, 20.5)])
 
 
 def test_strides_without_clips_are_left_out_and_other_models_are_tried_by_the_demos(

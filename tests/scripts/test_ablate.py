@@ -58,6 +58,8 @@ def test_stages_read_what_earlier_ones_wrote(monkeypatch, stage):
         "dynamics": at["dynamics"],
     }
     names = {"dataset": "data", "dynamics": "run", "tokenizer": "tokenizer", "lam": "lam"}
+    if stage == "lam_evaluation":
+        names["lam"] = "run"
     for earlier in ablate.INPUTS[stage]:
         given = getattr(cfg, names[earlier])
         assert given in (wanted[earlier], (wanted[earlier],))  # training takes several datasets
@@ -76,6 +78,12 @@ def test_variants_share_what_their_choice_does_not_touch():
     assert at("lam", "actions", "add", 0) != ablate.folder(
         replace(CFG, lam_steps=7), Variant("actions", "add", 0), "lam"
     )
+
+
+def test_choices_of_latent_actions_are_measured_in_their_model_alone():
+    assert Variant("stride", "4", 0).stages == ("dataset", "lam", "lam_evaluation")
+    every = ("dataset", "tokenizer", "lam", "dynamics", "evaluation")
+    assert Variant("quantizer", "lfq", 0).stages == Variant("steps", "2", 0).stages == every
 
 
 def test_the_table_shows_means_and_paired_differences(tmp_path):
@@ -104,7 +112,7 @@ def test_trained_worlds_replace_seeds(monkeypatch):
     assert len(every) == 2 * len(ablate.CHOICES["steps"].variants)
     assert len({ablate.folder(cfg, variant, "evaluation") for variant in every}) == len(every)
     for variant in every:
-        made = [stage for stage in ablate.INPUTS if not ablate.is_done(cfg, variant, stage)]
+        made = [stage for stage in variant.stages if not ablate.is_done(cfg, variant, stage)]
         assert made == ["evaluation"]
         found = parsed(monkeypatch, ablate.command(cfg, variant, "evaluation"))
         assert found.run == cfg.worlds[variant.seed] and found.sample.steps == int(variant.name)

@@ -8,6 +8,7 @@ import ablate
 import benchmark
 import clone
 import evaluate
+import evaluate_lam
 import export_world
 import generate_dataset
 import import_videos
@@ -22,6 +23,7 @@ CASES = {
     "play": (play.main, play.Config(actions="1"), "output", ".mp4"),
     "evaluate": (evaluate.main, evaluate.Config(), "out", ""),
     "compare": (evaluate.main, evaluate.Config(compare=("a",)), "out", ""),
+    "evaluate a latent action model": (evaluate_lam.main, evaluate_lam.Config(), "out", ""),
     "export": (export_world.main, export_world.Config(), "output", ".safetensors"),
     "clone": (clone.main, clone.Config(), "out", ""),
     "collect": (generate_dataset.main, generate_dataset.Config(), "root", ""),
