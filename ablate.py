@@ -114,12 +114,14 @@ CHOICES: dict[ChoiceName, Choice] = {
     "flips": Choice("lam", "Horizontal-flip augmentation", {"on": "", "off": "--cfg.no-flip"}),
     "codes": Choice(
         "lam",
-        "How many latent actions, and how many of them in pairs of mirror images",
+        "How many latent actions, how many of them in pairs of mirror images; a product of two codebooks",
         {
             "6-with-2-pairs": "",
             "6": "--cfg.model.quantizer.pairs 0",
             "9-with-3-pairs": "--cfg.model.quantizer.codes 9 --cfg.model.quantizer.pairs 3",
             "8": "--cfg.model.quantizer.codes 8 --cfg.model.quantizer.pairs 0",
+            "3-times-3": "--cfg.model.quantizer.codes 9 --cfg.model.quantizer.pairs 0"
+            " --cfg.model.quantizer.books 2",
         },
     ),
     "labels": Choice(

@@ -427,10 +427,12 @@ def code_initialiser(
 ) -> Callable[[Tree], Tree] | None:
     """A function that adapts random initial parameters to the tokenizer's codes, or None.
 
-    Of a codebook without order (VQ), the digits of an id mean nothing by themselves.
+    Codes of VQ are without order, so the digits of an id mean something only where each is a code of
+    its own codebook.
     """
     quantizer = stage.cfg.quantizer
-    if not cfg.code_init or quantizer.kind == "vq" and len(cfg.model.sizes) > 1:
+    books = (quantizer.book_codes,) * quantizer.books
+    if not cfg.code_init or quantizer.kind == "vq" and tuple(cfg.model.sizes) != books:
         return None
     codes = quantize.factor_codes(stage.params["quantizer"], quantizer, cfg.model.sizes, device)
     key = random.fold_in(random.key(cfg.seed, device), zlib.crc32(b"codes"))

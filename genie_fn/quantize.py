@@ -32,8 +32,9 @@ class QuantizerConfig:
     latent_dim: int = 32
     """Width of the codes of VQ. LFQ's is log2(codes)."""
     books: int = 1
-    """LFQ: the number of codebooks into which the bits are divided. Each has its own entropies; an
-    id names one code of each."""
+    """The number of codebooks into which the channels are divided; an id names one code of each, so
+    that `codes` is the product of their sizes. LFQ: each has its own entropies. VQ: each has the same
+    number of codes."""
     input_dim: int = 0
     """Width of what is quantised, if it differs from that of the codes: then a linear layer comes
     before the quantiser and one after it. 0: the same width."""
@@ -77,15 +78,19 @@ class QuantizerConfig:
                 f"not {self.latent_dim} and {self.input_dim}"
             )
         KINDS[self.kind].check(self)
-        if self.books < 1 or self.books > 1 and (self.kind != "lfq" or self.dim % self.books):
+        if self.books < 1 or self.dim % self.books:
             raise UserError(
-                f"{self.books} codebooks need lfq and equal shares of its {self.dim} bits: "
+                f"{self.books} codebooks cannot have equal shares of {self.dim} channels: "
                 "change --cfg.model.quantizer.books"
             )
         if self.kind != "vq" and (self.pairs or self.sphere):
             raise UserError(
                 f"pairs of codes and codes on a sphere are of vq, not of {self.kind}: add "
                 "--cfg.model.quantizer.pairs 0 --cfg.model.quantizer.no-sphere"
+            )
+        if self.pairs and self.books > 1:
+            raise UserError(
+                "pairs of codes need a single codebook: set --cfg.model.quantizer.pairs 0 or .books 1"
             )
         if self.pairs and self.input_dim:
             raise UserError(
@@ -123,6 +128,16 @@ class QuantizerConfig:
         """Channels of the quantiser's input and output."""
         return self.input_dim or self.dim
 
+    @property
+    def book_codes(self) -> int:
+        """The codes of each codebook."""
+        return round(self.codes ** (1 / self.books))
+
+    @property
+    def entries(self) -> int:
+        """The codes of all codebooks together."""
+        return self.books * self.book_codes
+
 
 class Quantized(NamedTuple):
     """The result of `quantize` for z (..., width)."""
@@ -136,7 +151,8 @@ class Quantized(NamedTuple):
     z: Tensor
     """The quantised vectors, (..., K), detached."""
     use_V: Tensor
-    """Each code's share of the ids."""
+    """Each code's share of the ids; of VQ with several codebooks, each entry's share of the choices
+    of all codebooks."""
 
 
 def _no_check(cfg: QuantizerConfig) -> None:
@@ -206,7 +222,7 @@ def unquantized(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Tensor:
     if cfg.input_dim:
         z = layers.linear(params["in"], z)
     if cfg.sphere:
-        z = _on_sphere(z)
+        z = torch.cat([_on_sphere(part) for part in z.chunk(cfg.books, -1)], -1)
     return layers.linear(params["out"], z) if cfg.input_dim else z
 
 
@@ -356,20 +372,30 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     """The nearest vectors of the codebook, with van den Oord's two losses.
 
     The loss moves the codebook towards its inputs and, with the weight `commit`, the inputs towards
-    their codes.
+    their codes. With several codebooks, each quantises its share of the channels (product
+    quantisation: Jégou et al. 2011, section II): the rows of `codebook_VK` are those of the first,
+    then those of the second, and so on, and ids are Σ digit_b · (V / books)^b.
     """
     z = z.float()
-    if cfg.sphere:
-        z = _on_sphere(z)
-    codebook_VK = _entries(codebook_VK, cfg)
-    flat_MK = z.flatten(0, -2)
-    distance_MV = codebook_VK.square().sum(-1) - 2 * flat_MK @ codebook_VK.T
-    ids = distance_MV.argmin(-1).reshape(z.shape[:-1])
-    # A product, not a gather, whose gradient is summed in any order, so that runs do not repeat.
-    codes = F.one_hot(ids, cfg.codes).to(z.dtype) @ codebook_VK
-    commit = (z - codes.detach()).square().mean()
-    loss = cfg.commit * commit + (codes - z.detach()).square().mean()
-    return _quantized(z, z + (codes - z).detach(), ids, loss, {"commit": commit}, cfg)
+    books_BVK = _entries(codebook_VK, cfg).chunk(cfg.books)
+    parts = [_on_sphere(part) if cfg.sphere else part for part in z.chunk(cfg.books, -1)]
+    digits: list[Tensor] = []
+    codes: list[Tensor] = []
+    for part, book_VK in zip(parts, books_BVK, strict=True):
+        flat_MK = part.flatten(0, -2)
+        distance_MV = book_VK.square().sum(-1) - 2 * flat_MK @ book_VK.T
+        digit = distance_MV.argmin(-1).reshape(z.shape[:-1])
+        # A product, not a gather, whose gradient is summed in any order, so that runs do not repeat.
+        codes.append(F.one_hot(digit, cfg.book_codes).to(z.dtype) @ book_VK)
+        digits.append(digit)
+    z, chosen = torch.cat(parts, -1), torch.cat(codes, -1)
+    commit = (z - chosen.detach()).square().mean()
+    loss = cfg.commit * commit + (chosen - z.detach()).square().mean()
+    ids = torch.stack([digit * cfg.book_codes**i for i, digit in enumerate(digits)]).sum(0)
+    entry = torch.stack([digit + i * cfg.book_codes for i, digit in enumerate(digits)])
+    use_V = code_use(entry, cfg.entries)
+    scores = {"commit": commit, "use": use_V}
+    return Quantized(z + (chosen - z).detach(), ids, loss, scores, z.detach(), use_V)
 
 
 def _entries(codebook_VK: Tensor, cfg: QuantizerConfig) -> Tensor:
@@ -402,11 +428,26 @@ def _vq_quantize(
 
 
 def _vq_lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
-    return _entries(params["codebook"], cfg)[ids]
+    entries_VK = _entries(params["codebook"], cfg)
+    codes: list[Tensor] = []
+    for book in range(cfg.books):
+        digit = ids // cfg.book_codes**book % cfg.book_codes
+        codes.append(entries_VK[book * cfg.book_codes + digit])
+    return torch.cat(codes, -1)
 
 
 def _vq_spec(cfg: QuantizerConfig) -> Tree:
-    return {"codebook": ParamSpec((cfg.codes, cfg.dim), std=1.0, decay=False, whole=True)}
+    shape = (cfg.entries, cfg.dim // cfg.books)
+    return {"codebook": ParamSpec(shape, std=1.0, decay=False, whole=True)}
+
+
+def _vq_check(cfg: QuantizerConfig) -> None:
+    if cfg.books > 1 and (cfg.book_codes**cfg.books != cfg.codes or cfg.book_codes < 2):
+        size = max(cfg.book_codes, 2)
+        raise UserError(
+            f"{cfg.codes} codes cannot be divided into {cfg.books} codebooks of equal size: set "
+            f"--cfg.model.quantizer.codes {size**cfg.books} for {size} in each, or change .books"
+        )
 
 
 # Restarts of dead codes
@@ -419,8 +460,8 @@ def initial_use(cfg: QuantizerConfig, device: torch.device | str | None = None) 
     """
     if not KINDS[cfg.kind].restarts:
         return {}
-    share = 0.0 if cfg.from_inputs else 1 / cfg.codes
-    return {"use": torch.full((cfg.codes,), share, device=device)}
+    share = 0.0 if cfg.from_inputs else 1 / cfg.entries
+    return {"use": torch.full((cfg.entries,), share, device=device)}
 
 
 def codebook_update(cfg: QuantizerConfig, model: str = "") -> CodebookUpdate | None:
@@ -433,7 +474,7 @@ def codebook_update(cfg: QuantizerConfig, model: str = "") -> CodebookUpdate | N
         return None
 
     def collect(q: Quantized, key: Tensor, microbatch: Microbatch) -> Tree:
-        picks_VK = pick_inputs(q.z, key, cfg.codes, microbatch)
+        picks_VK = _own_channels(pick_inputs(q.z, key, cfg.entries, microbatch), cfg)
         return {"use": q.use_V / microbatch.count, "picks": picks_VK}
 
     def apply(params: Tree, stats: Tree, sums: Tree) -> tuple[Tree, Tree]:
@@ -459,6 +500,12 @@ def pick_inputs(z: Tensor, key: Tensor, count: int, microbatch: Microbatch = WHO
     return torch.where(here_V[:, None], flat_MK[row_V.clamp(0, rows - 1)], 0.0)
 
 
+def _own_channels(picks_VK: Tensor, cfg: QuantizerConfig) -> Tensor:
+    """Of an input for each entry of the codebooks, the channels of its codebook."""
+    by_book = picks_VK.chunk(cfg.books)
+    return torch.cat([picks.chunk(cfg.books, -1)[book] for book, picks in enumerate(by_book)])
+
+
 def reset_dead_codes(
     codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: QuantizerConfig
 ) -> tuple[Tensor, Tensor]:
@@ -467,9 +514,9 @@ def reset_dead_codes(
     Returns the new codebook and use. A moved code starts with uniform use, so that it has time to
     be chosen. Mirror images share their parameters, so they are moved together, by their mean use.
     """
-    dead_V = _by_pair(use_V, cfg) < cfg.reset_below / cfg.codes
+    dead_V = _by_pair(use_V, cfg) < cfg.reset_below / cfg.entries
     codebook = torch.where(dead_V[:, None], picks_VK, codebook_VK)
-    return codebook, torch.where(dead_V, 1.0 / cfg.codes, use_V)
+    return codebook, torch.where(dead_V, 1.0 / cfg.entries, use_V)
 
 
 def _by_pair(use_V: Tensor, cfg: QuantizerConfig) -> Tensor:
@@ -490,6 +537,7 @@ KINDS: dict[str, Kind] = {
         dim=_vq_dim,
         quantize=_vq_quantize,
         lookup=_vq_lookup,
+        check=_vq_check,
         spec=_vq_spec,
         restarts=True,
     ),

@@ -296,6 +296,48 @@ def test_every_codebook_has_its_own_entropies():
     torch.testing.assert_close(both.loss, sum(h.loss for h in halves) / 2)
 
 
+TWO_BOOKS = QuantizerConfig(kind="vq", codes=5**2, books=2, latent_dim=6, commit=0.25)
+
+
+@pytest.mark.parametrize("sphere", [False, True])
+def test_each_codebook_of_vq_quantises_its_channels(sphere):
+    cfg = replace(TWO_BOOKS, sphere=sphere)
+    z = random.normal(random.key(0), (7, 4, 6))
+    params = tree.init(quantize.spec(cfg), random.key(1))
+    both = quantize.quantize(params, z, cfg)
+    one = replace(VQ, sphere=sphere)
+    halves = [
+        quantize.vq(book, half, one)
+        for book, half in zip(params["codebook"].chunk(2), z.chunk(2, -1), strict=True)
+    ]
+    assert torch.equal(both.ids, halves[0].ids + 5 * halves[1].ids)
+    torch.testing.assert_close(both.codes, torch.cat([half.codes for half in halves], -1))
+    torch.testing.assert_close(both.loss, sum(half.loss for half in halves) / 2)
+    torch.testing.assert_close(both.use_V, torch.cat([half.use_V for half in halves]) / 2)
+    torch.testing.assert_close(quantize.lookup(params, both.ids, cfg), both.codes)
+    torch.testing.assert_close(
+        quantize.unquantized(params, z, cfg), torch.cat([half.z for half in halves], -1)
+    )
+    first, second = quantize.factor_codes(params, cfg, (5, 5))
+    assert first.shape == second.shape == (5, 3)
+
+
+def test_unused_codes_of_each_codebook_are_moved_onto_their_channels_of_inputs():
+    book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
+    params = {"quantizer": {"codebook": torch.cat((book, book))}}
+    stats = quantize.initial_use(TWO_BOOKS)
+    z = random.normal(random.key(0), (64, 6)) + torch.tensor([0.0] * 3 + [50.0] * 3)
+    update = quantize.codebook_update(TWO_BOOKS)
+    for s in range(200):
+        q = quantize.quantize(params["quantizer"], z, TWO_BOOKS)
+        key = random.fold_in(random.key(1), s)
+        params, stats = update.apply(params, stats, update.collect(q, key, WHOLE_BATCH))
+    first, second = params["quantizer"]["codebook"].chunk(2)
+    assert first.abs().max() < 10 and (second[1:] - 50).abs().max() < 10
+    used = quantize.quantize(params["quantizer"], z, TWO_BOOKS).use_V
+    assert (used > 0).sum() >= 9, "the zero of the second codebook is far from its inputs"
+
+
 def test_a_share_of_the_samples_is_spread_evenly():
     part = lfq.spread_rows(1000, 0.1, torch.device("cpu"))
     assert len(part) == 100 == len(part.unique())
@@ -332,9 +374,19 @@ def test_linear_layers_lead_to_the_code_width_and_back(kind, bias):
 
 
 def test_impossible_quantisers_are_refused():
-    for options in ({"books": 3}, {"books": 0}, {"kind": "vq", "books": 2}, {"frac_sample": 0.0}):
+    vq = {"kind": "vq", "sphere": True}
+    for options in (
+        {"books": 3},
+        {"books": 0},
+        {"frac_sample": 0.0},
+        vq | {"books": 3, "latent_dim": 6},
+        vq | {"books": 2, "latent_dim": 5},
+        vq | {"books": 2, "pairs": 1},
+    ):
         with pytest.raises(UserError):
             QuantizerConfig(codes=2**10, **options)
+    with pytest.raises(UserError, match=r"codes 16 for 4 in each"):
+        QuantizerConfig(kind="vq", codes=15, books=2)
 
 
 def test_only_lfq_reads_how_lfq_is_computed():
