@@ -35,7 +35,7 @@ demo: $(READY) ## collect data, train the three stages, evaluate; run it again t
 	$(BIN)/python train_tokenizer.py --cfg.preset demo --cfg.resume
 	$(BIN)/python train_lam.py --cfg.preset demo --cfg.resume
 	$(BIN)/python train_dynamics.py --cfg.preset demo --cfg.resume
-	$(BIN)/python evaluate.py --cfg.prompts 1 --cfg.long-frames 50
+	$(BIN)/python evaluate.py --cfg.prompts 1 --cfg.no-extra-methods --cfg.long-frames 50
 
 speedrun: $(READY) ## the best world that 20 minutes buy; its row goes to benchmarks/records
 	$(BIN)/python speedrun.py

@@ -100,10 +100,12 @@ class Config:
     """Frames from which LEFT and RIGHT are held, for data of a game with such keys; 0: none."""
     probe_steps: int = 400
     """Training steps of the supervised inverse dynamics model, for latent actions; 0: none."""
+    extra_methods: bool = True
+    """Also evaluate joint decoding and teacher forcing, which are not in the headlines."""
     brief: bool = False
     """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, long
-    rollouts, held keys and the inverse dynamics model, whatever --cfg.long-frames, --cfg.held and
-    --cfg.probe-steps say."""
+    rollouts, held keys and the inverse dynamics model, whatever --cfg.extra-methods,
+    --cfg.long-frames, --cfg.held and --cfg.probe-steps say."""
     out: str = ""
     """The folder of the results; by default `evaluation` in the run's folder, or in a folder named
     like the world file."""
@@ -155,6 +157,14 @@ class HeldOut(NamedTuple):
     """(B,)."""
 
 
+class Measured(NamedTuple):
+    """The clips of a split that actions are analysed on."""
+
+    split: str
+    offsets: np.ndarray
+    transitions: actions.Transitions
+
+
 class Stopwatch:
     """Displays what is being measured, and records the seconds that it takes."""
 
@@ -166,7 +176,8 @@ class Stopwatch:
         began = time.perf_counter()
         with stage(f"measuring {name}"):
             yield
-        self.seconds[name] = round(time.perf_counter() - began, 1)
+        elapsed = time.perf_counter() - began
+        self.seconds[name] = round(self.seconds.get(name, 0) + elapsed, 1)
 
 
 def main(cfg: Config) -> None:
@@ -174,7 +185,7 @@ def main(cfg: Config) -> None:
         return compare(cfg)
     cfg = replace(cfg, run=cfg.world or cfg.run)
     if cfg.brief:
-        cfg = replace(cfg, held=0, probe_steps=0, long_frames=0)
+        cfg = replace(cfg, held=0, probe_steps=0, long_frames=0, extra_methods=False)
     out = Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation")
     files.check_outputs("--cfg.out", *(out / name for name in FILES))
     evaluation, images = evaluate(cfg)
@@ -210,9 +221,12 @@ def evaluate(cfg: Config) -> tuple[Evaluation, Pictures]:
         transferred = transfer.evaluate(
             prompted, videos[first], first, level, random.fold_in(keys[2], 1)
         )
-    report, examples = evaluate_actions(cfg, subject, keys[3], watch)
+    with watch("actions"):
+        measured = read_transitions(cfg, subject, cfg.split)
+    report, examples = evaluate_actions(cfg, subject, measured, keys[3], watch)
     with watch("keys"):
-        subject = subject._replace(loaded=choose_keys(cfg, subject, random.fold_in(keys[4], 1)))
+        loaded = choose_keys(cfg, subject, measured, random.fold_in(keys[4], 1))
+        subject = subject._replace(loaded=loaded)
     with watch("held keys"):
         held, films = evaluate_held_keys(cfg, subject, keys[4])
     evaluation = Evaluation(
@@ -268,7 +282,7 @@ def evaluate_protocol(
     world = subject.world
     start = max(cfg.prompts) - prompt
     clips = from_frame(world, held_out.clips, start, held_out.recorded)
-    videos = rollouts.generate_all(world, clips, prompt, keys[0], cfg.sample, cfg.brief)
+    videos = rollouts.generate_all(world, clips, prompt, keys[0], cfg.sample, cfg.extra_methods)
     future = clips.frames[:, prompt:]
     likeness = perceptual.measure(networks, future, videos["own_actions"])
     level = torch.from_numpy(held_out.levels)
@@ -276,13 +290,13 @@ def evaluate_protocol(
 
 
 def evaluate_actions(
-    cfg: Config, subject: Subject, key: Tensor, watch: Stopwatch
+    cfg: Config, subject: Subject, measured: Measured, key: Tensor, watch: Stopwatch
 ) -> tuple[Actions, list[Picture]]:
     """Statistics of the actions, and pictures of examples of each."""
     world, store = subject.world, subject.store
     choices = world.dynamics.cfg.actions
+    _, offsets, transitions = measured
     with watch("actions"):
-        offsets, transitions = read_transitions(cfg, subject, cfg.split)
         latent = world.lam is not None
         report = actions.describe(transitions, choices, store.action_names, latent, key.cpu())
     if world.lam is not None and report.recorded is not None and cfg.probe_steps:
@@ -322,18 +336,16 @@ def evaluate_actions(
     return report, images
 
 
-def read_transitions(
-    cfg: Config, subject: Subject, split: str
-) -> tuple[np.ndarray, actions.Transitions]:
+def read_transitions(cfg: Config, subject: Subject, split: str) -> Measured:
     """Clips that are spread over a split, and the world's actions in them."""
     store = subject.store
     infer = partial(conditioning, subject.world)
     offsets = actions.spread_clips(store, split, actions.CLIP, cfg.action_clips)
     codes = actions.map_clips(store, offsets, actions.CLIP, infer, subject.device)
-    return offsets, actions.gather(store, offsets, actions.CLIP, codes)
+    return Measured(split, offsets, actions.gather(store, offsets, actions.CLIP, codes))
 
 
-def choose_keys(cfg: Config, subject: Subject, key: Tensor) -> Bundle:
+def choose_keys(cfg: Config, subject: Subject, measured: Measured, key: Tensor) -> Bundle:
     """The world with the keys of play. A world file, and a world of recorded actions, has its own.
 
     For a run of latent actions, the effects of the actions, and the map between them and recorded
@@ -345,7 +357,9 @@ def choose_keys(cfg: Config, subject: Subject, key: Tensor) -> Bundle:
         return loaded
     choices = loaded.world.dynamics.cfg.actions
     split = action_effects.split_of(store)
-    offsets, transitions = read_transitions(cfg, subject, split)
+    if split != measured.split:
+        measured = read_transitions(cfg, subject, split)
+    _, offsets, transitions = measured
     found = actions.compare(transitions, choices, store.action_names, key.cpu())
     effects = action_effects.describe(store, offsets, transitions.codes, transitions.shift, choices)
     mapping = None if found is None else actions.to_map(found)

@@ -119,7 +119,7 @@ def generate_all(
     prompt: int,
     key: Tensor,
     sample: SampleConfig,
-    brief: bool = False,
+    extra_methods: bool = True,
 ) -> Videos:
     """The frames after the prompt by every method.
 
@@ -127,8 +127,8 @@ def generate_all(
     `shuffled`: another clip's; `random`: uniform ones of those that occur. These three share random
     numbers, so that a world that ignores its actions generates the same frames. `joint`: joint decoding of all frames;
     `teacher_forcing`: every frame from the recorded ones before it (from one prompt frame only:
-    with more, the methods hardly differ); `copy_last`: the last prompt frame. `brief` leaves out
-    `joint` and `teacher_forcing`.
+    with more, the methods hardly differ); `copy_last`: the last prompt frame. Without `extra_methods`,
+    `joint` and `teacher_forcing` are left out.
     """
     action_key, key = random.split(key).unbind(0)
     sequences = action_sequences(clips, prompt, action_key)
@@ -138,9 +138,9 @@ def generate_all(
         )
         for method, actions in sequences.items()
     }
-    if not brief:
+    if extra_methods:
         videos["joint"] = joint(world, clips, prompt, key, sample)
-    if prompt == 1 and not brief:
+    if extra_methods and prompt == 1:
         videos["teacher_forcing"] = teacher_forcing(world, clips, prompt, key, sample)
     last = clips.frames[:, prompt - 1 : prompt]
     videos["copy_last"] = last.expand_as(videos["own_actions"])

@@ -101,12 +101,12 @@ def test_a_free_running_rollout_is_that_of_the_world():
     assert torch.equal(found, expected)
 
 
-def test_brief_leaves_out_two_methods_and_changes_no_other():
+def test_leaving_out_two_methods_changes_no_other():
     model = handmade(controllable=True)
     shown = held_out(model, 4)
     every, fewer = (
-        rollouts.generate_all(model, shown, 1, random.key(3), SAMPLE, brief)
-        for brief in (False, True)
+        rollouts.generate_all(model, shown, 1, random.key(3), SAMPLE, extra)
+        for extra in (True, False)
     )
     assert every.keys() - fewer.keys() == {"joint", "teacher_forcing"}
     assert all(torch.equal(every[method], fewer[method]) for method in fewer)
