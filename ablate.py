@@ -63,7 +63,10 @@ ChoiceName = Literal[
     "history",
     "neighbourhood",
     "code-init",
+    "masks",
+    "wrong-tokens",
     "codebook",
+    "codebooks",
     "order",
     "steps",
     "temperature",
@@ -156,6 +159,24 @@ CHOICES: dict[ChoiceName, Choice] = {
         "dynamics",
         "Whether embeddings and head are initialised from the tokenizer's codes, or at random",
         {"codes": "", "random": "--cfg.no-code-init"},
+    ),
+    "masks": Choice(
+        "dynamics",
+        "The smallest share of hidden tokens in training",
+        {"0.5": "", "0.1": "--cfg.model.mask-low 0.1"},
+    ),
+    "wrong-tokens": Choice(
+        "dynamics",
+        "The largest share of visible tokens that become random in training",
+        {"0": "", "0.1": "--cfg.model.corrupt 0.1", "0.3": "--cfg.model.corrupt 0.3"},
+    ),
+    "codebooks": Choice(
+        "tokenizer",
+        "Codebooks of 1024 codes that each token is a code of",
+        {
+            "1": "",
+            "2": f"--cfg.model.quantizer.books 2 --cfg.model.quantizer.codes {2**20}",
+        },
     ),
     "codebook": Choice(
         "tokenizer",
