@@ -27,6 +27,7 @@ import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 import torch
 
 from benchmarks import report
+from genie_fn import data
 from genie_fn.errors import UserError
 from genie_fn.evaluation import latent_actions, record_file, rollouts
 from genie_fn.evaluation.report import headlines
@@ -248,8 +249,8 @@ class Config:
     worlds: tuple[str, ...] = ()
     """Runs of dynamics models to evaluate instead of training; for choices of sampling only."""
     data: str = ""
-    """The demo's dataset, which is also evaluated on; by default data/coinrun. Given worlds are by
-    default evaluated on the datasets that they were made from."""
+    """A dataset to train and evaluate on; by default data/coinrun, which is collected here. Given
+    worlds are by default evaluated on the datasets that they were made from."""
     levels: int = 200
     """Levels of a dataset that is collected here."""
     tokenizer_steps: int = 1000
@@ -420,7 +421,9 @@ def is_done(cfg: Config, variant: Variant, stage: Stage) -> bool:
         return is_lam_evaluated(cfg, at)
     if cfg.worlds:
         return True
-    return stage != "dataset" and checkpoint.latest(at) == training_steps(cfg, stage)
+    if stage == "dataset":
+        return bool(cfg.data) and at == Path(cfg.data) and data.is_store(at)
+    return checkpoint.latest(at) == training_steps(cfg, stage)
 
 
 def is_evaluated(cfg: Config, at: Path) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import ablate
 from ablate import Config, Variant
 from benchmarks import report
+from genie_fn import data
 from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file
 from genie_fn.runtime import cli
@@ -116,6 +117,16 @@ def test_trained_worlds_replace_seeds(monkeypatch):
         assert made == ["evaluation"]
         found = parsed(monkeypatch, ablate.command(cfg, variant, "evaluation"))
         assert found.run == cfg.worlds[variant.seed] and found.sample.steps == int(variant.name)
+
+
+def test_a_given_dataset_is_used_as_it_is(tmp_path):
+    given = tmp_path / "data"
+    cfg = replace(CFG, data=str(given))
+    assert not ablate.is_done(cfg, Variant("data", "explorer", 0), "dataset")
+    data.create(given, {}, 16, 16, 0)
+    assert ablate.is_done(cfg, Variant("data", "explorer", 0), "dataset")
+    assert not ablate.is_done(cfg, Variant("data", "random", 0), "dataset")
+    assert not ablate.is_done(replace(CFG, data=""), Variant("data", "explorer", 0), "dataset")
 
 
 @pytest.mark.subprocess
