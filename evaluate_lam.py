@@ -21,7 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from genie_fn import data, lam, random, tree
+from genie_fn.bundle import action_effects
 from genie_fn.bundle import run as runs
+from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.data import Store, video
 from genie_fn.errors import UserError
 from genie_fn.evaluation import actions, few_labels, inverse_dynamics, latent_actions
@@ -120,7 +122,8 @@ def evaluate(cfg: Config) -> tuple[LatentActions, np.ndarray]:
         vertical_nmi=vertical,
         actions=report,
     )
-    return record, draw(store, offsets, codes, choices)
+    effects = action_effects.describe(store, offsets, codes, found.shift, choices)
+    return record, draw(store, offsets, codes, effects)
 
 
 def infer_actions(model: Stage, frames: Tensor, recorded: Tensor) -> Tensor:
@@ -155,14 +158,21 @@ def compare_with_recorded(
     return report
 
 
-def draw(store: Store, offsets: np.ndarray, codes: Tensor, choices: int) -> np.ndarray:
+def draw(store: Store, offsets: np.ndarray, codes: Tensor, effects: ActionEffects) -> np.ndarray:
     """A picture of recorded transitions with every action that occurs, one below the other."""
-    examples = actions.examples(codes, choices, EXAMPLES)
-    strips = [pictures.transitions(store, offsets, pairs) for pairs in examples if pairs]
-    width = max(strip.shape[1] for strip in strips)
+    rows = []
+    examples = actions.examples(codes, len(effects.motion), EXAMPLES)
+    for action, (pairs, motion, share) in enumerate(
+        zip(examples, effects.motion, effects.share, strict=True)
+    ):
+        if pairs:
+            strip = pictures.transitions(store, offsets, pairs)
+            text = f"action {action}, {share:.0%}: {action_effects.in_words(motion)}"
+            rows.append(pictures.captioned(strip, text))
+    width = max(row.shape[1] for row in rows)
     padded = [
-        np.pad(strip, ((0, 6), (0, width - strip.shape[1]), (0, 0)), constant_values=255)
-        for strip in strips
+        np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
     ]
     return np.concatenate(padded)
 

@@ -59,13 +59,11 @@ def agrees(shift: Tensor, expected: Tensor, frames: int) -> Tensor:
     return (shift.float() * expected).sum(-1) > 0
 
 
-def score(world: World, held: Held, codes: Tensor, shift: Tensor, key: Tensor) -> HeldCodes | None:
-    """How held actions are followed; None if no action is frequent enough.
+def score(world: World, held: Held, codes: Tensor, shift: Tensor, key: Tensor) -> HeldCodes:
+    """How held actions, at least one, are followed.
 
     `codes` (M, T-1) and `shift` (M, T-1, 2) are those of recorded transitions.
     """
-    if not len(held.actions):
-        return None
     expected = metrics.mean_displacement(codes, shift, held.actions)
     generated = metrics.displacement(held.frames[:, :, :-1], held.frames[:, :, 1:])
     total = generated.sum(2)  # (A', N, 2)

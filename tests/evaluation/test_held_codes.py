@@ -50,5 +50,3 @@ def test_a_world_with_left_and_right_swapped_follows_only_the_others():
 def test_rare_actions_are_not_tested():
     codes = torch.cat((torch.zeros(1, 96), torch.ones(1, 4)), 1).long()
     assert held_codes.tested(codes, 3).tolist() == [0]
-    none = Held(torch.arange(0), torch.zeros(0))
-    assert held_codes.score(WORLD, none, codes, torch.zeros(1, 100, 2), random.key(0)) is None

@@ -1,10 +1,12 @@
 """Which clips and transitions a report shows, and the picture files beside it."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genie_fn import data, metrics
@@ -98,3 +100,15 @@ def transitions(store: Store, offsets: np.ndarray, pairs: list[tuple[int, int]])
     before, after = data.read_clips(store, starts, 2).frames.swapaxes(0, 1)
     difference = np.clip(128 + (after.astype(int) - before) // 2, 0, 255).astype(np.uint8)
     return video.grid(np.stack((before, after, difference)), gap=2)
+
+
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """An image (H, W, 3) uint8 with a line of text above it, widened where the text needs it."""
+    font = ImageFont.load_default()
+    left, top, right, bottom = font.getbbox(text)
+    width = max(image.shape[1], math.ceil(right - left) + 4)
+    height = math.ceil(bottom - top) + 6
+    canvas = Image.new("RGB", (width, height + image.shape[0]), "white")
+    ImageDraw.Draw(canvas).text((2 - left, 3 - top), text, fill="black", font=font)
+    canvas.paste(Image.fromarray(image), (0, height))
+    return np.asarray(canvas)

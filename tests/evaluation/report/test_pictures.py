@@ -67,3 +67,12 @@ def test_a_strip_shows_transitions_and_what_changed(tmp_path):
     corners = strip[::18, ::18, 0]
     assert corners.tolist() == [[10, 70], [20, 80], [133, 133]]
     assert pictures.transitions(store, np.array([0]), []).size == 0
+
+
+def test_a_caption_stands_above_its_image_and_may_be_wider():
+    image = np.full((8, 20, 3), 7, np.uint8)
+    captioned = pictures.captioned(image, "action 0: moves to the right")
+    height = len(captioned) - 8
+    assert height > 8 and captioned.shape[1] > 60
+    assert (captioned[height:, :20] == 7).all() and (captioned[height:, 20:] == 255).all()
+    assert captioned[:height].min() < 50 and (captioned[0] == 255).all()
