@@ -112,7 +112,8 @@ CHOICES: dict[ChoiceName, Choice] = {
     ),
     "stride": Choice(
         "lam",
-        "Frames of the game per transition",
+        "Frames of the game per transition (of the numbers, PSNR and NMI with recorded actions are of "
+        "different tasks, and the others can be compared)",
         {"2": "", "1": "--cfg.stride 1", "4": "--cfg.stride 4"},
     ),
     "flips": Choice("lam", "Horizontal-flip augmentation", {"on": "", "off": "--cfg.no-flip"}),
@@ -279,9 +280,10 @@ class Config:
                 "--cfg.seeds must name at least one seed, and --cfg.levels and all steps "
                 "must be at least 1"
             )
-        if self.clips < 2 or self.frames < rollouts.HEADLINE:
+        if min(self.clips, self.action_clips) < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(
-                f"--cfg.clips must be at least 2 and --cfg.frames {rollouts.HEADLINE}, "
+                "--cfg.clips and --cfg.action-clips must be at least 2 and --cfg.frames "
+                f"{rollouts.HEADLINE}, "
                 "as for evaluate.py"
             )
         trained = [name for name in self.choices if _needs_training(name)]
@@ -332,6 +334,11 @@ def main(cfg: Config) -> None:
     files.check_folder("--cfg.out", cfg.out)
     files.check_outputs("--cfg.results", path)
     files.check_outputs("--cfg.docs", cfg.docs)
+    if cfg.data and not data.is_store(cfg.data):
+        raise UserError(
+            f"there is no dataset at {cfg.data}: make one with generate_dataset.py or "
+            "import_videos.py, or leave --cfg.data out, so that one is collected"
+        )
     report.parts(Path(cfg.docs), *MARKS)  # refuses a page without a place for the tables
     records = read_records(path)
     if cfg.measured:
@@ -422,7 +429,7 @@ def is_done(cfg: Config, variant: Variant, stage: Stage) -> bool:
     if cfg.worlds:
         return True
     if stage == "dataset":
-        return bool(cfg.data) and at == Path(cfg.data) and data.is_store(at)
+        return bool(cfg.data) and at == Path(cfg.data)
     return checkpoint.latest(at) == training_steps(cfg, stage)
 
 
@@ -450,7 +457,7 @@ def measure(cfg: Config) -> None:
     for number, variant in enumerate(every, 1):
         for stage in variant.stages:
             if not is_done(cfg, variant, stage):
-                progress = f"world {number} of {len(every)}"
+                progress = f"variant {number} of {len(every)}"
                 console.rule(
                     f"{progress}: {variant.choice} {variant.name}, seed {variant.seed}: {stage}"
                 )
@@ -492,10 +499,10 @@ def numbers(cfg: Config, variant: Variant) -> dict[str, float]:
     at = folder(cfg, variant, stage)
     if stage == "lam_evaluation":
         record = latent_actions.read(at)
-        found = {row.label: row.read(record) for row in latent_actions.COLUMNS}
-        return {label: number for label, number in found.items() if number is not None}
-    evaluation = record_file.read(at)
-    values = {column.label: headlines.value(evaluation, column) for column in COLUMNS}
+        values = {column.label: column.read(record) for column in latent_actions.COLUMNS}
+    else:
+        evaluation = record_file.read(at)
+        values = {column.label: headlines.value(evaluation, column) for column in COLUMNS}
     return {label: value[0] for label, value in values.items() if value is not None}
 
 

@@ -314,6 +314,7 @@ def evaluate_actions(
                 partial(conditioning, world),
                 transitions,
                 choices,
+                cfg.action_clips,
                 subject.device,
                 random.fold_in(key, 2),
             )

@@ -88,12 +88,15 @@ def evaluate(cfg: Config) -> tuple[LatentActions, np.ndarray]:
     model, _ = runs.load_stage(cfg.run, "lam", device)
     store = inputs.open_dataset(cfg.run, cfg.data)
     runs.check_resolution(model, store.height, store.width, cfg.run)
-    keys = random.split(random.key(cfg.seed, device), 2)
+    keys = random.split(random.key(cfg.seed, device), 3)
     choices = model.cfg.quantizer.codes
     with stage("measuring predictions"):
         starts = data.eval_clips(store, cfg.split, actions.CLIP, cfg.clips, cfg.seed, "--cfg.clips")
         frames, _ = setup.to_device(data.read_clips(store, starts, actions.CLIP), device)
-        predictions = latent_actions.shuffling(model.params, frames, model.cfg, model.backend)
+        levels = np.asarray(store.arrays["level_seeds"][starts].read().result())
+        predictions = latent_actions.shuffling(
+            model.params, frames, model.cfg, keys[2], model.backend
+        )
     with stage("measuring actions"):
         infer = partial(infer_actions, model)
         offsets = actions.spread_clips(store, cfg.split, actions.CLIP, cfg.action_clips)
@@ -113,7 +116,7 @@ def evaluate(cfg: Config) -> tuple[LatentActions, np.ndarray]:
             hash=store.data_hash,
             split=cfg.split,
             clips=cfg.clips,
-            levels=len(found.level.unique()),
+            levels=len(np.unique(levels)),
             meta=store.meta,
         ),
         predictions=predictions,
@@ -142,7 +145,7 @@ def compare_with_recorded(
     """The report with what a supervised model, and maps from a few labels, reach."""
     assert report.recorded is not None
     device = key.device
-    if cfg.probe_steps:
+    if cfg.probe_steps and store.count("train"):
         size = tree.count(lam.encoder(model.params))
         settings = inverse_dynamics.settings(cfg.probe_steps, cfg.seed, device)
         with stage("training the supervised inverse dynamics model"):
@@ -153,7 +156,9 @@ def compare_with_recorded(
     if store.count("train"):
         with stage("measuring maps from labelled transitions"):
             infer = partial(infer_actions, model)
-            labels = few_labels.measure(store, infer, found, report.actions, device, key)
+            labels = few_labels.measure(
+                store, infer, found, report.actions, cfg.action_clips, device, key
+            )
         report = replace(report, few_labels=labels)
     return report
 
@@ -179,11 +184,11 @@ def draw(store: Store, offsets: np.ndarray, codes: Tensor, effects: ActionEffect
 
 def summary(record: LatentActions) -> Table:
     """The numbers for the terminal."""
-    table = Table("held-out levels", record.config["run"])
+    table = Table(f"{record.data.split} levels", record.config["run"])
     for row in latent_actions.ROWS:
         value = row.read(record)
         if value is not None:
-            table.add_row(row.label, headlines.show([value], row.digits, row.unit))
+            table.add_row(row.label, headlines.show(value, row.digits, row.unit))
     for name, direction in record.directions.items():
         label = f"the action that moves furthest {name.lower()}"
         table.add_row(label, "–" if direction is None else latent_actions.show(direction))

@@ -30,6 +30,7 @@ from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.microbatch import Microbatch
+from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime.backend import Backend
 from genie_fn.runtime.cli import run
 from genie_fn.training import checkpoint, inputs, loop, processes, setup
@@ -284,10 +285,23 @@ def fitted(cfg: Config, store: data.Store, stage: Stage, actions: Conditioning) 
     codes = stage.cfg.quantizer.codes
     sizes = {"tokens": stage.cfg.tokens, "columns": stage.cfg.grid[1]}
     model = replace(
-        cfg.model, codes=codes, actions=actions.choices, occurring=actions.occurring, **sizes
+        cfg.model,
+        factors=factors(cfg.model, stage.cfg.quantizer),
+        codes=codes,
+        actions=actions.choices,
+        occurring=actions.occurring,
+        **sizes,
     )
     lam_model = sized(cfg.lam_model, store) if cfg.train_lam else cfg.lam_model
     return replace(cfg, model=model, lam_model=lam_model)
+
+
+def factors(model: DynamicsConfig, quantizer: QuantizerConfig) -> int:
+    """The number of factors of an id: by default one for each codebook of VQ, where that is possible."""
+    divisible = quantizer.codes.bit_count() == 1
+    if model.factors == 0 and quantizer.kind == "vq" and quantizer.books > 1 and divisible:
+        return quantizer.books
+    return model.factors
 
 
 def latent_actions(stage: Stage, cfg: Config) -> Conditioning:
@@ -432,7 +446,10 @@ def code_initialiser(
     """
     quantizer = stage.cfg.quantizer
     books = (quantizer.book_codes,) * quantizer.books
-    if not cfg.code_init or quantizer.kind == "vq" and tuple(cfg.model.sizes) != books:
+    if not cfg.code_init:
+        return None
+    if quantizer.kind == "vq" and tuple(cfg.model.sizes) != books:
+        inputs.say("--cfg.code-init has no effect: the factors of an id are not VQ's codebooks")
         return None
     codes = quantize.factor_codes(stage.params["quantizer"], quantizer, cfg.model.sizes, device)
     key = random.fold_in(random.key(cfg.seed, device), zlib.crc32(b"codes"))

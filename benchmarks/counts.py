@@ -28,7 +28,9 @@ def tokenizer_step(cfg: TokenizerConfig, batch: int, frames: int) -> float:
     pixels = 3 * cfg.patch**2
     latent = cfg.quantizer.width
     ends = sum(2 * side.dim * (pixels + latent) for side in (cfg.encoder, cfg.decoder))
-    codebook = 2 * 2 * cfg.quantizer.codes * latent if cfg.quantizer.kind == "vq" else 0
+    codebook = (
+        2 * 2 * cfg.quantizer.book_codes * cfg.quantizer.dim if cfg.quantizer.kind == "vq" else 0
+    )
     inside = sum(stack(side, frames, cfg.tokens) for side in (cfg.encoder, cfg.decoder))
     return TRAINING * batch * frames * cfg.tokens * (inside + ends + codebook)
 

@@ -34,7 +34,8 @@ class QuantizerConfig:
     books: int = 1
     """The number of codebooks into which the channels are divided; an id names one code of each, so
     that `codes` is the product of their sizes. LFQ: each has its own entropies. VQ: each has the same
-    number of codes."""
+    number of codes, and a dynamics model predicts each with a softmax of its own, if the number is a
+    power of two."""
     input_dim: int = 0
     """Width of what is quantised, if it differs from that of the codes: then a linear layer comes
     before the quantiser and one after it. 0: the same width."""
@@ -63,8 +64,9 @@ class QuantizerConfig:
     code is moved after 114 steps, with 0.1 after 22."""
     from_inputs: bool = False
     """VQ: shares of use begin at 0, so that the first step moves all codes onto inputs whose share in
-    its batch is below reset_below / (use_rate V). Otherwise they begin at 1/V, and unused codes are
-    moved for the first time when their share has decreased."""
+    its batch is below reset_below / (use_rate V), where V counts the codes of all codebooks.
+    Otherwise they begin at 1/V, and unused codes are moved for the first time when their share has
+    decreased."""
 
     def __post_init__(self):
         if self.codes < 2 or self.temperature <= 0:
@@ -77,12 +79,12 @@ class QuantizerConfig:
                 "--cfg.model.quantizer.latent-dim must be at least 1 and .input-dim at least 0, "
                 f"not {self.latent_dim} and {self.input_dim}"
             )
-        KINDS[self.kind].check(self)
         if self.books < 1 or self.dim % self.books:
             raise UserError(
                 f"{self.books} codebooks cannot have equal shares of {self.dim} channels: "
                 "change --cfg.model.quantizer.books"
             )
+        KINDS[self.kind].check(self)
         if self.kind != "vq" and (self.pairs or self.sphere):
             raise UserError(
                 f"pairs of codes and codes on a sphere are of vq, not of {self.kind}: add "
@@ -373,8 +375,8 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
 
     The loss moves the codebook towards its inputs and, with the weight `commit`, the inputs towards
     their codes. With several codebooks, each quantises its share of the channels (product
-    quantisation: Jégou et al. 2011, section II): the rows of `codebook_VK` are those of the first,
-    then those of the second, and so on, and ids are Σ digit_b · (V / books)^b.
+    quantisation: Jégou et al. 2011, section II): the rows of `codebook_VK` are the S codes of the
+    first, then those of the second, and so on, and ids are Σ digit_b · S^b.
     """
     z = z.float()
     books_BVK = _entries(codebook_VK, cfg).chunk(cfg.books)
@@ -394,8 +396,9 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     ids = torch.stack([digit * cfg.book_codes**i for i, digit in enumerate(digits)]).sum(0)
     entry = torch.stack([digit + i * cfg.book_codes for i, digit in enumerate(digits)])
     use_V = code_use(entry, cfg.entries)
-    scores = {"commit": commit, "use": use_V}
-    return Quantized(z + (chosen - z).detach(), ids, loss, scores, z.detach(), use_V)
+    straight_through = z + (chosen - z).detach()
+    found = _quantized(z, straight_through, ids, loss, {"commit": commit}, cfg)
+    return found._replace(use_V=use_V)
 
 
 def _entries(codebook_VK: Tensor, cfg: QuantizerConfig) -> Tensor:
@@ -431,7 +434,9 @@ def _vq_lookup(params: Tree, ids: Tensor, cfg: QuantizerConfig) -> Tensor:
     entries_VK = _entries(params["codebook"], cfg)
     codes: list[Tensor] = []
     for book in range(cfg.books):
-        digit = ids // cfg.book_codes**book % cfg.book_codes
+        digit = ids // cfg.book_codes**book
+        if book < cfg.books - 1:
+            digit = digit % cfg.book_codes
         codes.append(entries_VK[book * cfg.book_codes + digit])
     return torch.cat(codes, -1)
 
@@ -510,6 +515,8 @@ def reset_dead_codes(
     codebook_VK: Tensor, use_V: Tensor, picks_VK: Tensor, cfg: QuantizerConfig
 ) -> tuple[Tensor, Tensor]:
     """Move codes whose share of use is below `reset_below` / V onto random inputs of this batch.
+
+    V counts the codes of all codebooks.
 
     Returns the new codebook and use. A moved code starts with uniform use, so that it has time to
     be chosen. Mirror images share their parameters, so they are moved together, by their mean use.

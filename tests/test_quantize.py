@@ -322,6 +322,15 @@ def test_each_codebook_of_vq_quantises_its_channels(sphere):
     assert first.shape == second.shape == (5, 3)
 
 
+def test_collapsed_codebooks_show_in_the_perplexity():
+    params = {"codebook": torch.cat((torch.zeros(1, 3), torch.full((4, 3), 9.0))).repeat(2, 1)}
+    q = quantize.quantize(params, torch.zeros(40, 6), TWO_BOOKS)
+    scores = quantize.summarise(q.metrics)
+    assert scores["perplexity"] == 1 and scores["codes_used"] == 1
+    with pytest.raises(IndexError):
+        quantize.lookup(params, torch.tensor([TWO_BOOKS.codes]), TWO_BOOKS)
+
+
 def test_unused_codes_of_each_codebook_are_moved_onto_their_channels_of_inputs():
     book = torch.cat((torch.zeros(1, 3), torch.full((4, 3), 1e3)))
     params = {"quantizer": {"codebook": torch.cat((book, book))}}
@@ -385,6 +394,8 @@ def test_impossible_quantisers_are_refused():
     ):
         with pytest.raises(UserError):
             QuantizerConfig(codes=2**10, **options)
+    with pytest.raises(UserError, match="equal shares"):
+        QuantizerConfig(kind="vq", codes=2**10, books=20_000)
     with pytest.raises(UserError, match=r"codes 16 for 4 in each"):
         QuantizerConfig(kind="vq", codes=15, books=2)
 

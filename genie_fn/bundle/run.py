@@ -44,6 +44,7 @@ def load_stage(
         raise UserError(
             f"{run} does not hold a {stage}: pass the folder of a run of train_{stage}.py"
         )
+    _check_stage(run, loaded.config, stage)
     if stage == "lam" and loaded.config.get("train_lam"):  # trained jointly with the dynamics
         model = loaded.config["lam_model"]
         weights = weights["lam"]
@@ -52,6 +53,20 @@ def load_stage(
     params = {name: weights[name] for name in spec.keys() & weights.keys()}
     params = checkpoint.check(params, spec, f"the {stage} in {run}")
     return Stage(cfg, params, AUTO.resolve(device, compiled)), loaded.config
+
+
+OWN_OPTIONS = {"tokenizer": "adversarial", "lam": "label_weight", "dynamics": "train_lam"}
+"""An option that only the runs of a stage have, today."""
+
+
+def _check_stage(run: str | Path, config: dict[str, Any], stage: str) -> None:
+    """Raise UserError for the run of another stage. A run of earlier versions may lack the option."""
+    others = [name for name, option in OWN_OPTIONS.items() if option in config and name != stage]
+    jointly = stage == "lam" and config.get("train_lam")
+    if others and not jointly:
+        raise UserError(
+            f"{run} is a run of train_{others[0]}.py: pass the folder of a run of train_{stage}.py"
+        )
 
 
 def read_config(

@@ -38,10 +38,11 @@ def measure(
     infer: Callable[[Tensor, Tensor], Tensor],
     transitions: Transitions,
     actions: int,
+    clips: int,
     device: torch.device,
     key: Tensor,
 ) -> FewLabels:
-    """Accuracies on `transitions`, with labelled ones of at most as many clips of the train split.
+    """Accuracies on `transitions`, with labelled ones of at most `clips` clips of the train split.
 
     `infer` maps frames and recorded actions to latent actions.
     """
@@ -50,7 +51,7 @@ def measure(
     def label(frames: Tensor, recorded: Tensor) -> Tensor:
         return torch.stack((infer(frames, recorded), recorded), 1)
 
-    count = min(len(transitions.codes), CLIPS)
+    count = min(clips, CLIPS)
     offsets = action_statistics.spread_clips(store, "train", action_statistics.CLIP, count)
     labelled = action_statistics.map_clips(store, offsets, action_statistics.CLIP, label, device)
     tested = Pairs(transitions.codes, transitions.recorded)

@@ -9,17 +9,18 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genie_fn import lam, layers, metrics, random
-from genie_fn.bundle.action_effects import DIRECTIONS
+from genie_fn.bundle.action_effects import DIRECTIONS, MIN_SHARE
 from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file
 from genie_fn.evaluation.actions import Transitions
-from genie_fn.evaluation.record import Actions, Agreement, Dataset
+from genie_fn.evaluation.record import Actions, Dataset, Values
+from genie_fn.evaluation.report import headlines
 from genie_fn.lam import LamConfig
 from genie_fn.runtime import files, versions
 from genie_fn.runtime.backend import AUTO, Backend
@@ -30,15 +31,13 @@ FILE = "latent_actions.json"
 CHUNK = 8
 """Clips that are predicted at once."""
 SHUFFLES = 4
-MIN_SHARE = 0.02
-"""Actions in fewer transitions than this stand for no direction."""
 
 
 @dataclass(frozen=True)
 class Predictions:
     """PSNR in dB of held-out frames, of the squared error over all transitions together.
 
-    Each frame is predicted from the one before it and an action.
+    Each frame is predicted from those before it, as far as the decoder sees them, and an action.
     """
 
     inferred: float
@@ -89,82 +88,56 @@ class Row(NamedTuple):
     """A number: its label, how to read it, and how it is printed."""
 
     label: str
-    read: Callable[[LatentActions], float | None]
+    read: Callable[[LatentActions], Values | None]
     digits: int
     unit: str = ""
 
 
-def _recorded(
-    kind: Literal["all", "sides"], read: Callable[[Agreement], float]
-) -> Callable[[LatentActions], float | None]:
-    """Reads a number of the agreement with recorded actions."""
-
-    def from_record(record: LatentActions) -> float | None:
-        recorded = record.actions.recorded
-        chosen = None if recorded is None else getattr(recorded, kind)
-        return None if chosen is None else read(chosen)
-
-    return from_record
-
-
-def _supervised(kind: Literal["all", "sides"]) -> Callable[[LatentActions], float | None]:
-    """Reads the NMI of the supervised inverse dynamics model."""
-
-    def from_record(record: LatentActions) -> float | None:
-        model = record.actions.inverse_dynamics
-        chosen = None if model is None else getattr(model, kind)
-        return None if chosen is None else chosen.nmi
-
-    return from_record
-
-
-def _from_labels(number: int) -> Callable[[LatentActions], float | None]:
-    """Reads the accuracy of the map that is fitted on a number of labelled transitions."""
-
-    def from_record(record: LatentActions) -> float | None:
-        found = record.actions.few_labels
-        if found is None or number not in found.numbers:
-            return None
-        return found.all.accuracy[found.numbers.index(number)][0]
-
-    return from_record
-
-
-def _moves(name: str) -> Callable[[LatentActions], float | None]:
+def _moves(name: str) -> Callable[[LatentActions], Values]:
     """Reads how often the action that moves furthest in a direction does; 0 if none does."""
 
-    def from_record(record: LatentActions) -> float | None:
+    def from_record(record: LatentActions) -> Values:
         direction = record.directions[name]
-        return 0.0 if direction is None else direction.moves
+        return [0.0 if direction is None else direction.moves]
 
     return from_record
 
 
-PREDICTED = Row("next frame, PSNR", lambda r: r.predictions.inferred, 2, " dB")
-COPIED = Row("next frame, PSNR, copy-last", lambda r: r.predictions.copied, 2, " dB")
-COST = Row("shuffling the actions costs", lambda r: r.predictions.cost, 2, " dB")
-PERPLEXITY = Row("actions, perplexity", lambda r: r.actions.perplexity, 2)
-HORIZONTAL = Row("NMI with left / still / right motion", lambda r: r.horizontal_nmi, 3)
-VERTICAL = Row("NMI with up / still / down motion", lambda r: r.vertical_nmi, 3)
+PREDICTED = Row("next frame, PSNR", lambda r: [r.predictions.inferred], 2, " dB")
+COPIED = Row("next frame, PSNR, copy-last", lambda r: [r.predictions.copied], 2, " dB")
+COST = Row("shuffling the actions costs", lambda r: [r.predictions.cost], 2, " dB")
+PERPLEXITY = Row("actions, perplexity", lambda r: [r.actions.perplexity], 2)
+HORIZONTAL = Row("NMI with left / still / right motion", lambda r: [r.horizontal_nmi], 3)
+VERTICAL = Row("NMI with up / still / down motion", lambda r: [r.vertical_nmi], 3)
 LEFT = Row("moves left under the action for left", _moves("LEFT"), 2)
 RIGHT = Row("moves right under the action for right", _moves("RIGHT"), 2)
-NMI = Row("NMI with recorded actions", _recorded("all", lambda a: a.nmi), 3)
-SIDES = Row("NMI with recorded left / none / right", _recorded("sides", lambda a: a.nmi), 3)
-LABELS = Row("accuracy of the map from 200 labelled transitions", _from_labels(200), 3)
+NMI = Row("NMI with recorded actions", headlines.agreement("all", lambda a: a.nmi), 3)
+SIDES = Row(
+    "NMI with recorded left / none / right", headlines.agreement("sides", lambda a: a.nmi), 3
+)
+LABELS = Row("accuracy of the map from 200 labelled transitions", headlines.few_labels(200), 3)
 ROWS = (
     PREDICTED,
     COPIED,
     COST,
-    Row("actions used", lambda r: r.actions.used, 0),
+    Row("actions used", lambda r: [r.actions.used], 0),
     PERPLEXITY,
     HORIZONTAL,
     VERTICAL,
     NMI,
-    Row("NMI with recorded actions, supervised", _supervised("all"), 3),
+    Row("NMI with recorded actions, supervised", headlines.guesses("all", lambda g: g.nmi), 3),
     SIDES,
-    Row("NMI with recorded left / none / right, supervised", _supervised("sides"), 3),
+    Row(
+        "NMI with recorded left / none / right, supervised",
+        headlines.guesses("sides", lambda g: g.nmi),
+        3,
+    ),
     LABELS,
-    Row("accuracy of the most frequent action", _recorded("all", lambda a: a.majority_accuracy), 3),
+    Row(
+        "accuracy of the most frequent action",
+        headlines.agreement("all", lambda a: a.majority_accuracy),
+        3,
+    ),
 )
 COLUMNS = (PREDICTED, COST, PERPLEXITY, HORIZONTAL, VERTICAL, LEFT, RIGHT, NMI, SIDES, LABELS)
 """The numbers in tables of ablations."""
@@ -208,7 +181,7 @@ def read(folder: str | Path) -> LatentActions:
 
 @torch.no_grad()
 def shuffling(
-    params: Tree, frames: Tensor, model: LamConfig, backend: Backend = AUTO
+    params: Tree, frames: Tensor, model: LamConfig, key: Tensor, backend: Backend = AUTO
 ) -> Predictions:
     """The quality of predictions on uint8 clips (B, T, H, W, 3), with and without shuffling.
 
@@ -228,7 +201,6 @@ def shuffling(
             errors.append((predicted - video[:, 1:]).square().mean((1, 2, 3, 4)))
         return torch.cat(errors).mean()
 
-    key = random.key(0, frames.device)
     orders = [
         random.uniform(random.fold_in(key, i), (ids.numel(),)).argsort() for i in range(SHUFFLES)
     ]

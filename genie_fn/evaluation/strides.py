@@ -180,7 +180,7 @@ def compare(cfg: RunConfig, model: LamConfig, stores: Sequence[data.Store]) -> l
     return [
         Trial(
             candidate.stride,
-            latent_actions.shuffling(state.params, candidate.held_out, model, backend),
+            latent_actions.shuffling(state.params, candidate.held_out, model, key, backend),
         )
         for candidate, state in zip(candidates, states, strict=True)
     ]

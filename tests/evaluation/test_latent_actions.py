@@ -15,6 +15,8 @@ from genie_fn.evaluation.actions import Transitions
 from genie_fn.lam import LamConfig
 from genie_fn.nets.flow import FlowConfig
 from genie_fn.quantize import QuantizerConfig
+from genie_fn.training import checkpoint
+from genie_fn.training.checkpoint import Loaded
 
 SIDE = 16
 MODEL = LamConfig(
@@ -82,7 +84,7 @@ def test_a_trained_model_is_measured_from_the_command_line_on(store, tmp_path, c
 def test_shuffling_actions_that_are_all_the_same_costs_nothing():
     texture = random.randint(random.key(0), (1, 1, SIDE, SIDE, 3), 0, 256).to(torch.uint8)
     params = tree.init(lam.spec(MODEL), random.key(1))
-    found = latent_actions.shuffling(params, texture.expand(3, 4, -1, -1, -1), MODEL)
+    found = latent_actions.shuffling(params, texture.expand(3, 4, -1, -1, -1), MODEL, random.key(2))
     assert found.cost == 0 and 0 < found.inferred < 60
     assert found.copied == pytest.approx(100)
 
@@ -111,6 +113,17 @@ def test_records_that_are_missing_damaged_or_newer_are_a_sentence(tmp_path):
     path.write_text('{"schema": 99}')
     with pytest.raises(UserError, match="newer"):
         latent_actions.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "script"), [("adversarial", "tokenizer"), ("train_lam", "dynamics")]
+)
+def test_the_run_of_another_stage_is_refused_by_its_name(tmp_path, monkeypatch, option, script):
+    loaded = Loaded(1, {"model": {}, option: False}, {"params": {}})
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: loaded)
+    monkeypatch.setattr(checkpoint, "weights", lambda loaded: {})
+    with pytest.raises(UserError, match=rf"is a run of train_{script}\.py: .* train_lam\.py"):
+        evaluate_lam.evaluate(evaluate_lam.Config(run=str(tmp_path)))
 
 
 def test_bad_numbers_are_a_sentence():

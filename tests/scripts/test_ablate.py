@@ -121,8 +121,9 @@ def test_trained_worlds_replace_seeds(monkeypatch):
 
 def test_a_given_dataset_is_used_as_it_is(tmp_path):
     given = tmp_path / "data"
-    cfg = replace(CFG, data=str(given))
-    assert not ablate.is_done(cfg, Variant("data", "explorer", 0), "dataset")
+    cfg = replace(CFG, data=str(given), out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="no dataset at"):
+        ablate.main(replace(cfg, results=str(tmp_path / "results.json")))
     data.create(given, {}, 16, 16, 0)
     assert ablate.is_done(cfg, Variant("data", "explorer", 0), "dataset")
     assert not ablate.is_done(cfg, Variant("data", "random", 0), "dataset")
@@ -132,13 +133,13 @@ def test_a_given_dataset_is_used_as_it_is(tmp_path):
 @pytest.mark.subprocess
 def test_a_stage_that_fails_ends_with_a_sentence(tmp_path):
     (tmp_path / "other.txt").write_text("not a dataset")
-    with pytest.raises(UserError, match="the dataset failed"):
-        ablate.measure(Config(choices=("order",), data=str(tmp_path), out=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="the lam failed"):
+        ablate.measure(Config(choices=("stride",), data=str(tmp_path), out=str(tmp_path / "out")))
 
 
 def test_bad_configs_are_a_sentence():
     sampled = {"choices": ("order", "data"), "worlds": ("a",)}
-    for wrong in ({"seeds": ()}, {"frames": 3}, {"clips": 1}, sampled):
+    for wrong in ({"seeds": ()}, {"frames": 3}, {"clips": 1}, {"action_clips": 1}, sampled):
         with pytest.raises(UserError):
             Config(**wrong)
 

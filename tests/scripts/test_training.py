@@ -648,3 +648,32 @@ def test_ctrl_c_saves_and_resume_continues(trained, monkeypatch):
     assert checkpoint.latest(out) == SAMPLE_EVERY
     train_tokenizer.main(replace(cfg, resume=True))
     assert checkpoint.latest(out) == STEPS
+
+
+def test_each_codebook_of_vq_is_a_factor_with_initial_values_from_its_codes(capsys):
+    quantizer = QuantizerConfig(kind="vq", codes=4**2, books=2, latent_dim=4)
+    assert train_dynamics.factors(DynamicsConfig(), quantizer) == 2
+    assert train_dynamics.factors(DynamicsConfig(factors=1), quantizer) == 1
+    assert train_dynamics.factors(DynamicsConfig(), replace(quantizer, codes=3**2)) == 0
+    assert train_dynamics.factors(DynamicsConfig(), QuantizerConfig(codes=2**4, books=2)) == 0
+
+    book = random.normal(random.key(0), (8, 2))
+    model = TokenizerConfig(32, 32, patch=16, encoder=STACK, decoder=STACK, quantizer=quantizer)
+    stage = world.Stage(model, {"quantizer": {"codebook": book}}, AUTO)
+    demo = train_dynamics.demo()
+
+    def initial(count: int) -> tuple[dict, dict] | None:
+        cfg = replace(demo, model=DynamicsConfig(tokens=4, codes=16, stack=STACK, factors=count))
+        adapt = train_dynamics.code_initialiser(cfg, stage, torch.device("cpu"))
+        params = tree.init(dynamics.spec(cfg.model), random.key(1))
+        return adapt and (params, adapt(params))
+
+    params, adapted = initial(2)
+    embedded = adapted["token"][:4]
+    assert not torch.equal(embedded, params["token"][:4])
+    nearest = torch.cdist(book[:4], book[:4]).fill_diagonal_(9e9).argmin(1)
+    distance = torch.cdist(embedded, embedded).fill_diagonal_(9e9)
+    assert (distance.gather(1, nearest[:, None]) <= distance.median(1, keepdim=True)[0]).all()
+    assert "no effect" not in capsys.readouterr().err
+    assert initial(1) is None
+    assert "no effect" in capsys.readouterr().err

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from genie_fn.errors import UserError
 from genie_fn.evaluation import record_file
 from genie_fn.evaluation.record import (
+    Actions,
     Agreement,
     Correlation,
     Curve,
@@ -20,6 +21,17 @@ from genie_fn.evaluation.record import (
 
 Read = Callable[[Evaluation], Values | None]
 """Returns [value] or [mean, low, high]; None if the evaluation has no such number."""
+
+
+class WithActions(Protocol):
+    """A record with statistics of actions: of a world, or of a latent action model."""
+
+    @property
+    def actions(self) -> Actions: ...
+
+
+ReadActions = Callable[[WithActions], Values | None]
+"""The same of statistics of actions."""
 Frame = int | Literal["average"]
 
 
@@ -91,10 +103,10 @@ def delta(method: Method, frame: Frame, subset: Subset = "moving", prompt: int =
     return read
 
 
-def agreement(kind: Literal["all", "sides"], read: Callable[[Agreement], float]) -> Read:
+def agreement(kind: Literal["all", "sides"], read: Callable[[Agreement], float]) -> ReadActions:
     """Reads a number of the agreement between latent and recorded actions."""
 
-    def from_evaluation(evaluation: Evaluation) -> Values | None:
+    def from_evaluation(evaluation: WithActions) -> Values | None:
         recorded = evaluation.actions.recorded
         if recorded is None:
             return None
@@ -104,10 +116,10 @@ def agreement(kind: Literal["all", "sides"], read: Callable[[Agreement], float])
     return from_evaluation
 
 
-def guesses(kind: Literal["all", "sides"], read: Callable[[Guesses], float]) -> Read:
+def guesses(kind: Literal["all", "sides"], read: Callable[[Guesses], float]) -> ReadActions:
     """Reads a number of the supervised inverse dynamics model."""
 
-    def from_evaluation(evaluation: Evaluation) -> Values | None:
+    def from_evaluation(evaluation: WithActions) -> Values | None:
         model = evaluation.actions.inverse_dynamics
         if model is None:
             return None
@@ -143,10 +155,10 @@ def transfer(read: Callable[[Correlation], Values | None]) -> Read:
     return from_evaluation
 
 
-def few_labels(number: int, kind: Literal["all", "sides"] = "all") -> Read:
+def few_labels(number: int, kind: Literal["all", "sides"] = "all") -> ReadActions:
     """Reads the accuracy of the map that is fitted on a number of labelled transitions."""
 
-    def from_evaluation(evaluation: Evaluation) -> Values | None:
+    def from_evaluation(evaluation: WithActions) -> Values | None:
         found = evaluation.actions.few_labels
         if found is None or number not in found.numbers:
             return None
