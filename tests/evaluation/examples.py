@@ -20,7 +20,19 @@ from genie_fn.evaluation.record import (
     Reconstruction,
     Transfer,
 )
+from genie_fn.lam import LamConfig
+from genie_fn.nets.flow import FlowConfig
+from genie_fn.quantize import QuantizerConfig
 
+SIDE = 16
+MOTION_MODEL = LamConfig(
+    SIDE,
+    SIDE,
+    arch="motion",
+    quantizer=QuantizerConfig(kind="vq", codes=2, latent_dim=4, sphere=True, pairs=1),
+    flow=FlowConfig(reduce=1, radius=2, cell=4, hidden=8),
+)
+"""A latent action model of two actions, for frames of SIDE x SIDE pixels."""
 NOISE = {"own_actions": 20, "shuffled": 40, "random": 50, "joint": 30, "copy_last": 60}
 CONFIG = {"run": "runs/a & b/dynamics", "frames": 6}
 

@@ -12,20 +12,9 @@ from genie_fn import data, lam, random, tree
 from genie_fn.errors import UserError
 from genie_fn.evaluation import latent_actions
 from genie_fn.evaluation.actions import Transitions
-from genie_fn.lam import LamConfig
-from genie_fn.nets.flow import FlowConfig
-from genie_fn.quantize import QuantizerConfig
 from genie_fn.training import checkpoint
 from genie_fn.training.checkpoint import Loaded
-
-SIDE = 16
-MODEL = LamConfig(
-    SIDE,
-    SIDE,
-    arch="motion",
-    quantizer=QuantizerConfig(kind="vq", codes=2, latent_dim=4, sphere=True, pairs=1),
-    flow=FlowConfig(reduce=1, radius=2, cell=4, hidden=8),
-)
+from tests.evaluation.examples import MOTION_MODEL, SIDE
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,7 @@ def test_a_trained_model_is_measured_from_the_command_line_on(store, tmp_path, c
             "test",
             out=str(tmp_path / "lam"),
             data=str(store.root),
-            model=MODEL,
+            model=MOTION_MODEL,
             steps=30,
             batch_size=4,
             num_frames=3,
@@ -83,8 +72,10 @@ def test_a_trained_model_is_measured_from_the_command_line_on(store, tmp_path, c
 
 def test_shuffling_actions_that_are_all_the_same_costs_nothing():
     texture = random.randint(random.key(0), (1, 1, SIDE, SIDE, 3), 0, 256).to(torch.uint8)
-    params = tree.init(lam.spec(MODEL), random.key(1))
-    found = latent_actions.shuffling(params, texture.expand(3, 4, -1, -1, -1), MODEL, random.key(2))
+    params = tree.init(lam.spec(MOTION_MODEL), random.key(1))
+    found = latent_actions.shuffling(
+        params, texture.expand(3, 4, -1, -1, -1), MOTION_MODEL, random.key(2)
+    )
     assert found.cost == 0 and 0 < found.inferred < 60
     assert found.copied == pytest.approx(100)
 

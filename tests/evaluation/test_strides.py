@@ -14,18 +14,8 @@ from genie_fn.evaluation import strides
 from genie_fn.evaluation.latent_actions import Predictions
 from genie_fn.evaluation.strides import Trial
 from genie_fn.lam import LamConfig
-from genie_fn.nets.flow import FlowConfig
-from genie_fn.quantize import QuantizerConfig
 from genie_fn.training import inputs
-
-SIDE = 16
-MODEL = LamConfig(
-    SIDE,
-    SIDE,
-    arch="motion",
-    quantizer=QuantizerConfig(kind="vq", codes=2, latent_dim=4, sphere=True, pairs=1),
-    flow=FlowConfig(reduce=1, radius=2, cell=4, hidden=8),
-)
+from tests.evaluation.examples import MOTION_MODEL, SIDE
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +40,7 @@ def config(store, out, **options) -> train_lam.Config:
     return train_lam.Config(
         data=str(store.root),
         out=str(out),
-        model=MODEL,
+        model=MOTION_MODEL,
         steps=1,
         batch_size=2,
         num_frames=3,
@@ -93,7 +83,7 @@ def test_strides_without_clips_are_left_out_and_other_models_are_tried_by_the_de
     assert [s.stride for s in strides.fitting(store, cfg, (1, 8, 39, 40))] == [1, 8, 39]
     with pytest.raises(UserError, match="no train clip of 81 frames"):
         strides.fitting(store, replace(cfg, num_frames=81), (1, 2))
-    assert strides.trial_model(MODEL, store) == MODEL
+    assert strides.trial_model(MOTION_MODEL, store) == MOTION_MODEL
     other = strides.trial_model(LamConfig(), replace(store, height=30, width=45))
     assert other.arch == "motion" and (other.height, other.width) == (24, 40)
     with pytest.raises(UserError, match="8x8 pixels or more"):

@@ -564,7 +564,7 @@ BAD = {
             "--cfg.lam",
             "HOME/dynamics",
         ],
-        "differ",
+        "is a run of train_dynamics.py",
     ),
     "not an image": (
         ["play.py", "--cfg.run", "HOME/dynamics", "--cfg.image", __file__, "--cfg.actions", "1"],
