@@ -20,7 +20,7 @@ FROM_ROOT = {
     "assets/worlds/README.md": "worlds.md",
 }
 TOUR = "tour/README.md"
-PICTURES = (".gif", ".png", ".svg")
+PICTURES = (".gif", ".jpg", ".png", ".svg")
 
 
 def modules():
