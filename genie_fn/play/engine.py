@@ -4,6 +4,7 @@ Requests of all visitors are answered in the order in which they arrive.
 """
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,9 @@ from genie_fn.runtime.console import console
 from genie_fn.world import Programs, World
 
 MAX_GAMES = 8  # levels of the real game that are kept open
+
+TURN = 1e-4
+"""Seconds of a turn of the interpreter while programs are compiled."""
 
 
 class Act(NamedTuple):
@@ -72,7 +76,9 @@ class Engine:
         self._on_ready: Callable[[], Any] = lambda: None
         threading.Thread(target=self._serve, daemon=True, name="engine").start()
         if compiled:
-            threading.Thread(target=self._compile, daemon=True, name="compiling").start()
+            threading.Thread(
+                target=self._compile_beside_play, daemon=True, name="compiling"
+            ).start()
 
     def when_ready(self, callback: Callable[[], Any]) -> None:
         """Call `callback()` when `ready` changes, from another thread."""
@@ -186,6 +192,20 @@ class Engine:
         return self._games[level]
 
     # In a thread of its own
+
+    def _compile_beside_play(self) -> None:
+        """Compile with short turns of the interpreter.
+
+        The compiler is Python code, and a frame takes thousands of short operations, after each of
+        which the engine's thread waits for its turn. With the default of 5 ms, on two CPU cores, a
+        frame took half a minute.
+        """
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(TURN)
+        try:
+            self._compile()
+        finally:
+            sys.setswitchinterval(usual)
 
     @torch.no_grad()
     def _compile(self) -> None:

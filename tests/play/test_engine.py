@@ -1,5 +1,6 @@
 """The engine: one thread answers requests in order, and programs are compiled during play."""
 
+import sys
 import threading
 from dataclasses import replace
 
@@ -200,3 +201,10 @@ def test_settings_reach_the_sampling(engine):
         assert moment.revealed.max() == steps and moment.record.steps == steps
     engine.sample = replace(engine.sample, order="random")
     assert engine.act(now, 0, None, 1.0, 5).result().present.record.hash != moment.record.hash
+
+
+def test_the_turns_of_threads_are_short_while_programs_are_compiled(monkeypatch):
+    usual, seen = sys.getswitchinterval(), []
+    monkeypatch.setattr(Engine, "_compile", lambda self: seen.append(sys.getswitchinterval()))
+    Engine._compile_beside_play(object.__new__(Engine))
+    assert seen == [pytest.approx(1e-4)] and sys.getswitchinterval() == usual
