@@ -283,8 +283,7 @@ class Config:
         if min(self.clips, self.action_clips) < 2 or self.frames < rollouts.HEADLINE:
             raise UserError(
                 "--cfg.clips and --cfg.action-clips must be at least 2 and --cfg.frames "
-                f"{rollouts.HEADLINE}, "
-                "as for evaluate.py"
+                f"{rollouts.HEADLINE}, as for evaluate.py"
             )
         trained = [name for name in self.choices if _needs_training(name)]
         if self.worlds and trained:

@@ -20,10 +20,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from genie_fn import data, lam, random, tree
+from genie_fn import data, lam, metrics, random, tree
 from genie_fn.bundle import action_effects
 from genie_fn.bundle import run as runs
-from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.data import Store, video
 from genie_fn.errors import UserError
 from genie_fn.evaluation import actions, few_labels, inverse_dynamics, latent_actions
@@ -125,8 +124,7 @@ def evaluate(cfg: Config) -> tuple[LatentActions, np.ndarray]:
         vertical_nmi=vertical,
         actions=report,
     )
-    effects = action_effects.describe(store, offsets, codes, found.shift, choices)
-    return record, draw(store, offsets, codes, effects)
+    return record, draw(store, offsets, found, report)
 
 
 def infer_actions(model: Stage, frames: Tensor, recorded: Tensor) -> Tensor:
@@ -163,16 +161,20 @@ def compare_with_recorded(
     return report
 
 
-def draw(store: Store, offsets: np.ndarray, codes: Tensor, effects: ActionEffects) -> np.ndarray:
+def draw(
+    store: Store, offsets: np.ndarray, found: actions.Transitions, report: Actions
+) -> np.ndarray:
     """A picture of recorded transitions with every action that occurs, one below the other."""
+    every = torch.arange(report.actions)
+    displacement = metrics.mean_displacement(found.codes, found.shift, every)
+    motions = metrics.agent_motion(displacement).tolist()
+    examples = actions.examples(found.codes, report.actions, EXAMPLES)
     rows = []
-    examples = actions.examples(codes, len(effects.motion), EXAMPLES)
-    for action, (pairs, motion, share) in enumerate(
-        zip(examples, effects.motion, effects.share, strict=True)
-    ):
+    for action, pairs in enumerate(examples):
         if pairs:
             strip = pictures.transitions(store, offsets, pairs)
-            text = f"action {action}, {share:.0%}: {action_effects.in_words(motion)}"
+            motion = action_effects.in_words(motions[action])
+            text = f"action {action}, {report.share[action]:.0%}: {motion}"
             rows.append(pictures.captioned(strip, text))
     width = max(row.shape[1] for row in rows)
     padded = [

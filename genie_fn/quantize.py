@@ -223,8 +223,7 @@ def unquantized(params: Tree, z: Tensor, cfg: QuantizerConfig) -> Tensor:
     z = z.float()
     if cfg.input_dim:
         z = layers.linear(params["in"], z)
-    if cfg.sphere:
-        z = torch.cat([_on_sphere(part) for part in z.chunk(cfg.books, -1)], -1)
+    z = torch.cat(_parts(z, cfg), -1)
     return layers.linear(params["out"], z) if cfg.input_dim else z
 
 
@@ -378,9 +377,8 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     quantisation: Jégou et al. 2011, section II): the rows of `codebook_VK` are the S codes of the
     first, then those of the second, and so on, and ids are Σ digit_b · S^b.
     """
-    z = z.float()
+    parts = _parts(z.float(), cfg)
     books_BVK = _entries(codebook_VK, cfg).chunk(cfg.books)
-    parts = [_on_sphere(part) if cfg.sphere else part for part in z.chunk(cfg.books, -1)]
     digits: list[Tensor] = []
     codes: list[Tensor] = []
     for part, book_VK in zip(parts, books_BVK, strict=True):
@@ -399,6 +397,12 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     straight_through = z + (chosen - z).detach()
     found = _quantized(z, straight_through, ids, loss, {"commit": commit}, cfg)
     return found._replace(use_V=use_V)
+
+
+def _parts(z: Tensor, cfg: QuantizerConfig) -> list[Tensor]:
+    """What each codebook of VQ quantises of z (..., K), scaled as configured."""
+    parts = z.chunk(cfg.books, -1)
+    return [_on_sphere(part) if cfg.sphere else part for part in parts]
 
 
 def _entries(codebook_VK: Tensor, cfg: QuantizerConfig) -> Tensor:

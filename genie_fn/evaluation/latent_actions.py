@@ -5,7 +5,6 @@ shuffling them), do they move the picture in distinct directions, and what do th
 actions, beside a supervised model of the same size.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from genie_fn.evaluation.actions import Transitions
 from genie_fn.evaluation.record import Actions, Dataset, Values
 from genie_fn.evaluation.report import headlines
 from genie_fn.lam import LamConfig
-from genie_fn.runtime import files, versions
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
@@ -153,10 +151,7 @@ def show(direction: Direction) -> str:
 
 def write(record: LatentActions, folder: Path) -> Path:
     """Write latent_actions.json; returns the file."""
-    path = folder / FILE
-    content = json.dumps({"schema": SCHEMA} | asdict(record), indent=1, allow_nan=False)
-    files.write_atomically(path, (content + "\n").encode())
-    return path
+    return record_file.write_json(folder / FILE, SCHEMA, asdict(record))
 
 
 def read(folder: str | Path) -> LatentActions:
@@ -167,12 +162,7 @@ def read(folder: str | Path) -> LatentActions:
             f"{folder} holds no {FILE}: make one with `python evaluate_lam.py --cfg.run` and the "
             "folder of a run of train_lam.py"
         )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        schema = stored.pop("schema", None)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged: evaluate the run again") from error
-    versions.check(path, schema, SCHEMA)
+    stored, _ = record_file.read_json(path, SCHEMA, "evaluate the run again")
     try:
         return record_file.converter.structure(stored, LatentActions)
     except Exception as error:  # cattrs raises groups of errors

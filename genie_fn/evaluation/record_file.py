@@ -41,12 +41,28 @@ converter = cattrs.Converter(forbid_extra_keys=True)
 
 def write(evaluation: Evaluation, folder: Path) -> Path:
     """Write metrics.json; returns the file."""
-    path = folder / FILE
     values = asdict(evaluation)
     schema = values.pop("of_schema")
+    return write_json(folder / FILE, schema, values)
+
+
+def write_json(path: Path, schema: int, values: dict[str, Any]) -> Path:
+    """Write a record with its schema; returns the file."""
     content = json.dumps({"schema": schema} | values, indent=1, allow_nan=False)
     files.write_atomically(path, (content + "\n").encode())
     return path
+
+
+def read_json(path: Path, newest: int, again: str) -> tuple[dict[str, Any], Any]:
+    """A record without its schema, and the schema. Raises UserError, which advises to do `again`, for
+    a damaged file, and NewerVersion for a schema above the `newest`."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        schema = stored.pop("schema", None)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {again}") from error
+    versions.check(path, schema, newest)
+    return stored, schema
 
 
 def read(folder: str | Path) -> Evaluation:
@@ -57,12 +73,7 @@ def read(folder: str | Path) -> Evaluation:
         raise UserError(
             f"{folder} holds no evaluation: make one with `python evaluate.py --cfg.run {folder}`"
         )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        schema = stored.pop("schema", None)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged: evaluate that world again") from error
-    versions.check(path, schema, SCHEMA)
+    stored, schema = read_json(path, SCHEMA, "evaluate that world again")
     if schema not in range(1, SCHEMA + 1):
         raise UserError(
             f"{path} is of schema {schema} and this program reads schemas up to {SCHEMA}: "

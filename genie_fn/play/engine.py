@@ -29,7 +29,6 @@ from genie_fn.runtime.console import console
 from genie_fn.world import Programs, World
 
 MAX_GAMES = 8  # levels of the real game that are kept open
-
 TURN = 1e-4
 """Seconds of a turn of the interpreter while programs are compiled."""
 

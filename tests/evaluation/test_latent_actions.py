@@ -21,7 +21,7 @@ from tests.evaluation.examples import MOTION_MODEL, SIDE
 def store(tmp_path_factory) -> data.Store:
     """A texture that moves by two pixels to either side, as the recorded action says."""
     root = tmp_path_factory.mktemp("latent_actions") / "data"
-    store = data.create(root, {"action_names": ["LEFT", "RIGHT"]}, SIDE, SIDE, 2)
+    store = data.create(root, {}, SIDE, SIDE, 2, ("LEFT", "RIGHT"))
     rng = np.random.default_rng(0)
     for level in range(10):
         texture = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -35,7 +35,7 @@ def store(tmp_path_factory) -> data.Store:
     return store
 
 
-def test_a_trained_model_is_measured_from_the_command_line_on(store, tmp_path, capsys):
+def test_a_trained_model_is_measured_and_drawn(store, tmp_path, capsys):
     """Its two actions move the picture as the recorded ones do, and are as informative."""
     train_lam.main(
         train_lam.Config(
@@ -65,6 +65,7 @@ def test_a_trained_model_is_measured_from_the_command_line_on(store, tmp_path, c
     assert left.moves == right.moves == 1 and left.pixels == pytest.approx(2, abs=0.2)
     assert record.directions["UP"] is None
     assert record.actions.recorded is not None and record.actions.recorded.all.nmi > 0.9
+    assert record.actions.recorded.sides is not None and record.actions.recorded.sides.nmi > 0.9
     assert record.actions.inverse_dynamics is not None and record.actions.few_labels is not None
     printed = capsys.readouterr().out
     assert "shuffling the actions costs" in printed and "100%" in printed
