@@ -4,6 +4,7 @@ of a second.
 A fresh Python spends seconds on its imports.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -37,6 +38,7 @@ def _run(log: str, work: Callable, arguments: tuple) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.enable(file=2)  # where a process that crashes was
     try:
         work(*arguments)
     except UserError as error:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import select
-import signal
 import string
 import sys
 import time
@@ -32,7 +31,7 @@ from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.play import session
 from genie_fn.play.session import Session
-from genie_fn.runtime.signals import handled
+from genie_fn.runtime.signals import Stop, wakeups
 from genie_fn.world import Programs, World
 
 CONTROLS = {"p": "run", "u": "rewind", "r": "reset", "q": "quit"}
@@ -201,25 +200,25 @@ def _raw_keys(fd: int) -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(fd)
-    with handled({signal.SIGTERM: lambda number, _: sys.exit(128 + number)}):
-        try:
-            tty.setcbreak(fd, termios.TCSANOW)
-            changed = termios.tcgetattr(fd)
-            # No suspension by a key: a shell would not restore the screen.
-            changed[6][termios.VSUSP] = bytes([os.fpathconf(fd, "PC_VDISABLE")])
-            termios.tcsetattr(fd, termios.TCSANOW, changed)
-            yield
-        finally:
-            termios.tcflush(fd, termios.TCIFLUSH)  # keys still to be read are not for the shell
-            termios.tcsetattr(fd, termios.TCSANOW, before)
+    try:
+        tty.setcbreak(fd, termios.TCSANOW)
+        changed = termios.tcgetattr(fd)
+        # No suspension by a key: a shell would not restore the screen.
+        changed[6][termios.VSUSP] = bytes([os.fpathconf(fd, "PC_VDISABLE")])
+        termios.tcsetattr(fd, termios.TCSANOW, changed)
+        yield
+    finally:
+        termios.tcflush(fd, termios.TCIFLUSH)  # keys still to be read are not for the shell
+        termios.tcsetattr(fd, termios.TCSANOW, before)
 
 
-def _read_keys(fd: int, timeout: float | None) -> str:
-    """What has been typed, as soon as there is anything or after `timeout` seconds.
+def _read_keys(fd: int, signals: int, timeout: float | None) -> str:
+    """What has been typed, as soon as there is anything, after a signal, or after `timeout` seconds.
 
-    Returns the key for quitting where the terminal is gone.
+    `signals` is the file descriptor of `signals.wakeups`. Returns the key for quitting where the
+    terminal is gone.
     """
-    if not select.select([fd], [], [], timeout)[0]:
+    if fd not in select.select([fd, signals], [], [], timeout)[0]:
         return ""
     try:
         return os.read(fd, 1024).decode(errors="ignore") or "q"
@@ -286,7 +285,8 @@ def play(
         return session.advance(world_model, now, action, sample, programs)
 
     screen = Live(console=console, screen=True, auto_refresh=False)
-    with torch.no_grad(), _raw_keys(fd), screen as live:
+    with torch.no_grad(), Stop() as stop, wakeups() as signals, _raw_keys(fd), screen as live:
+        stop.can_save = True  # a first signal ends the game between two frames
         start = session.begin(world_model, image_HWC, seed, programs=programs)
         game = Game(start, start)
         due = 0.0
@@ -295,7 +295,10 @@ def play(
             began = time.monotonic()
             _draw(live, game, status(game, actions, fps, controls.arrows), scale)
             drawing = time.monotonic() - began
-            typed = _read_keys(fd, max(0.0, due - time.monotonic()) if game.running else None)
+            wait = max(0.0, due - time.monotonic()) if game.running else None
+            typed = _read_keys(fd, signals, wait)
+            if stop:
+                stop.leave()
 
             began = time.monotonic()
             before = game.session.at

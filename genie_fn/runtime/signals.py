@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a program ends between two steps, with its work saved."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,24 @@ def terminable() -> Iterator[None]:
 
     with handled({signal.SIGTERM: leave}):
         yield
+
+
+@contextmanager
+def wakeups() -> Iterator[int]:
+    """A file descriptor that can be read once a signal has arrived that Python handles.
+
+    `select` goes on waiting after a handler that raises nothing, so a program that waits for input
+    waits for this, too. In the main thread only.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
 
 
 class Stop:

@@ -187,8 +187,22 @@ def test_the_status_line():
 # A whole game
 
 
-def _play(terminal_path, settings, broken):
-    """Play in a terminal that runs no other program; with `broken`, the first action fails."""
+class InDestructor:
+    """Its destructor receives a signal. What a handler raises there, Python prints and ignores."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+def _play(terminal_path, settings, broken, signalled):
+    """Play in a terminal that runs no other program.
+
+    With `broken`, the first action fails; with `signalled`, that signal arrives in a destructor
+    during it.
+    """
     os.environ.update(settings)
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
@@ -200,6 +214,9 @@ def _play(terminal_path, settings, broken):
     sys.argv = ["play"]
     if broken:
         world.step = lambda *_: 1 / 0
+    if signalled:
+        step = world.step
+        world.step = lambda *arguments: InDestructor(signalled) and step(*arguments)
 
     def main():
         frame = random.randint(random.key(0), (32, 32, 3), 0, 256).to(torch.uint8)
@@ -211,13 +228,14 @@ def _play(terminal_path, settings, broken):
 class Played:
     """A game in a pseudo-terminal of 100 x 20 without colour; `seen` is its output."""
 
-    def __init__(self, log, term="xterm-256color", broken=False):
+    def __init__(self, log, term="xterm-256color", broken=False, signalled=None):
         self.master, self.slave = pty.openpty()
         termios.tcsetwinsize(self.slave, (20, 100))
         os.set_blocking(self.master, False)
         self.before, self.seen, self.log = termios.tcgetattr(self.slave), "", log
         settings = {"TERM": term, "NO_COLOR": "1"}
-        self.process = forked.start(log, _play, os.ttyname(self.slave), settings, broken)
+        path = os.ttyname(self.slave)
+        self.process = forked.start(log, _play, path, settings, broken, signalled)
 
     def read(self):
         try:
@@ -298,6 +316,15 @@ def test_an_interrupted_game_leaves_the_terminal_as_it_was(played, number, code)
     child = played()
     child.wait_for("frame 0 · start")
     os.kill(child.process.pid, number)
+    assert child.end() == code
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_arrives_in_a_destructor_ends_the_game_too(played, number, code):
+    child = played(signalled=number)
+    child.wait_for("frame 0 · start")
+    child.press("1")
     assert child.end() == code
 
 
