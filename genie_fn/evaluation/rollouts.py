@@ -94,22 +94,23 @@ def of_another_clip(x: Tensor) -> Tensor:
     return x.roll(1, 0)
 
 
-def action_sequences(clips: Clips, prompt: int, key: Tensor) -> dict[Method, Tensor]:
-    """The clip's own actions, another clip's, and uniform ones of those that occur in any clip.
+def action_sequences(actions: Tensor, prompt: int, key: Tensor) -> dict[Method, Tensor]:
+    """The clip's own actions (B, T-1), another clip's, and uniform ones of those that occur in any
+    clip.
 
     Between prompt frames they are always the clip's own.
     """
-    occurring = clips.actions.unique()
-    uniform = occurring[random.randint(key, clips.actions.shape, 0, len(occurring))]
+    occurring = actions.unique()
+    uniform = occurring[random.randint(key, actions.shape, 0, len(occurring))]
     others: dict[Method, Tensor] = {
-        "own_actions": clips.actions,
-        "shuffled": of_another_clip(clips.actions),
+        "own_actions": actions,
+        "shuffled": of_another_clip(actions),
         "random": uniform,
     }
-    prompt_actions = clips.actions[:, : prompt - 1]
+    prompt_actions = actions[:, : prompt - 1]
     return {
-        method: torch.cat((prompt_actions, actions[:, prompt - 1 :]), 1)
-        for method, actions in others.items()
+        method: torch.cat((prompt_actions, values[:, prompt - 1 :]), 1)
+        for method, values in others.items()
     }
 
 
@@ -131,7 +132,7 @@ def generate_all(
     `joint` and `teacher_forcing` are left out.
     """
     action_key, key = random.split(key).unbind(0)
-    sequences = action_sequences(clips, prompt, action_key)
+    sequences = action_sequences(clips.actions, prompt, action_key)
     videos: Videos = {
         method: free_running(
             world, clips.codes[:, :prompt], clips.ids[:, :prompt], actions, key, sample
@@ -178,7 +179,9 @@ def score(future: Tensor, videos: Videos, level_B: Tensor, key: Tensor) -> Proto
             return curve(values[chosen], level_B[chosen.to(level_B.device)], key, of)
 
         delta = {
-            method: curves(psnr["own_actions"] - psnr[method]) for method in ("random", "shuffled")
+            method: curves(psnr["own_actions"] - psnr[method])
+            for method in ("random", "shuffled")
+            if method in psnr
         }
         pair = torch.stack((error["own_actions"], error["copy_last"]), -1)
         delta["copy_last"] = curves(pair, _psnr_gain)

@@ -82,10 +82,10 @@ def test_a_world_that_ignores_its_actions_is_not_controllable():
 
 def test_actions_between_prompt_frames_are_always_the_clip_s_own():
     model = handmade(controllable=True)
-    actions = held_out(model, 8)
+    actions = held_out(model, 8).actions
     sequences = rollouts.action_sequences(actions, 3, random.key(3))
     own, shuffled, uniform = sequences.values()
-    assert torch.equal(own, actions.actions)
+    assert torch.equal(own, actions)
     assert torch.equal(shuffled[:, 2:], own.roll(1, 0)[:, 2:])
     assert torch.equal(shuffled[:, :2], own[:, :2]) and torch.equal(uniform[:, :2], own[:, :2])
     assert not torch.equal(uniform[:, 2:], own[:, 2:])
@@ -134,9 +134,8 @@ def test_batches_of_clips_have_random_numbers_of_their_own():
 
 def test_random_actions_are_those_that_occur():
     model = handmade(controllable=True)
-    shown = held_out(model, 8)
-    shown = shown._replace(actions=shown.actions % 2 * 2)
-    uniform = rollouts.action_sequences(shown, 1, random.key(3))["random"]
+    actions = held_out(model, 8).actions % 2 * 2
+    uniform = rollouts.action_sequences(actions, 1, random.key(3))["random"]
     assert set(uniform.flatten().tolist()) == {0, 2}
 
 

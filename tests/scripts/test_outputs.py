@@ -8,6 +8,7 @@ import ablate
 import benchmark
 import clone
 import evaluate
+import evaluate_frames
 import evaluate_lam
 import export_world
 import generate_dataset
@@ -24,6 +25,7 @@ CASES = {
     "evaluate": (evaluate.main, evaluate.Config(), "out", ""),
     "compare": (evaluate.main, evaluate.Config(compare=("a",)), "out", ""),
     "evaluate a latent action model": (evaluate_lam.main, evaluate_lam.Config(), "out", ""),
+    "clips": (evaluate_frames.main, evaluate_frames.Config(clips_to="x"), "clips_to", ""),
     "export": (export_world.main, export_world.Config(), "output", ".safetensors"),
     "clone": (clone.main, clone.Config(), "out", ""),
     "collect": (generate_dataset.main, generate_dataset.Config(), "root", ""),
