@@ -17,6 +17,7 @@ evaluate_lam.py, since a world takes ten times as long.
 import json
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ ChoiceName = Literal[
     "labels",
     "history",
     "neighbourhood",
+    "pointer",
     "code-init",
     "masks",
     "wrong-tokens",
@@ -152,10 +154,15 @@ CHOICES: dict[ChoiceName, Choice] = {
         "Side of the square of unmasked tokens of the frame before that every token sees",
         {
             "3": "",
-            "none": "--cfg.model.neighbourhood 0",
+            "none": "--cfg.model.neighbourhood 0 --cfg.model.no-pointer",
             "1": "--cfg.model.neighbourhood 1",
             "5": "--cfg.model.neighbourhood 5",
         },
+    ),
+    "pointer": Choice(
+        "dynamics",
+        "Whether every token's logits are raised at the ids around its place in the frame before",
+        {"yes": "", "no": "--cfg.model.no-pointer"},
     ),
     "code-init": Choice(
         "dynamics",
@@ -193,7 +200,11 @@ CHOICES: dict[ChoiceName, Choice] = {
     "order": Choice(
         "evaluation",
         "Which tokens a MaskGIT step reveals",
-        {"confidence": "", "random": "--cfg.sample.order random"},
+        {
+            "confidence": "",
+            "halton": "--cfg.sample.order halton",
+            "random": "--cfg.sample.order random",
+        },
     ),
     "steps": Choice(
         "evaluation",
@@ -252,6 +263,11 @@ class Config:
     data: str = ""
     """A dataset to train and evaluate on; by default data/coinrun, which is collected here. Given
     worlds are by default evaluated on the datasets that they were made from."""
+    tokenizer: str = ""
+    """The run of a tokenizer for all variants and seeds, except for choices that change it, instead of
+    training one for every seed: faster, but the seeds then differ in less."""
+    lam: str = ""
+    """The run of a latent action model, likewise."""
     levels: int = 200
     """Levels of a dataset that is collected here."""
     tokenizer_steps: int = 1000
@@ -284,6 +300,10 @@ class Config:
             raise UserError(
                 "--cfg.clips and --cfg.action-clips must be at least 2 and --cfg.frames "
                 f"{rollouts.HEADLINE}, as for evaluate.py"
+            )
+        if self.worlds and (self.tokenizer or self.lam):
+            raise UserError(
+                "--cfg.worlds have their own models: leave --cfg.tokenizer and --cfg.lam out"
             )
         trained = [name for name in self.choices if _needs_training(name)]
         if self.worlds and trained:
@@ -338,6 +358,9 @@ def main(cfg: Config) -> None:
             f"there is no dataset at {cfg.data}: make one with generate_dataset.py or "
             "import_videos.py, or leave --cfg.data out, so that one is collected"
         )
+    for flag, run_folder in (("tokenizer", cfg.tokenizer), ("lam", cfg.lam)):
+        if run_folder and checkpoint.latest(run_folder) is None:
+            raise UserError(f"--cfg.{flag} {run_folder} holds no checkpoint: name a trained run")
     report.parts(Path(cfg.docs), *MARKS)  # refuses a page without a place for the tables
     records = read_records(path)
     if cfg.measured:
@@ -377,8 +400,24 @@ def folder(cfg: Config, variant: Variant, stage: Stage) -> Path:
         return out / "worlds" / world.replace("/", "-") / f"{stage}{tag}"
     if stage == "dataset":
         return out / f"dataset{tag}" if tag else Path(cfg.data or setup.DATA)
+    given = given_runs(cfg, variant.choice)
+    if stage in given:
+        return Path(given[stage])
     scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
+    if given and stage in ("dynamics", "evaluation", "lam_evaluation"):
+        runs = zlib.crc32(repr(sorted(given.items())).encode())
+        scale += f"-of-{runs:08x}"
     return out / scale / f"seed{variant.seed}" / f"{stage}{tag}"
+
+
+def given_runs(cfg: Config, choice: ChoiceName) -> dict[Stage, str]:
+    """The runs that are used instead of training a stage, for a choice that does not change it."""
+    named: dict[Stage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
+    names = CHOICES[choice].variants
+    changed = {
+        stage for stage in named for name in names if Variant(choice, name, 0).changes(stage)
+    }
+    return {stage: run for stage, run in named.items() if run and stage not in changed}
 
 
 def command(cfg: Config, variant: Variant, stage: Stage) -> list[str]:
@@ -429,6 +468,8 @@ def is_done(cfg: Config, variant: Variant, stage: Stage) -> bool:
         return True
     if stage == "dataset":
         return bool(cfg.data) and at == Path(cfg.data)
+    if stage in given_runs(cfg, variant.choice):
+        return True
     return checkpoint.latest(at) == training_steps(cfg, stage)
 
 
@@ -487,7 +528,9 @@ def collect(cfg: Config, choice: ChoiceName) -> dict[str, Any]:
         options = ("clips", "frames")
     else:
         options = ("tokenizer_steps", "lam_steps", "dynamics_steps", "clips", "frames")
-    scale = {name: getattr(cfg, name) for name in options} | {"split": SPLIT}
+    given = given_runs(cfg, choice)
+    scale = {name: getattr(cfg, name) for name in options if name[: -len("_steps")] not in given}
+    scale |= {str(stage): "given" for stage in given} | {"split": SPLIT}
     machine = provenance.describe(torch.device("cpu"))
     return machine | {"about": CHOICES[choice].about, "scale": scale, "rows": rows}
 

@@ -43,9 +43,10 @@ def dynamics_step(cfg: DynamicsConfig, batch: int, frames: int) -> float:
 
 
 def _ends(cfg: DynamicsConfig) -> float:
-    """FLOPs per token of the output layer and of the neighbourhood's map."""
-    neighbours = cfg.neighbourhood**2 * cfg.neighbour_dim
-    return 2 * cfg.stack.dim * (sum(cfg.sizes) + neighbours)
+    """FLOPs per token of the output layer, of the neighbourhood's map and of the pointer's."""
+    places = cfg.neighbourhood**2
+    pointed = places if cfg.pointer else 0
+    return 2 * cfg.stack.dim * (sum(cfg.sizes) + places * cfg.neighbour_dim + pointed)
 
 
 def state_bytes(spec: tree.Tree) -> float:

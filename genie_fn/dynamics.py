@@ -10,6 +10,7 @@ hidden token learns of it only through attention to masked frames. With `neighbo
 map of the unmasked tokens around its place in that frame is added to every token.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from tyro.conf import Suppress
 
 from genie_fn import layers, random
 from genie_fn.errors import UserError
-from genie_fn.layers import Cache, STConfig
+from genie_fn.layers import Cache, STConfig, Visibility
 from genie_fn.microbatch import WHOLE_BATCH, Microbatch
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import ParamSpec, Tree
@@ -59,9 +60,14 @@ class DynamicsConfig:
     masked."""
     neighbour_dim: int = 48
     """The width of these tokens' embeddings."""
+    pointer: bool = False
+    """Whether every token's logits are raised, by a number for each token of that square, at the ids
+    that stand there, so that what stays or moves by whole tokens is copied."""
     factors: int = 0
     """The number of parts into which the bits of an id are divided, each with its own embedding and
     softmax. 0: two from 2^14 codes on, otherwise one."""
+    distilled: Suppress[float] = 0.0
+    """The scale of the guidance that distillation has put into the weights; 0: none."""
 
     def __post_init__(self):
         if any(type(a) is not int or not 0 <= a < self.actions for a in self.occurring):
@@ -80,6 +86,11 @@ class DynamicsConfig:
         if self.neighbour_dim < 1:
             raise UserError(
                 f"--cfg.model.neighbour-dim must be at least 1, not {self.neighbour_dim}"
+            )
+        if self.pointer and not self.neighbourhood:
+            raise UserError(
+                "--cfg.model.pointer points into the neighbourhood: set --cfg.model.neighbourhood, "
+                "for example to 3"
             )
         indivisible = self.codes.bit_count() > 1 or self.codes.bit_length() <= self.factors
         if self.factors < 0 or self.factors > 1 and indivisible:
@@ -102,9 +113,11 @@ class DynamicsConfig:
 
 
 PRESETS = {
-    "demo": DynamicsConfig(stack=STConfig(layers=4, dim=128, heads=4, window=8), neighbourhood=3),
+    "demo": DynamicsConfig(
+        stack=STConfig(layers=4, dim=128, heads=4, window=8), neighbourhood=3, pointer=True
+    ),
     "small": DynamicsConfig(
-        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"), neighbourhood=3
+        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"), neighbourhood=3, pointer=True
     ),
     "coinrun": DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16")),
 }
@@ -117,13 +130,15 @@ class SampleConfig:
 
     steps: int = 8
     temperature: float = 1.0
-    order: Literal["confidence", "random"] = "confidence"
-    """Which tokens a step reveals: those of the highest confidence, or random ones."""
+    order: Literal["confidence", "halton", "random"] = "confidence"
+    """Which tokens a step reveals: those of the highest confidence, in a fixed order that spreads those
+    of a step over the frame, or random ones."""
     noise: float = 1.0
     """Gumbel noise on the log-confidence at the first step; it decreases to zero at the last."""
     guidance: float | None = None
     """Classifier-free guidance: the weight by which logits move away from those of the mean action.
-    A positive weight makes actions more controllable, for twice the time. None: 0, but 1 in play."""
+    A positive weight makes actions more controllable, for twice the time. None: 0, but 1 in play
+    unless distillation has put guidance into the weights."""
 
     def __post_init__(self):
         if self.steps < 1 or min(self.temperature, self.guidance or 0) < 0:
@@ -201,6 +216,8 @@ def spec(cfg: DynamicsConfig) -> Tree:
             # A stack of one matrix, so that Muon updates it as it does those of the blocks.
             "w": ParamSpec((1, inputs, dim), std=inputs**-0.5),
         }
+    if cfg.pointer:
+        params["pointer"] = layers.linear_spec(dim, cfg.neighbourhood**2, bias=True)
     return params
 
 
@@ -289,19 +306,21 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
     *,
     extend: bool = True,
     unmasked_BTN: Tensor | None = None,
+    visibility: Visibility | None = None,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Memory | None]:
     """Logits (B, T, N, V) of the frames after those in memory; with `extend` the new memory, too.
 
     `ids_BTN` may hold the mask id V. `unmasked_BTN` are the same ids without it, by default
     `ids_BTN`; each frame sees those of the frame before it as its neighbourhood, never its own.
-    `actions_BT[t]` led into frame t; it is `cfg.actions` if none did. With several factors their
+    `actions_BT[t]` led into frame t; it is `cfg.actions` if none did. `visibility` is as for
+    `layers.st_transformer`. With several factors their
     logits are concatenated, so that V is the sum of `sizes`.
     """
     known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
     x_BTND = _embed(params["token"], ids_BTN, cfg.sizes)
+    before_BTN = _frames_before(known_BTN, memory, cfg)
     if cfg.neighbourhood:
-        before_BTN = _frames_before(known_BTN, memory, cfg)
         x_BTND = x_BTND + _embed_neighbourhood(params["neighbourhood"], before_BTN, cfg)
     action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
     prepend = cfg.action_mode == "prepend"
@@ -312,9 +331,13 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
         cfg.stack,
         None if memory is None else memory.cache,
         extend=extend,
+        visibility=visibility,
         backend=backend,
     )
-    logits = layers.linear(params["head"], y[:, :, -cfg.tokens :]).float()
+    y_BTND = y[:, :, -cfg.tokens :]
+    logits = layers.linear(params["head"], y_BTND).float()
+    if cfg.pointer:
+        logits = _point(params["pointer"], y_BTND, logits, before_BTN, cfg)
     return logits, None if cache is None else Memory(cache, known_BTN[:, -1])
 
 
@@ -332,17 +355,42 @@ def _embed_neighbourhood(params: Tree, ids_BTN: Tensor, cfg: DynamicsConfig) -> 
 
     Places outside the frame are zeros.
     """
+    x_BTNE = _embed(params["token"], ids_BTN, cfg.sizes)
+    joined_BTNE = torch.cat(_neighbours(x_BTNE, cfg), -1)
+    return joined_BTNE @ params["w"][0]
+
+
+def _neighbours(x_BTNE: Tensor, cfg: DynamicsConfig, outside: float = 0.0) -> list[Tensor]:
+    """What stands at each place of the square around each token, (B, T, N, E), row by row."""
     side = cfg.neighbourhood
     rows = cfg.tokens // cfg.columns
-    x_BTNE = _embed(params["token"], ids_BTN, cfg.sizes)
-    batch, frames, _, width = x_BTNE.shape
-    grid_BTHWE = x_BTNE.reshape(batch, frames, rows, cfg.columns, width)
     margin = side // 2
-    padded = F.pad(grid_BTHWE, (0, 0, margin, margin, margin, margin))
-    neighbours = [
-        padded[:, :, i : i + rows, j : j + cfg.columns] for i in range(side) for j in range(side)
+    grid_BTHWE = x_BTNE.view(*x_BTNE.shape[:2], rows, cfg.columns, x_BTNE.shape[-1])
+    padded = F.pad(grid_BTHWE, (0, 0, margin, margin, margin, margin), value=outside)
+    return [
+        padded[:, :, i : i + rows, j : j + cfg.columns].flatten(2, 3)
+        for i in range(side)
+        for j in range(side)
     ]
-    return (torch.cat(neighbours, -1) @ params["w"][0]).flatten(2, 3)
+
+
+def _point(
+    params: Tree, y_BTND: Tensor, logits_BTNV: Tensor, before_BTN: Tensor, cfg: DynamicsConfig
+) -> Tensor:
+    """Logits raised at the ids of the square of each token in the frame before.
+
+    After pointer networks (Vinyals et al. 2015, arXiv 1506.03134) and pointer-sentinel mixtures (Merity
+    et al. 2016, arXiv 1609.07843); a sum of logits instead of a mixture of distributions.
+    """
+    weight_BTNS = layers.linear(params, y_BTND).float()
+    ids_BTNS = torch.cat(_neighbours(before_BTN[..., None], cfg, cfg.codes), -1)
+    factors = torch.split(logits_BTNV, list(cfg.sizes), -1)
+    pointed: list[Tensor] = []
+    for factor, digit in zip(factors, digits(ids_BTNS, cfg.sizes), strict=True):
+        last = factor.shape[-1] - 1
+        known = digit <= last  # not outside the frame, and not before any frame
+        pointed.append(factor.scatter_add(-1, digit.clamp(max=last), weight_BTNS * known))
+    return torch.cat(pointed, -1)
 
 
 def _embed(table: Tensor, ids_BTN: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -370,26 +418,90 @@ def guided_logits(
     *,
     backend: Backend = AUTO,
 ) -> Tensor:
-    """`logits_next` with classifier-free guidance: l + guidance · (l - l').
+    """The logits of `logits_next` with classifier-free guidance: l + guidance · (l - l').
 
     l' are the logits under the mean of the embeddings of all actions that occur. It replaces the
     null action of Ho & Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to
     include.
     """
-    logits, _ = logits_next(params, ids_BTN, actions_BT, memory, cfg, extend=False, backend=backend)
     if not guidance:
+        logits, _ = logits_next(
+            params,
+            ids_BTN,
+            actions_BT,
+            memory,
+            cfg,
+            extend=False,
+            backend=backend,
+        )
         return logits
+    mean_BT = torch.full_like(actions_BT, cfg.actions + 1)
+    both, _ = logits_next(
+        _with_mean_action(params, cfg),
+        torch.cat((ids_BTN, ids_BTN)),
+        torch.cat((actions_BT, mean_BT)),
+        _twice(memory),
+        cfg,
+        extend=False,
+        backend=backend,
+    )
+    logits, without_action = both.chunk(2)
+    return logits + guidance * (logits - without_action)
+
+
+def guided_clip_logits(
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    cfg: DynamicsConfig,
+    guidance: float,
+    *,
+    unmasked_BTN: Tensor,
+    backend: Backend = AUTO,
+) -> Tensor:
+    """The logits of whole clips, each frame with the guidance that `guided_logits` gives it.
+
+    In l' only the action that led into the frame itself is the mean one. So every frame is there a second
+    time, with the mean action, and this one sees the first ones of the frames before it. The logits of
+    the first frame, which follows none, mean nothing.
+    """
+    frames = ids_BTN.shape[1]
+    device = ids_BTN.device
+    time_T1 = torch.arange(frames, device=device)[:, None]
+    visible_TT = layers.visible_frames(frames, cfg.stack.window, None, device)
+    itself_TT = torch.eye(frames, dtype=torch.bool, device=device)
+    first = torch.cat((visible_TT, torch.zeros_like(visible_TT)), 1)
+    second = torch.cat((visible_TT & ~itself_TT, itself_TT), 1)
+    visibility = Visibility(torch.cat((time_T1, time_T1)), torch.cat((first, second)))
+    mean_BT = torch.full_like(actions_BT, cfg.actions + 1)
+    both, _ = logits_next(
+        _with_mean_action(params, cfg),
+        torch.cat((ids_BTN, ids_BTN), 1),
+        torch.cat((actions_BT, mean_BT), 1),
+        None,
+        cfg,
+        unmasked_BTN=torch.cat((unmasked_BTN, unmasked_BTN), 1),
+        visibility=visibility,
+        backend=backend,
+    )
+    logits, without_action = both.chunk(2, 1)
+    return logits + guidance * (logits - without_action)
+
+
+def _with_mean_action(params: Tree, cfg: DynamicsConfig) -> Tree:
+    """Parameters with one action more, the mean of those that occur."""
     table = params["action"]
     trained_AD = table[: cfg.actions]
     if cfg.occurring:  # without an index tensor, which would be a constant of a compiled program
         trained_AD = torch.stack([table[action] for action in cfg.occurring])
-    mean_1D = trained_AD.mean(0, keepdim=True)
-    with_mean = params | {"action": torch.cat((table, mean_1D))}
-    mean_BT = torch.full_like(actions_BT, len(table))
-    without_action, _ = logits_next(
-        with_mean, ids_BTN, mean_BT, memory, cfg, extend=False, backend=backend
-    )
-    return logits + guidance * (logits - without_action)
+    return params | {"action": torch.cat((table, trained_AD.mean(0, keepdim=True)))}
+
+
+def _twice(memory: Memory) -> Memory:
+    """The memory of twice as many sessions, each of which is there twice."""
+    k, v, seen = memory.cache
+    cache = Cache(torch.cat((k, k), 1), torch.cat((v, v), 1), seen)
+    return Memory(cache, torch.cat((memory.newest_BN, memory.newest_BN)))
 
 
 # Training
@@ -457,8 +569,7 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
         unmasked_BTN=visible,
         backend=backend,
     )
-    hidden_tokens = microbatch.mean("hidden_tokens", statistics(mask_BTN)["hidden_tokens"])
-    weight = mask_BTN.float() / hidden_tokens.clamp(min=1 / microbatch.count)
+    weight = _share(mask_BTN, microbatch)
     nats: list[Tensor] = []
     right = torch.ones_like(mask_BTN)
     factors = torch.split(logits, list(cfg.sizes), -1)
@@ -469,6 +580,54 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
     cross_entropy = (_sum(nats) * weight).sum()
     accuracy = (right * weight).sum()
     return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": accuracy}, ())
+
+
+def _share(mask_BTN: Tensor, microbatch: Microbatch) -> Tensor:
+    """The weight of each hidden token in an average over those of the whole batch."""
+    hidden_tokens = microbatch.mean("hidden_tokens", statistics(mask_BTN)["hidden_tokens"])
+    return mask_BTN.float() / hidden_tokens.clamp(min=1 / microbatch.count)
+
+
+def distillation_loss(  # noqa: PLR0913 (those of `loss`, and the teacher's)
+    params: Tree,
+    teacher: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    mask_BTN: Tensor,
+    cfg: DynamicsConfig,
+    microbatch: Microbatch = WHOLE_BATCH,
+    shown_BTN: Tensor | None = None,
+    *,
+    backend: Backend = AUTO,
+) -> tuple[Tensor, tuple[dict[str, Tensor], tuple[()]]]:
+    """Kullback-Leibler divergence, in nats per hidden token, of the model without guidance from its
+    teacher with guidance of scale `cfg.distilled` (Meng et al. 2022, arXiv 2210.03142, section 3.1, for
+    diffusion models).
+
+    `teacher` are the parameters of a model of the same configuration; the other arguments, and what is
+    returned, are as for `loss`.
+    """
+    visible = ids_BTN if shown_BTN is None else shown_BTN
+    masked = torch.where(mask_BTN, cfg.codes, visible)
+    entering_BT = entering(actions_BT, cfg)
+    with torch.no_grad():
+        target = guided_clip_logits(
+            teacher, masked, entering_BT, cfg, cfg.distilled, unmasked_BTN=visible, backend=backend
+        )
+    logits, _ = logits_next(
+        params, masked, entering_BT, None, cfg, unmasked_BTN=visible, backend=backend
+    )
+    nats: list[Tensor] = []
+    agree = torch.ones_like(mask_BTN)
+    sizes = list(cfg.sizes)
+    pairs = zip(torch.split(logits, sizes, -1), torch.split(target, sizes, -1), strict=True)
+    for own, wanted in pairs:
+        log_p = wanted.log_softmax(-1)
+        nats.append((log_p.exp() * (log_p - own.log_softmax(-1))).sum(-1))
+        agree = agree & (own.argmax(-1) == wanted.argmax(-1))
+    weight = _share(mask_BTN, microbatch)
+    divergence = (_sum(nats) * weight).sum()
+    return divergence, ({"divergence": divergence, "agreement": (agree * weight).sum()}, ())
 
 
 # Sampling of a frame
@@ -490,13 +649,15 @@ def reveal(
     key: Tensor,
     cfg: SampleConfig,
     sizes: tuple[int, ...] = (),
+    columns: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """One MaskGIT step: sample every hidden token, and keep the most confident ones.
 
     The schedule `revealed` says how many. Tokens with the mask id are hidden; the others never
     change. The confidence of a sample is its probability before the temperature is applied (with
     several factors of `sizes`, the product of theirs), with Gumbel noise that decreases over the
-    steps. Only the order and the noise are read from `cfg`, the rest from `step`.
+    steps. With the order "halton" tokens are revealed as `halton_order` says, for the grid of `columns`
+    columns. Only the order and the noise are read from `cfg`, the rest from `step`.
 
     Returns the new ids and the probability of each sampled or revealed token, (B, N) both.
     """
@@ -512,13 +673,62 @@ def reveal(
     if cfg.order == "confidence":
         noise = cfg.noise * (1 - (step.k + 1) / step.steps)
         score_BN = log_p_BN + noise * score_BN
+    elif cfg.order == "halton":
+        place_N = torch.tensor(halton_order(ids_BN.shape[1], columns), device=ids_BN.device)
+        score_BN = -place_N.float().expand_as(score_BN)
     # Tokens that are revealed already rank first.
-    order_BN = score_BN.masked_fill(~hidden_BN, torch.inf).argsort(
-        dim=-1, descending=True, stable=True
-    )
-    rank_BN = order_BN.argsort(dim=-1)
+    rank_BN = _rank(score_BN.masked_fill(~hidden_BN, torch.inf))
     keep_BN = ~hidden_BN | (rank_BN < revealed(step.k, step.steps, ids_BN.shape[1]))
     return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
+
+
+@functools.cache
+def halton_order(tokens: int, columns: int) -> tuple[int, ...]:
+    """When each token of a grid is revealed, 0 first, so that those of a step are far apart.
+
+    The Halton sequence of bases 2 and 3 visits the places (Besnier et al. 2025, arXiv 2503.17076).
+    """
+    rows, rest = divmod(tokens, columns)
+    if rest:
+        raise UserError(
+            f"{tokens} tokens are not a grid of {columns} columns, which the order halton needs: "
+            "choose another --cfg.sample.order"
+        )
+    order: dict[int, int] = {}
+    i = 0
+    while len(order) < tokens:
+        i += 1
+        row = int(_radical_inverse(i, 2) * rows)
+        column = int(_radical_inverse(i, 3) * columns)
+        order.setdefault(row * columns + column, len(order))
+    return tuple(order[place] for place in range(tokens))
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """The digits of a number in reverse order after the point, in [0, 1)."""
+    value = 0.0
+    weight = 1.0
+    while number:
+        weight /= base
+        value += weight * (number % base)
+        number //= base
+    return value
+
+
+def _rank(score_BN: Tensor) -> Tensor:
+    """The rank of each score, 0 for the largest; of equal ones the first ranks first."""
+    if torch.compiler.is_exporting():
+        return _rank_by_pairs(score_BN)
+    return score_BN.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+def _rank_by_pairs(score_BN: Tensor) -> Tensor:
+    """`_rank` for ONNX, which has no stable sort; N × N comparisons."""
+    index = torch.arange(score_BN.shape[-1], device=score_BN.device)
+    own = score_BN[..., :, None]
+    other = score_BN[..., None, :]
+    ahead_BNN = (other > own) | (other == own) & (index < index[:, None])
+    return ahead_BNN.sum(-1)
 
 
 def _sample_ids(key: Tensor, factors: Sequence[Tensor], temperature: Tensor) -> Tensor:
@@ -568,7 +778,8 @@ def unmask(  # noqa: PLR0913 (a program that a caller may compile)
     logits_B1NV = guided_logits(
         params, ids_BN[:, None], action_B[:, None], memory, cfg, sample.guidance, backend=backend
     )
-    return reveal(logits_B1NV[:, 0], ids_BN, step, random.fold_in(key, step.k), sample, cfg.sizes)
+    step_key = random.fold_in(key, step.k)
+    return reveal(logits_B1NV[:, 0], ids_BN, step, step_key, sample, cfg.sizes, cfg.columns)
 
 
 def remember(
@@ -710,5 +921,6 @@ def generate_jointly(
         )
         step = Step(k, index[-1], temperature)
         step_key = random.fold_in(key, k)
-        new_BM, _ = reveal(logits_BTNV.flatten(1, 2), new_BM, step, step_key, sample, cfg.sizes)
+        logits_BMV = logits_BTNV.flatten(1, 2)
+        new_BM, _ = reveal(logits_BMV, new_BM, step, step_key, sample, cfg.sizes, cfg.columns)
     return torch.cat((ids_BTN, new_BM.reshape(batch, future, cfg.tokens)), 1)

@@ -60,6 +60,15 @@ class Cache(NamedTuple):
     """How many frames have been processed, a 0-D int64 tensor; slots before the first are empty."""
 
 
+class Visibility(NamedTuple):
+    """Which frames of a stack's input see which, where they are not simply one after the other."""
+
+    position_T1: Tensor
+    """The time of each frame, (T, 1) int64."""
+    visible_TS: Tensor
+    """Whether a frame, by row, sees another, (T, T) bool."""
+
+
 # Linear, norm, MLP
 
 
@@ -144,6 +153,7 @@ def st_transformer(
     cache: Cache | None = None,
     *,
     extend: bool = True,
+    visibility: Visibility | None = None,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Cache | None]:
     """The output (B, T, N, D) of the stack on T frames of N tokens, and the extended cache.
@@ -152,12 +162,11 @@ def st_transformer(
     frames follow those that the cache has seen. The result equals that of the whole sequence in one
     call, at the cost of the new frames alone, because the past's keys and values cannot depend on
     the future. The returned cache is None if there was none, or without `extend`, which saves a
-    copy of it.
+    copy of it. `visibility` replaces what a frame sees, in calls without a cache.
     """
-    frames = x_BTND.shape[1]
-    first = 0 if cache is None else cache.seen
-    position_T1 = torch.arange(frames, device=x_BTND.device)[:, None] + first
-    visible_TS = visible_frames(frames, cfg.window, cache, x_BTND.device)
+    if visibility is None:
+        visibility = _successive(x_BTND.shape[1], cfg.window, cache, x_BTND.device)
+    position_T1, visible_TS = visibility
     x = x_BTND.to(DTYPES[cfg.dtype])
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -204,6 +213,15 @@ def _block(
     x = x + linear(time["out"], y.flatten(-2))
 
     return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
+
+
+def _successive(
+    frames: int, window: int, cache: Cache | None, device: torch.device | str | None
+) -> Visibility:
+    """Frames one after the other, after those in the cache."""
+    first = 0 if cache is None else cache.seen
+    position_T1 = torch.arange(frames, device=device)[:, None] + first
+    return Visibility(position_T1, visible_frames(frames, window, cache, device))
 
 
 def visible_frames(

@@ -108,6 +108,51 @@ def test_the_loss_does_not_show_a_frame_its_own_hidden_tokens():
     assert not torch.allclose(a[:, 2], c[:, 2], atol=1e-3)
 
 
+POINTING = replace(NEIGHBOURS, pointer=True)
+
+
+@pytest.mark.parametrize("factors", [1, 2])
+def test_a_pointer_raises_the_logits_of_the_ids_around_a_place_alone(factors):
+    cfg = replace(POINTING, codes=16, factors=factors)
+    params = tree.init(dynamics.spec(cfg), random.key(3))
+    ids = tokens(cfg, frames=3)
+    hidden = torch.full_like(ids, cfg.codes)
+    entering = torch.zeros(ids.shape[:2], dtype=torch.int64)
+    params["pointer"] = tree.map(torch.zeros_like, params["pointer"])
+
+    def logits(weights):
+        pointer = params["pointer"] | {"b": torch.tensor(weights)}
+        return dynamics.logits_next(
+            params | {"pointer": pointer}, hidden, entering, None, cfg, unmasked_BTN=ids
+        )[0]
+
+    without = logits([0.0] * 9)
+    torch.testing.assert_close(
+        without,
+        dynamics.logits_next(
+            {k: v for k, v in params.items() if k != "pointer"},
+            hidden,
+            entering,
+            None,
+            replace(cfg, pointer=False),
+            unmasked_BTN=ids,
+        )[0],
+    )
+    raised = logits([0.0, 0.0, 0.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0]) - without  # left and centre
+    parts = torch.split(raised, list(cfg.sizes), -1)
+    for part, digit in zip(parts, dynamics.digits(ids, cfg.sizes), strict=True):
+        assert (part[:, 0] == 0).all(), "nothing is before the first frame"
+        before = F.one_hot(digit[:, :-1], part.shape[-1]).float()
+        left = before.unflatten(2, (3, 4)).roll(1, 3)
+        left[:, :, :, 0] = 0  # outside the frame
+        torch.testing.assert_close(part[:, 1:], 3 * before + 2 * left.flatten(2, 3))
+
+
+def test_a_pointer_without_a_neighbourhood_is_refused():
+    with pytest.raises(UserError, match=r"set --cfg\.model\.neighbourhood"):
+        DynamicsConfig(pointer=True)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"neighbourhood": 2}, {"neighbourhood": -1}, {"neighbour_dim": 0}]
 )
@@ -136,6 +181,100 @@ def test_entering_shifts_actions_to_the_frames_they_lead_into():
     cfg = DynamicsConfig(actions=3)
     assert dynamics.entering(torch.tensor([[0, 2]]), cfg).tolist() == [[3, 0, 2]]
     assert dynamics.entering(torch.zeros(1, 0, dtype=torch.int64), cfg).tolist() == [[3]]
+
+
+# The order of tokens
+
+
+@pytest.mark.parametrize("rows, columns", [(8, 8), (3, 4), (16, 16), (1, 5)])
+def test_the_halton_order_visits_every_place_and_spreads_the_first_ones(rows, columns):
+    order = dynamics.halton_order(rows * columns, columns)
+    assert sorted(order) == list(range(rows * columns))
+    if rows == columns == 8:
+        first = [place for place in range(64) if order[place] < 8]
+        places = torch.tensor([divmod(place, 8) for place in first]).float()
+        apart = torch.cdist(places, places) + 99 * torch.eye(8)
+        assert apart.min() > 1, "two of the first eight share a side"
+        assert {(row // 4, column // 4) for row, column in places.tolist()} == {
+            (0, 0),
+            (0, 1),
+            (1, 0),
+            (1, 1),
+        }
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="not a grid of 5 columns"):
+        dynamics.halton_order(12, 5)
+
+
+def test_ranks_by_pairs_are_those_of_a_stable_sort():
+    score = random.randint(random.key(0), (5, 40), 0, 9).float()  # with equal ones
+    score[:, 7] = torch.inf
+    score[:, 3] = torch.inf
+    assert torch.equal(dynamics._rank(score), dynamics._rank_by_pairs(score))
+    assert (dynamics._rank(score)[:, [3, 7]] == torch.tensor([0, 1])).all()
+
+
+def test_with_the_halton_order_a_step_reveals_the_places_of_its_turn():
+    sample = SampleConfig(steps=2, order="halton")
+    step = Step(torch.tensor(0), torch.tensor(2), torch.tensor(1.0))
+    logits = random.normal(random.key(0), (3, 64, 11))
+    hidden = torch.full((3, 64), 11)
+    ids, _ = dynamics.reveal(logits, hidden, step, random.key(1), sample, columns=8)
+    count = int(dynamics.revealed(step.k, step.steps, 64))
+    expected = torch.tensor(dynamics.halton_order(64, 8)) < count
+    assert torch.equal(ids != 11, expected.expand(3, -1))
+
+
+# Distillation of guidance
+
+
+def test_a_model_without_guidance_differs_from_itself_with_guidance_until_it_has_learnt_it():
+    cfg = replace(NEIGHBOURS, distilled=1.5)
+    teacher = tree.init(dynamics.spec(cfg), random.key(3))
+    ids, between = tokens(cfg, 4, 5), actions(cfg, 4, 4)
+    mask = dynamics.sample_mask(random.key(1), 4, 5, cfg)
+
+    def loss(params, scale=1.5):
+        model = replace(cfg, distilled=scale)
+        return dynamics.distillation_loss(params, teacher, ids, between, mask, model)
+
+    before, (scores, _) = loss(teacher)
+    assert before > 1e-3 and scores["agreement"] < 1
+    none, (same, _) = loss(teacher, 0.0)  # without guidance a model equals itself
+    assert abs(none) < 1e-6 and same["agreement"] > 0.999
+    params = tree.map(torch.clone, teacher)
+    for _ in range(60):
+        (value, _), grads = tree.value_and_grad(loss)(params)
+        params = tree.map(lambda p, g: p - 0.3 * g, params, grads)
+    assert value < before / 3
+
+
+def test_guidance_of_whole_clips_is_that_of_each_frame_after_a_memory(
+    dynamics_params, dynamics_cfg
+):
+    cfg = dynamics_cfg
+    ids = tokens(cfg, frames=6)  # more than the window holds
+    entering = dynamics.entering(actions(cfg, count=5), cfg)
+    hidden = ids.clone()
+    hidden[:, 1:, ::2] = cfg.codes
+    whole = dynamics.guided_clip_logits(
+        dynamics_params, hidden, entering, cfg, 2.0, unmasked_BTN=ids
+    )
+    memory = dynamics.empty_memory(cfg, len(ids))
+    for t in range(6):
+        now = slice(t, t + 1)
+        single = dynamics.guided_logits(
+            dynamics_params, hidden[:, now], entering[:, now], memory, cfg, 2.0
+        )
+        if t > 0:  # the first frame follows nothing
+            torch.testing.assert_close(whole[:, now], single, atol=1e-4, rtol=1e-4)
+        # In training the past is masked, too, but for the neighbourhood.
+        _, masked = dynamics.logits_next(
+            dynamics_params, hidden[:, now], entering[:, now], memory, cfg, unmasked_BTN=ids[:, now]
+        )
+        memory = masked
 
 
 # Masks and the loss

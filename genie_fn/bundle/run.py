@@ -195,7 +195,16 @@ def check_framewise(stage: Stage, run: str | Path) -> None:
         )
 
 
-LATER_FIELDS = {"flow", "sphere", "pairs", "neighbourhood", "neighbour_dim", "columns"}
+LATER_FIELDS = {
+    "flow",
+    "sphere",
+    "pairs",
+    "neighbourhood",
+    "neighbour_dim",
+    "pointer",
+    "distilled",
+    "columns",
+}
 """Fields that models did not have at first. Where they have their default they do not count, so that
 the fingerprints of older models stay the same (but those of latent action models that were trained
 while LamConfig had a further field, `facing`)."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from genie_fn.errors import UserError
 from genie_fn.training.config import RunConfig
 
-PLACES = ("out", "resume", "data", "tokenizer", "lam", "tokens", "inputs")
+PLACES = ("out", "resume", "data", "tokenizer", "lam", "tokens", "inputs", "teacher")
 """Options that say where things are. What is there is compared by its content (see inputs)."""
 MACHINE = ("device", "compile", "cuda_graph", "sharding", "accumulate", "deterministic", "backend")
 OUTPUT = ("save_every", "sample_every", "sample", "log", "profile")
@@ -21,6 +21,7 @@ DETERMINED = {
     "columns": "--cfg.tokenizer",
     "actions": "--cfg.actions or --cfg.lam",
     "occurring": "--cfg.data",
+    "distilled": "--cfg.teacher and --cfg.distill-guidance",
 }
 """Fields of a model's configuration that something else determines, and the flag of that."""
 MODELS = ("model", "lam_model")
@@ -30,6 +31,7 @@ FORMER = {
     "labels": 0,
     "code_init": False,
     "model.neighbourhood": 0,
+    "model.pointer": False,
     "model.quantizer.use_rate": 0.02,
     "model.quantizer.from_inputs": False,
 }

@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,37 @@ def test_choices_of_latent_actions_are_measured_in_their_model_alone():
     assert Variant("stride", "4", 0).stages == ("dataset", "lam", "lam_evaluation")
     every = ("dataset", "tokenizer", "lam", "dynamics", "evaluation")
     assert Variant("quantizer", "lfq", 0).stages == Variant("steps", "2", 0).stages == every
+
+
+def test_given_runs_are_used_by_all_seeds_where_the_choice_does_not_change_them():
+    cfg = replace(CFG, tokenizer="runs/a/tokenizer")
+
+    def at(cfg, stage, *variant):
+        return ablate.folder(cfg, Variant(*variant), stage)
+
+    for seed in (0, 1):
+        assert at(cfg, "tokenizer", "masks", "0.1", seed) == Path("runs/a/tokenizer")
+        assert ablate.is_done(cfg, Variant("masks", "0.1", seed), "tokenizer")
+    assert not ablate.is_done(cfg, Variant("masks", "0.1", 0), "lam")
+    assert at(cfg, "dynamics", "masks", "0.1", 0) != at(CFG, "dynamics", "masks", "0.1", 0)
+    assert at(cfg, "lam", "masks", "0.1", 0) == at(CFG, "lam", "masks", "0.1", 0)
+    for name in ("vq", "lfq"):  # a choice that changes the tokenizer trains all of its variants
+        assert at(cfg, "tokenizer", "quantizer", name, 0) == at(
+            CFG, "tokenizer", "quantizer", name, 0
+        )
+        assert not ablate.is_done(cfg, Variant("quantizer", name, 0), "tokenizer")
+    given = replace(CFG, lam="runs/a/lam")
+    measured = "lam_evaluation"
+    assert at(given, measured, "masks", "0.1", 0) != at(CFG, measured, "masks", "0.1", 0)
+    assert at(given, measured, "flips", "on", 0) == at(CFG, measured, "flips", "on", 0)
+
+
+def test_given_runs_that_do_not_exist_are_refused_first(tmp_path):
+    cfg = Config(out=str(tmp_path / "out"), results=str(tmp_path / "results.json"), lam="runs/nope")
+    with pytest.raises(UserError, match=r"--cfg\.lam runs/nope holds no checkpoint"):
+        ablate.main(cfg)
+    with pytest.raises(UserError, match="leave --cfg.tokenizer"):
+        Config(choices=("steps",), worlds=("a",), lam="b")
 
 
 def test_the_table_shows_means_and_paired_differences(tmp_path):

@@ -75,6 +75,7 @@ def config(home: Path, stage: str, out: str, **options):
     }[stage]
     if stage == "dynamics":
         options |= {"tokenizer": str(home / "tokenizer"), "lam": str(home / "lam")}
+    model = options.pop("model", model)
     return SCRIPTS[stage].Config(
         data=str(home / "data"),
         out=str(home / out),
@@ -461,6 +462,67 @@ def test_joint_training_of_actions_from_motion_with_flips_and_a_stride(trained):
     loaded = bundle.load(cfg.out)
     assert bundle.open_dataset(loaded).stride == 2
     assert loaded.world.lam.cfg.arch == "motion" and loaded.world.dynamics.cfg.actions == 6
+
+
+def distillation(trained: Path, out: str, **options) -> train_dynamics.Config:
+    """The continuation of the world that is imitated, on its own earlier stages."""
+    cfg = config(trained, "dynamics", out, teacher=str(trained / "dynamics"), **options)
+    optim = OptimConfig(lr=2e-3, warmup=0, ema=0.5)
+    return replace(cfg, tokenizer="", lam="", steps=4, save_every=2, optim=optim)
+
+
+def test_guidance_is_distilled_into_the_weights(trained):
+    """From the teacher's parameters, on its earlier stages; resumed to the bit; played without guidance."""
+    cfg = distillation(trained, "distilled", distill_guidance=2.0)
+    train_dynamics.main(cfg)
+    teacher = bundle.load(trained / "dynamics").world.dynamics
+    loaded = bundle.load(cfg.out)
+    student = loaded.world.dynamics
+    assert student.cfg == replace(teacher.cfg, distilled=2.0)
+    distance = tree.leaves(
+        tree.map(lambda a, b: (a - b).abs().max(), student.params, teacher.params)
+    )
+    assert 0 < max(distance) < 0.1
+    assert world.play_sample(SampleConfig(), student.cfg).guidance == 0
+    row = json.loads((trained / "distilled" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["divergence"] >= 0 and 0 <= row["agreement"] <= 1
+    whole = checkpoint.load(cfg.out, stage="dynamics").state
+    shutil.rmtree(trained / "distilled" / "checkpoints" / "4")
+    train_dynamics.main(replace(cfg, resume=True))
+    resumed = checkpoint.load(cfg.out, stage="dynamics").state
+    for path, value in tree.paths(whole).items():
+        assert torch.equal(value, tree.paths(resumed)[path]), path
+
+
+def test_a_teacher_that_cannot_be_imitated_is_refused(trained):
+    with pytest.raises(UserError, match="has latent actions: pass --cfg.actions latent"):
+        train_dynamics.main(distillation(trained, "refused", actions="recorded"))
+    with pytest.raises(UserError, match="must be a number above 0"):
+        distillation(trained, "refused", distill_guidance=float("nan"))
+    with pytest.raises(UserError, match="leave --cfg.train-lam out"):
+        distillation(trained, "refused", train_lam=True)
+    cfg = distillation(trained, "refused")
+    with pytest.raises(UserError, match="no checkpoint|no dynamics"):
+        train_dynamics.main(replace(cfg, teacher=str(trained / "nowhere")))
+    with pytest.raises(UserError, match="pass the folder of a run of train_dynamics.py"):
+        train_dynamics.main(replace(cfg, teacher=str(trained / "lam")))
+    assert not (trained / "refused").exists()
+
+
+def test_a_distillation_is_continued_with_its_teacher_alone(trained):
+    cfg = distillation(trained, "continued")
+    train_dynamics.main(replace(cfg, steps=2))
+    with pytest.raises(UserError, match="imitates .*dynamics: pass --cfg.teacher"):
+        train_dynamics.main(replace(cfg, teacher="", resume=True))
+    plain = replace(cfg, out=str(trained / "dynamics"), teacher=cfg.out, resume=True)
+    with pytest.raises(UserError, match="imitates no teacher"):
+        train_dynamics.main(plain)
+    with pytest.raises(UserError, match="was distilled itself"):
+        train_dynamics.main(replace(cfg, teacher=cfg.out, out=str(trained / "twice")))
+    other = trained / "another"
+    train_dynamics.main(replace(config(trained, "dynamics", "another"), steps=2))
+    with pytest.raises(UserError, match="was trained further since"):
+        train_dynamics.main(replace(cfg, teacher=str(other), resume=True))
 
 
 @pytest.mark.parametrize(("arch", "context"), [("st_vivit", 1), ("motion", 0)])
