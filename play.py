@@ -85,8 +85,9 @@ class Config:
     visitors: int = 8
     """The largest number of simultaneous visitors of the page."""
     compile: Literal["auto", "off", "step"] = "auto"
-    """`step` compiles the models, which takes a minute; `auto` does so for the page, where play
-    begins meanwhile."""
+    """`auto` prepares faster programs for the page while play begins: graphs for ONNX Runtime on a CPU,
+    compiled programs on a GPU; `step` does so, and compiles the models for a video or the terminal, which
+    takes a minute; `off` does neither."""
     device: str = "auto"
     """The device of the models: auto, cpu, cuda or cuda:1."""
     sample: SampleConfig = PLAY
@@ -203,7 +204,7 @@ def make_video(
 ) -> None:
     """Write a video with one generated frame per action."""
     model = loaded.world
-    sample = world.play_sample(cfg.sample)
+    sample = world.play_sample(cfg.sample, model.dynamics.cfg)
     programs = world.compiled(device) if compiled else world.EAGER
     image = first_frame(cfg, loaded)
     frames = [image]
@@ -221,7 +222,7 @@ def play_in_terminal(cfg: Config, loaded: Bundle, device: torch.device, compiled
     from genie_fn.play import terminal
 
     model = loaded.world
-    sample = world.play_sample(cfg.sample)
+    sample = world.play_sample(cfg.sample, model.dynamics.cfg)
     programs = world.compiled(device) if compiled else world.EAGER
     controls = terminal.controls_of(loaded)
     terminal.play(model, first_frame(cfg, loaded), sample, cfg.seed, programs, controls)

@@ -83,7 +83,7 @@ def _ablation_scale(choice: str, record: dict) -> str:
     """The command of an ablation, and the numbers of its runs and clips."""
     seeds = len({row["seed"] for row in record["rows"]})
     runs = f"{seeds} trained worlds (`--cfg.worlds`)"
-    if "lam_steps" in record["scale"]:
+    if {"lam_steps", "dynamics_steps"} & record["scale"].keys():
         runs = f"{seeds} seeds"
     scale = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in record["scale"].items())
     return f"`python ablate.py --cfg.choices {choice}`: {runs}, {scale}"

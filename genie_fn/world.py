@@ -85,6 +85,21 @@ def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> 
     return Programs(*(compilation.compiled(f, cuda_graph=cuda_graph) for f in programs))
 
 
+def in_float32(world: World) -> World:
+    """The world, computed in float32: ONNX Runtime and NumPy know no bfloat16 on a CPU."""
+    cfg = world.dynamics.cfg
+    own = replace(cfg, stack=replace(cfg.stack, dtype="float32"))
+    sizes = world.tokenizer.cfg
+    own_sizes = replace(
+        sizes,
+        encoder=replace(sizes.encoder, dtype="float32"),
+        decoder=replace(sizes.decoder, dtype="float32"),
+        blueprints=replace(sizes.blueprints, dtype="float32"),
+    )
+    tokenizer_stage = world.tokenizer._replace(cfg=own_sizes)
+    return world._replace(tokenizer=tokenizer_stage, dynamics=world.dynamics._replace(cfg=own))
+
+
 def chunks(*clips: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors with a leading axis of clips, a few clips at a time.
 
@@ -196,12 +211,15 @@ def step(
     return State(memory, decoder), Frame(pixels, ids, probability, revealed)
 
 
-def play_sample(sample: SampleConfig) -> SampleConfig:
-    """The sampling settings for play: `sample`, with guidance 1 where its guidance is None.
+def play_sample(sample: SampleConfig, cfg: DynamicsConfig) -> SampleConfig:
+    """The sampling settings for play: `sample`, with guidance where its guidance is None.
 
-    Guidance makes recorded and latent actions controllable more often (docs/LOG.md).
+    Guidance of scale 1 makes recorded and latent actions controllable more often (docs/LOG.md). A model
+    into which distillation has put it needs none.
     """
-    return sample if sample.guidance is not None else replace(sample, guidance=1.0)
+    if sample.guidance is not None:
+        return sample
+    return replace(sample, guidance=0.0 if cfg.distilled else 1.0)
 
 
 def rollout(

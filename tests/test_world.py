@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genie_fn import bundle, random, tokenizer, tree, world
-from genie_fn.dynamics import PLAY, SampleConfig
+from genie_fn.dynamics import PLAY, DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 
 SAMPLE = SampleConfig(steps=3)
@@ -107,7 +107,10 @@ def test_compiled_programs_give_the_same_session(world_model, clip):
 
 
 def test_worlds_are_played_with_guidance_unless_it_is_chosen():
-    assert world.play_sample(PLAY) == replace(PLAY, guidance=1.0)
+    plain = DynamicsConfig()
+    distilled = replace(plain, distilled=1.0)
+    assert world.play_sample(PLAY, plain) == replace(PLAY, guidance=1.0)
+    assert world.play_sample(PLAY, distilled) == replace(PLAY, guidance=0.0)
     for chosen in (0.0, 2.5):
         sample = SampleConfig(guidance=chosen)
-        assert world.play_sample(sample) == sample
+        assert world.play_sample(sample, plain) == world.play_sample(sample, distilled) == sample

@@ -21,6 +21,7 @@ from genie_fn.bundle import Bundle, play_map
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.export import prepared
 from genie_fn.play import session
 from genie_fn.play.session import Session
 from genie_fn.runtime import compilation
@@ -28,9 +29,9 @@ from genie_fn.runtime.backend import AUTO
 from genie_fn.runtime.console import console
 from genie_fn.world import Programs, World
 
-MAX_GAMES = 8  # levels of the real game that are kept open
 TURN = 1e-4
-"""Seconds of a turn of the interpreter while programs are compiled."""
+"""Seconds of a turn of the interpreter while programs are prepared."""
+MAX_GAMES = 8  # levels of the real game that are kept open
 
 
 class Act(NamedTuple):
@@ -56,19 +57,21 @@ class Runner(NamedTuple):
 class Engine:
     """Generates frames in a thread of its own; `start` and `act` return a Future of a `Session`.
 
-    With `compiled`, programs are compiled in a second thread while play begins without them.
+    With `compiled`, faster programs are prepared in a second thread while play begins without them:
+    graphs for ONNX Runtime on a CPU, compiled programs on a GPU.
     """
 
     def __init__(
         self, bundle: Bundle, device: torch.device, compiled: bool, sample: SampleConfig = PLAY
     ):
         self.bundle = bundle
-        self.world = bundle.world
+        on_cpu = device.type == "cpu"
+        self.world = world.in_float32(bundle.world) if on_cpu else bundle.world
         self.action_map = play_map(bundle)
         self.device = device
-        self.sample = world.play_sample(sample)
+        self.sample = world.play_sample(sample, self.world.dynamics.cfg)
         self.ready = "compiling" if compiled else "eager"
-        self._eager = Runner(_resolved(bundle.world, device, False), Programs())
+        self._eager = Runner(_resolved(self.world, device, False), Programs())
         self._compiled: Runner | None = None
         self._games: dict[int, tuple[procgen.Game, bytes]] = {}
         self._queue: queue.Queue = queue.Queue()
@@ -76,7 +79,7 @@ class Engine:
         threading.Thread(target=self._serve, daemon=True, name="engine").start()
         if compiled:
             threading.Thread(
-                target=self._compile_beside_play, daemon=True, name="compiling"
+                target=self._prepare_beside_play, daemon=True, name="compiling"
             ).start()
 
     def when_ready(self, callback: Callable[[], Any]) -> None:
@@ -192,34 +195,43 @@ class Engine:
 
     # In a thread of its own
 
-    def _compile_beside_play(self) -> None:
-        """Compile with short turns of the interpreter.
+    @torch.no_grad()
+    def _prepare_beside_play(self) -> None:
+        """Prepare faster programs during play, and use them from then on if they work.
 
-        The compiler is Python code, and a frame takes thousands of short operations, after each of
-        which the engine's thread waits for its turn. With the default of 5 ms, on two CPU cores, a
-        frame took half a minute.
+        Meanwhile the turns of the interpreter are short: torch's compiler is Python code, and a frame takes
+        thousands of short operations, after each of which the engine's thread waits for its turn.
         """
+        runner = None
         usual = sys.getswitchinterval()
         sys.setswitchinterval(TURN)
         try:
-            self._compile()
-        finally:
-            sys.setswitchinterval(usual)
-
-    @torch.no_grad()
-    def _compile(self) -> None:
-        """Compile programs during play, and use them from then on if they work."""
-        runner = None
-        if compilation.works(self.device):
-            try:
-                programs = world.compiled(self.device)
+            programs = self._fast_programs()
+            if programs is not None:
                 runner = Runner(_resolved(self.world, self.device, True), programs)
                 self._try_out(runner)
-            except Exception as error:  # play continues as it began
-                runner = None
-                reason = compilation.missing(error)
-                console.print(f"playing uncompiled: compiling failed ({reason})", markup=False)
+        except Exception as error:  # play continues as it began
+            runner = None
+            reason = compilation.missing(error)
+            console.print(f"playing without faster programs, which failed ({reason})", markup=False)
+        finally:
+            sys.setswitchinterval(usual)
         self._finish_compiling(runner)
+
+    def _fast_programs(self) -> Programs | None:
+        """Programs for ONNX Runtime on a CPU, compiled ones on a GPU; None where that is not possible."""
+        if self.device.type != "cpu":
+            return world.compiled(self.device) if compilation.works(self.device) else None
+        absent = prepared.missing()
+        if absent:
+            console.print(
+                "playing several times slower than possible without some packages: run "
+                f"`pip install {' '.join(absent)}`",
+                markup=False,
+                soft_wrap=True,
+            )
+            return None
+        return prepared.programs(self.world, self.sample, torch.get_num_threads())
 
     def _finish_compiling(self, runner: Runner | None) -> None:
         """Use compiled programs from now on, or none."""

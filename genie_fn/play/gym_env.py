@@ -69,7 +69,7 @@ class WorldEnv(gymnasium.Env):
         self._world = world_model
         self._starts = starts_MHWC
         self._programs = programs
-        self._sample = world.play_sample(sample)
+        self._sample = world.play_sample(sample, world_model.dynamics.cfg)
         self._session: Session | None = None
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from genie_fn import bundle, dynamics, tokenizer, tree, world
 from genie_fn.data import procgen
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.export import prepared
 from genie_fn.play import engine as module
 from genie_fn.play import session
 from genie_fn.play.engine import Engine
@@ -26,12 +27,6 @@ def engine(playable):
     engine = Engine(playable, CPU, compiled=False, sample=SampleConfig(steps=3))
     yield engine
     engine.close()
-
-
-@pytest.fixture(autouse=True)
-def compiler(monkeypatch):
-    """Compiling is taken to work; these tests compile nothing."""
-    monkeypatch.setattr(compilation, "works", lambda device: True)
 
 
 def play(engine, image, seed, actions, temperature=1.0, steps=3):
@@ -93,7 +88,7 @@ def test_a_session_is_a_function_of_its_start_seed_and_actions(engine):
     assert hotter.present.record.hash != back.present.record.hash
 
 
-def test_programs_are_compiled_during_play(playable, monkeypatch):
+def test_faster_programs_are_prepared_during_play(playable, monkeypatch):
     """Play begins at once; records say which programs generated a frame."""
     gate, used, ready = threading.Event(), [], threading.Event()
 
@@ -101,11 +96,11 @@ def test_programs_are_compiled_during_play(playable, monkeypatch):
         used.append(threading.current_thread().name)
         return dynamics.unmask(*arguments)
 
-    def compiled(*_):
+    def fast(*_):
         gate.wait()
         return world.Programs(unmask, dynamics.remember, tokenizer.decode_next)
 
-    monkeypatch.setattr(world, "compiled", compiled)
+    monkeypatch.setattr(prepared, "programs", fast)
     engine = Engine(playable, CPU, compiled=True)
     engine.when_ready(ready.set)
     assert engine.ready == "compiling"
@@ -121,9 +116,9 @@ def test_programs_are_compiled_during_play(playable, monkeypatch):
     engine.close()
 
 
-def test_where_compiling_fails_play_continues_without(playable, monkeypatch):
+def test_where_that_fails_play_continues_without(playable, monkeypatch):
     ready = threading.Event()
-    monkeypatch.setattr(world, "compiled", lambda *_: world.Programs(lambda *_: 1 / 0))
+    monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs(lambda *_: 1 / 0))
     engine = Engine(playable, CPU, compiled=True)
     engine.when_ready(ready.set)
     assert ready.wait(20) or engine.ready == "eager"
@@ -134,17 +129,25 @@ def test_where_compiling_fails_play_continues_without(playable, monkeypatch):
     engine.close()
 
 
-def test_without_a_compiler_nothing_is_compiled(playable, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_where_faster_programs_are_impossible_play_goes_on(playable, monkeypatch, device, capsys):
+    """Packages are missing on a CPU, or a compiler beside a GPU."""
     ready = threading.Event()
-    monkeypatch.setattr(compilation, "works", lambda device: ready.set())
-    monkeypatch.setattr(world, "compiled", lambda *_: pytest.fail("nothing can be compiled"))
-    engine = Engine(playable, CPU, compiled=True)
-    assert ready.wait(20)
+    monkeypatch.setattr(prepared, "missing", lambda: ["onnx"])
+    monkeypatch.setattr(compilation, "works", lambda device: False)
+    engine = Engine(playable, CPU, compiled=False)
+    engine.device = torch.device(device)
+    engine.when_ready(ready.set)
+    usual = sys.getswitchinterval()
+    engine._prepare_beside_play()
+    assert sys.getswitchinterval() == usual
+    assert ready.is_set() and engine.ready == "eager"
+    assert ("pip install onnx" in capsys.readouterr().err) == (device == "cpu")
     assert not play(engine, IMAGES[0], 0, [1]).present.record.compiled
     engine.close()
 
 
-def test_compiled_programs_that_fail_during_play_are_not_used_any_more(playable, monkeypatch):
+def test_programs_that_fail_during_play_are_not_used_any_more(playable, monkeypatch):
     """They fail in the engine's thread only; an invalid request leaves them in use."""
     ready = threading.Event()
     broken = []
@@ -154,7 +157,7 @@ def test_compiled_programs_that_fail_during_play_are_not_used_any_more(playable,
             raise RuntimeError("a CUDA graph of another thread")
         return dynamics.unmask(*arguments)
 
-    monkeypatch.setattr(world, "compiled", lambda *_: world.Programs(unmask))
+    monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs(unmask))
     engine = Engine(playable, CPU, compiled=True)
     engine.when_ready(ready.set)
     assert ready.wait(20) or engine.ready == "compiled"
@@ -203,8 +206,14 @@ def test_settings_reach_the_sampling(engine):
     assert engine.act(now, 0, None, 1.0, 5).result().present.record.hash != moment.record.hash
 
 
-def test_the_turns_of_threads_are_short_while_programs_are_compiled(monkeypatch):
-    usual, seen = sys.getswitchinterval(), []
-    monkeypatch.setattr(Engine, "_compile", lambda self: seen.append(sys.getswitchinterval()))
-    Engine._compile_beside_play(object.__new__(Engine))
-    assert seen == [pytest.approx(1e-4)] and sys.getswitchinterval() == usual
+def test_worlds_in_bfloat16_are_played_in_float32_on_a_cpu(playable):
+    model = playable.world
+    half = replace(model.dynamics.cfg, stack=replace(model.dynamics.cfg.stack, dtype="bfloat16"))
+    bundled = playable._replace(world=model._replace(dynamics=model.dynamics._replace(cfg=half)))
+    engines = [
+        Engine(x, CPU, compiled=False, sample=SampleConfig(steps=3)) for x in (playable, bundled)
+    ]
+    a, b = (play(engine, IMAGES[0], 0, [1, 2]) for engine in engines)
+    assert hashes(a) == hashes(b)
+    for engine in engines:
+        engine.close()

@@ -190,7 +190,7 @@ def test_a_frame_is_the_worlds_own(serve, stage):
         start = page.start()[1]["rgb"]
         shown = [page.ask("act", action=action)[1] for action in actions]
     cpu, image = torch.device("cpu"), client.server.first_image({"clip": 3})
-    sample = world.play_sample(PLAY)
+    sample = world.play_sample(PLAY, stage[0].dynamics.cfg)
     world_model = world.World(*(s._replace(backend=AUTO.resolve(cpu, False)) for s in stage[0]))
     with torch.no_grad():
         state, prompt = world.reset(world_model, torch.from_numpy(image)[None, None])

@@ -5,7 +5,7 @@ import { canonical, choice, pad } from "./controls.js";
 import { forgetExamples, showExamples } from "./examples.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
-const READY = { compiling: "compiling: the first minute is slower", compiled: "compiled", eager: "not compiled" };
+const READY = { compiling: "preparing: slower for a minute", compiled: "fast", eager: "slow" };
 const PAUSE = 1000; // ms: frames further apart do not count for the frame rate
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const touch = matchMedia("(pointer: coarse)");

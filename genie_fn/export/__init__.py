@@ -1,0 +1,1 @@
+"""Worlds for other runtimes than torch."""

@@ -1,0 +1,207 @@
+"""The programs of a world as ONNX graphs, which ONNX Runtime runs without a compiler.
+
+A graph is a pure function, as `world.Programs` are: parameters are constants in it, and what a session
+keeps of the past is an input and an output. It is made for one session at a time, one frame at a
+time.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from genie_fn import dynamics, quantize, random, tokenizer, tree
+from genie_fn.dynamics import DynamicsConfig, Memory, SampleConfig, Step
+from genie_fn.runtime.backend import Backend
+from genie_fn.tokenizer import TokenizerConfig
+from genie_fn.tree import Tree
+from genie_fn.world import Programs, State, World, empty_state
+
+OPSET = 20
+
+
+class Graph(NamedTuple):
+    """A function of named tensors, with an example of them."""
+
+    function: Callable[..., Any]
+    example: dict[str, Any]
+    """Trees of tensors, by the names of the function's arguments."""
+
+
+def graphs_of(world: World, sample: SampleConfig) -> dict[str, Graph]:
+    """What `Programs` do for one session of a world, as functions of tensors alone.
+
+    `sample` says the guidance, the order and the noise; steps and temperature are arguments.
+    """
+    state = empty_state(world.tokenizer.cfg, world.dynamics.cfg, 1, "cpu")
+    return {
+        "unmask": _unmask(world, state, sample),
+        "remember": _remember(world, state),
+        "decode": _decode(world, state),
+    }
+
+
+def _unmask(world: World, state: State, sample: SampleConfig) -> Graph:
+    cfg, params, _ = world.dynamics
+    fixed = replace(sample, steps=1, temperature=1.0)
+
+    def unmask(ids: Tensor, action: Tensor, memory: Memory, step: Step, key: Tensor):
+        return dynamics.unmask(params, ids, action, memory, step, key, cfg, fixed)
+
+    example = {
+        "ids": torch.full((1, cfg.tokens), cfg.codes),
+        "action": torch.tensor([0]),
+        "memory": state.dynamics,
+        "step": Step(torch.tensor(0), torch.tensor(4), torch.tensor(1.0)),
+        "key": random.key(0),
+    }
+    return Graph(unmask, example)
+
+
+def _remember(world: World, state: State) -> Graph:
+    cfg, params, _ = world.dynamics
+
+    def remember(ids: Tensor, action: Tensor, memory: Memory):
+        return dynamics.remember(params, ids, action, memory, cfg)
+
+    example = {
+        "ids": torch.zeros((1, 1, cfg.tokens), dtype=torch.int64),
+        "action": torch.tensor([[0]]),
+        "memory": state.dynamics,
+    }
+    return Graph(remember, example)
+
+
+def _decode(world: World, state: State) -> Graph:
+    cfg, params, _ = world.tokenizer
+
+    def decode(codes: Tensor, cache: Tree):
+        return tokenizer.decode_next(params, codes, cache, cfg)
+
+    ids = torch.zeros((1, 1, cfg.tokens), dtype=torch.int64)
+    codes = quantize.lookup(params["quantizer"], ids, cfg.quantizer)
+    return Graph(decode, {"codes": codes, "cache": state.decoder})
+
+
+class _Module(torch.nn.Module):
+    """A graph as the exporter wants it: a module, called with the leaves of its arguments."""
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *leaves: Tensor) -> list[Tensor]:
+        arguments = pytree.tree_unflatten(leaves, pytree.tree_structure(self.graph.example))
+        return tree.leaves(self.graph.function(**arguments))
+
+
+@torch.no_grad()
+def write(graph: Graph, path: Path) -> None:
+    """Write a graph as an ONNX file.
+
+    Its inputs are named after the leaves of the arguments, as in memory/cache/k_LBSNGE.
+    """
+    leaves = tree.paths(graph.example)
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # without it, of packages that are not needed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                _Module(graph).eval(),
+                tuple(leaves.values()),
+                input_names=list(leaves),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,  # ONNX Runtime does that itself, in a second
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    assert exported is not None, "an exporter with dynamo returns the program"
+    exported.save(path)
+
+
+def optimise(path: Path, optimised: Path) -> None:
+    """Write the graph that ONNX Runtime makes of a file for this machine, which opens sooner."""
+    _open(path, 1, optimised)
+
+
+def _open(path: Path, threads: int, optimised: Path | None = None):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class Runtime:
+    """An ONNX file, opened by ONNX Runtime; called with the leaves of a graph's arguments."""
+
+    def __init__(self, path: Path, threads: int):
+        self._session = _open(path, threads)
+        self._names = [entry.name for entry in self._session.get_inputs()]
+
+    def __call__(self, *arguments: Tree) -> list[Tensor]:
+        """The leaves of the result."""
+        feed = dict(zip(self._names, map(_array, tree.leaves(arguments)), strict=True))
+        return [torch.from_numpy(array) for array in self._session.run(None, feed)]
+
+
+def _array(x: Tensor):
+    return x.detach().contiguous().numpy()
+
+
+def programs(folder: Path, threads: int) -> Programs:
+    """The programs of the graphs in a folder, for one session and one frame at a time.
+
+    They ignore the parameters and configurations that they are called with, which are in the graphs.
+    """
+    unmask, remember, decode = (Runtime(folder / f"{name}.onnx", threads) for name in NAMES)
+
+    def run_unmask(  # noqa: PLR0913 (as dynamics.unmask)
+        params: Tree,
+        ids: Tensor,
+        action: Tensor,
+        memory: Memory,
+        step: Step,
+        key: Tensor,
+        cfg: DynamicsConfig,
+        sample: SampleConfig,
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
+        new, probability = unmask(ids, action, memory, step, key)
+        return new, probability
+
+    def run_remember(
+        params: Tree,
+        ids: Tensor,
+        action: Tensor,
+        memory: Memory,
+        cfg: DynamicsConfig,
+        backend: Backend,
+    ) -> Memory:
+        leaves = remember(ids, action, memory)
+        return pytree.tree_unflatten(leaves, pytree.tree_structure(memory))
+
+    def run_decode(
+        params: Tree, codes: Tensor, cache: Tree, cfg: TokenizerConfig, backend: Backend
+    ) -> tuple[Tensor, Tree]:
+        video, *leaves = decode(codes, cache)
+        return video, pytree.tree_unflatten(leaves, pytree.tree_structure(cache))
+
+    return Programs(run_unmask, run_remember, run_decode)
+
+
+NAMES = Programs._fields
+"""The files of a world's graphs: unmask.onnx, remember.onnx, decode.onnx."""
