@@ -69,13 +69,14 @@ def measure(world: World, name: str, compiled: bool, cfg, device: torch.device) 
         time.sleep(0.1)
     first = time.perf_counter() - began
     if compiled and engine.ready != "compiled":
-        raise UserError("compiling failed on this machine: measure with --cfg.compile off")
+        raise UserError("preparing faster programs failed on this machine: measure with --cfg.compile off")
     try:
         waits = measure_waits(engine, name, variants, cfg.repeats)
     finally:
         engine.close()
     tokens = world.dynamics.cfg.tokens
-    mode = "compiled" if compiled else "eager"
+    fast = "ONNX Runtime" if device.type == "cpu" else "compiled"
+    mode = fast if compiled else "eager"
     case = f"{name} world, {tokens} tokens, {steps} steps, {mode}, over a socket"
     base = [median(repeat) for repeat in waits["1 player"]]
     return [row(case, variant, waits[variant], base) | {"first": first} for variant in variants]

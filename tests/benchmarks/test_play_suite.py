@@ -43,8 +43,7 @@ def test_a_wish_that_is_refused_ends_the_measurement(monkeypatch):
         play.play_suite(TINY, CPU)
 
 
-def test_where_compiling_fails_nothing_is_measured(monkeypatch):
-    monkeypatch.setattr("genie_fn.runtime.compilation.works", lambda device: True)
-    monkeypatch.setattr("genie_fn.world.compiled", lambda *_: 1 / 0)
+def test_where_faster_programs_fail_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr("genie_fn.export.prepared.programs", lambda *_: 1 / 0)
     with pytest.raises(UserError, match="compile off"):
         play.play_suite(replace(TINY, compile="step"), CPU)

@@ -194,15 +194,15 @@ def damaged_checkpoint(home: Path, stage: str, chance: random.Random, count: int
             step, leaves = rig.final(run)
             load_stage(run, "dynamics" if stage == "cached" else stage)
         if step == rig.STEPS:
-            assert at >= 2 and not rig.differing(run, home / stage), (
-                f"{path} changed what is loaded"
-            )
+            # Not every byte of a file is in use: orbax leaves nodes that a later tree replaces.
+            assert not rig.differing(run, home / stage), f"{path} changed what is loaded"
             continue
         passed += 1
         assert f"step {step} is used instead" in str(printed.call_args)
         rig.train_stage(home, stage, run.name, resume=True)
         assert_same(home, stage, run.name)
         assert (run / "damaged" / str(rig.STEPS)).is_dir()
+    assert passed > 0
     for newest in (run / "checkpoints").iterdir():
         rig.flip(rig.largest(newest))
     with pytest.raises(UserError, match="cannot be read.*no older one"):
