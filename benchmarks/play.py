@@ -69,7 +69,9 @@ def measure(world: World, name: str, compiled: bool, cfg, device: torch.device) 
         time.sleep(0.1)
     first = time.perf_counter() - began
     if compiled and engine.ready != "compiled":
-        raise UserError("preparing faster programs failed on this machine: measure with --cfg.compile off")
+        raise UserError(
+            "preparing faster programs failed on this machine: measure with --cfg.compile off"
+        )
     try:
         waits = measure_waits(engine, name, variants, cfg.repeats)
     finally:
