@@ -110,8 +110,9 @@ def _generate(cfg, mode: str, device: torch.device) -> list[dict]:
     def no_cache(*arguments) -> Memory:
         return empty
 
-    uncached = Programs(compiled(baselines.uncached_unmask, mode, device), no_cache)
     cached = Programs(*(compiled(function, mode, device) for function in Programs()))
+    unmask = compiled(baselines.uncached_unmask, mode, device)
+    uncached = Programs(unmask, no_cache, cached.draw)
     variants = {
         "no cache": partial(frame, (ids_BTN, past_actions_BT), uncached),
         "cached past": partial(frame, memory, cached),

@@ -642,11 +642,33 @@ def revealed(step: Tensor, steps: int | Tensor, tokens: int) -> Tensor:
     return tokens - hidden.clamp(min=0).to(torch.int64)
 
 
+class Noise(NamedTuple):
+    """The random numbers of a MaskGIT step, or, with a leading axis, of all steps of a frame."""
+
+    threshold: Tensor
+    """(B, N, F) for F factors, uniform on [0, 1): they sample the ids."""
+    score: Tensor
+    """(B, N), standard Gumbel: they are added to the confidence."""
+
+
+def noise_of(key: Tensor, shape: tuple[int, int], factors: int = 1) -> Noise:
+    """The noise of a step for ids of `shape` (B, N). Keys (K, 2) give those of K steps."""
+    pick_key, score_key = random.split(key).unbind(-2)
+    threshold = random.uniform(pick_key, (*shape, factors))
+    return Noise(threshold, random.gumbel(score_key, shape))
+
+
+def draw(key: Tensor, steps: int, shape: tuple[int, int], factors: int = 1) -> Noise:
+    """The noise of all steps of a frame. That of step k has the key `fold_in(key, k)`."""
+    index = torch.arange(steps, device=key.device)
+    return noise_of(random.fold_in(key, index), shape, factors)
+
+
 def reveal(
     logits_BNV: Tensor,
     ids_BN: Tensor,
     step: Step,
-    key: Tensor,
+    noise: Noise,
     cfg: SampleConfig,
     sizes: tuple[int, ...] = (),
     columns: int = 1,
@@ -663,16 +685,16 @@ def reveal(
     """
     sizes = sizes or (logits_BNV.shape[-1],)
     codes = math.prod(sizes)
-    pick_key, noise_key = random.split(key).unbind(0)
     hidden_BN = ids_BN == codes
     factors = torch.split(logits_BNV, list(sizes), -1)
-    ids_BN = torch.where(hidden_BN, _sample_ids(pick_key, factors, step.temperature), ids_BN)
+    sampled_BN = _sample_ids(factors, noise.threshold, step.temperature)
+    ids_BN = torch.where(hidden_BN, sampled_BN, ids_BN)
     log_p_BN = _log_probability(factors, digits(ids_BN, sizes))
 
-    score_BN = random.gumbel(noise_key, ids_BN.shape)
+    score_BN = noise.score
     if cfg.order == "confidence":
-        noise = cfg.noise * (1 - (step.k + 1) / step.steps)
-        score_BN = log_p_BN + noise * score_BN
+        scale = cfg.noise * (1 - (step.k + 1) / step.steps)
+        score_BN = log_p_BN + scale * score_BN
     elif cfg.order == "halton":
         place_N = torch.tensor(halton_order(ids_BN.shape[1], columns), device=ids_BN.device)
         score_BN = -place_N.float().expand_as(score_BN)
@@ -731,14 +753,12 @@ def _rank_by_pairs(score_BN: Tensor) -> Tensor:
     return ahead_BNN.sum(-1)
 
 
-def _sample_ids(key: Tensor, factors: Sequence[Tensor], temperature: Tensor) -> Tensor:
+def _sample_ids(factors: Sequence[Tensor], threshold_BNF: Tensor, temperature: Tensor) -> Tensor:
     """Sampled ids (B, N) from the logits (B, N, V_i) of each factor."""
-    batch, tokens = factors[0].shape[:2]
-    threshold_BNS = random.uniform(key, (batch, tokens, len(factors)))
     samples: list[Tensor] = []
     base = 1
     for i, logits_BNV in enumerate(factors):
-        digit = _sample(logits_BNV / temperature.clamp(min=1e-4), threshold_BNS[..., i])
+        digit = _sample(logits_BNV / temperature.clamp(min=1e-4), threshold_BNF[..., i])
         samples.append(digit * base)
         base *= logits_BNV.shape[-1]
     return _sum(samples)
@@ -766,20 +786,16 @@ def unmask(  # noqa: PLR0913 (a program that a caller may compile)
     action_B: Tensor,
     memory: Memory,
     step: Step,
-    key: Tensor,
+    noise: Noise,
     cfg: DynamicsConfig,
     sample: SampleConfig,
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Tensor]:
-    """Predict the hidden tokens of the frame after those in memory, and `reveal` some of them.
-
-    `key` is the frame's, the same in all steps.
-    """
+    """Predict the hidden tokens of the frame after those in memory, and `reveal` some of them."""
     logits_B1NV = guided_logits(
         params, ids_BN[:, None], action_B[:, None], memory, cfg, sample.guidance, backend=backend
     )
-    step_key = random.fold_in(key, step.k)
-    return reveal(logits_B1NV[:, 0], ids_BN, step, step_key, sample, cfg.sizes, cfg.columns)
+    return reveal(logits_B1NV[:, 0], ids_BN, step, noise, sample, cfg.sizes, cfg.columns)
 
 
 def remember(
@@ -801,6 +817,7 @@ class Programs(NamedTuple):
 
     unmask: Callable[..., tuple[Tensor, Tensor]] = unmask
     remember: Callable[..., Memory] = remember
+    draw: Callable[..., Noise] = draw
 
 
 EAGER = Programs()
@@ -839,10 +856,12 @@ def next_frame(  # noqa: PLR0913 (the paper's arguments)
     probability_BN = torch.zeros_like(ids_BN, dtype=torch.float32)
     # `Step` holds these two: other values of them must not compile a program again.
     fixed = replace(sample, steps=1, temperature=1.0)
-    for k in index[:-1]:
+    noise = programs.draw(key, sample.steps, tuple(ids_BN.shape), len(cfg.sizes))
+    for k, threshold_BNF, score_BN in zip(index[:-1], *noise, strict=True):
         step = Step(k, steps, temperature)
+        step_noise = Noise(threshold_BNF, score_BN)
         ids_BN, probability_BN = programs.unmask(
-            params, ids_BN, action_B, memory, step, key, cfg, fixed, backend
+            params, ids_BN, action_B, memory, step, step_noise, cfg, fixed, backend
         )
         new_BN = (step_BN == 0) & (ids_BN != cfg.codes)
         step_BN = torch.where(new_BN, k + 1, step_BN)
@@ -920,7 +939,8 @@ def generate_jointly(
             backend=backend,
         )
         step = Step(k, index[-1], temperature)
-        step_key = random.fold_in(key, k)
+        shape = (batch, future * cfg.tokens)
+        noise = noise_of(random.fold_in(key, k), shape, len(cfg.sizes))
         logits_BMV = logits_BTNV.flatten(1, 2)
-        new_BM, _ = reveal(logits_BMV, new_BM, step, step_key, sample, cfg.sizes, cfg.columns)
+        new_BM, _ = reveal(logits_BMV, new_BM, step, noise, sample, cfg.sizes, cfg.columns)
     return torch.cat((ids_BTN, new_BM.reshape(batch, future, cfg.tokens)), 1)

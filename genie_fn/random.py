@@ -1,6 +1,7 @@
 """Counter-based random numbers with explicit keys, equal to those of `jax.random`.
 
-A key is an int64 tensor of shape (2,) that holds two 32-bit words. Nothing here has state: the same
+A key is an int64 tensor of shape (2,) that holds two 32-bit words; several keys at once, of shape
+(..., 2), give what each of them gives, with the same leading axes. Nothing here has state: the same
 key and shape give the same numbers, eager or compiled, on any device. 32-bit words are held in
 int64 because signed overflow is undefined in the C++ that torch.compile generates.
 
@@ -39,8 +40,8 @@ def _threefry(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, T
 
 
 def _encrypt(key: Tensor, counters: Tensor) -> tuple[Tensor, Tensor]:
-    """Two random words for each 64-bit counter."""
-    return _threefry(key[0], key[1], counters >> 32, counters & _WORD)
+    """Two random words for each 64-bit counter (n,) and each key (..., 2): (..., n) both."""
+    return _threefry(key[..., :1], key[..., 1:], counters >> 32, counters & _WORD)
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
@@ -49,22 +50,23 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
-    """`num` independent keys, (num, 2)."""
+    """`num` independent keys, (..., num, 2)."""
     counters = torch.arange(num, device=key.device)
     return torch.stack(_encrypt(key, counters), dim=-1)
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """A key (2,) from `key` and a 32-bit integer.
+    """A key (2,) from `key` and a 32-bit integer, or keys (n, 2) from a vector (n,) of them.
 
     `data` may be a 0-D tensor, so that a program with a step counter compiles only once.
     """
-    counter = torch.as_tensor(data, dtype=torch.int64, device=key.device)
-    return torch.stack(_encrypt(key, counter & _WORD), dim=-1)
+    counters = torch.as_tensor(data, dtype=torch.int64, device=key.device) & _WORD
+    keys = torch.stack(_encrypt(key, counters.reshape(-1)), dim=-1)
+    return keys.reshape(key.shape[:-1] + counters.shape + (2,))
 
 
 def bits(key: Tensor, shape: Sequence[int] = (), row: int | Tensor = 0) -> Tensor:
-    """Uniform 32-bit words, int64 of `shape` with values in [0, 2^32).
+    """Uniform 32-bit words, int64 of (..., *shape) with values in [0, 2^32).
 
     They are the rows from `row` on of a longer array along the first axis, so that part of a batch
     can draw its own part of the whole batch's numbers.
@@ -72,7 +74,7 @@ def bits(key: Tensor, shape: Sequence[int] = (), row: int | Tensor = 0) -> Tenso
     first = row * math.prod(shape[1:])
     counters = torch.arange(math.prod(shape), device=key.device) + first
     high, low = _encrypt(key, counters)
-    return (high ^ low).reshape(tuple(shape))
+    return (high ^ low).reshape(key.shape[:-1] + tuple(shape))
 
 
 def uniform(
@@ -112,7 +114,7 @@ def randint(key: Tensor, shape: Sequence[int], low: int, high: int) -> Tensor:
     Two words per value keep the bias below 2^-32.
     """
     span = high - low
-    upper, lower = (bits(k, shape) for k in split(key).unbind(0))
+    upper, lower = (bits(k, shape) for k in split(key).unbind(-2))
     multiplier = (2**16 % span) ** 2 % 2**32 % span
     offset = (((upper % span) * multiplier & _WORD) + lower % span) & _WORD
     return low + offset % span

@@ -74,6 +74,7 @@ class Programs(NamedTuple):
     unmask: Callable = dynamics.unmask
     remember: Callable = dynamics.remember
     decode: Callable = tokenizer.decode_next
+    draw: Callable = dynamics.draw
 
 
 EAGER = Programs()
@@ -82,7 +83,9 @@ EAGER = Programs()
 def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> Programs:
     """`Programs` compiled for one batch size; on a GPU they run as CUDA graphs."""
     cuda_graph = torch.device(device).type == "cuda"
-    return Programs(*(compilation.compiled(f, cuda_graph=cuda_graph) for f in programs))
+    *models, draw = programs
+    recorded = [compilation.compiled(f, cuda_graph=cuda_graph) for f in models]
+    return Programs(*recorded, compilation.compiled(draw))
 
 
 def in_float32(world: World) -> World:
@@ -201,7 +204,7 @@ def step(
         key,
         cfg,
         sample,
-        dynamics.Programs(programs.unmask, programs.remember),
+        dynamics.Programs(programs.unmask, programs.remember, programs.draw),
         backend=backend,
     )
     cfg, params, backend = world.tokenizer

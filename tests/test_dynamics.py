@@ -221,7 +221,8 @@ def test_with_the_halton_order_a_step_reveals_the_places_of_its_turn():
     step = Step(torch.tensor(0), torch.tensor(2), torch.tensor(1.0))
     logits = random.normal(random.key(0), (3, 64, 11))
     hidden = torch.full((3, 64), 11)
-    ids, _ = dynamics.reveal(logits, hidden, step, random.key(1), sample, columns=8)
+    noise = dynamics.noise_of(random.key(1), (3, 64))
+    ids, _ = dynamics.reveal(logits, hidden, step, noise, sample, columns=8)
     count = int(dynamics.revealed(step.k, step.steps, 64))
     expected = torch.tensor(dynamics.halton_order(64, 8)) < count
     assert torch.equal(ids != 11, expected.expand(3, -1))
@@ -419,7 +420,8 @@ def hidden_frame(batch=3):
 def reveal(logits, ids, k, sample, temperature=None, seed=0, key=None):
     temperature = sample.temperature if temperature is None else temperature
     step = Step(torch.tensor(k), torch.tensor(sample.steps), torch.tensor(temperature))
-    return dynamics.reveal(logits, ids, step, random.key(seed) if key is None else key, sample)
+    noise = dynamics.noise_of(random.key(seed) if key is None else key, tuple(ids.shape))
+    return dynamics.reveal(logits, ids, step, noise, sample)
 
 
 @pytest.mark.parametrize("order", ["confidence", "random"])
@@ -747,8 +749,8 @@ def test_revealing_factors_follows_their_joint_distribution():
     count = 40_000
     hidden = torch.full((1, count), 32)
     step = Step(torch.tensor(0), torch.tensor(1), torch.tensor(1.0))
-    arguments = (logits.expand(1, count, 12), hidden, step, random.key(1), cfg, sizes)
-    ids, p = dynamics.reveal(*arguments)
+    noise = dynamics.noise_of(random.key(1), (1, count), 2)
+    ids, p = dynamics.reveal(logits.expand(1, count, 12), hidden, step, noise, cfg, sizes)
     share = torch.bincount(ids[0], minlength=33) / count
     assert share[32] == 0 and (share[:32] - joint).abs().max() < 0.01
     torch.testing.assert_close(p[0], joint[ids[0]])

@@ -65,6 +65,22 @@ def test_draws_equal_jax(seed, shape):
     )
 
 
+def test_several_keys_give_what_each_of_them_gives():
+    several = random.fold_in(random.key(1), torch.arange(3))
+    functions = [
+        lambda key: random.uniform(key, (4, 5)),
+        lambda key: random.gumbel(key, ()),
+        lambda key: random.randint(key, (7,), 0, 9),
+        lambda key: random.bernoulli(key, 0.3, (6,)),
+        random.split,
+        lambda key: random.fold_in(key, 8),
+        lambda key: random.fold_in(key, torch.arange(2)),
+    ]
+    for function in functions:
+        alone = [function(random.fold_in(random.key(1), i)) for i in range(3)]
+        assert torch.equal(function(several), torch.stack(alone))
+
+
 def test_uniform_range():
     ours, theirs = keys(7)
     np.testing.assert_allclose(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from genie_fn import dynamics, quantize, random, tokenizer, tree
-from genie_fn.dynamics import DynamicsConfig, Memory, SampleConfig, Step
+from genie_fn.dynamics import DynamicsConfig, Memory, Noise, SampleConfig, Step
 from genie_fn.runtime.backend import Backend
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
@@ -51,15 +51,15 @@ def _unmask(world: World, state: State, sample: SampleConfig) -> Graph:
     cfg, params, _ = world.dynamics
     fixed = replace(sample, steps=1, temperature=1.0)
 
-    def unmask(ids: Tensor, action: Tensor, memory: Memory, step: Step, key: Tensor):
-        return dynamics.unmask(params, ids, action, memory, step, key, cfg, fixed)
+    def unmask(ids: Tensor, action: Tensor, memory: Memory, step: Step, noise: Noise):
+        return dynamics.unmask(params, ids, action, memory, step, noise, cfg, fixed)
 
     example = {
         "ids": torch.full((1, cfg.tokens), cfg.codes),
         "action": torch.tensor([0]),
         "memory": state.dynamics,
         "step": Step(torch.tensor(0), torch.tensor(4), torch.tensor(1.0)),
-        "key": random.key(0),
+        "noise": dynamics.noise_of(random.key(0), (1, cfg.tokens), len(cfg.sizes)),
     }
     return Graph(unmask, example)
 
@@ -175,12 +175,12 @@ def programs(folder: Path, threads: int) -> Programs:
         action: Tensor,
         memory: Memory,
         step: Step,
-        key: Tensor,
+        noise: Noise,
         cfg: DynamicsConfig,
         sample: SampleConfig,
         backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        new, probability = unmask(ids, action, memory, step, key)
+        new, probability = unmask(ids, action, memory, step, noise)
         return new, probability
 
     def run_remember(
@@ -203,5 +203,5 @@ def programs(folder: Path, threads: int) -> Programs:
     return Programs(run_unmask, run_remember, run_decode)
 
 
-NAMES = Programs._fields
+NAMES = ("unmask", "remember", "decode")
 """The files of a world's graphs: unmask.onnx, remember.onnx, decode.onnx."""

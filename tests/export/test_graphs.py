@@ -62,7 +62,7 @@ def test_graphs_generate_the_same_tokens_as_torch(world_model, folder, steps, te
 def test_inputs_are_named_after_the_arguments(folder):
     names = [entry.name for entry in onnx.load(folder / "unmask.onnx").graph.input]
     assert names[:2] == ["ids", "action"] and "memory/cache/k_LBSNGE" in names
-    assert names[-1] == "key" and "step/temperature" in names
+    assert names[-1] == "noise/score" and "step/temperature" in names
 
 
 def test_a_session_of_two_worlds_is_refused(world_model, folder):
@@ -207,9 +207,9 @@ def test_graphs_of_other_models_predict_as_torch_does(tmp_path, name, sample):
     for t in range(4):
         action = torch.tensor([t % 3])
         step = dynamics.Step(torch.tensor(1), torch.tensor(3), torch.tensor(0.7))
-        key = random.key(t)
-        expected = unmask(hidden, action, memory, step, key)
-        ids, probability = found["unmask"](hidden, action, memory, step, key)
+        noise = dynamics.noise_of(random.key(t), (1, cfg.tokens), len(cfg.sizes))
+        expected = unmask(hidden, action, memory, step, noise)
+        ids, probability = found["unmask"](hidden, action, memory, step, noise)
         assert torch.equal(ids, expected[0])
         torch.testing.assert_close(probability, expected[1], atol=1e-5, rtol=1e-4)
         shown = random.randint(random.key(9 + t), (1, 1, cfg.tokens), 0, cfg.codes)
