@@ -140,6 +140,8 @@ def _open(path: Path, threads: int, optimised: Path | None = None):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    # Threads that wait in a loop take the cores from torch and from the browser: twice the time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
