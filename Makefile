@@ -7,7 +7,7 @@ DOCS_READY := .venv/.docs-ready
 # Files are run in the order that tests/conftest.py gives them.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo speedrun play test test-fast test-all docs-test lint format bench gpu speedrun-gpu docs lock clean
+.PHONY: help install demo speedrun play web test test-fast test-all docs-test lint format bench gpu speedrun-gpu docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -42,6 +42,13 @@ speedrun: $(READY) ## the best world that 20 minutes buy; its row goes to benchm
 
 play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the bundled one
 	$(BIN)/python play.py
+
+web: $(READY) ## write the bundled worlds as HTML files to web/, each of which any browser plays
+	@mkdir -p web
+	for world in assets/worlds/*.safetensors; do \
+		$(BIN)/python export_world.py --cfg.run $$world --cfg.format html \
+			--cfg.output web/$$(basename $$world .safetensors).html || exit; \
+	done
 
 test: lint ## lint, then run the tests on all cores
 	$(PYTEST) --durations 15

@@ -1,14 +1,19 @@
-"""Export a trained world to one file with all that playing it needs.
+"""Export a trained world to one file with all that playing it needs: for play.py, for a browser, or for
+other programs.
 
     python export_world.py                                 # the demo's world to demo.safetensors
     python export_world.py --cfg.run runs/coinrun/dynamics # to coinrun.safetensors
     python play.py --cfg.world coinrun.safetensors
+    python export_world.py --cfg.format html               # to demo.html, which any browser plays
+    python export_world.py --cfg.format web                # to the folder demo-web, for a static host
+    python export_world.py --cfg.format onnx               # to the folder demo-onnx, for other programs
 
-The parameters are rounded to bfloat16, and what only training needs is left out.
+The parameters of a world file are rounded to bfloat16, and what only training needs is left out.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
 
@@ -16,12 +21,23 @@ import torch
 
 from genie_fn import bundle, tree
 from genie_fn.bundle import Bundle
+from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
+from genie_fn.export import folder
+from genie_fn.play import html
 from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
-from genie_fn.training import checkpoint, setup
 from genie_fn.world import World
+
+ENDINGS = {"world": ".safetensors", "html": ".html", "web": "-web", "onnx": "-onnx"}
+"""How the names of files and folders end, by format."""
+HINTS = {
+    "world": "Play it with `python play.py --cfg.world {}`.",
+    "html": "Open {} in a browser, or send it to a friend.",
+    "web": "Put the folder {0} on a static host, or try it with `python -m http.server -d {0}`.",
+    "onnx": "Play it with `cd {} && python play.py 0 0 0`.",
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +45,13 @@ class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run, or a world file, which is written again with the effects of its
     actions if it lacks them."""
+    format: Literal["world", "html", "web", "onnx"] = "world"
+    """A world file, which play.py and evaluate.py read; a page in one HTML file, which plays the world
+    in the browser without a server; the same as a folder for a static host; or a folder of ONNX graphs
+    for programs without torch, with a README.md that says how to play them."""
     output: str = ""
-    """The world file to write; by default it is named after the folder of the run, which is `own`
-    for runs/own/dynamics, and is in the current directory."""
+    """The world file or folder to write; by default it is named after the folder of the run, which is
+    `own` for runs/own/dynamics, and is in the current directory."""
     data: str = ""
     """The dataset that start frames are taken from, out of its test levels, and examples of latent
     actions, where evaluate.py has not chosen any; by default the one that the run was made from."""
@@ -48,16 +68,14 @@ class Config:
                 f"--cfg.frames is {self.frames}: "
                 f"choose a number from 1 to {bundle.MAX_START_FRAMES}"
             )
-        if self.output and Path(self.output).suffix != ".safetensors":
-            raise UserError(f"--cfg.output {self.output} should end in .safetensors")
+        ending = ENDINGS[self.format]
+        if self.output and ending.startswith(".") and Path(self.output).suffix != ending:
+            raise UserError(f"--cfg.output {self.output} should end in {ending}")
 
 
-def default_output(run: str) -> str:
-    """The name of the world file of a run: the folder's, or that of the folder around the three
-    stages."""
-    folder = checkpoint.run_of(bundle.results_folder(run)).resolve()
-    name = folder.parent.name if folder.name in setup.STAGES else folder.name
-    return f"{name or 'world'}.safetensors"
+def default_output(cfg: Config) -> str:
+    """What is written, by the name of the run's folder, or of the folder around the three stages."""
+    return f"{bundle.name_of(cfg.run)}{ENDINGS[cfg.format]}"
 
 
 def describe(cfg: Config, world: World) -> dict[str, str]:
@@ -100,18 +118,47 @@ def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
 
 
 def main(cfg: Config) -> None:
-    cfg = replace(cfg, output=cfg.output or default_output(cfg.run))
-    files.check_outputs("--cfg.output", cfg.output)
+    cfg = replace(cfg, output=cfg.output or default_output(cfg))
+    output = Path(cfg.output)
+    check(cfg, output)
     loaded = load(cfg)
-    card = loaded.card or describe(cfg, loaded.world)
-    size = bundle.save(cfg.output, loaded._replace(card=card))
-    for name, value in card.items():
+    loaded = loaded._replace(card=loaded.card or describe(cfg, loaded.world))
+    size = write(cfg, output, loaded)
+    for name, value in loaded.card.items():
         print(f"{name}: {value}")
     advice = advise_on_keys(cfg, loaded)
     if advice:
         print(advice)
-    print(f"{cfg.output}: {size / 1e6:.1f} MB")
-    print(f"Play it with `python play.py --cfg.world {cfg.output}`.")
+    print(f"{output}: {size / 1e6:.1f} MB")
+    print(HINTS[cfg.format].format(output))
+
+
+def check(cfg: Config, output: Path) -> None:
+    """Raise UserError, before the work, where nothing can be written or a package is missing."""
+    if ENDINGS[cfg.format].startswith("."):
+        files.check_outputs("--cfg.output", output)
+    else:
+        files.check_folder("--cfg.output", output)
+    if cfg.format in ("html", "web"):
+        html.check()
+    if cfg.format == "web":
+        folder.check(output, html.CONTENT)
+    if cfg.format == "onnx":
+        folder.check(output)
+
+
+def write(cfg: Config, output: Path, loaded: Bundle) -> int:
+    """Write a world in the format that was chosen; returns its size in bytes."""
+    name = output.name.removesuffix(ENDINGS[cfg.format])
+    match cfg.format:
+        case "html":
+            return html.write_file(output, loaded, name)
+        case "web":
+            return html.write_folder(output, loaded, name)
+        case "onnx":
+            about = {"card": loaded.card, "keys": bundle.key_actions(loaded)}
+            return folder.write(output, loaded.world, PLAY, loaded.start_frames, about)
+    return bundle.save(output, loaded)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from genie_fn.bundle.bundle import (
     is_world_file,
     key_actions,
     load,
+    name_of,
     open_dataset,
     play_map,
     recorded_actions,
@@ -18,6 +19,7 @@ from genie_fn.bundle.bundle import (
     with_dataset,
     with_effects,
 )
+from genie_fn.bundle.notebook import show
 from genie_fn.bundle.run import (
     Earlier,
     EarlierStage,
@@ -48,11 +50,13 @@ __all__ = [
     "load_earlier",
     "load_stage",
     "load_world",
+    "name_of",
     "open_dataset",
     "play_map",
     "recorded_actions",
     "results_folder",
     "save",
+    "show",
     "weights_fingerprint",
     "with_dataset",
     "with_effects",

@@ -25,7 +25,7 @@ from genie_fn.runtime import files, progress, stored_config, versions
 from genie_fn.runtime.backend import AUTO
 from genie_fn.runtime.versions import NewerVersion
 from genie_fn.tokenizer import TokenizerConfig
-from genie_fn.training import inputs
+from genie_fn.training import checkpoint, inputs, setup
 from genie_fn.tree import Tree
 from genie_fn.world import Stage, World, empty_state
 
@@ -93,6 +93,13 @@ def is_world_file(path: str | Path) -> bool:
 def results_folder(path: str | Path) -> Path:
     """Where measurements of a world go: a run's folder, or a folder named like the world file."""
     return Path(path).with_suffix("") if is_world_file(path) else Path(path)
+
+
+def name_of(path: str | Path) -> str:
+    """The name of a world: of its file, or of its run's folder, or of the folder around the three stages."""
+    place = checkpoint.run_of(results_folder(path)).resolve()
+    name = place.parent.name if place.name in setup.STAGES else place.name
+    return name or "world"
 
 
 def load(

@@ -7,8 +7,10 @@ time.
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +25,21 @@ from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
 from genie_fn.world import Programs, State, World, empty_state
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What exporting and running graphs needs."""
 OPSET = 20
+
+
+def missing() -> list[str]:
+    """The packages that exporting and running graphs needs and that are not installed."""
+    return [name for name in PACKAGES if util.find_spec(name) is None]
 
 
 class Graph(NamedTuple):
     """A function of named tensors, with an example of them."""
 
     function: Callable[..., Any]
+    """Its result is a tree of tensors. The names of a dictionary's leaves become those of outputs."""
     example: dict[str, Any]
     """Trees of tensors, by the names of the function's arguments."""
 
@@ -41,13 +51,14 @@ def graphs_of(world: World, sample: SampleConfig) -> dict[str, Graph]:
     """
     state = empty_state(world.tokenizer.cfg, world.dynamics.cfg, 1, "cpu")
     return {
-        "unmask": _unmask(world, state, sample),
+        "unmask": unmask_graph(world, state, sample),
         "remember": _remember(world, state),
         "decode": _decode(world, state),
     }
 
 
-def _unmask(world: World, state: State, sample: SampleConfig) -> Graph:
+def unmask_graph(world: World, state: State, sample: SampleConfig) -> Graph:
+    """`dynamics.unmask` of a world for one session, whose steps and temperature are arguments."""
     cfg, params, _ = world.dynamics
     fixed = replace(sample, steps=1, temperature=1.0)
 
@@ -102,31 +113,45 @@ class _Module(torch.nn.Module):
 
 
 @torch.no_grad()
-def write(graph: Graph, path: Path) -> None:
+def write(graph: Graph, path: Path, simplified: bool = False) -> None:
     """Write a graph as an ONNX file.
 
-    Its inputs are named after the leaves of the arguments, as in memory/cache/k_LBSNGE.
+    Its inputs are named after the leaves of the arguments, as in memory/cache/k_LBSNGE, and its outputs
+    likewise where the result is a dictionary. With `simplified`, constants are folded and the
+    exporter's helper functions are inlined, which ONNX Runtime does itself in a second.
     """
     leaves = tree.paths(graph.example)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # without it, of packages that are not needed
+    result = graph.function(**graph.example)
+    names = list(tree.paths(result)) if isinstance(result, dict) else None
+    with _quiet():
+        exported = torch.onnx.export(
+            _Module(graph).eval(),
+            tuple(leaves.values()),
+            input_names=list(leaves),
+            output_names=names,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=simplified,
+            verbose=False,
+        )
+    assert exported is not None, "an exporter with dynamo returns the program"
+    exported.save(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings, which are about packages and passes that are not needed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.onnx.export(
-                _Module(graph).eval(),
-                tuple(leaves.values()),
-                input_names=list(leaves),
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,  # ONNX Runtime does that itself, in a second
-                verbose=False,
-            )
+            yield
     finally:
-        quiet.setLevel(level)
-    assert exported is not None, "an exporter with dynamo returns the program"
-    exported.save(path)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def optimise(path: Path, optimised: Path) -> None:

@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -32,29 +33,24 @@ KEPT = 16
 """Sets of graphs that are kept."""
 ABANDONED = 3600.0
 """Seconds after which a folder that is still incomplete belongs to a process that was killed."""
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 COMMAND = ("-m", "genie_fn.export.prepared")
 """The arguments of Python that run `main`."""
 
 
-def missing() -> list[str]:
-    """The packages that exporting and running graphs needs and that are not installed."""
-    return [name for name in PACKAGES if util.find_spec(name) is None]
-
-
-def cache() -> Path:
-    """The folder of all graphs: genie_fn/graphs in XDG_CACHE_HOME, by default in ~/.cache.
+def cache(what: str = "graphs") -> Path:
+    """The folder of what is kept on this machine: genie_fn/`what` in XDG_CACHE_HOME, by default in
+    ~/.cache.
 
     Where nothing can be written there, it is one for this process alone.
     """
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(root).expanduser() / "genie_fn" / "graphs"
     try:
+        folder = Path(root).expanduser() / "genie_fn" / what
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
-        own = tempfile.mkdtemp(prefix="genie_fn-graphs-")
+    except (OSError, RuntimeError):  # a user without a home, too
+        own = tempfile.mkdtemp(prefix=f"genie_fn-{what}-")
         atexit.register(shutil.rmtree, own, ignore_errors=True)
         return Path(own)
 
@@ -80,7 +76,7 @@ def name_of(world: World, sample: SampleConfig) -> str:
     """A name that differs where the graphs do."""
     digest = hashlib.sha256()
     fixed = replace(sample, steps=1, temperature=1.0)
-    versions = [metadata.version("torch"), *map(_version, PACKAGES)]
+    versions = [metadata.version("torch"), *map(_version, graphs.PACKAGES)]
     processor = (platform.machine(), torch.backends.cpu.get_cpu_capability())
     digest.update(
         repr((versions, processor, fixed, world.tokenizer.cfg, world.dynamics.cfg)).encode()
@@ -124,14 +120,16 @@ def _run(models: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, *COMMAND, str(models)],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # closed when this process ends, however that happens
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the server, which ends it
     )
     atexit.register(process.kill)
     try:
-        _, errors = process.communicate()
+        assert process.stderr is not None, "it is a pipe"
+        errors = process.stderr.read()  # `communicate` would close its input
+        process.wait()
     finally:
         process.kill()
         atexit.unregister(process.kill)
@@ -153,8 +151,16 @@ def _remove_old(root: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _end_with_parent() -> None:
+    """End this process, and leave nothing, when the one that started it has ended."""
+    os.read(sys.stdin.fileno(), 1)  # the buffered reader would hold a lock when Python ends
+    shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)
+    os._exit(1)
+
+
 def main() -> None:
     """Export the models in a file that `_export` has written, into its folder."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(10)
     models = Path(sys.argv[1])

@@ -21,7 +21,7 @@ from genie_fn.bundle import Bundle, play_map
 from genie_fn.data import procgen
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
-from genie_fn.export import prepared
+from genie_fn.export import graphs, prepared
 from genie_fn.play import session
 from genie_fn.play.session import Session
 from genie_fn.runtime import compilation
@@ -219,19 +219,23 @@ class Engine:
         self._finish_compiling(runner)
 
     def _fast_programs(self) -> Programs | None:
-        """Programs for ONNX Runtime on a CPU, compiled ones on a GPU; None where that is not possible."""
-        if self.device.type != "cpu":
-            return world.compiled(self.device) if compilation.works(self.device) else None
-        absent = prepared.missing()
-        if absent:
-            console.print(
-                "playing several times slower than possible without some packages: run "
-                f"`pip install {' '.join(absent)}`",
-                markup=False,
-                soft_wrap=True,
-            )
-            return None
-        return prepared.programs(self.world, self.sample, torch.get_num_threads())
+        """Programs for ONNX Runtime on a CPU; compiled ones on a GPU, or where that is not possible;
+        None where neither is."""
+        if self.device.type == "cpu":
+            absent = graphs.missing()
+            if not absent:
+                try:
+                    return prepared.programs(self.world, self.sample, torch.get_num_threads())
+                except Exception as error:  # a model that cannot be exported
+                    console.print(f"{error}: compiling instead", markup=False, soft_wrap=True)
+            else:
+                console.print(
+                    "play is prepared in a minute and faster with some packages: run "
+                    f"`pip install {' '.join(absent)}`",
+                    markup=False,
+                    soft_wrap=True,
+                )
+        return world.compiled(self.device) if compilation.works(self.device) else None
 
     def _finish_compiling(self, runner: Runner | None) -> None:
         """Use compiled programs from now on, or none."""
@@ -243,7 +247,7 @@ class Engine:
         """Generate frames as a session does: other strides would make programs compile again."""
         size = self.world.tokenizer.cfg
         black = np.zeros((size.height, size.width, 3), np.uint8)
-        sample = replace(self.sample, steps=2)
+        sample = self.sample
         current = session.begin(self._eager.world, black, 0)
         for _ in range(4):  # CUDA graphs are recorded only after a warm-up
             current = session.advance(runner.world, current, 0, sample, runner.programs)

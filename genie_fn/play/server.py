@@ -16,17 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from genie_fn.bundle import (
-    Bundle,
-    action_effects,
-    arrows_by_motion,
-    key_actions,
-    play_map,
-    recorded_actions,
-)
-from genie_fn.bundle.action_effects import ActionEffects
-from genie_fn.data import images, procgen, video
+from genie_fn.data import images, video
 from genie_fn.errors import UserError
+from genie_fn.play.description import describe
 from genie_fn.play.engine import Engine
 from genie_fn.play.recording import MAX_STEPS, number
 
@@ -255,57 +247,6 @@ class Server:
         if not len(self.start_frames):
             raise UserError("this world has no held-out frames: start from an image")
         return self.start_frames[number(message, "clip", 0, 10**9) % len(self.start_frames)]
-
-
-def describe(bundle: Bundle) -> dict:
-    """What the page needs to know about the world."""
-    size = bundle.world.tokenizer.cfg
-    model = bundle.world.dynamics.cfg
-    latent = bundle.world.lam is not None
-    mapping = play_map(bundle)
-    playable = not latent or mapping is not None
-    return {
-        "run": bundle.path,
-        "height": size.height,
-        "width": size.width,
-        "grid": list(size.grid),
-        "codes": model.codes,
-        "actions": model.actions,
-        "kind": "latent" if latent else "recorded",
-        "names": list(mapping.names if mapping is not None else bundle.action_names),
-        "map": mapping._asdict() if mapping is not None and latent else None,
-        "keys": unmapped_keys(bundle),
-        "effects": describe_effects(bundle.effects),
-        "by_motion": arrows_by_motion(bundle),
-        "clips": len(bundle.start_frames),
-        "game": playable
-        and procgen.available(bundle.dataset.meta)
-        and (size.height, size.width) == (procgen.SIZE, procgen.SIZE),
-    }
-
-
-def unmapped_keys(bundle: Bundle) -> dict[str, int]:
-    """The latent actions of the keys, if the arrow keys are not those of recorded actions."""
-    recorded = recorded_actions(bundle)
-    keys = key_actions(bundle)
-    return {} if keys.keys() == recorded.keys() else keys
-
-
-def describe_effects(effects: ActionEffects | None) -> list[dict] | None:
-    """What the page shows of each action's effect."""
-    if effects is None:
-        return None
-    columns = zip(effects.motion, effects.share, effects.examples, strict=True)
-    return [
-        {
-            "motion": motion,
-            "still": motion is not None and action_effects.is_still(motion),
-            "text": action_effects.in_words(motion),
-            "share": share,
-            "examples": examples,
-        }
-        for motion, share, examples in columns
-    ]
 
 
 async def read_body(request: Request) -> bytes | None:

@@ -12,7 +12,7 @@ from genie_fn import bundle, dynamics, tokenizer, tree, world
 from genie_fn.data import procgen
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
-from genie_fn.export import prepared
+from genie_fn.export import graphs, prepared
 from genie_fn.play import engine as module
 from genie_fn.play import session
 from genie_fn.play.engine import Engine
@@ -133,7 +133,7 @@ def test_where_that_fails_play_continues_without(playable, monkeypatch):
 def test_where_faster_programs_are_impossible_play_goes_on(playable, monkeypatch, device, capsys):
     """Packages are missing on a CPU, or a compiler beside a GPU."""
     ready = threading.Event()
-    monkeypatch.setattr(prepared, "missing", lambda: ["onnx"])
+    monkeypatch.setattr(graphs, "missing", lambda: ["onnx"])
     monkeypatch.setattr(compilation, "works", lambda device: False)
     engine = Engine(playable, CPU, compiled=False)
     engine.device = torch.device(device)

@@ -7,12 +7,14 @@ import re
 import shutil
 import socket
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from genie_fn.bundle import name_of
 from genie_fn.play.engine import Engine
 from genie_fn.play.server import Limits, Server, serve_on
 
@@ -513,6 +515,47 @@ def test_a_phone(visit):
     page.wait_for_timeout(300)
     assert page.locator("#number").inner_text() == reached
     assert box["height"] >= 44 and box["y"] + box["height"] <= 844, "in reach without scrolling"
+
+
+def test_a_phone_on_its_side(visit):
+    page = visit(**PHONE | {"viewport": {"width": 844, "height": 390}})
+    assert page.evaluate("document.documentElement.scrollWidth") == 844
+    frame = page.locator("#frame").bounding_box()
+    last = page.locator("#actions button").last.bounding_box()
+    time = page.locator("#transport").bounding_box()
+    assert last["x"] > frame["x"] + frame["width"], "the buttons are beside the frame"
+    for box in (frame, last, time):
+        assert box["y"] + box["height"] <= 390, "in reach without scrolling"
+
+
+def test_a_window_of_1280_by_800_shows_everything(visit):
+    page = visit()
+    assert page.evaluate("document.documentElement.scrollHeight") <= 800
+
+
+def test_only_actions_that_occur_have_buttons(browser, playable):
+    stage = playable.world.dynamics
+    stage = stage._replace(cfg=replace(stage.cfg, occurring=(0, 2)))
+    page = browser.new_page()
+    page.goto(started(playable._replace(world=playable.world._replace(dynamics=stage))))
+    buttons = page.locator("#actions button")
+    expect(buttons).to_have_count(2)
+    assert buttons.evaluate_all("all => all.map(({dataset}) => dataset.action)") == ["0", "2"]
+    page.keyboard.press("2")
+    expect(page.locator("#note")).to_contain_text("does not occur")
+    page.keyboard.press("3")
+    expect(page.locator("#number")).to_have_text("1")
+    expect(buttons.last).to_have_class(re.compile("chosen"))
+    page.close()
+
+
+def test_a_served_page_can_be_installed(visit, site, playable):
+    page = visit()
+    assert page.title() == f"{name_of(playable.path)}: genie_fn"
+    found = page.context.new_cdp_session(page).send("Page.getAppManifest")
+    assert not found["errors"]
+    manifest = json.loads(found["data"])
+    assert manifest["start_url"] == f"{site}/" and manifest["name"] == name_of(playable.path)
 
 
 def test_a_lost_connection_comes_back_to_its_session(visit):

@@ -27,6 +27,7 @@ CASES = {
     "evaluate a latent action model": (evaluate_lam.main, evaluate_lam.Config(), "out", ""),
     "clips": (evaluate_frames.main, evaluate_frames.Config(clips_to="x"), "clips_to", ""),
     "export": (export_world.main, export_world.Config(), "output", ".safetensors"),
+    "export graphs": (export_world.main, export_world.Config(format="onnx"), "output", ""),
     "clone": (clone.main, clone.Config(), "out", ""),
     "collect": (generate_dataset.main, generate_dataset.Config(), "root", ""),
     "collect videos": (generate_dataset.main, generate_dataset.Config(), "export_mp4", ""),

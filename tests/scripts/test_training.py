@@ -272,7 +272,9 @@ def test_a_world_file_is_played_without_anything_else_and_evaluated(trained, tmp
 def test_a_world_file_is_named_after_its_run(tmp_path, monkeypatch, run, name):
     (tmp_path / "best").mkdir()
     monkeypatch.chdir(tmp_path / "best")
-    assert export_world.default_output(run) == f"{name}.safetensors"
+    cfg = export_world.Config(run=run)
+    assert export_world.default_output(cfg) == f"{name}.safetensors"
+    assert export_world.default_output(replace(cfg, format="onnx")) == f"{name}-onnx"
 
 
 def test_evaluate_a_world_with_recorded_actions(trained):

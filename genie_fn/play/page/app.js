@@ -192,7 +192,9 @@ function showKeys() {
 }
 
 function pressAction(event, action) {
-  if ($("actions").children[action].disabled) note("Next to the real game only its own keys can be used: the arrows.");
+  const button = document.querySelector(`#actions [data-action="${action}"]`);
+  if (!button) note("This action does not occur in the world's data.");
+  else if (button.disabled) note("Next to the real game only its own keys can be used: the arrows.");
   else pressKey(event, choice(state.world, action));
 }
 

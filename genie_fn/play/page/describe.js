@@ -41,10 +41,10 @@ function arrowPath(dx, dy, fastest) {
 }
 
 /** "coinrun-demo: 64×64 pixels, 8×8 tokens of 1,024 codes, 6 latent actions". */
-export function describeWorld({ run, height, width, grid, codes, actions, kind }) {
+export function describeWorld({ name, height, width, grid, codes, occurring, kind }) {
   const inferred = kind === "latent" ? "latent actions" : "actions";
   const tokens = `${grid[0]}×${grid[1]} tokens of ${codes.toLocaleString("en")} codes`;
-  return `${run}: ${width}×${height} pixels, ${tokens}, ${actions} ${inferred}`;
+  return `${name}: ${width}×${height} pixels, ${tokens}, ${occurring.length} ${inferred}`;
 }
 
 /** How reliable the game keys are. */
@@ -73,15 +73,16 @@ function meanings({ map, names, kind, keys }, action) {
   return [...arrows, ...(glyphs.includes(NO_KEY) ? [NO_KEY] : [])].join(" ");
 }
 
-/** One large button per action; `wire(button, action)` makes it work. */
+/** One large button per action that occurs in the world's data; `wire(button, action)` makes it work. */
 export function buildActions(place, world, wire) {
   const fastest = Math.max(...(world.effects ?? []).map(({ motion }) => Math.hypot(...(motion ?? []))));
-  const buttons = Array.from({ length: world.actions }, (_, action) => {
+  const buttons = world.occurring.map((action) => {
     const meaning = meanings(world, action), key = actionKey(action);
     const named = world.kind === "recorded" && meaning;
     const title = named ? meaning : String(action + 1), below = named ? "" : meaning;
     const effect = world.effects?.[action];
-    const head = element("span", { className: "head" }, element("b", {}, title));
+    const head = element("span", { className: "head" });
+    head.append(element("b", { className: title.length > 2 ? "word" : "" }, title));
     if (effect?.motion) head.append(drawMotion(effect, fastest));
     const button = element("button", { type: "button", className: "pad" }, head);
     if (below) button.append(element("small", {}, below));

@@ -1,7 +1,7 @@
 // What an action does in recorded video, shown beside its button: under the mouse, with the keyboard's focus, and under
 // a finger that stays.
 
-import { address } from "./protocol.js";
+import { strip as addressOf } from "./protocol.js";
 
 const WAIT = { mouse: 150, touch: 500, pen: 500 }; // ms that a pointer stays
 const GAP = 8; // CSS pixels around the panel
@@ -12,8 +12,8 @@ let shown = null; // the button whose examples are shown
 const $ = (id) => document.getElementById(id);
 
 /** The strip of an action; asked for once. */
-function strip(action) {
-  if (!strips.has(action)) strips.set(action, Object.assign(new Image(), { src: address("examples", { action }) }));
+async function strip(action) {
+  if (!strips.has(action)) strips.set(action, addressOf(action).then((src) => Object.assign(new Image(), { src })));
   return strips.get(action);
 }
 
@@ -49,7 +49,7 @@ async function show(button, action, world) {
   $("examples").hidden = false;
   put($("examples"), button);
   if (!examples) return;
-  const image = strip(action);
+  const image = await strip(action);
   await image.decode().catch(() => null);
   if (shown !== button || !image.naturalWidth) return;
   const frame = (n) => still(image, n, world);

@@ -5,14 +5,23 @@ import { canonical, choice, pad } from "./controls.js";
 import { forgetExamples, showExamples } from "./examples.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
-const READY = { compiling: "preparing: slower for a minute", compiled: "fast", eager: "slow" };
+const READY = { compiling: "preparing: slower for a minute", compiled: "fast", eager: "slow", local: "in this page" };
 const PAUSE = 1000; // ms: frames further apart do not count for the frame rate
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const touch = matchMedia("(pointer: coarse)");
 const KEPT = ["note", "compare", "status", "transport", "pads"]; // what stays in sight below the canvas
 const LEGENDS = ["legend-confidence", "legend-ids", "legend-unmask"];
 
-const stored = JSON.parse(sessionStorage.getItem("genie_fn") ?? "{}");
+/** This tab's storage; undefined where the browser denies it. */
+function storage() {
+  try {
+    return sessionStorage;
+  } catch {
+    return undefined;
+  }
+}
+
+const stored = JSON.parse(storage()?.getItem("genie_fn") ?? "{}");
 export const state = {
   world: null,
   frame: null, // the frame shown, decoded
@@ -31,7 +40,7 @@ export const state = {
 
 /** Keep what a reload or a lost connection needs. */
 export function remember() {
-  sessionStorage.setItem("genie_fn", JSON.stringify({ session: state.session, branches: state.branches }));
+  storage()?.setItem("genie_fn", JSON.stringify({ session: state.session, branches: state.branches }));
 }
 
 export const $ = (id) => document.getElementById(id);
@@ -68,6 +77,35 @@ export function showReady(ready) {
   $("ready").dataset.state = ready;
 }
 
+/** Let browsers install the page as an application, which opens at this address; a file cannot be installed. */
+function offerInstallation({ name }) {
+  if (location.protocol === "file:") return;
+  const icon = document.querySelector("link[rel=icon]");
+  const manifest = {
+    name,
+    display: "standalone",
+    start_url: location.href, // with its token, if it has one
+    scope: new URL(".", location.href).href,
+    icons: [{ src: icon.href, sizes: "any", type: "image/svg+xml" }],
+  };
+  const content = new Blob([JSON.stringify(manifest)], { type: "application/manifest+json" });
+  const link = $("manifest") ?? Object.assign(document.createElement("link"), { id: "manifest", rel: "manifest" });
+  link.href = URL.createObjectURL(content);
+  document.head.append(link);
+}
+
+const AWAKE = 60_000; // ms after a frame for which the screen stays on
+let lock = null, sleeping = 0; // the promise of a lock, null where none is held; a timer
+
+/** Keep the screen of a phone on while frames are generated, where the browser allows it. */
+export async function stayAwake() {
+  clearTimeout(sleeping);
+  sleeping = setTimeout(async () => (await lock)?.release(), AWAKE);
+  if (lock || !navigator.wakeLock || document.hidden) return;
+  lock = navigator.wakeLock.request("screen").catch(() => null); // refused: not asked for again
+  (await lock)?.addEventListener("release", () => (lock = null));
+}
+
 /** The names of the game keys: those of what actions do, where recorded actions do not say it, or of these. */
 export function keyNames(world) {
   const keys = Object.keys(world?.keys ?? {});
@@ -76,8 +114,9 @@ export function keyNames(world) {
 }
 
 export function showWorld(world, input) {
-  document.title = `${world.run}: genie_fn`;
+  document.title = `${world.name}: genie_fn`;
   $("world").textContent = describeWorld(world);
+  offerInstallation(world);
   $("map").textContent = describeMap(world);
   forgetExamples();
   buildActions($("actions"), world, (button, action) => {
@@ -94,7 +133,9 @@ export function showWorld(world, input) {
 
 /** Say what can be done; with `game`, next to the real game. */
 export function showIntroduction(world, game = false) {
-  const keys = world.actions > 10 ? "a button" : `1 to ${world.actions}`;
+  const count = world.occurring.length;
+  const numbered = count <= 10 && world.occurring.at(-1) === count - 1;
+  const keys = numbered ? `1 to ${count}` : "a button";
   const press = touch.matches ? "a button" : keyNames(world).length ? `an arrow key or ${keys}` : keys;
   if (game) note("The same keys control both: the real game on the left, the world model on the right.");
   else note(`Press ${press}. The world model generates the next frame.`);
@@ -225,9 +266,11 @@ export function layout() {
   const game = Boolean(frame?.game), stage = $("stage");
   $("real-game").hidden = $("compare").hidden = !game;
   $("generated").querySelector("figcaption").hidden = !game;
-  const taken = KEPT.reduce((sum, id) => sum + ($(id).offsetHeight ? $(id).offsetHeight + 12 : 0), game ? 48 : 24);
+  const beside = getComputedStyle(stage).display === "grid"; // on a phone on its side, the controls
+  const below = beside ? [] : KEPT;
+  const taken = below.reduce((sum, id) => sum + ($(id).offsetHeight ? $(id).offsetHeight + 12 : 0), game ? 48 : 24);
   const room = {
-    width: stage.clientWidth - (game ? 16 : 0),
+    width: (beside ? stage.clientWidth / 2 : stage.clientWidth) - (game ? 16 : 0),
     height: Math.max(innerHeight - stage.offsetTop - taken, Math.min(innerHeight * 0.42, 360)),
   };
   fit(game ? [$("game"), $("frame")] : [$("frame")], frame ?? { width: 64, height: 64 }, room);

@@ -3,7 +3,7 @@
 import { canonical, choice, keyChoice, player } from "./controls.js";
 import { $, bringIntoSight, complain, layout, measure, note, keyNames, remember, showBranches } from "./page.js";
 import { showFrame, showIntroduction, showLink, showReady, showRunning, showSettings, showWorld } from "./page.js";
-import { state, stopUnmasking, whole } from "./page.js";
+import { state, stayAwake, stopUnmasking, whole } from "./page.js";
 import { connect } from "./protocol.js";
 
 export const input = player({
@@ -107,7 +107,7 @@ export function replay(content) {
 export function save(blob, ending) {
   const anchor = document.createElement("a");
   anchor.href = URL.createObjectURL(blob);
-  anchor.download = `${state.world.run.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.frame}.${ending}`;
+  anchor.download = `${state.world.name.replace(/\W+/g, "-")}-seed${state.frame.seed}-${state.frame.frame}.${ending}`;
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
 }
@@ -142,7 +142,10 @@ function frame(received) {
   state.psnr[received.frame] = received.psnr;
   if (asked && asked.message.type !== "goto") complain("");
   if (asked?.resumed) $("seed").value = received.seed;
-  if (asked?.message.type === "act") measure(received, asked.at);
+  if (asked?.message.type === "act") {
+    measure(received, asked.at);
+    stayAwake();
+  }
   if (state.replaying) $("verdict").textContent = `frame ${received.frame} of ${state.replaying}`;
   if (asked && asked.message.type !== "goto") stopUnmasking();
   showFrame();
