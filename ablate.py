@@ -405,19 +405,21 @@ def folder(cfg: Config, variant: Variant, stage: Stage) -> Path:
         return Path(given[stage])
     scale = f"{cfg.tokenizer_steps}-{cfg.lam_steps}-{cfg.dynamics_steps}"
     if given and stage in ("dynamics", "evaluation", "lam_evaluation"):
-        runs = zlib.crc32(repr(sorted(given.items())).encode())
+        known = [(name, run, checkpoint.latest(run)) for name, run in sorted(given.items())]
+        runs = zlib.crc32(repr(known).encode())  # another after a run was continued
         scale += f"-of-{runs:08x}"
     return out / scale / f"seed{variant.seed}" / f"{stage}{tag}"
 
 
 def given_runs(cfg: Config, choice: ChoiceName) -> dict[Stage, str]:
-    """The runs that are used instead of training a stage, for a choice that does not change it."""
+    """The runs that are used instead of training a stage, for a choice that needs it and does not
+    change it."""
     named: dict[Stage, str] = {"tokenizer": cfg.tokenizer, "lam": cfg.lam}
-    names = CHOICES[choice].variants
-    changed = {
-        stage for stage in named for name in names if Variant(choice, name, 0).changes(stage)
-    }
-    return {stage: run for stage, run in named.items() if run and stage not in changed}
+    variants = [Variant(choice, name, 0) for name in CHOICES[choice].variants]
+    needed = {stage for variant in variants for stage in variant.stages}
+    changed = {stage for stage in named for variant in variants if variant.changes(stage)}
+    usable = needed - changed
+    return {stage: run for stage, run in named.items() if run and stage in usable}
 
 
 def command(cfg: Config, variant: Variant, stage: Stage) -> list[str]:

@@ -47,7 +47,9 @@ def play_suite(cfg, device: torch.device) -> list[dict]:
         raise UserError(
             f"the suite play needs more packages ({error}): `pip install 'genie_fn[play]'`"
         ) from error
-    compiled = backend.pick_compile(cfg.compile, device) != "off"
+    compiled = cfg.compile != "off"
+    if device.type != "cpu":
+        compiled = backend.pick_compile(cfg.compile, device) != "off"
     presets = cfg.presets or (("demo", "coinrun") if device.type == "cuda" else ("demo",))
     rows = []
     for preset in presets:

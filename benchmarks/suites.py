@@ -110,9 +110,10 @@ def _generate(cfg, mode: str, device: torch.device) -> list[dict]:
     def no_cache(*arguments) -> Memory:
         return empty
 
-    cached = Programs(*(compiled(function, mode, device) for function in Programs()))
-    unmask = compiled(baselines.uncached_unmask, mode, device)
-    uncached = Programs(unmask, no_cache, cached.draw)
+    unmask, remember, draw = Programs()
+    draw = draw if mode == "off" else compilation.compiled(draw)  # as world.compiled does
+    cached = Programs(compiled(unmask, mode, device), compiled(remember, mode, device), draw)
+    uncached = Programs(compiled(baselines.uncached_unmask, mode, device), no_cache, draw)
     variants = {
         "no cache": partial(frame, (ids_BTN, past_actions_BT), uncached),
         "cached past": partial(frame, memory, cached),

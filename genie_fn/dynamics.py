@@ -5,9 +5,10 @@ hides tokens and predicts them from the others and the actions. Sampling starts 
 and reveals the most confident tokens in a few steps. Since temporal attention is causal, the keys
 and values of past frames are computed once and cached.
 
-There is one departure from the paper. In training, as in sampling, the frame before is known, but a
-hidden token learns of it only through attention to masked frames. With `neighbourhood`, a linear
-map of the unmasked tokens around its place in that frame is added to every token.
+There are two departures from the paper. In training, as in sampling, the frame before is known, but
+a hidden token learns of it only through attention to masked frames. With `neighbourhood`, a linear
+map of the unmasked tokens around its place in that frame is added to every token; with `pointer`,
+the logits of the ids that stand there are raised.
 """
 
 import functools
@@ -389,8 +390,22 @@ def _point(
     for factor, digit in zip(factors, digits(ids_BTNS, cfg.sizes), strict=True):
         last = factor.shape[-1] - 1
         known = digit <= last  # not outside the frame, and not before any frame
-        pointed.append(factor.scatter_add(-1, digit.clamp(max=last), weight_BTNS * known))
+        weight = _of_first(weight_BTNS * known, digit)
+        pointed.append(factor.scatter_add(-1, digit.clamp(max=last), weight))
     return torch.cat(pointed, -1)
+
+
+def _of_first(weight_BTNS: Tensor, digit_BTNS: Tensor) -> Tensor:
+    """The weights of equal digits at one place, summed at the first of them and zero at the others.
+
+    So `scatter_add` adds one number to each logit, and its order, which is not fixed on a GPU, does not
+    matter.
+    """
+    side = digit_BTNS.shape[-1]
+    same = digit_BTNS[..., :, None] == digit_BTNS[..., None, :]
+    before = torch.ones(side, side, dtype=torch.bool, device=same.device).tril(-1)
+    is_first = ~(same & before).any(-1)
+    return (same * weight_BTNS[..., None, :]).sum(-1) * is_first
 
 
 def _embed(table: Tensor, ids_BTN: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -856,8 +871,10 @@ def next_frame(  # noqa: PLR0913 (the paper's arguments)
     probability_BN = torch.zeros_like(ids_BN, dtype=torch.float32)
     # `Step` holds these two: other values of them must not compile a program again.
     fixed = replace(sample, steps=1, temperature=1.0)
-    noise = programs.draw(key, sample.steps, tuple(ids_BN.shape), len(cfg.sizes))
-    for k, threshold_BNF, score_BN in zip(index[:-1], *noise, strict=True):
+    # For a power of two of steps, of which there are few: each number of them is compiled anew.
+    drawn = 1 << (sample.steps - 1).bit_length()
+    noise = programs.draw(key, drawn, tuple(ids_BN.shape), len(cfg.sizes))
+    for k, threshold_BNF, score_BN in zip(index[:-1], *noise, strict=False):
         step = Step(k, steps, temperature)
         step_noise = Noise(threshold_BNF, score_BN)
         ids_BN, probability_BN = programs.unmask(

@@ -79,9 +79,9 @@ def lam_params():
     return tree.init(lam.spec(LAM), random.key(2))
 
 
-@pytest.fixture(scope="session", params=[("add", 3), ("prepend", 0)])
+@pytest.fixture(scope="session", params=[("add", 3, True), ("prepend", 0, False)])
 def dynamics_cfg(request):
-    mode, neighbourhood = request.param
+    mode, neighbourhood, pointer = request.param
     return DynamicsConfig(
         codes=11,
         tokens=6,
@@ -91,6 +91,7 @@ def dynamics_cfg(request):
         stack=STACK,
         neighbourhood=neighbourhood,
         neighbour_dim=8,
+        pointer=pointer,
     )
 
 

@@ -5,6 +5,7 @@ may make: `own_actions.npy`, and if it can `shuffled.npy`, `random.npy` and `rec
 """
 
 import io
+import tokenize
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,18 @@ METHODS: tuple[Method, ...] = ("own_actions", "shuffled", "random")
 """Those whose frames other programs generate; each has its own actions."""
 MAX_BYTES = 4 << 30
 """Of a file."""
-DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error)
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RuntimeError,  # and its NotImplementedError, for flags of archives
+    BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 """What NumPy raises for files that are damaged, or that claim to be larger than any memory."""
 
 
@@ -66,7 +78,9 @@ def make(store: Store, split: str, clips: int, prompt: int, frames: int, seed: i
         own = torch.from_numpy(batch.actions.astype(np.int64))
         sequences = rollouts.action_sequences(own, prompt, random.key(seed))
         actions = {method: values.numpy() for method, values in sequences.items()}
-    about = f"{Path(store.root).name}, {split}, stride {store.stride}, {store.data_hash}"
+    about = (
+        f"{Path(store.root).name}, {split}, stride {store.stride}, {store.data_hash}, seed {seed}"
+    )
     return Task(batch.frames, prompt, level, actions, about)
 
 
@@ -116,6 +130,12 @@ def read(folder: str | Path) -> Task:
     if not fits or not 1 <= task.prompt <= frames.shape[1] - rollouts.HEADLINE:
         raise UserError(f"{path} is damaged: write it again")
     return task
+
+
+def generated(folder: str | Path) -> list[str]:
+    """The files of generated frames in a folder."""
+    names = [*(f"{method}.npy" for method in METHODS), RECONSTRUCTION]
+    return [name for name in names if (Path(folder) / name).is_file()]
 
 
 def read_videos(folder: str | Path, task: Task) -> Videos:

@@ -286,8 +286,8 @@ def play(
 
     screen = Live(console=console, screen=True, auto_refresh=False)
     with torch.no_grad(), Stop() as stop, wakeups() as signals, _raw_keys(fd), screen as live:
-        stop.can_save = True  # a first signal ends the game between two frames
         start = session.begin(world_model, image_HWC, seed, programs=programs)
+        stop.can_save = True  # from now on a first signal ends the game between two frames
         game = Game(start, start)
         due = 0.0
         fps = 0.0

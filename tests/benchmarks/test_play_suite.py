@@ -45,5 +45,6 @@ def test_a_wish_that_is_refused_ends_the_measurement(monkeypatch):
 
 def test_where_faster_programs_fail_nothing_is_measured(monkeypatch):
     monkeypatch.setattr("genie_fn.export.prepared.programs", lambda *_: 1 / 0)
+    monkeypatch.setattr("genie_fn.runtime.compilation.works", lambda *_: False)
     with pytest.raises(UserError, match="compile off"):
         play.play_suite(replace(TINY, compile="step"), CPU)

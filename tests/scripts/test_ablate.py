@@ -109,6 +109,7 @@ def test_given_runs_are_used_by_all_seeds_where_the_choice_does_not_change_them(
     measured = "lam_evaluation"
     assert at(given, measured, "masks", "0.1", 0) != at(CFG, measured, "masks", "0.1", 0)
     assert at(given, measured, "flips", "on", 0) == at(CFG, measured, "flips", "on", 0)
+    assert at(cfg, measured, "flips", "on", 0) == at(CFG, measured, "flips", "on", 0)
 
 
 def test_given_runs_that_do_not_exist_are_refused_first(tmp_path):
