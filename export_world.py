@@ -54,7 +54,8 @@ class Config:
     `own` for runs/own/dynamics, and is in the current directory."""
     data: str = ""
     """The dataset that start frames are taken from, out of its test levels, and examples of latent
-    actions, where evaluate.py has not chosen any; by default the one that the run was made from."""
+    actions, where evaluate.py has not chosen any; by default the one that the run was made from. A world
+    file that has the effects of its actions needs none."""
     tokenizer: str = ""
     """The folder of the tokenizer's run, where it is not where the dynamics run expects it."""
     lam: str = ""
@@ -95,8 +96,12 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
 def load(cfg: Config) -> Bundle:
     """The world with its start frames and the effects of its actions."""
     loaded = bundle.load(cfg.run, tokenizer=cfg.tokenizer, lam=cfg.lam)
+    in_file = bundle.is_world_file(cfg.run)
+    known = loaded.effects is not None or loaded.world.lam is None
+    if in_file and known and not cfg.data:
+        return loaded
     store = bundle.open_dataset(loaded, cfg.data)
-    if not bundle.is_world_file(cfg.run):
+    if not in_file:
         loaded = bundle.with_dataset(loaded, store, cfg.frames)
     return bundle.with_effects(loaded, store)
 

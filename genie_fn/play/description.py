@@ -27,7 +27,7 @@ def describe(bundle: Bundle) -> dict:
         "grid": list(size.grid),
         "codes": model.codes,
         "actions": model.actions,
-        "occurring": list(model.occurring or range(model.actions)),
+        "occurring": occurring_actions(bundle),
         "kind": "latent" if latent else "recorded",
         "names": list(mapping.names if mapping is not None else bundle.action_names),
         "map": mapping._asdict() if mapping is not None and latent else None,
@@ -39,6 +39,16 @@ def describe(bundle: Bundle) -> dict:
         and procgen.available(bundle.dataset.meta)
         and (size.height, size.width) == (procgen.SIZE, procgen.SIZE),
     }
+
+
+def occurring_actions(bundle: Bundle) -> list[int]:
+    """The actions that occurred in training, or where that was not recorded, in the measured transitions;
+    all where neither is known."""
+    model = bundle.world.dynamics.cfg
+    if model.occurring:
+        return list(model.occurring)
+    shares = bundle.effects.share if bundle.effects is not None else [1.0] * model.actions
+    return [action for action, share in enumerate(shares) if share > 0]
 
 
 def unmapped_keys(bundle: Bundle) -> dict[str, int]:

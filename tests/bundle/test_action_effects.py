@@ -228,6 +228,11 @@ def test_a_world_file_is_written_again_with_effects(playable, stage, tmp_path, m
     loaded = bundle.load(new)
     assert loaded.effects == playable.effects and loaded.card == {"licence": "MIT"}
     assert np.array_equal(loaded.start_frames, playable.start_frames)
+    again = str(tmp_path / "again.safetensors")
+    export_world.main(export_world.Config(run=new, output=again))  # which needs no dataset now
+    copy = bundle.load(again)
+    assert bundle.fingerprint(*copy.world) == bundle.fingerprint(*loaded.world)
+    assert copy.effects == loaded.effects and np.array_equal(copy.start_frames, loaded.start_frames)
 
 
 def test_export_says_what_the_arrow_keys_do(playable):
