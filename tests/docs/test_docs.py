@@ -58,7 +58,7 @@ def test_the_results_of_the_readme_are_those_of_the_bundled_worlds():
     short = table_rows(ROOT / "README.md")
     complete = table_rows(ROOT / "assets" / "worlds" / "README.md")
     shared = {label for label in short.keys() & complete.keys() if " dB" in complete[label]}
-    assert len(shared) == 4
+    assert len(shared) >= 4
     assert all(short[label] == complete[label] for label in shared)
 
 
