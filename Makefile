@@ -43,7 +43,7 @@ speedrun: $(READY) ## the best world that 20 minutes buy; its row goes to benchm
 play: $(PLAYABLE) ## play a world in the browser: the newest trained one, or the bundled one
 	$(BIN)/python play.py
 
-web: $(READY) ## write the bundled worlds as HTML files to web/, each of which any browser plays
+web: $(READY) ## write the bundled worlds as HTML files to web/, which play in a browser; needs Node.js
 	@mkdir -p web
 	for world in assets/worlds/*.safetensors; do \
 		$(BIN)/python export_world.py --cfg.run $$world --cfg.format html \
@@ -78,9 +78,8 @@ bench: $(READY) ## measure speed, and write the tables of docs/performance.md
 	$(BIN)/python benchmark.py
 	$(BIN)/python benchmark.py --cfg.suite table
 
-gpu: ## on a machine with a GPU and torch: the kernels' tests on it, then every benchmark at full size
-	$(PYTHON) -m pytest -q tests/kernels/test_time_attention.py tests/kernels/test_space_attention.py tests/kernels/test_lfq.py tests/runtime/test_compilation.py
-	$(PYTHON) benchmark.py --cfg.suite all
+gpu: ## on a machine with a GPU and torch: the kernels' tests on it, benchmarks, and a world, in 11 minutes
+	$(PYTHON) gpu.py
 
 speedrun-gpu: ## on a machine with a GPU and torch: the best world that 30 minutes buy, as a row and as a file
 	$(PYTHON) speedrun.py --cfg.preset small --cfg.minutes 30 --cfg.levels 5000 --cfg.clips 512 \

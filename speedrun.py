@@ -48,6 +48,8 @@ class Config:
     """The preset of all three stages."""
     levels: int = 200
     """The number of levels to collect."""
+    data: str = ""
+    """A dataset to train on, instead of a new one of `levels` levels."""
     frame_skip: int = 1
     """Frames of the game per frame of the dataset, as in generate_dataset.py; the preset's stride
     multiplies it. With more, the world moves faster when it is played."""
@@ -87,6 +89,11 @@ class Config:
             raise UserError(f"--cfg.world {self.world} should end in .safetensors")
 
     @property
+    def dataset(self) -> Path:
+        """The folder of the dataset."""
+        return Path(self.data or Path(self.out) / "data")
+
+    @property
     def shares(self) -> dict[str, float]:
         """Each stage's share of the time."""
         if self.actions == "recorded":
@@ -124,7 +131,7 @@ def train(cfg: Config, stage: str) -> dict[str, float]:
     flags = {
         "preset": cfg.preset,
         "out": folder,
-        "data": Path(cfg.out) / "data",
+        "data": cfg.dataset,
         "seed": cfg.seed,
         "save_every": NEVER,
         "sample_every": NEVER,
@@ -161,14 +168,16 @@ def main(cfg: Config) -> None:
     if cfg.world:
         files.check_outputs("--cfg.world", cfg.world)
     start = time.monotonic()
-    collection = {"num_levels": cfg.levels, "frame_skip": cfg.frame_skip, "seed": cfg.seed}
-    call("generate_dataset", root=out / "data", **collection)
-    stages = {"dataset": {"levels": cfg.levels, "seconds": seconds_since(start)}}
+    stages: dict[str, dict[str, float]] = {}
+    if not cfg.data:
+        collection = {"num_levels": cfg.levels, "frame_skip": cfg.frame_skip, "seed": cfg.seed}
+        call("generate_dataset", root=cfg.dataset, **collection)
+        stages = {"dataset": {"levels": cfg.levels, "seconds": seconds_since(start)}}
     for stage in cfg.shares:
         stages[stage] = train(cfg, stage)
 
     evaluation_start = time.monotonic()
-    places = {"run": out / "dynamics", "data": out / "data"}
+    places = {"run": out / "dynamics", "data": cfg.dataset}
     call("evaluate", **places, clips=cfg.clips, prompts=1, brief=True)
     stages["evaluation"] = {"clips": cfg.clips, "seconds": seconds_since(evaluation_start)}
 
