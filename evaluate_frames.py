@@ -132,14 +132,14 @@ def write_clips(cfg: Config) -> None:
     """Write the clips to predict."""
     folder = Path(cfg.clips_to)
     files.check_outputs("--cfg.clips-to", folder / benchmark_clips.FILE)
-    found = benchmark_clips.generated(folder)
-    if found:
-        raise UserError(
-            f"{folder} holds frames of other clips ({', '.join(found)}): "
-            "choose another --cfg.clips-to, or remove them"
-        )
     store = replace(data.open_store(cfg.data), stride=cfg.stride)
     task = benchmark_clips.make(store, cfg.split, cfg.clips, cfg.prompt, cfg.frames, cfg.seed)
+    found = benchmark_clips.generated(folder)
+    if found and not benchmark_clips.holds(folder, task):
+        raise UserError(
+            f"{folder} holds frames that were generated for other clips ({', '.join(found)}): "
+            "choose another --cfg.clips-to, or remove them"
+        )
     path = benchmark_clips.write(task, folder)
     print("written:", path)
     print(

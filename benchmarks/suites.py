@@ -110,10 +110,9 @@ def _generate(cfg, mode: str, device: torch.device) -> list[dict]:
     def no_cache(*arguments) -> Memory:
         return empty
 
-    unmask, remember, draw = Programs()
-    draw = draw if mode == "off" else compilation.compiled(draw)  # as world.compiled does
-    cached = Programs(compiled(unmask, mode, device), compiled(remember, mode, device), draw)
-    uncached = Programs(compiled(baselines.uncached_unmask, mode, device), no_cache, draw)
+    unmask, remember = Programs()
+    cached = Programs(compiled(unmask, mode, device), compiled(remember, mode, device))
+    uncached = Programs(compiled(baselines.uncached_unmask, mode, device), no_cache)
     variants = {
         "no cache": partial(frame, (ids_BTN, past_actions_BT), uncached),
         "cached past": partial(frame, memory, cached),

@@ -832,7 +832,6 @@ class Programs(NamedTuple):
 
     unmask: Callable[..., tuple[Tensor, Tensor]] = unmask
     remember: Callable[..., Memory] = remember
-    draw: Callable[..., Noise] = draw
 
 
 EAGER = Programs()
@@ -871,10 +870,8 @@ def next_frame(  # noqa: PLR0913 (the paper's arguments)
     probability_BN = torch.zeros_like(ids_BN, dtype=torch.float32)
     # `Step` holds these two: other values of them must not compile a program again.
     fixed = replace(sample, steps=1, temperature=1.0)
-    # For a power of two of steps, of which there are few: each number of them is compiled anew.
-    drawn = 1 << (sample.steps - 1).bit_length()
-    noise = programs.draw(key, drawn, tuple(ids_BN.shape), len(cfg.sizes))
-    for k, threshold_BNF, score_BN in zip(index[:-1], *noise, strict=False):
+    noise = draw(key, sample.steps, (len(ids_BN), cfg.tokens), len(cfg.sizes))
+    for k, threshold_BNF, score_BN in zip(index[:-1], *noise, strict=True):
         step = Step(k, steps, temperature)
         step_noise = Noise(threshold_BNF, score_BN)
         ids_BN, probability_BN = programs.unmask(

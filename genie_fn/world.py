@@ -75,7 +75,6 @@ class Programs(NamedTuple):
     unmask: Callable = dynamics.unmask
     remember: Callable = dynamics.remember
     decode: Callable = tokenizer.decode_next
-    draw: Callable = dynamics.draw
 
 
 EAGER = Programs()
@@ -89,7 +88,6 @@ def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> 
         unmask=recorded(programs.unmask),
         remember=recorded(programs.remember),
         decode=recorded(programs.decode),
-        draw=compilation.compiled(programs.draw),
     )
 
 
@@ -209,7 +207,7 @@ def step(
         key,
         cfg,
         sample,
-        dynamics.Programs(programs.unmask, programs.remember, programs.draw),
+        dynamics.Programs(programs.unmask, programs.remember),
         backend=backend,
     )
     cfg, params, backend = world.tokenizer

@@ -132,6 +132,16 @@ def read(folder: str | Path) -> Task:
     return task
 
 
+def holds(folder: str | Path, task: Task) -> bool:
+    """Whether the clips in a folder are those of `task`."""
+    try:
+        stored = read(folder)
+    except UserError:
+        return False
+    same = stored.about == task.about and stored.prompt == task.prompt
+    return same and np.array_equal(stored.frames, task.frames)
+
+
 def generated(folder: str | Path) -> list[str]:
     """The files of generated frames in a folder."""
     names = [*(f"{method}.npy" for method in METHODS), RECONSTRUCTION]
