@@ -4,7 +4,7 @@ other programs.
     python export_world.py                                 # the demo's world to demo.safetensors
     python export_world.py --cfg.run runs/coinrun/dynamics # to coinrun.safetensors
     python play.py --cfg.world coinrun.safetensors
-    python export_world.py --cfg.format html               # to demo.html, which any browser plays
+    python export_world.py --cfg.format html               # to demo.html, which plays in a browser
     python export_world.py --cfg.format web                # to the folder demo-web, for a static host
     python export_world.py --cfg.format onnx               # to the folder demo-onnx, for other programs
 
@@ -50,8 +50,8 @@ class Config:
     in the browser without a server; the same as a folder for a static host; or a folder of ONNX graphs
     for programs without torch, with a README.md that says how to play them."""
     output: str = ""
-    """The world file or folder to write; by default it is named after the folder of the run, which is
-    `own` for runs/own/dynamics, and is in the current directory."""
+    """The world file or folder to write; by default it is named after the world, as its pages are: `own`
+    for runs/own/dynamics, in the current directory."""
     data: str = ""
     """The dataset that start frames are taken from, out of its test levels, and examples of latent
     actions, where evaluate.py has not chosen any; by default the one that the run was made from. A world
@@ -93,19 +93,6 @@ def describe(cfg: Config, world: World) -> dict[str, str]:
     return origin | headlines.card(cfg.run)
 
 
-def load(cfg: Config) -> Bundle:
-    """The world with its start frames and the effects of its actions."""
-    loaded = bundle.load(cfg.run, tokenizer=cfg.tokenizer, lam=cfg.lam)
-    in_file = bundle.is_world_file(cfg.run)
-    known = loaded.effects is not None or loaded.world.lam is None
-    if in_file and known and not cfg.data:
-        return loaded
-    store = bundle.open_dataset(loaded, cfg.data)
-    if not in_file:
-        loaded = bundle.with_dataset(loaded, store, cfg.frames)
-    return bundle.with_effects(loaded, store)
-
-
 def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
     """What a person who plays should know about the arrow keys; empty if nothing."""
     if loaded.world.lam is None or loaded.action_map is not None:
@@ -126,7 +113,9 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, output=cfg.output or default_output(cfg))
     output = Path(cfg.output)
     check(cfg, output)
-    loaded = load(cfg)
+    loaded = bundle.load_complete(
+        cfg.run, cfg.data, cfg.frames, tokenizer=cfg.tokenizer, lam=cfg.lam
+    )
     loaded = loaded._replace(card=loaded.card or describe(cfg, loaded.world))
     size = write(cfg, output, loaded)
     for name, value in loaded.card.items():
@@ -147,22 +136,23 @@ def check(cfg: Config, output: Path) -> None:
     if cfg.format in ("html", "web"):
         html.check()
     if cfg.format == "web":
-        folder.check(output, html.CONTENT)
+        folder.check(output, html.FORMAT, html.CONTENT)
     if cfg.format == "onnx":
         folder.check(output)
 
 
 def write(cfg: Config, output: Path, loaded: Bundle) -> int:
     """Write a world in the format that was chosen; returns its size in bytes."""
-    name = output.name.removesuffix(ENDINGS[cfg.format])
+    output.parent.mkdir(parents=True, exist_ok=True)
     match cfg.format:
         case "html":
-            return html.write_file(output, loaded, name)
+            return html.write_file(output, loaded)
         case "web":
-            return html.write_folder(output, loaded, name)
+            return html.write_folder(output, loaded)
         case "onnx":
             about = {"card": loaded.card, "keys": bundle.key_actions(loaded)}
-            return folder.write(output, loaded.world, PLAY, loaded.start_frames, about)
+            world = bundle.rounded(loaded).world
+            return folder.write(output, world, PLAY, loaded.start_frames, about)
     return bundle.save(output, loaded)
 
 

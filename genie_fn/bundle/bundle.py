@@ -148,6 +148,47 @@ def with_dataset(
     return bundle._replace(start_frames=frames, action_names=store.action_names, dataset=dataset)
 
 
+def load_complete(
+    path: str | Path,
+    data: str | Path = "",
+    start_frames: int = START_FRAMES,
+    *,
+    tokenizer: str = "",
+    lam: str = "",
+) -> Bundle:
+    """A world with start frames and the effects of its actions, to be given away.
+
+    They are taken from the dataset `data`, as in `open_dataset`, except those that a world file holds.
+    """
+    bundle = load(path, tokenizer=tokenizer, lam=lam)
+    in_file = is_world_file(path)
+    known = bundle.effects is not None or bundle.world.lam is None
+    if in_file and known and not data:
+        return bundle
+    store = open_dataset(bundle, data)
+    if not in_file:
+        bundle = with_dataset(bundle, store, start_frames)
+    return with_effects(bundle, store)
+
+
+def rounded(bundle: Bundle) -> Bundle:
+    """A bundle with the parameters that a world file would hold, on the CPU.
+
+    So its fingerprint is that of the file, and the parameters compress to half their size.
+    """
+    stages = {name: stage for name, stage in bundle.world._asdict().items() if stage is not None}
+    params = _for_play({name: stage.params for name, stage in stages.items()})
+    own = {
+        name: stage._replace(params=tree.map(_round, params[name]))
+        for name, stage in stages.items()
+    }
+    return bundle._replace(world=bundle.world._replace(**own))
+
+
+def _round(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.bfloat16).float()
+
+
 def with_effects(bundle: Bundle, store: Store) -> Bundle:
     """A bundle with the effects of its latent actions, measured in a dataset if they are unknown.
 

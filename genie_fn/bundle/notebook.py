@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from genie_fn.bundle.bundle import Bundle, load, name_of
+from genie_fn.bundle.bundle import Bundle, load_complete, name_of
 from genie_fn.errors import UserError
 
 
@@ -28,16 +28,15 @@ def show(world: Bundle | str | Path, folder: str | Path = ".", height: int = 800
 
     `world` is a loaded world, or the path of a world file or of the folder of a dynamics run. The file
     is written to `folder`, which has to be the notebook's or one in it, because Jupyter serves no other,
-    and limits what an output itself may hold. Raises UserError where it is another, and where packages
-    or npm's files are missing.
+    and limits what an output itself may hold. In it a page cannot save files, as Jupyter does not allow
+    that. Raises UserError where the folder is another, and where packages or npm's files are missing.
     """
     from genie_fn.play import html  # the page stands above worlds; only this function needs it
 
     if Path(os.path.relpath(folder)).parts[:1] == ("..",) or not Path(folder).is_dir():
         raise UserError(f"{folder} is not a folder in {Path.cwd()}, which is where Jupyter looks")
     html.check()
-    bundle = world if isinstance(world, Bundle) else load(world)
-    name = name_of(bundle.path)
-    path = Path(os.path.relpath(folder)) / f"{name}.html"
-    html.write_file(path, bundle, name)
+    bundle = world if isinstance(world, Bundle) else load_complete(world)
+    path = Path(os.path.relpath(folder)) / f"{name_of(bundle.path)}.html"
+    html.write_file(path, bundle)
     return Page(path, height)

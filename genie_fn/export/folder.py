@@ -38,9 +38,12 @@ SHARED = 1024
 """Bytes from which a constant is kept in the file of weights."""
 ALIGNMENT = 64
 """Constants begin at multiples of this many bytes, as vector instructions want."""
+FORMAT = "genie_fn ONNX graphs"
+"""What world.json names as its format."""
 CONTENT = (
     "README.md",
     "play.py",
+    "frames",
     "starts",
     "start.onnx",
     "unmask.onnx",
@@ -100,6 +103,7 @@ def describe(world: World, sample: SampleConfig) -> dict[str, Any]:
     sizes = world.tokenizer.cfg
     cfg = world.dynamics.cfg
     return {
+        "format": FORMAT,
         "version": VERSION,
         "height": sizes.height,
         "width": sizes.width,
@@ -158,16 +162,29 @@ def check_packages() -> None:
         )
 
 
-def check(folder: Path, names: Collection[str] = CONTENT) -> None:
-    """Raise UserError where a world cannot be exported to a folder, which may hold an earlier export:
-    files of these `names` alone."""
+def check(folder: Path, format: str = FORMAT, names: Collection[str] = CONTENT) -> None:
+    """Raise UserError where a world cannot be exported to a folder.
+
+    It may hold an earlier export: its world.json names the `format`, and it has files of these `names`
+    alone. That is then replaced.
+    """
     check_packages()
-    others = {path.name for path in folder.iterdir()} - {*names} if folder.is_dir() else {}
-    if others:
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = present - {*names}
+    if present and (others or not _is_export(folder / DESCRIPTION, format)):
         raise UserError(
-            f"{folder} holds something else than an exported world ({min(others)}): "
+            f"{folder} holds something else than an exported world ({min(others or present)}): "
             "choose another --cfg.output"
         )
+
+
+def _is_export(path: Path, format: str) -> bool:
+    """Whether a world.json was written by an export of a format."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == format
 
 
 @contextmanager

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from genie_fn.bundle import Bundle, fingerprint
+from genie_fn.bundle import Bundle, fingerprint, rounded
 from genie_fn.data import images
 from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
@@ -41,6 +42,8 @@ MODULES = (
 )
 """The page's modules, each after those that it imports."""
 GRAPHS = ("start", "unmask", "finish")
+FORMAT = "genie_fn page"
+"""What the world.json of a folder for a static host names as its format."""
 CONTENT = ("index.html", "static", "world", folder.DESCRIPTION)
 """The names in a folder for a static host."""
 SECONDS = 300
@@ -106,9 +109,9 @@ OTHER DEALINGS IN THE SOFTWARE."""
 """The MIT licence, under which these packages and this project are."""
 
 
-def write_file(path: Path, bundle: Bundle, name: str) -> int:
+def write_file(path: Path, bundle: Bundle) -> int:
     """Write a world as one HTML file, which needs no server; returns its size in bytes."""
-    content = page_of(parts_of(bundle, name)).encode()
+    content = page_of(parts_of(bundle)).encode()
     files.write_atomically(path, content)
     return len(content)
 
@@ -135,10 +138,13 @@ def page_of(parts: dict[str, bytes]) -> str:
     return page.replace("</body>", "\n".join([*embedded, "</body>"]))
 
 
-def write_folder(place: Path, bundle: Bundle, name: str) -> int:
-    """Write a world as a folder for a static host; returns its size in bytes."""
-    folder.check(place, CONTENT)
-    parts = parts_of(bundle, name)
+def write_folder(place: Path, bundle: Bundle) -> int:
+    """Write a world as a folder for a static host; returns its size in bytes.
+
+    Raises UserError where the folder holds something else than an earlier export.
+    """
+    folder.check(place, FORMAT, CONTENT)
+    parts = parts_of(bundle)
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     page = page.replace("<!doctype html>", f"<!doctype html>\n<!--\n{notice()}\n-->")
     page = page.replace("<head>", '<head>\n  <meta name="genie-world" content="world">')
@@ -149,7 +155,8 @@ def write_folder(place: Path, bundle: Bundle, name: str) -> int:
             shutil.copy(PAGE / module, partial / "static" / module)
         for part, content in parts.items():
             (partial / "world" / f"{part}.bin").write_bytes(_gzip(content))
-        (partial / folder.DESCRIPTION).write_bytes(parts["world"])
+        marked = json.dumps({"format": FORMAT, "version": folder.VERSION})
+        (partial / folder.DESCRIPTION).write_text(marked + "\n", encoding="utf-8")
         (partial / "index.html").write_text(page, encoding="utf-8")
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     return size
@@ -171,8 +178,12 @@ import(urls["app.js"]).catch((problem) => {
 """Modules in one file: each gets an address, and imports the others by theirs."""
 
 
-def parts_of(bundle: Bundle, name: str) -> dict[str, bytes]:
-    """What a page needs beside its own files, by the names that local.js knows."""
+def parts_of(bundle: Bundle) -> dict[str, bytes]:
+    """What a page needs beside its own files, by the names that local.js knows.
+
+    Its parameters are those of a world file, so that recordings fit both.
+    """
+    bundle = rounded(bundle)
     parts: dict[str, bytes] = {}
     for package in PACKAGES:
         parts |= fetch(package)
@@ -188,8 +199,7 @@ def parts_of(bundle: Bundle, name: str) -> dict[str, bytes]:
         "background": images.background_of(bundle.dataset.meta),
         "images": [_base64(frame.tobytes()) for frame in bundle.start_frames],
         "strips": [_address(strip) for strip in bundle.effects.strips] if bundle.effects else [],
-        "page": describe(bundle) | {"name": name, "game": False},
-        "card": bundle.card,
+        "page": describe(bundle) | {"game": False},
     }
     parts["world"] = json.dumps(about).encode()
     return parts
@@ -234,7 +244,7 @@ def _install(package: Package, place: Path) -> None:
     """Fetch a package, and keep the files that a page needs."""
     what = f"{package.name}@{package.version}"
     with tempfile.TemporaryDirectory(dir=place.parent) as temporary:
-        command = ["npm", "pack", what, "--silent", "--pack-destination", temporary]
+        command = ["npm", "pack", what, "--loglevel=error", "--pack-destination", temporary]
         try:
             subprocess.run(
                 command,
@@ -246,21 +256,35 @@ def _install(package: Package, place: Path) -> None:
             )
             (archive,) = Path(temporary).glob("*.tgz")
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", "") or files.reason(error)).strip().splitlines()
             raise UserError(
                 f"a page needs {what} from npm once: install Node.js, and connect this machine "
-                f"({said[0] if said else 'npm failed'})"
+                f"({_said(error)})"
             ) from error
         partial = Path(temporary) / "parts"
         partial.mkdir()
-        with tarfile.open(archive) as content:
-            for part, known in package.parts.items():
-                member = content.extractfile(f"package/{known.path}")
-                if member is not None:
-                    (partial / part).write_bytes(member.read())
+        with suppress(
+            KeyError, EOFError, tarfile.TarError, zlib.error
+        ):  # what is missing is found next
+            _extract(package, archive, partial)
         shutil.rmtree(place, ignore_errors=True)
         with suppress(OSError):  # another process was faster
             partial.replace(place)
+
+
+def _extract(package: Package, archive: Path, place: Path) -> None:
+    """Write the files that a page needs. Raises KeyError for one that the archive does not have."""
+    with tarfile.open(archive) as content:
+        for part, known in package.parts.items():
+            member = content.extractfile(f"package/{known.path}")
+            if member is not None:
+                (place / part).write_bytes(member.read())
+
+
+def _said(error: Exception) -> str:
+    """The first line of what npm said, or else the reason why it did not run."""
+    said = getattr(error, "stderr", "") or files.reason(error)
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    return next(iter(text.strip().splitlines()), "npm failed")
 
 
 def notice() -> str:

@@ -101,9 +101,14 @@ def test_its_own_program_plays_it_without_torch(written, tmp_path):
         f"{hidden}; import runpy; runpy.run_path({str(written / 'play.py')!r}, run_name='__main__')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    frames = sorted(path.name for path in tmp_path.iterdir())
-    assert frames == ["frame_001.png", "frame_002.png"]
-    assert Image.open(tmp_path / frames[0]).size == (32, 32)
+    frames = sorted((written / "frames").iterdir())
+    assert [path.name for path in frames] == ["001.png", "002.png"]
+    assert Image.open(frames[0]).size == (32, 32)
+    folder.check(written)  # it may still be replaced
+    for wrong in ([], ["x"], ["99"]):
+        command = [sys.executable, str(written / "play.py"), *wrong]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 2 and "name the actions" in result.stderr
 
 
 def test_the_folder_describes_itself(model, starts, written):
@@ -137,6 +142,13 @@ def test_a_world_replaces_a_world_and_nothing_else(model, starts, tmp_path, monk
     for count in (2, 1):
         folder.write(place, model, SAMPLE, starts[:count], {})
         assert len(list((place / "starts").iterdir())) == count
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "README.md").write_text("of somebody")
+    with pytest.raises(UserError, match="holds something else"):
+        folder.write(own, model, SAMPLE, starts, {})
+    (own / "README.md").unlink()
+    own.rmdir()
     (tmp_path / "diary.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
         folder.write(tmp_path, model, SAMPLE, starts, {})

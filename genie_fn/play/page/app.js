@@ -5,8 +5,8 @@ import { buildHelp } from "./describe.js";
 import { hideExamples } from "./examples.js";
 import { actionOf, atPlace, commandKey, directionOf, isForeign, isReserved } from "./keys.js";
 import { $, bringIntoSight, complain, layout, note, keyNames, showOverlay, showSliders, showTip } from "./page.js";
-import { state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
-import { render, upload } from "./protocol.js";
+import { showAsFile, state, stopUnmasking, turnTo, unmask, whole } from "./page.js";
+import { isHere, render, upload } from "./protocol.js";
 import { branch, goTo, idle, link, replay, run, save, start, turn, visit, input } from "./session.js";
 import { paintRamp } from "./view.js";
 
@@ -131,13 +131,15 @@ const PLAYING = [
 const REPEATING = new Set(["back", "forward", "cooler", "hotter", "fewer", "more"]);
 const ALWAYS = new Set(["help", "close"]);
 const CLIPS = new Set(["previous", "next"]);
+const STARTING = new Set(["upload", "load", "game"]); // what begins a session, where no frame is shown yet
 const BY_KEY = {};
 for (const [name, [keys]] of Object.entries(COMMANDS)) for (const key of keys) BY_KEY[key.toUpperCase()] = name;
 
 function command(name) {
   const { frame, world, replaying } = state;
   if (!ALWAYS.has(name)) {
-    if (!frame || (name === "game" && !world.game) || (CLIPS.has(name) && !world.clips)) return;
+    if (!frame && !(STARTING.has(name) && world)) return;
+    if ((name === "game" && !world.game) || (CLIPS.has(name) && !world.clips)) return;
     if (replaying) return note("Wait until the replay ends.");
   }
   COMMANDS[name][2]();
@@ -288,4 +290,5 @@ paintRamp($("ramp"));
 input.limit(Number($("speed").value));
 showKeys();
 layout();
+if (isHere) showAsFile();
 link.open(state.session);

@@ -3,6 +3,7 @@
 import { buildActions, buildArrows, buildTable, describeMap, describeWorld } from "./describe.js";
 import { canonical, choice, pad } from "./controls.js";
 import { forgetExamples, showExamples } from "./examples.js";
+import { isHere } from "./protocol.js";
 import { describe, fit, knownAfter, paint, paintOverlay, paintSpark } from "./view.js";
 
 const READY = { compiling: "preparing: slower for a minute", compiled: "fast", eager: "slow", local: "in this page" };
@@ -12,8 +13,9 @@ const touch = matchMedia("(pointer: coarse)");
 const KEPT = ["note", "compare", "status", "transport", "pads"]; // what stays in sight below the canvas
 const LEGENDS = ["legend-confidence", "legend-ids", "legend-unmask"];
 
-/** This tab's storage; undefined where the browser denies it. */
+/** This tab's storage; undefined where the browser denies it, and where sessions end with the page. */
 function storage() {
+  if (isHere) return undefined;
   try {
     return sessionStorage;
   } catch {
@@ -67,6 +69,12 @@ export function bringIntoSight() {
   if ($("frame").getBoundingClientRect().bottom < 100) scrollTo({ top: 0 });
 }
 
+/** Leave out what a page that holds its world does not have: a connection, and MP4 files. */
+export function showAsFile() {
+  note("The world is being loaded…");
+  for (const hidden of [$("link"), $("trip").parentElement, document.querySelector("[data-do=mp4]")]) hidden.hidden = true;
+}
+
 export function showLink(kind, text) {
   $("link").dataset.state = kind;
   $("link-text").textContent = text;
@@ -77,19 +85,20 @@ export function showReady(ready) {
   $("ready").dataset.state = ready;
 }
 
-/** Let browsers install the page as an application, which opens at this address; a file cannot be installed. */
+/** Let browsers install a page that is served as an application. A token is another at the next start of play.py. */
 function offerInstallation({ name }) {
-  if (location.protocol === "file:") return;
+  if (!location.protocol.startsWith("http") || location.search) return;
   const icon = document.querySelector("link[rel=icon]");
   const manifest = {
     name,
     display: "standalone",
-    start_url: location.href, // with its token, if it has one
+    start_url: location.href,
     scope: new URL(".", location.href).href,
     icons: [{ src: icon.href, sizes: "any", type: "image/svg+xml" }],
   };
   const content = new Blob([JSON.stringify(manifest)], { type: "application/manifest+json" });
   const link = $("manifest") ?? Object.assign(document.createElement("link"), { id: "manifest", rel: "manifest" });
+  URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(content);
   document.head.append(link);
 }
@@ -110,7 +119,8 @@ export async function stayAwake() {
 export function keyNames(world) {
   const keys = Object.keys(world?.keys ?? {});
   if (keys.length) return keys;
-  return world?.map || world?.kind === "recorded" ? world.names : [];
+  if (world?.kind === "recorded") return world.names.map((name, n) => (world.occurring.includes(n) ? name : ""));
+  return world?.map ? world.names : [];
 }
 
 export function showWorld(world, input) {

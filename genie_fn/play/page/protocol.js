@@ -4,4 +4,5 @@
 import * as local from "./local.js";
 import * as server from "./server.js";
 
+export const isHere = local.isHere;
 export const { connect, upload, render, strip } = local.isHere ? local : server;

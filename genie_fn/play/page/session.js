@@ -4,7 +4,7 @@ import { canonical, choice, keyChoice, player } from "./controls.js";
 import { $, bringIntoSight, complain, layout, measure, note, keyNames, remember, showBranches } from "./page.js";
 import { showFrame, showIntroduction, showLink, showReady, showRunning, showSettings, showWorld } from "./page.js";
 import { state, stayAwake, stopUnmasking, whole } from "./page.js";
-import { connect } from "./protocol.js";
+import { connect, isHere } from "./protocol.js";
 
 export const input = player({
   ready: () => state.frame && !state.asked && !state.replaying,
@@ -57,7 +57,7 @@ export function start(from) {
 /** The choice without a key: that of no key, or else the last action again. */
 export function idle() {
   const noop = keyNames(state.world).map(canonical).indexOf("NOOP");
-  return noop >= 0 ? keyChoice(state.world, noop) : choice(state.world, state.frame.action ?? 0);
+  return noop >= 0 ? keyChoice(state.world, noop) : choice(state.world, state.frame.action ?? state.world.occurring[0]);
 }
 
 /** Go to a frame, or the nearest that is kept. */
@@ -226,7 +226,7 @@ function lost(seconds, answers) {
 
 function refused(message) {
   disconnected("refused");
-  complain(`${message} This page does not try again: load it again afterwards.`, "link");
+  complain(isHere ? message : `${message} This page does not try again: load it again afterwards.`, "link");
 }
 
 function disconnected(text) {
