@@ -26,7 +26,8 @@ PICTURES = (".gif", ".jpg", ".png", ".svg")
 def modules():
     """The docstring of every module that has one, by full name."""
     docstrings = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    packages = [path.parent for path in PACKAGE.rglob("__init__.py")]
+    for path in sorted(path for package in packages for path in package.glob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if text := ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
             docstrings[name] = text
