@@ -26,7 +26,12 @@ from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
 
 ROOT = Path(__file__).parent
-KERNEL_TESTS = ("test_time_attention.py", "test_space_attention.py", "test_lfq.py")
+KERNEL_TESTS = (
+    "tests/kernels/test_time_attention.py",
+    "tests/kernels/test_space_attention.py",
+    "tests/kernels/test_lfq.py",
+    "tests/runtime/test_compilation.py",
+)
 GRACE = 10.0
 """Seconds that a part has to end by itself, once it was asked to."""
 
@@ -86,9 +91,9 @@ class Part(NamedTuple):
 
 def parts_before_the_world(cfg: Config) -> list[Part]:
     """Tests and measurements, the most important first."""
-    tests = [str(ROOT / "tests" / "kernels" / name) for name in KERNEL_TESTS]
+    tests = [str(ROOT / name) for name in KERNEL_TESTS]
     if cfg.toy:
-        tests = [f"{tests[-1]}::test_sure_latents_have_finite_gradients"]
+        tests = [f"{ROOT / 'tests/kernels/test_lfq.py'}::test_sure_latents_have_finite_gradients"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *tests]
     limits = cfg.seconds
     return [
