@@ -8,7 +8,7 @@ other programs.
     python export_world.py --cfg.format web                # to the folder demo-web, for a static host
     python export_world.py --cfg.format onnx               # to the folder demo-onnx, for other programs
 
-The parameters of a world file are rounded to bfloat16, and what only training needs is left out.
+Parameters are rounded to bfloat16 in every format, and what only training needs is left out.
 """
 
 from dataclasses import dataclass, replace

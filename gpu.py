@@ -2,7 +2,7 @@
 
     python gpu.py                                            # 11 minutes on one large GPU; make gpu
     python gpu.py --cfg.data data/coinrun                    # with a dataset, instead of a new one
-    python gpu.py --cfg.toy --cfg.out /tmp/results           # every part at toy size, on any machine
+    python gpu.py --cfg.toy --cfg.out toy-results            # every part at toy size, on any machine
 
 Each part is a process of its own, which is ended when its time is over; the next part then begins. What a
 part has written by then is kept: measurements in benchmarks/results, the world's row in

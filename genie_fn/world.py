@@ -4,7 +4,6 @@ The state of a session is a pytree, `State`: what the dynamics model and the dec
 frames. `step` is a pure function of it, so a session can be kept, branched and replayed.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
@@ -83,12 +82,7 @@ EAGER = Programs()
 def compiled(device: torch.device | str = "cpu", programs: Programs = EAGER) -> Programs:
     """`Programs` compiled for one batch size; on a GPU they run as CUDA graphs."""
     cuda_graph = torch.device(device).type == "cuda"
-    recorded = functools.partial(compilation.compiled, cuda_graph=cuda_graph)
-    return Programs(
-        unmask=recorded(programs.unmask),
-        remember=recorded(programs.remember),
-        decode=recorded(programs.decode),
-    )
+    return Programs(*(compilation.compiled(f, cuda_graph=cuda_graph) for f in programs))
 
 
 def in_float32(world: World) -> World:

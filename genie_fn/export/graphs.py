@@ -230,5 +230,5 @@ def programs(folder: Path, threads: int) -> Programs:
     return Programs(run_unmask, run_remember, run_decode)
 
 
-NAMES = ("unmask", "remember", "decode")
+NAMES = Programs._fields
 """The files of a world's graphs: unmask.onnx, remember.onnx, decode.onnx."""

@@ -127,8 +127,7 @@ def page_of(parts: dict[str, bytes]) -> str:
     boot = BOOT.replace("WORKER", _literal(worker), 1).replace("SOURCES", _literal(sources), 1)
     script = f'<meta name="genie-world" content="here">\n<script type="module">{boot}</script>'
     icon = f"data:image/svg+xml;base64,{_base64((PAGE / 'icon.svg').read_bytes())}"
-    page = (PAGE / "index.html").read_text(encoding="utf-8")
-    page = page.replace("<!doctype html>", f"<!doctype html>\n<!--\n{notice()}\n-->")
+    page = _index()
     page = page.replace('href="static/icon.svg"', f'href="{icon}"')
     page = page.replace(
         '<link rel="stylesheet" href="static/style.css">',
@@ -138,6 +137,12 @@ def page_of(parts: dict[str, bytes]) -> str:
     return page.replace("</body>", "\n".join([*embedded, "</body>"]))
 
 
+def _index() -> str:
+    """The page's HTML, with the licences of what it contains."""
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    return page.replace("<!doctype html>", f"<!doctype html>\n<!--\n{notice()}\n-->")
+
+
 def write_folder(place: Path, bundle: Bundle) -> int:
     """Write a world as a folder for a static host; returns its size in bytes.
 
@@ -145,8 +150,7 @@ def write_folder(place: Path, bundle: Bundle) -> int:
     """
     folder.check(place, FORMAT, CONTENT)
     parts = parts_of(bundle)
-    page = (PAGE / "index.html").read_text(encoding="utf-8")
-    page = page.replace("<!doctype html>", f"<!doctype html>\n<!--\n{notice()}\n-->")
+    page = _index()
     page = page.replace("<head>", '<head>\n  <meta name="genie-world" content="world">')
     with folder.replacing(place) as partial:
         (partial / "static").mkdir()

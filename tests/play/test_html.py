@@ -18,6 +18,7 @@ from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
 from genie_fn.play import html, recording, session
 from tests.play.test_page import CHROMIUM, expect, pixels, sync_api
+from tests.play.test_page import play as press
 
 KEYS = ["1", "3", "5", "2", "2", "4"]  # more than the window holds
 WATCH = """
@@ -88,16 +89,6 @@ def visit(browser, folder):
     yield visit
     context.close()
     assert not wrong
-
-
-def press(page, keys, start=0):
-    """Press keys one after another; returns what the canvas shows, from the present frame on."""
-    shown = [pixels(page)]
-    for t, key in enumerate(keys, start + 1):
-        page.keyboard.press(key)
-        expect(page.locator("#number")).to_have_text(str(t))
-        shown.append(pixels(page))
-    return shown
 
 
 @pytest.fixture(scope="module")
