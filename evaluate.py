@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import numpy as np
 import torch

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 
 from genie_fn import data

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import numpy as np
 import torch

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import torch
 

@@ -13,7 +13,7 @@ It needs no labels, but can use a few.
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 from genie_fn import lam, layers, quantize, random
 from genie_fn.evaluation import strides

@@ -11,7 +11,7 @@ The presets are functions of this file, whose docstrings state the hardware that
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import torch
 

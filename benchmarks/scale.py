@@ -7,7 +7,7 @@ with the memory and traffic of running processes.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import torch
 from torch import Tensor

@@ -385,14 +385,14 @@ def _point(
     """
     weight_BTNS = layers.linear(params, y_BTND).float()
     ids_BTNS = torch.cat(_neighbours(before_BTN[..., None], cfg, cfg.codes), -1)
-    factors = torch.split(logits_BTNV, list(cfg.sizes), -1)
+    factors = _parts(logits_BTNV, cfg.sizes, -1)
     pointed: list[Tensor] = []
     for factor, digit in zip(factors, digits(ids_BTNS, cfg.sizes), strict=True):
         last = factor.shape[-1] - 1
         known = digit <= last  # not outside the frame, and not before any frame
         weight = _of_first(weight_BTNS * known, digit)
         pointed.append(factor.scatter_add(-1, digit.clamp(max=last), weight))
-    return torch.cat(pointed, -1)
+    return torch.cat(pointed, -1) if len(pointed) > 1 else pointed[0]
 
 
 def _of_first(weight_BTNS: Tensor, digit_BTNS: Tensor) -> Tensor:
@@ -410,9 +410,15 @@ def _of_first(weight_BTNS: Tensor, digit_BTNS: Tensor) -> Tensor:
 
 def _embed(table: Tensor, ids_BTN: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """The sum of the embeddings of each id's factors, (B, T, N, D)."""
-    tables = torch.split(table, [size + 1 for size in sizes])
+    tables = _parts(table, [size + 1 for size in sizes], 0)
     pairs = zip(digits(ids_BTN, sizes), tables, strict=True)
     return _sum([F.embedding(digit, rows) for digit, rows in pairs])
+
+
+def _parts(x: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
+    """The parts of a tensor along an axis, one for each factor; a single one without the copy that the
+    gradient of torch.split would make."""
+    return torch.split(x, list(sizes), axis) if len(sizes) > 1 else (x,)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
@@ -587,7 +593,7 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
     weight = _share(mask_BTN, microbatch)
     nats: list[Tensor] = []
     right = torch.ones_like(mask_BTN)
-    factors = torch.split(logits, list(cfg.sizes), -1)
+    factors = _parts(logits, cfg.sizes, -1)
     for factor, target in zip(factors, digits(ids_BTN, cfg.sizes), strict=True):
         flat = F.cross_entropy(factor.flatten(0, 2), target.flatten(), reduction="none")
         nats.append(flat.reshape(mask_BTN.shape))
@@ -634,8 +640,7 @@ def distillation_loss(  # noqa: PLR0913 (those of `loss`, and the teacher's)
     )
     nats: list[Tensor] = []
     agree = torch.ones_like(mask_BTN)
-    sizes = list(cfg.sizes)
-    pairs = zip(torch.split(logits, sizes, -1), torch.split(target, sizes, -1), strict=True)
+    pairs = zip(_parts(logits, cfg.sizes, -1), _parts(target, cfg.sizes, -1), strict=True)
     for own, wanted in pairs:
         log_p = wanted.log_softmax(-1)
         nats.append((log_p.exp() * (log_p - own.log_softmax(-1))).sum(-1))
@@ -701,7 +706,7 @@ def reveal(
     sizes = sizes or (logits_BNV.shape[-1],)
     codes = math.prod(sizes)
     hidden_BN = ids_BN == codes
-    factors = torch.split(logits_BNV, list(sizes), -1)
+    factors = _parts(logits_BNV, sizes, -1)
     sampled_BN = _sample_ids(factors, noise.threshold, step.temperature)
     ids_BN = torch.where(hidden_BN, sampled_BN, ids_BN)
     log_p_BN = _log_probability(factors, digits(ids_BN, sizes))

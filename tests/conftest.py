@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import genie_fn.runtime.openmp  # noqa: F401  # isort: skip
+import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import numpy as np
 import pytest
