@@ -22,7 +22,10 @@ from genie_fn.runtime.backend import SpaceImpl, TimeImpl
 def rms_norm(scale: Tensor, x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / rms(x) · scale over the last axis, computed in float32 (Zhang & Sennrich 2019)."""
     x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * scale).to(x.dtype)
+    mean_square = x32.square().mean(-1, keepdim=True) + eps
+    if torch.compiler.is_exporting():  # the form that ONNX Runtime computes as one operation
+        return (x32 / torch.sqrt(mean_square) * scale).to(x.dtype)
+    return (x32 * torch.rsqrt(mean_square) * scale).to(x.dtype)
 
 
 def rotary(x_BTNGE: Tensor, position: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ from genie_fn.world import Programs, World
 
 TURN = 1e-4
 """Seconds of a turn of the interpreter while programs are prepared."""
+TRIAL_FRAMES = 4
+"""Frames that new programs generate before they are used; CUDA graphs are recorded after a warm-up."""
 MAX_GAMES = 8  # levels of the real game that are kept open
 
 
@@ -208,7 +210,7 @@ class Engine:
         try:
             programs = self._fast_programs()
             if programs is not None:
-                runner = Runner(_resolved(self.world, self.device, True), programs)
+                runner = self._runner(programs)
                 self._try_out(runner)
         except Exception as error:  # play continues as it began
             runner = None
@@ -225,7 +227,7 @@ class Engine:
             absent = graphs.missing()
             if not absent:
                 try:
-                    return prepared.programs(self.world, self.sample, torch.get_num_threads())
+                    return self._graph_programs()
                 except Exception as error:  # a model that cannot be exported
                     console.print(f"{error}: compiling instead", markup=False, soft_wrap=True)
             else:
@@ -237,20 +239,40 @@ class Engine:
                 )
         return world.compiled(self.device) if compilation.works(self.device) else None
 
+    def _graph_programs(self) -> Programs:
+        """Programs for ONNX Runtime with one thread or with all, whichever are faster here.
+
+        In a small model, waking a second thread for each operation takes longer than it saves.
+        """
+        counts = sorted({1, torch.get_num_threads()})
+        found = [prepared.programs(self.world, self.sample, threads) for threads in counts]
+        if len(found) == 1:
+            return found[0]
+        return min(found, key=lambda programs: self._try_out(self._runner(programs)))
+
+    def _runner(self, programs: Programs) -> Runner:
+        return Runner(_resolved(self.world, self.device, True), programs)
+
     def _finish_compiling(self, runner: Runner | None) -> None:
         """Use compiled programs from now on, or none."""
         self._compiled = runner
         self.ready = "eager" if runner is None else "compiled"
         self._on_ready()
 
-    def _try_out(self, runner: Runner) -> None:
-        """Generate frames as a session does: other strides would make programs compile again."""
+    def _try_out(self, runner: Runner) -> float:
+        """Generate frames as a session does: other strides would make programs compile again.
+
+        Returns the seconds of the fastest frame.
+        """
         size = self.world.tokenizer.cfg
         black = np.zeros((size.height, size.width, 3), np.uint8)
-        sample = self.sample
         current = session.begin(self._eager.world, black, 0)
-        for _ in range(4):  # CUDA graphs are recorded only after a warm-up
-            current = session.advance(runner.world, current, 0, sample, runner.programs)
+        seconds: list[float] = []
+        for _ in range(TRIAL_FRAMES):
+            began = time.perf_counter()
+            current = session.advance(runner.world, current, 0, self.sample, runner.programs)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
 
 
 def _advance(runner: Runner, act: Act, sample: SampleConfig) -> Session:
