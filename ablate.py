@@ -202,7 +202,6 @@ CHOICES: dict[ChoiceName, Choice] = {
         "Which tokens a MaskGIT step reveals",
         {
             "confidence": "",
-            "halton": "--cfg.sample.order halton",
             "random": "--cfg.sample.order random",
         },
     ),

@@ -11,7 +11,6 @@ map of the unmasked tokens around its place in that frame is added to every toke
 the logits of the ids that stand there are raised.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -131,9 +130,8 @@ class SampleConfig:
 
     steps: int = 8
     temperature: float = 1.0
-    order: Literal["confidence", "halton", "random"] = "confidence"
-    """Which tokens a step reveals: those of the highest confidence, in a fixed order that spreads those
-    of a step over the frame, or random ones."""
+    order: Literal["confidence", "random"] = "confidence"
+    """Which tokens a step reveals: those of the highest confidence, or random ones."""
     noise: float = 1.0
     """Gumbel noise on the log-confidence at the first step; it decreases to zero at the last."""
     guidance: float | None = None
@@ -691,15 +689,13 @@ def reveal(
     noise: Noise,
     cfg: SampleConfig,
     sizes: tuple[int, ...] = (),
-    columns: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """One MaskGIT step: sample every hidden token, and keep the most confident ones.
 
     The schedule `revealed` says how many. Tokens with the mask id are hidden; the others never
     change. The confidence of a sample is its probability before the temperature is applied (with
     several factors of `sizes`, the product of theirs), with Gumbel noise that decreases over the
-    steps. With the order "halton" tokens are revealed as `halton_order` says, for the grid of `columns`
-    columns. Only the order and the noise are read from `cfg`, the rest from `step`.
+    steps. Only the order and the noise are read from `cfg`, the rest from `step`.
 
     Returns the new ids and the probability of each sampled or revealed token, (B, N) both.
     """
@@ -715,46 +711,10 @@ def reveal(
     if cfg.order == "confidence":
         scale = cfg.noise * (1 - (step.k + 1) / step.steps)
         score_BN = log_p_BN + scale * score_BN
-    elif cfg.order == "halton":
-        place_N = torch.tensor(halton_order(ids_BN.shape[1], columns), device=ids_BN.device)
-        score_BN = -place_N.float().expand_as(score_BN)
     # Tokens that are revealed already rank first.
     rank_BN = _rank(score_BN.masked_fill(~hidden_BN, torch.inf))
     keep_BN = ~hidden_BN | (rank_BN < revealed(step.k, step.steps, ids_BN.shape[1]))
     return torch.where(keep_BN, ids_BN, codes), log_p_BN.exp()
-
-
-@functools.cache
-def halton_order(tokens: int, columns: int) -> tuple[int, ...]:
-    """When each token of a grid is revealed, 0 first, so that those of a step are far apart.
-
-    The Halton sequence of bases 2 and 3 visits the places (Besnier et al. 2025, arXiv 2503.17076).
-    """
-    rows, rest = divmod(tokens, columns)
-    if rest:
-        raise UserError(
-            f"{tokens} tokens are not a grid of {columns} columns, which the order halton needs: "
-            "choose another --cfg.sample.order"
-        )
-    order: dict[int, int] = {}
-    i = 0
-    while len(order) < tokens:
-        i += 1
-        row = int(_radical_inverse(i, 2) * rows)
-        column = int(_radical_inverse(i, 3) * columns)
-        order.setdefault(row * columns + column, len(order))
-    return tuple(order[place] for place in range(tokens))
-
-
-def _radical_inverse(number: int, base: int) -> float:
-    """The digits of a number in reverse order after the point, in [0, 1)."""
-    value = 0.0
-    weight = 1.0
-    while number:
-        weight /= base
-        value += weight * (number % base)
-        number //= base
-    return value
 
 
 def _rank(score_BN: Tensor) -> Tensor:
@@ -815,7 +775,7 @@ def unmask(  # noqa: PLR0913 (a program that a caller may compile)
     logits_B1NV = guided_logits(
         params, ids_BN[:, None], action_B[:, None], memory, cfg, sample.guidance, backend=backend
     )
-    return reveal(logits_B1NV[:, 0], ids_BN, step, noise, sample, cfg.sizes, cfg.columns)
+    return reveal(logits_B1NV[:, 0], ids_BN, step, noise, sample, cfg.sizes)
 
 
 def remember(
@@ -961,5 +921,5 @@ def generate_jointly(
         shape = (batch, future * cfg.tokens)
         noise = noise_of(random.fold_in(key, k), shape, len(cfg.sizes))
         logits_BMV = logits_BTNV.flatten(1, 2)
-        new_BM, _ = reveal(logits_BMV, new_BM, step, noise, sample, cfg.sizes, cfg.columns)
+        new_BM, _ = reveal(logits_BMV, new_BM, step, noise, sample, cfg.sizes)
     return torch.cat((ids_BTN, new_BM.reshape(batch, future, cfg.tokens)), 1)

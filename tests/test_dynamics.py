@@ -186,46 +186,12 @@ def test_entering_shifts_actions_to_the_frames_they_lead_into():
 # The order of tokens
 
 
-@pytest.mark.parametrize("rows, columns", [(8, 8), (3, 4), (16, 16), (1, 5)])
-def test_the_halton_order_visits_every_place_and_spreads_the_first_ones(rows, columns):
-    order = dynamics.halton_order(rows * columns, columns)
-    assert sorted(order) == list(range(rows * columns))
-    if rows == columns == 8:
-        first = [place for place in range(64) if order[place] < 8]
-        places = torch.tensor([divmod(place, 8) for place in first]).float()
-        apart = torch.cdist(places, places) + 99 * torch.eye(8)
-        assert apart.min() > 1, "two of the first eight share a side"
-        assert {(row // 4, column // 4) for row, column in places.tolist()} == {
-            (0, 0),
-            (0, 1),
-            (1, 0),
-            (1, 1),
-        }
-
-
-def test_a_grid_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="not a grid of 5 columns"):
-        dynamics.halton_order(12, 5)
-
-
 def test_ranks_by_pairs_are_those_of_a_stable_sort():
     score = random.randint(random.key(0), (5, 40), 0, 9).float()  # with equal ones
     score[:, 7] = torch.inf
     score[:, 3] = torch.inf
     assert torch.equal(dynamics._rank(score), dynamics._rank_by_pairs(score))
     assert (dynamics._rank(score)[:, [3, 7]] == torch.tensor([0, 1])).all()
-
-
-def test_with_the_halton_order_a_step_reveals_the_places_of_its_turn():
-    sample = SampleConfig(steps=2, order="halton")
-    step = Step(torch.tensor(0), torch.tensor(2), torch.tensor(1.0))
-    logits = random.normal(random.key(0), (3, 64, 11))
-    hidden = torch.full((3, 64), 11)
-    noise = dynamics.noise_of(random.key(1), (3, 64))
-    ids, _ = dynamics.reveal(logits, hidden, step, noise, sample, columns=8)
-    count = int(dynamics.revealed(step.k, step.steps, 64))
-    expected = torch.tensor(dynamics.halton_order(64, 8)) < count
-    assert torch.equal(ids != 11, expected.expand(3, -1))
 
 
 # Distillation of guidance

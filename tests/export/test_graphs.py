@@ -181,7 +181,7 @@ OTHERS = {
 @pytest.mark.parametrize(
     "name, sample",
     [
-        ("two factors, pointer", SampleConfig(order="halton")),
+        ("two factors, pointer", SampleConfig(order="random")),
         ("prepended actions", SampleConfig(guidance=2.0)),
     ],
 )
