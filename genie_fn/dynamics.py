@@ -464,8 +464,7 @@ def guided_logits(
         extend=False,
         backend=backend,
     )
-    logits, without_action = both.chunk(2)
-    return logits + guidance * (logits - without_action)
+    return _guided(both, 0, guidance)
 
 
 def guided_clip_logits(
@@ -503,7 +502,12 @@ def guided_clip_logits(
         visibility=visibility,
         backend=backend,
     )
-    logits, without_action = both.chunk(2, 1)
+    return _guided(both, 1, guidance)
+
+
+def _guided(both: Tensor, axis: int, guidance: float) -> Tensor:
+    """l + guidance · (l - l'), where l and l' are the halves of `both` along an axis."""
+    logits, without_action = both.chunk(2, axis)
     return logits + guidance * (logits - without_action)
 
 
