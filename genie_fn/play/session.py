@@ -1,9 +1,10 @@
 """A session: its frames, what led to each, and the state to continue from any of them.
 
 A world's state is mostly caches of the last frames' keys and values, and the caches of two
-neighbouring frames have all but one frame in common. So a session keeps for each frame what the
-frame added to the caches, and joins these parts again to continue: the result equals the original
-state bit for bit. Sessions are values: a branch is the same value under another name.
+neighbouring frames have all but one frame in common. So a session keeps the whole state after its
+latest frame alone. For each frame it keeps what the frame added to the caches, and joins these parts
+again to continue from another one: the result equals the original state bit for bit. Sessions are
+values: a branch is the same value under another name.
 """
 
 import zlib
@@ -87,6 +88,9 @@ class Session:
     first: int = 0
     records: tuple[ActionRecord, ...] = ()
     """The records of the generated frames before the first moment."""
+    latest_state: Tree | None = None
+    """The world's state at the present moment, if that was generated last; otherwise it is joined from
+    its parts."""
 
     @property
     def present(self) -> Moment:
@@ -154,7 +158,9 @@ def advance(
         added(new),
         ActionRecord(action, None, sample.temperature, sample.steps, False, frame_hash(pixels)),
     )
-    return extended(session, moment, keep)
+    # Laid out as if it were joined: rounding can depend on that.
+    latest = pytree.tree_map(torch.Tensor.contiguous, new)
+    return replace(extended(session, moment, keep), latest_state=latest)
 
 
 def frame_hash(pixels_HWC: np.ndarray) -> str:
@@ -190,6 +196,7 @@ def extended(session: Session, moment: Moment, keep: int = MAX_MOMENTS) -> Sessi
         first=session.first + len(dropped),
         at=session.at + 1,
         records=records,
+        latest_state=None,
     )
 
 
@@ -211,7 +218,8 @@ def relabelled(session: Session, **fields: Any) -> Session:
 
 def moved(session: Session, frame: int) -> Session:
     """The session at another of its frames, the nearest that is kept."""
-    return replace(session, at=min(max(frame, session.oldest), session.newest))
+    at = min(max(frame, session.oldest), session.newest)
+    return replace(session, at=at, latest_state=None)
 
 
 def _with_size(moment: Moment) -> Moment:
@@ -259,6 +267,8 @@ def window(part: Tree) -> int:
 
 def state(session: Session) -> Tree:
     """The world's state at the present frame."""
+    if session.latest_state is not None:
+        return session.latest_state
     past = session.past()
     return joined([moment.added for moment in past[-window(past[-1].added) :]])
 

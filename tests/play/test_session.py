@@ -91,6 +91,23 @@ def test_a_rebuilt_state_is_the_state_before_and_past_the_window(world_model, cl
         assert equal(session.state(session.moved(play, at)), state)
 
 
+@torch.no_grad()
+def test_the_state_after_the_latest_frame_is_the_one_that_is_joined(world_model):
+    size = world_model.tokenizer.cfg
+    black = np.zeros((size.height, size.width, 3), np.uint8)
+    now = session.begin(world_model, black, 0)
+    for action in (0, 1, 0, 1, 1, 0):
+        now = session.advance(world_model, now, action, SampleConfig(steps=2))
+        joined = session.moved(now, now.at)
+        assert now.latest_state is not None and joined.latest_state is None
+        assert equal(session.state(now), session.state(joined))
+        layouts = zip(
+            tree.leaves(session.state(now)), tree.leaves(session.state(joined)), strict=True
+        )
+        assert all(a.stride() == b.stride() for a, b in layouts)
+    assert session.amended(now, ms=1.0).latest_state is now.latest_state
+
+
 def test_a_piece_does_not_hold_the_cache_that_it_comes_from(world_model, clip):
     state = states_of(world_model, clip, 1)[-1]
     piece = session.added(state).dynamics.cache
