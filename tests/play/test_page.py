@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from genie_fn.bundle import name_of
+from genie_fn.dynamics import PLAY
 from genie_fn.play.engine import Engine
 from genie_fn.play.server import Limits, Server, serve_on
 
@@ -361,7 +362,7 @@ def test_everything_from_the_keyboard(visit):
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#temperature-out")).to_have_text("0.95")
     page.keyboard.press(".")
-    expect(page.locator("#steps-out")).to_have_text("5")
+    expect(page.locator("#steps-out")).to_have_text(str(PLAY.steps + 1))
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     keys = page.locator("#keys kbd").all_inner_texts()
