@@ -119,7 +119,8 @@ def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
 def raw_qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the normalised input, (B, T, N, G, E): views of one product."""
     product = linear(params["qkv"], rms_norm(params["norm"], x_BTND))
-    q, k, v = (part.unflatten(-1, (heads, -1)) for part in product.chunk(3, -1))
+    shape = (*product.shape[:-1], heads, -1)
+    q, k, v = (part.reshape(shape) for part in product.chunk(3, -1))
     return q, k, v
 
 
