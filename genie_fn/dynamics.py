@@ -149,7 +149,7 @@ class SampleConfig:
 
 
 PLAY = SampleConfig(steps=3)
-"""How worlds are played (`world.play_sample`): in as few steps as lose less than 0.2 dB of 8 steps."""
+"""How worlds are played (`world.play_sample`): in as few steps as lose about 0.2 dB at most against 8."""
 
 
 class Memory(NamedTuple):
