@@ -334,7 +334,7 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
         backend=backend,
     )
     y_BTND = y[:, :, -cfg.tokens :]
-    logits = layers.linear(params["head"], y_BTND).float()
+    logits = layers.linear(params["head"], y_BTND, backend.products).float()
     if cfg.pointer:
         logits = _point(params["pointer"], y_BTND, logits, before_BTN, cfg)
     return logits, None if cache is None else Memory(cache, known_BTN[:, -1])

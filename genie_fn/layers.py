@@ -20,7 +20,7 @@ from genie_fn import tree
 from genie_fn.errors import UserError
 from genie_fn.kernels import attention
 from genie_fn.kernels.attention import rms_norm, rotary
-from genie_fn.runtime.backend import AUTO, Backend
+from genie_fn.runtime.backend import AUTO, Backend, ProductDtype
 from genie_fn.tree import ParamSpec, Tree
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,9 +80,16 @@ def linear_spec(inputs: int, outputs: int, *, bias: bool = False, scale: float =
     return spec
 
 
-def linear(params: Tree, x: Tensor) -> Tensor:
-    """(..., inputs) → (..., outputs)."""
-    y = x @ params["w"].to(x.dtype)
+def linear(params: Tree, x: Tensor, products: ProductDtype = "auto") -> Tensor:
+    """(..., inputs) → (..., outputs), in the dtype of x.
+
+    With the `products` of a `Backend`, x and the weight are rounded to bfloat16 for their product, and
+    in the backward pass the gradients for theirs.
+    """
+    if products == "bfloat16":
+        y = (x.bfloat16() @ params["w"].bfloat16()).to(x.dtype)
+    else:
+        y = x @ params["w"].to(x.dtype)
     return y + params["b"].to(x.dtype) if "b" in params else y
 
 
@@ -96,10 +103,10 @@ def mlp_spec(dim: int, hidden: int, *, scale: float = 1.0) -> Tree:
     return {"up": linear_spec(dim, hidden), "down": linear_spec(hidden, dim, scale=scale)}
 
 
-def mlp(params: Tree, x: Tensor) -> Tensor:
+def mlp(params: Tree, x: Tensor, products: ProductDtype = "auto") -> Tensor:
     """(..., dim) → (..., dim) through a GELU."""
-    hidden = F.gelu(linear(params["up"], x), approximate="tanh")
-    return linear(params["down"], hidden)
+    hidden = F.gelu(linear(params["up"], x, products), approximate="tanh")
+    return linear(params["down"], hidden, products)
 
 
 # Attention
@@ -116,9 +123,11 @@ def attention_spec(dim: int, heads: int, head_dim: int, scale: float) -> Tree:
     }
 
 
-def raw_qkv(params: Tree, x_BTND: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def raw_qkv(
+    params: Tree, x_BTND: Tensor, heads: int, products: ProductDtype = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the normalised input, (B, T, N, G, E): views of one product."""
-    product = linear(params["qkv"], rms_norm(params["norm"], x_BTND))
+    product = linear(params["qkv"], rms_norm(params["norm"], x_BTND), products)
     shape = (*product.shape[:-1], heads, -1)
     q, k, v = (part.reshape(shape) for part in product.chunk(3, -1))
     return q, k, v
@@ -197,12 +206,12 @@ def _block(
     keys are neither normalised nor rotated, and of no use).
     """
     space = params["space"]
-    q, k, v = raw_qkv(space, x_BTND, cfg.heads)
+    q, k, v = raw_qkv(space, x_BTND, cfg.heads, backend.products)
     y = attention.attend_within(q, k, v, space["q_norm"], space["k_norm"], impl=backend.space)
-    x = x_BTND + linear(space["out"], y.flatten(-2))
+    x = x_BTND + linear(space["out"], y.flatten(-2), backend.products)
 
     time = params["time"]
-    q, k, v = raw_qkv(time, x, cfg.heads)
+    q, k, v = raw_qkv(time, x, cfg.heads, backend.products)
     if past is None:
         y = attention.attend_new_frames(
             q, k, v, time["q_norm"], time["k_norm"], position_T1, visible_TS, impl=backend.time
@@ -211,9 +220,10 @@ def _block(
         q = rotary(rms_norm(time["q_norm"], q), position_T1)
         k = rotary(rms_norm(time["k_norm"], k), position_T1)
         y = attention.attend_time(q, k, v, visible_TS, past=past, impl=backend.time)
-    x = x + linear(time["out"], y.flatten(-2))
+    x = x + linear(time["out"], y.flatten(-2), backend.products)
 
-    return x + mlp(params["mlp"], rms_norm(params["mlp_norm"], x)), k, v
+    y = mlp(params["mlp"], rms_norm(params["mlp_norm"], x), backend.products)
+    return x + y, k, v
 
 
 def _successive(

@@ -151,6 +151,29 @@ def test_the_whole_stack_agrees_for_every_implementation(params, x, stack_cfg, i
     torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_products_in_bfloat16_round_their_factors_alone():
+    x = random.normal(random.key(0), (3, 64)).requires_grad_()
+    params = {"w": random.normal(random.key(1), (64, 32)).requires_grad_()}
+    y = layers.linear(params, x, "bfloat16")
+    rounded = x.bfloat16().float() @ params["w"].bfloat16().float()
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, rounded, rtol=2**-8, atol=1e-4)
+    assert not torch.equal(y, layers.linear(params, x, "float32")), "nothing is rounded"
+    assert torch.equal(layers.linear(params, x), layers.linear(params, x, "float32"))
+
+
+def test_gradients_with_products_in_bfloat16_are_close(params, x, stack_cfg):
+    def gradients(products):
+        leaves = tree.map(lambda p: p.clone().requires_grad_(), params)
+        y, _ = layers.st_transformer(leaves, x, stack_cfg, backend=Backend(products=products))
+        found = torch.autograd.grad(y.square().sum(), tree.leaves(leaves))
+        return torch.cat([g.flatten() for g in found])
+
+    exact, rounded = gradients("float32"), gradients("bfloat16")
+    error = (rounded - exact).norm() / exact.norm()
+    assert 0 < error < 0.02
+
+
 def test_bfloat16_computes_close_to_float32(params, x, stack_cfg):
     expected, _ = layers.st_transformer(params, x, stack_cfg)
     half, _ = layers.st_transformer(params, x, replace(stack_cfg, dtype="bfloat16"))

@@ -17,6 +17,7 @@ from genie_fn.runtime import compilation
 SpaceImpl = Literal["auto", "reference", "sdpa", "triton"]
 TimeImpl = Literal["auto", "reference", "sdpa", "fused", "triton"]
 LfqImpl = Literal["reference", "triton"]
+ProductDtype = Literal["auto", "float32", "bfloat16"]
 
 LONGEST_REASON = 80
 """Characters of a message of torch's that is repeated in an error; longer ones list its internals."""
@@ -35,17 +36,32 @@ class Backend:
     """Attention across frames; `auto` is fused if compiled, else reference on a CPU, sdpa on a GPU."""
     lfq: LfqImpl = "reference"
     """Lookup-free quantisation."""
+    products: ProductDtype = "auto"
+    """The dtype of the matrix products of transformers whose activations are float32. `auto` is
+    bfloat16 in training on a CPU that has such products, else float32."""
 
-    def resolve(self, device: torch.device | str, compiled: bool) -> "Backend":
+    def resolve(
+        self, device: torch.device | str, compiled: bool, *, training: bool = False
+    ) -> "Backend":
         """The backend with every `auto` replaced by the fastest measured choice (docs/LOG.md)."""
         eager = "reference" if torch.device(device).type == "cpu" else "sdpa"
         space: SpaceImpl = "sdpa" if self.space == "auto" else self.space
         time: TimeImpl = ("fused" if compiled else eager) if self.time == "auto" else self.time
-        return replace(self, space=space, time=time)
+        products = self.products
+        if products == "auto":
+            rounded = training and torch.device(device).type == "cpu" and multiplies_bfloat16()
+            products = "bfloat16" if rounded else "float32"
+        return replace(self, space=space, time=time, products=products)
 
 
 AUTO = Backend()
 """The default of all functions: every choice is `auto`."""
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has instructions for products of bfloat16 numbers."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def pick_device(name: str, flag: str = "--cfg.device") -> torch.device:

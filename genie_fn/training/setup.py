@@ -47,7 +47,7 @@ def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torc
     processes.check_same(store.data_hash, store.name)
     mode = backend.pick_compile(cfg.compile, device)
     mode = "off" if processes.is_any(mode == "off") else mode
-    resolved = cfg.backend.resolve(device, mode != "off")
+    resolved = cfg.backend.resolve(device, mode != "off", training=True)
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved, stride=stride or "auto")
     used = replace(cfg.inputs, data=inputs.describe(store, cfg.out))
     folders = tuple(inputs.shown(dataset.root) for dataset in store.datasets)

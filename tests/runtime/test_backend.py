@@ -20,13 +20,32 @@ NO_DEVICES = ["toaster", "", "meta", "cuda:99", "cuda:-1", "vulkan", "xla", "mkl
     ],
 )
 def test_every_choice_is_resolved(device, compiled, time):
-    assert AUTO.resolve(device, compiled) == Backend("sdpa", time, "reference")
+    assert AUTO.resolve(device, compiled) == Backend("sdpa", time, "reference", "float32")
 
 
 def test_what_was_chosen_stays():
-    chosen = Backend("triton", "reference", "triton")
+    chosen = Backend("triton", "reference", "triton", "bfloat16")
     assert chosen.resolve("cpu", True) == chosen
-    assert Backend(time="sdpa").resolve("cpu", False) == Backend("sdpa", "sdpa")
+    resolved = Backend(time="sdpa").resolve("cpu", False)
+    assert resolved == Backend("sdpa", "sdpa", products="float32")
+
+
+@pytest.mark.parametrize(
+    ("device", "training", "capabilities", "products"),
+    [
+        ("cpu", True, {"avx512_bf16": True}, "bfloat16"),
+        ("cpu", True, {"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ("cpu", True, {"avx512_bf16": False, "avx2": True}, "float32"),
+        ("cpu", True, {}, "float32"),
+        ("cpu", False, {"avx512_bf16": True}, "float32"),
+        ("cuda", True, {"avx512_bf16": True}, "float32"),
+    ],
+)
+def test_training_rounds_products_where_the_cpu_is_faster_with_it(
+    device, training, capabilities, products, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert AUTO.resolve(device, False, training=training).products == products
 
 
 def test_unknown_names_are_refused():
