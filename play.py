@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from genie_fn import bundle, world
-from genie_fn.bundle import Bundle
+from genie_fn.bundle import Bundle, pretrained
 from genie_fn.data import images, video
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
@@ -37,7 +37,7 @@ from genie_fn.runtime.console import console
 from genie_fn.runtime.progress import track
 from genie_fn.training import checkpoint
 
-PRETRAINED = Path(__file__).parent / "assets" / "worlds" / "coinrun.safetensors"
+PRETRAINED = pretrained.path("coinrun")
 OUTPUT = "out.mp4"
 
 
@@ -149,7 +149,7 @@ def newest_world() -> str:
         return str(PRETRAINED)
     raise UserError(
         "there is no trained world under runs: "
-        "train one with `make demo`, or name one with --cfg.run or --cfg.world"
+        "train one with `genie-fn demo`, or name one with --cfg.run or --cfg.world"
     )
 
 

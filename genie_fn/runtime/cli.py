@@ -19,9 +19,20 @@ from genie_fn.runtime.console import console
 
 KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 Presets = Mapping[str, Callable[[], Any]]
+Translate = Callable[[str], str]
+"""Says of a help text or of an error how it is written for those who did not call a script."""
 
 
-def run(main: Callable[[Any], None], presets: Presets | None = None) -> None:
+def _unchanged(text: str) -> str:
+    return text
+
+
+def run(
+    main: Callable[[Any], None],
+    presets: Presets | None = None,
+    *,
+    translate: Translate = _unchanged,
+) -> None:
     """Parse the command line into `main(cfg)` and call it; a `UserError` and an error of the system
     become one sentence and exit code 2.
 
@@ -34,13 +45,13 @@ def run(main: Callable[[Any], None], presets: Presets | None = None) -> None:
     """
     with output.never_failing():
         try:
-            main(*map(with_home, _parse(main, presets)))
+            main(*map(with_home, _parse(main, presets, translate)))
         except OSError as error:
             if error.errno is None:
                 raise
-            _report(files.sentence(error))
+            _report(translate(files.sentence(error)))
         except UserError as error:
-            _report(str(error))
+            _report(translate(str(error)))
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -52,7 +63,9 @@ def _report(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def _parse(main: Callable[..., None], presets: Presets | None) -> tuple[Any, ...]:
+def _parse(
+    main: Callable[..., None], presets: Presets | None, translate: Translate
+) -> tuple[Any, ...]:
     """The arguments of `main`, from the command line.
 
     The chosen preset is the default of the argument, so that --help shows its values.
@@ -67,8 +80,10 @@ def _parse(main: Callable[..., None], presets: Presets | None) -> tuple[Any, ...
         parameter = inspect.Parameter("cfg", KEYWORD, default=preset, annotation=type(preset))
         entry.__signature__ = inspect.Signature([parameter])  # pyright: ignore[reportAttributeAccessIssue]
         entry.__annotations__ = {"cfg": type(preset)}
-    description = inspect.getdoc(sys.modules[main.__module__])
-    parse = functools.partial(tyro.cli, entry, description=description)
+    description = translate(inspect.getdoc(sys.modules[main.__module__]) or "")
+    parse = functools.partial(
+        tyro.cli, entry, prog=os.path.basename(sys.argv[0]), description=description
+    )
     _check_patterns(sys.argv[1:], functools.partial(parse, console_outputs=False))
     return parse()
 
