@@ -33,7 +33,7 @@ from genie_fn.world import World
 ENDINGS = {"world": ".safetensors", "html": ".html", "web": "-web", "onnx": "-onnx"}
 """How the names of files and folders end, by format."""
 HINTS = {
-    "world": "Play it with `python play.py --cfg.world {}`.",
+    "world": "Play it with `genie-fn play --cfg.world {}`.",
     "html": "Open {} in a browser, or send it to a friend.",
     "web": "Put the folder {0} on a static host, or try it with `python -m http.server -d {0}`.",
     "onnx": "Play it with `cd {} && python play.py 0 0 0`.",

@@ -122,13 +122,15 @@ def _call(words: Sequence[str]) -> int:
 
     Ctrl-C reaches that process, too, which saves its work; SIGTERM is passed on to it.
     """
-    process = subprocess.Popen([sys.executable, "-m", "genie_fn", *words])
+    started: list[subprocess.Popen] = []
 
     def wait_on(*_) -> None:
         pass
 
     def pass_on(*_) -> None:
-        process.terminate()
+        for process in started:
+            process.terminate()
 
     with signals.handled({signal.SIGINT: wait_on, signal.SIGTERM: pass_on}):
-        return process.wait()
+        started.append(subprocess.Popen([sys.executable, "-m", "genie_fn", *words]))
+        return started[0].wait()
