@@ -23,11 +23,12 @@ import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 from genie_fn import data
 from genie_fn.data import Store
+from genie_fn.data.framing import Fit, Size, height_and_width
 from genie_fn.data.images import Background
 from genie_fn.data.importing import action_labels, pipeline, sources
 from genie_fn.data.importing.action_labels import ActionTrack
 from genie_fn.data.importing.pipeline import End, VideoPart
-from genie_fn.data.importing.resampling import Fit, FrameFormat
+from genie_fn.data.importing.resampling import FrameFormat
 from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus, files
@@ -46,11 +47,11 @@ class Config:
     """A folder, a file, or a glob in quotes. Folders train, val and test in it decide the split."""
     root: str = "data/mine"
     """The folder of the dataset, new or to be added to."""
-    size: int = 64
-    """Height and width of the frames, in pixels."""
+    size: Size = 64
+    """Height and width of the frames in pixels; one number for squares."""
     fit: Fit = "crop"
-    """How frames of other shapes become squares: `crop` keeps the middle and cuts off the rest,
-    `pad` keeps all between black bars, `stretch` keeps all and changes its shape."""
+    """How frames of another shape get this one: `crop` keeps the middle and cuts off the rest, `pad`
+    keeps all between black bars, `stretch` keeps all and changes its shape."""
     background: Background = "black"
     """The colour that is seen through transparent pixels."""
     fps: float = 0
@@ -70,7 +71,8 @@ class Config:
     def __post_init__(self):
         for name, (smallest, largest) in LIMITS.items():
             value = getattr(self, name)
-            if not smallest <= value <= largest:
+            numbers = height_and_width(value) if name == "size" else (value,)
+            if not all(smallest <= number <= largest for number in numbers):
                 flag = name.replace("_", "-")
                 raise UserError(
                     f"--cfg.{flag} is {value}: choose a number from {smallest} to {largest}"
@@ -92,6 +94,8 @@ LIMITS = {
     "split_seconds": (0, 10**6),
     "workers": (1, MAX_WORKERS),
 }
+SAME_SHAPE = 1e-3
+"""The largest relative difference between two ratios of width and height that counts as none."""
 # Options of datasets that were imported before these options existed.
 ADDED_OPTIONS = {"background": "black", "split_seconds": 0}
 # Fields that do not change how a video is stored.
@@ -106,14 +110,15 @@ def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> St
     options = {name: value for name, value in asdict(cfg).items() if name not in RUN_FIELDS}
     if not (root / data.MANIFEST).exists():
         count = len(action_names)
-        return data.create(root, {"import": options}, cfg.size, cfg.size, count, action_names)
+        height, width = height_and_width(cfg.size)
+        return data.create(root, {"import": options}, height, width, count, action_names)
     store = data.open_store(root)
     if "import" not in store.meta:
         raise UserError(f"{root} holds a dataset that was not imported: choose another --cfg.root")
     stored_options = ADDED_OPTIONS | store.meta["import"]
     for name, value in options.items():
         stored = stored_options.get(name)
-        if stored != value:
+        if stored != (list(value) if isinstance(value, tuple) else value):
             raise UserError(
                 f"{root} was imported with {name} {stored}, not {value}: choose another --cfg.root"
             )
@@ -304,10 +309,12 @@ def report(store: Store, skipped: dict[str, str]) -> None:
 
 
 def _print_shapes(store: Store) -> None:
-    """Say what happened to frames that were not square."""
+    """Say what happened to frames of another shape."""
+    shape = store.width / store.height
     videos = pipeline.segments_by_video(store.segments).values()
     # Datasets of earlier versions do not say which shape the frames had.
-    others = [own[0].info["aspect"] for own in videos if own[0].info.get("aspect", 1) != 1]
+    found = [own[0].info.get("aspect", shape) / shape for own in videos]
+    others = [aspect for aspect in found if abs(aspect - 1) > SAME_SHAPE]
     if not others:
         return
     how = store.meta["import"]["fit"]
@@ -318,7 +325,8 @@ def _print_shapes(store: Store) -> None:
         "stretch": ("their shape was changed", "crop or pad keep it"),
     }[how]
     print(
-        f"the frames of {len(others)} videos are not square: {action} (--cfg.fit {how}; {instead})"
+        f"the frames of {len(others)} videos have another shape than {store.height}x{store.width}: "
+        f"{action} (--cfg.fit {how}; {instead})"
     )
 
 

@@ -209,9 +209,32 @@ def print_layers(cfg: Config) -> None:
     console.print(blueprint.table(nets.decoder, coded, "decoder", first_frame_alone=alone))
 
 
+def for_frames(cfg: Config, height: int, width: int) -> TokenizerConfig:
+    """The model for frames of a size. A preset's patches, if they do not divide them, become others of
+    about their size, and a line says what that costs."""
+    model = cfg.model
+    usual = tokenizer.PRESETS[cfg.preset]
+    if model.arch == "st_vivit" and model.patch == usual.patch:
+        model = replace(
+            model,
+            patch=tokenizer.fitted_patch(model.patch, height, width),
+            height=height,
+            width=width,
+        )
+    model = replace(model, height=height, width=width)
+    if model.tokens != usual.tokens:
+        console.print(
+            f"{height}x{width} frames in patches of {model.scale} pixels: {model.tokens} tokens per "
+            f"frame. Of {usual.height}x{usual.width} frames it would be {usual.tokens}, so training "
+            f"and play take about {model.tokens / usual.tokens:.1f} times as long, in all stages.",
+            soft_wrap=True,
+        )
+    return model
+
+
 def main(cfg: Config) -> None:
     cfg, store, device = setup.prepare(cfg)
-    model = replace(cfg.model, height=store.height, width=store.width)
+    model = for_frames(cfg, store.height, store.width)
     cfg = replace(cfg, model=model)
     tokenizer.check_clips(model, cfg.num_frames)
     adversarial.check_size(cfg.adversarial, model.height, model.width)

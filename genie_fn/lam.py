@@ -83,10 +83,20 @@ class LamConfig:
             )
         if self.arch == "blueprint":
             self._check_blueprints()
-        side, advice = self._division
-        layers.check_divisible(self.height, self.width, side, advice)
+        if self.arch == "motion":
+            self._check_cells()
+        else:
+            advice = "choose a --cfg.model.patch that divides both sides"
+            layers.check_divisible(self.height, self.width, self.patch, advice)
         if not 0 <= self.motion <= 1:
             raise UserError(f"--cfg.model.motion must be between 0 and 1, not {self.motion}")
+
+    def _check_cells(self) -> None:
+        if min(self.height, self.width) < self.flow.side:
+            raise UserError(
+                f"{self.height}x{self.width} frames have no cell of {self.flow.side} pixels: choose "
+                "--cfg.model.flow.cell and --cfg.model.flow.reduce with a smaller product"
+            )
 
     def _check_blueprints(self) -> None:
         encoder = self.blueprints.encoder
@@ -114,17 +124,6 @@ class LamConfig:
             )
         advice = "the decoder starts from these, so choose another --cfg.model.patch"
         layers.check_divisible(self.height, self.width, self.coarse_patch, advice)
-
-    @property
-    def _division(self) -> tuple[int, str]:
-        """Pixels per side of a patch or cell, and what to choose instead."""
-        if self.arch == "motion":
-            return (
-                self.flow.side,
-                "choose --cfg.model.flow.cell and --cfg.model.flow.reduce whose product divides "
-                "both sides",
-            )
-        return self.patch, "choose a --cfg.model.patch that divides both sides"
 
     @property
     def coarse_patch(self) -> int:

@@ -7,6 +7,7 @@ and its decoded frame (or group of frames) do not depend on later frames, so tha
 frame by frame from a cache.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -155,6 +156,14 @@ PRESETS = {
     ),
 }
 """The models of train_tokenizer.py's presets; `coinrun` is the paper's Appendix F.2."""
+
+
+def fitted_patch(patch: int, height: int, width: int) -> int:
+    """The side of a patch, of those that divide both sides of a frame, that is nearest to `patch` by
+    ratio; of two that are equally near the smaller one."""
+    common = math.gcd(height, width)
+    sides = [side for side in range(1, common + 1) if common % side == 0]
+    return min(sides, key=lambda side: max(side / patch, patch / side))
 
 
 def spec(cfg: TokenizerConfig) -> Tree:

@@ -155,7 +155,7 @@ def test_two_frames_are_enough(lam_params, lam_cfg, clip):
 
 
 def test_bad_configurations_are_refused(lam_cfg):
-    side = {"flow": FlowConfig(cell=6)} if lam_cfg.arch == "motion" else {"patch": 12}
+    side = {"flow": FlowConfig(cell=64)} if lam_cfg.arch == "motion" else {"patch": 12}
     for bad in (side, {"motion": 1.5}, {"motion": -0.1}):
         with pytest.raises(UserError):
             replace(lam_cfg, **bad)

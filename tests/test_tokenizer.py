@@ -205,3 +205,18 @@ def test_sides_that_no_flag_can_change_are_the_frames():
     """Blueprints decide the size of a patch; --cfg.model.patch does not."""
     with pytest.raises(UserError, match="use frames whose sides are multiples of it"):
         replace(tokenizer.PRESETS["magvit2-demo"], height=20, width=20)
+
+
+@pytest.mark.parametrize(
+    ("patch", "height", "width", "fitted"),
+    [
+        (8, 64, 64, 8),
+        (8, 128, 128, 8),
+        (8, 96, 64, 8),
+        (8, 90, 160, 10),
+        (4, 90, 160, 5),
+        (8, 9, 7, 1),
+    ],
+)
+def test_a_patch_is_fitted_to_frames(patch, height, width, fitted):
+    assert tokenizer.fitted_patch(patch, height, width) == fitted

@@ -118,9 +118,19 @@ class Shape(NamedTuple):
     columns: int
 
 
+def inside(frames: Tensor, side: int) -> Tensor:
+    """The largest part of frames (..., H, W, 3) in their middle that consists of whole cells of `side`
+    pixels, as a view."""
+    height, width = (length // side * side for length in frames.shape[-3:-1])
+    top, left = ((frames.shape[-3] - height) // 2, (frames.shape[-2] - width) // 2)
+    return frames[..., top : top + height, left : left + width, :]
+
+
 def reduced(frames: Tensor, cfg: FlowConfig) -> Tensor:
-    """Frames (..., H, W, 3) with both sides divided by `reduce`, by the mean of the pixels."""
+    """The cells of frames (..., H, W, 3) with both sides divided by `reduce`, by the mean of the
+    pixels. Of frames whose sides are no multiples of a cell's, an equal border is left out."""
     factor = cfg.reduce
+    frames = inside(frames, cfg.side)
     return reduce(frames, "... (h p) (w q) c -> ... h w c", "mean", p=factor, q=factor)
 
 
@@ -244,7 +254,21 @@ def reconstruct(params: Tree, pairs: Transitions, codes_MK: Tensor, cfg: FlowCon
 
 
 def predict(params: Tree, frames_MHWC: Tensor, codes_MK: Tensor, cfg: FlowConfig) -> Tensor:
-    """The frames (M, H, W, 3) that follow frames at their own resolution."""
+    """The frames (M, H, W, 3) that follow frames at their own resolution.
+
+    The border that `reduced` leaves out stays as it is.
+    """
+    predicted = _predict_cells(params, inside(frames_MHWC, cfg.side), codes_MK, cfg)
+    height, width = predicted.shape[1:3]
+    top, left = ((frames_MHWC.shape[1] - height) // 2, (frames_MHWC.shape[2] - width) // 2)
+    rows = frames_MHWC[:, top : top + height]
+    beside = (rows[:, :, :left], predicted, rows[:, :, left + width :])
+    middle = torch.cat(beside, 2)
+    return torch.cat((frames_MHWC[:, :top], middle, frames_MHWC[:, top + height :]), 1)
+
+
+def _predict_cells(params: Tree, frames_MHWC: Tensor, codes_MK: Tensor, cfg: FlowConfig) -> Tensor:
+    """`predict` for frames whose sides are multiples of a cell's."""
     small = reduced(frames_MHWC, cfg)
     shape = Shape(frames_MHWC.shape[1] // cfg.side, frames_MHWC.shape[2] // cfg.side)
     prediction = decode(params, cells(small, cfg.cell), codes_MK, shape)

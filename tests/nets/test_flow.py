@@ -61,6 +61,23 @@ def test_at_full_resolution_frames_are_predicted_as_at_the_reduced_one():
     torch.testing.assert_close(flow.reduced(predicted, FLOW)[inside], expected[inside])
 
 
+def test_a_border_that_no_cell_covers_is_left_as_it_is():
+    params = tree.init(lam.spec(CFG), random.key(0))
+    params["decoder"]["move"]["w"] = texture(1, 16, FLOW.displacements)
+    params["decoder"]["paint"]["w"] = texture(2, 16, FLOW.values)
+    frames = texture(3, 2, 16 + 6, 32 + 2, 3)
+    codes = texture(4, 2, 4)
+    predicted = flow.predict(params["decoder"], frames, codes, FLOW)
+    middle = (slice(None), slice(3, -3), slice(1, -1))
+    whole_cells = flow.predict(params["decoder"], frames[middle], codes, FLOW)
+    assert torch.equal(predicted[middle], whole_cells)
+    assert not torch.equal(predicted[middle], frames[middle])
+    outside = torch.ones(frames.shape[:3], dtype=torch.bool)
+    outside[middle] = False
+    assert torch.equal(predicted[outside], frames[outside])
+    assert torch.equal(flow.reduced(frames, FLOW), flow.reduced(frames[middle], FLOW))
+
+
 def test_a_flipped_video_has_the_mirror_images_of_the_codes():
     params = tree.init(lam.spec(CFG), random.key(0))
     video = random.randint(random.key(1), (8, 3, 16, 32, 3), 0, 256).to(torch.uint8)

@@ -20,7 +20,8 @@ import train_dynamics
 import train_lam
 import train_tokenizer
 from genie_fn import bundle, data
-from genie_fn.data.importing import readers, resampling, sources
+from genie_fn.data import framing
+from genie_fn.data.importing import readers, sources
 from genie_fn.data.importing.pipeline import End, VideoPart
 from genie_fn.errors import UserError
 from genie_fn.runtime.progress import Progress
@@ -77,9 +78,7 @@ def test_the_store_holds_what_the_files_show(videos, imported):
             for s in sources.find(str(videos), imported.root).sources
             if s.name == segment.info["file"]
         )
-        seen = np.stack(
-            [resampling.fit(frame.image(), 16, "crop") for frame in readers.read(source)]
-        )
+        seen = np.stack([framing.fit(frame.image(), 16, "crop") for frame in readers.read(source)])
         stored = data.read_segment(imported, segment)
         np.testing.assert_array_equal(stored.frames, seen)
         assert (
@@ -196,6 +195,19 @@ def test_the_background_of_transparent_frames_is_an_option(tmp_path, background)
         script.main(replace(cfg, background=other))
 
 
+def test_frames_may_be_rectangles(tmp_path, capsys):
+    for name in "abc":
+        films.write(tmp_path / f"{name}.mkv", films.squares(20, 24, 32))
+    cfg = config(tmp_path / "*.mkv", tmp_path / "s", size=(12, 16), cuts=0)
+    script.main(cfg)
+    store = data.open_store(cfg.root)
+    assert (store.height, store.width) == (12, 16)
+    assert "another shape" not in capsys.readouterr().out
+    script.main(cfg)  # the options are read back as they were
+    with pytest.raises(UserError, match="imported with size"):
+        script.main(replace(cfg, size=12))
+
+
 def test_one_long_recording_is_split_by_time(tmp_path, capsys):
     films.write(tmp_path / "day.mkv", films.squares(110, 24, 32), fps=10)
     cfg = config(tmp_path / "day.mkv", tmp_path / "s", split_seconds=2.0)
@@ -207,7 +219,8 @@ def test_one_long_recording_is_split_by_time(tmp_path, capsys):
     assert lengths == {0: 20, 1: 20, 2: 20, 3: 20, 4: 30}  # the rest of 10 frames is no piece
     assert {segment.split for segment in store.segments} == set(data.SPLITS)
     assert len({(s.level, s.split) for s in store.segments}) == 5
-    assert "1 videos are not square: the middle was kept and up to 25%" in capsys.readouterr().out
+    shape = "1 videos have another shape than 16x16: the middle was kept and up to 25%"
+    assert shape in capsys.readouterr().out
     before = content(cfg.root)
     script.main(cfg)
     assert content(cfg.root) == before
@@ -332,6 +345,7 @@ REFUSED = {
     "imported with fps 0, not 5": {"fps": 5},
     "imported with fit crop, not pad": {"fit": "pad"},
     "--cfg.size is 4": {"size": 4},
+    "--cfg.size is (64, 600)": {"size": (64, 600)},
     "--cfg.cuts is 2": {"cuts": 2},
     "--cfg.fps is -1": {"fps": -1},
     "--cfg.fps is 0.01": {"fps": 0.01},

@@ -10,11 +10,12 @@ import numpy as np
 
 from genie_fn import data
 from genie_fn.data import Segment, Store
+from genie_fn.data.framing import fit, height_and_width
 from genie_fn.data.importing import action_labels, readers, sources
 from genie_fn.data.importing.action_labels import ActionTrack
 from genie_fn.data.importing.cuts import mark_cuts
 from genie_fn.data.importing.readers import Conversion, SourceFrame, Unreadable
-from genie_fn.data.importing.resampling import FrameFormat, Pixels, Sample, fit, resample
+from genie_fn.data.importing.resampling import FrameFormat, Pixels, Sample, resample
 from genie_fn.data.importing.sources import Source
 
 T = TypeVar("T")
@@ -58,12 +59,13 @@ def read_parts(
     threads: int = 1,
 ) -> Iterator[VideoPart | End]:
     """A source part by part, and then its `End`. Setting `stop` ends it early."""
-    limit = max(1, PART_BYTES // (3 * frame_format.size**2))
+    height, width = height_and_width(frame_format.size)
+    limit = max(1, PART_BYTES // (3 * height * width))
     times = array("d")
     pending: list[Pixels] = []
     piece = 0
     try:
-        conversion = Conversion(frame_format.background, 4 * frame_format.size)
+        conversion = Conversion(frame_format.background, 4 * max(height, width))
         frames = readers.read(source, threads, conversion)
         if frame_format.split_seconds and not frame_format.fps:
             frames = _with_times(frames)

@@ -9,24 +9,21 @@ timestamps were rounded, and where a source pauses, no frame is early.
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from genie_fn.data.framing import Fit, Size
 from genie_fn.data.images import Background
 from genie_fn.data.importing.readers import SourceFrame, Unreadable
 
 PAUSE = 10  # seconds without a new frame after which a new episode begins
 
-Fit = Literal["crop", "pad", "stretch"]
-
 
 class FrameFormat(NamedTuple):
     """How the frames of a source are stored."""
 
-    size: int
-    """Height and width in pixels."""
+    size: Size
     fit: Fit
     fps: float
     """Frames per second; 0 keeps every frame."""
@@ -55,7 +52,7 @@ class Pixels(NamedTuple):
     number: int
     begins_episode: bool
     pixels: np.ndarray
-    """(size, size, 3) uint8."""
+    """(height, width, 3) uint8."""
     aspect: float = 1
     """The displayed width of the source's picture divided by its height."""
 
@@ -122,28 +119,3 @@ def _time(frame: SourceFrame) -> Fraction:
 def _is_jump(gap: Fraction) -> bool:
     """True for a pause, and for time that runs backwards."""
     return not 0 <= gap <= PAUSE
-
-
-def fit(image: Image.Image, size: int, how: Fit, aspect: Fraction = Fraction(1)) -> np.ndarray:
-    """An image as (size, size, 3) uint8, every pixel the mean of the area that it covers.
-
-    `crop` keeps the largest square in the middle, `pad` the whole picture between black bars, and
-    `stretch` changes its shape. `aspect` is the width of a pixel divided by its height.
-    """
-    width, height = image.size
-    displayed_width = width * aspect
-    if how == "crop":
-        side = min(displayed_width, height)
-        x = float(width - side / aspect) / 2
-        y = float(height - side) / 2
-        box = (x, y, width - x, height - y)
-        return np.array(image.resize((size, size), Image.Resampling.BOX, box=box))
-    inner_width, inner_height = size, size
-    if how == "pad":
-        longer = max(displayed_width, height)
-        inner_width = max(1, round(size * displayed_width / longer))
-        inner_height = max(1, round(size * height / longer))
-    resized = image.resize((inner_width, inner_height), Image.Resampling.BOX)
-    frame = Image.new("RGB", (size, size))
-    frame.paste(resized, ((size - inner_width) // 2, (size - inner_height) // 2))
-    return np.array(frame)

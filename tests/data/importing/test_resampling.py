@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genie_fn.data import video
+from genie_fn.data import framing, video
 from genie_fn.data.importing import resampling
 from genie_fn.data.importing.readers import SourceFrame
 
@@ -78,30 +78,42 @@ def picture(height, width):
 
 def test_cropping_keeps_the_middle_padding_everything_stretching_the_size():
     wide = picture(30, 90)
-    assert (resampling.fit(wide, 30, "crop") == (0, 255, 0)).all()
-    padded = resampling.fit(wide, 30, "pad")
+    assert (framing.fit(wide, 30, "crop") == (0, 255, 0)).all()
+    padded = framing.fit(wide, 30, "pad")
     assert (
         (padded[10:20] == np.asarray(wide)[::3, ::3]).all()
         and not padded[:10].any()
         and not padded[20:].any()
     )
-    assert (resampling.fit(wide, 30, "stretch")[:, ::10] == np.eye(3) * 255).all()
+    assert (framing.fit(wide, 30, "stretch")[:, ::10] == np.eye(3) * 255).all()
     tall = wide.transpose(Image.Transpose.ROTATE_90)
-    assert (resampling.fit(tall, 30, "crop") == (0, 255, 0)).all()
-    assert not resampling.fit(tall, 30, "pad")[:, :10].any()
+    assert (framing.fit(tall, 30, "crop") == (0, 255, 0)).all()
+    assert not framing.fit(tall, 30, "pad")[:, :10].any()
+
+
+def test_frames_may_be_rectangles():
+    wide = picture(30, 90)
+    assert (framing.fit(wide, (30, 90), "crop") == np.asarray(wide)).all()
+    for how in ("pad", "crop", "stretch"):
+        assert (framing.fit(wide, (10, 30), how) == np.asarray(wide)[::3, ::3]).all()
+    padded = framing.fit(wide, (40, 30), "pad")
+    assert padded.shape == (40, 30, 3)
+    assert padded[15:25].any(-1).all()
+    assert not padded[:15].any()
+    assert not padded[25:].any()
+    cropped = framing.fit(wide, (30, 60), "crop")
+    assert (cropped == np.asarray(wide)[:, 15:75]).all()
 
 
 def test_pixels_that_are_not_square_are_shown_as_they_should_look():
     narrow = picture(30, 15)  # each pixel twice as wide as high: a square
     assert (
-        resampling.fit(narrow, 30, "crop", Fraction(2)) == resampling.fit(narrow, 30, "stretch")
+        framing.fit(narrow, 30, "crop", Fraction(2)) == framing.fit(narrow, 30, "stretch")
     ).all()
+    assert (framing.fit(narrow, 30, "pad", Fraction(2)) == framing.fit(narrow, 30, "stretch")).all()
     assert (
-        resampling.fit(narrow, 30, "pad", Fraction(2)) == resampling.fit(narrow, 30, "stretch")
-    ).all()
-    assert (
-        resampling.fit(picture(30, 90), 30, "pad", Fraction(1, 3))
-        == resampling.fit(picture(30, 30), 30, "crop")
+        framing.fit(picture(30, 90), 30, "pad", Fraction(1, 3))
+        == framing.fit(picture(30, 30), 30, "crop")
     ).all()
 
 
@@ -112,7 +124,7 @@ def test_pixels_that_are_not_square_are_shown_as_they_should_look():
 @pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
 def test_every_shape_fits(how, sides, aspect):
     white = Image.new("RGB", sides, (255, 255, 255))
-    frame = resampling.fit(white, 16, how, aspect)
+    frame = framing.fit(white, 16, how, aspect)
     assert (
         frame.shape == (16, 16, 3) and frame.max() == 255 and (how == "pad" or frame.min() == 255)
     )
@@ -121,7 +133,7 @@ def test_every_shape_fits(how, sides, aspect):
 def test_resizing_averages_and_leaves_what_fits_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     image = Image.fromarray(pixels)
-    assert (resampling.fit(image, 64, "crop") == pixels).all()
+    assert (framing.fit(image, 64, "crop") == pixels).all()
     means = pixels.reshape(32, 2, 32, 2, 3).mean((1, 3))
-    assert abs(resampling.fit(image, 32, "crop") - means).max() <= 1
-    assert (resampling.fit(Image.fromarray(video.enlarge(pixels, 3)), 64, "crop") == pixels).all()
+    assert abs(framing.fit(image, 32, "crop") - means).max() <= 1
+    assert (framing.fit(Image.fromarray(video.enlarge(pixels, 3)), 64, "crop") == pixels).all()
