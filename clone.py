@@ -29,7 +29,7 @@ from torch import Tensor
 
 from genie_fn import bundle, data, random
 from genie_fn import world as worlds
-from genie_fn.data.procgen import ACTIONS, Game
+from genie_fn.data.procgen import ACTIONS, ProcgenGame
 from genie_fn.errors import UserError
 from genie_fn.evaluation import clone_record, cloning, inverse_dynamics
 from genie_fn.evaluation.clone_record import CloneRecord, ExpertSummary, Seed
@@ -104,7 +104,7 @@ class Task(NamedTuple):
     world: World
     store: data.Store
     expert: Expert
-    levels: list[tuple[Game, bytes]]
+    levels: list[tuple[ProcgenGame, bytes]]
     solved: list[int]
     """Of the levels, which the expert solves (0 or 1 each); empty if it cannot be asked."""
 

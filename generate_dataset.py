@@ -1,35 +1,42 @@
-"""Collect video of a Procgen game into a dataset.
+"""Collect video of a game into a dataset: of Procgen, or of any Gymnasium environment.
 
     python generate_dataset.py                                        # 200 levels of CoinRun
     python generate_dataset.py --cfg.env maze --cfg.num-levels 50
     python generate_dataset.py --cfg.frame-skip 2 --cfg.root data/coinrun-skip2
     python generate_dataset.py --cfg.visuals plain                    # to data/coinrun-plain
+    python generate_dataset.py --cfg.env gym:ALE/Breakout-v5          # to data/Breakout-v5
+    python generate_dataset.py --cfg.env gym:mygame:MyGame-v0 --cfg.policy mygame:player
 
 The dataset holds lossless frames, actions, rewards, level seeds and episode starts. The data of a
-level is a function of (config, seed, level seed) alone, whatever the number of workers. A killed
-run keeps the levels it had finished, and the same command continues. With a larger number of
-levels it appends.
+level is a function of (config, seed, level seed) alone, whatever the number of workers, if the
+environment is deterministic given its seed. A killed run keeps the levels it had finished, and the
+same command continues. With a larger number of levels it appends.
 """
 
 import functools
+import importlib
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 import numpy as np
 
 from genie_fn import data
-from genie_fn.data import expert, procgen, video
-from genie_fn.data.procgen import ACTIONS, MAX_LEVEL, SIZE
+from genie_fn.data import expert, games, gym_game, procgen, video
+from genie_fn.data.framing import Fit, Size, height_and_width
+from genie_fn.data.game import MAX_LEVEL, Game
+from genie_fn.data.gym_game import GymGame
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus, files
 from genie_fn.runtime.cli import run
@@ -45,9 +52,18 @@ FORMER_OPTIONS = {"hold": 3.0}
 @dataclass(frozen=True)
 class Config:
     env: str = "coinrun"
-    """The Procgen game."""
+    """The game: one of Procgen's, as coinrun or procgen:coinrun, or a Gymnasium environment that draws
+    `rgb_array` and has a finite number of actions, by its id, as in gym:ALE/Breakout-v5 or, where a
+    module registers it, gym:mygame:MyGame-v0."""
+    env_options: str = ""
+    """Arguments of a Gymnasium environment, as in frameskip=1, mode='hard'."""
     root: str = ""
     """The folder of the dataset; empty: data/<env>, or data/<env>-plain with plain visuals."""
+    size: Size = 64
+    """Height and width of the frames in pixels; one number for squares. Procgen's are 64."""
+    fit: Fit = "crop"
+    """How frames of another shape get this one: `crop` keeps the middle and cuts off the rest, `pad`
+    keeps all between black bars, `stretch` keeps all and changes its shape."""
     num_levels: int = 200
     """The number of levels in the dataset."""
     start_level: int = 0
@@ -61,9 +77,11 @@ class Config:
     """Frames collected in every level, over as many episodes as that takes."""
     frame_skip: int = 1
     """Frames of the game per step: an action is held for these, and the last one is kept."""
-    policy: Literal["explorer", "random", "expert"] = "explorer"
+    policy: str = "explorer"
     """`explorer` holds actions, in CoinRun mostly right and jump; `random` holds none; neither looks
-    at the frames. `expert` searches in the game for a reward and plays one episode per level."""
+    at the frames. `expert` searches in a game of Procgen for a reward and plays one episode per level.
+    module:function names a function of yours, in a module of this folder or an installed one: it takes
+    the observation (Procgen's are the frames) and a numpy random generator, and returns an action."""
     hold: float = 6
     """Mean frames for which the explorer holds an action. An agent that turns around needs several
     frames to stop first; in shorter holds, actions hardly show."""
@@ -92,9 +110,31 @@ SMALLEST = {
 RUN_FIELDS = ("root", "num_levels", "workers", "export_mp4", "verify")
 
 
+PROCGEN_FIELDS = {"distribution_mode": "hard", "visuals": "full"}
+"""Options that a Gymnasium environment does not have, and their defaults."""
+GYM_FIELDS = {"env_options": "", "size": 64, "fit": "crop"}
+"""Options that Procgen does not have."""
+HELD = ("explorer", "expert")
+POLICIES = (*HELD, "random")
+
+
 def check(cfg: Config) -> None:
     """Raise UserError for a config that cannot be collected."""
-    procgen.check(cfg.env, cfg.distribution_mode)
+    others = PROCGEN_FIELDS if games.is_gym(cfg.env) else GYM_FIELDS
+    for name, default in others.items():
+        if getattr(cfg, name) != default:
+            flag = name.replace("_", "-")
+            whose = "Procgen's games" if games.is_gym(cfg.env) else "Gymnasium environments"
+            raise UserError(f"--cfg.{flag} is for {whose}, and {cfg.env} is none: leave it out")
+    if games.is_gym(cfg.env):
+        _check_gym(cfg)
+    else:
+        procgen.check(cfg.env, cfg.distribution_mode)
+    if cfg.policy not in POLICIES and ":" not in cfg.policy:
+        raise UserError(
+            f"there is no policy {cfg.policy!r}: choose {', '.join(POLICIES)}, or name a function of "
+            "yours as in mymodule:policy"
+        )
     for name, smallest in SMALLEST.items():
         value = getattr(cfg, name)
         if not smallest <= value <= MAX_LEVEL:
@@ -102,30 +142,85 @@ def check(cfg: Config) -> None:
             raise UserError(
                 f"--cfg.{flag} is {value}: choose a number from {smallest} to {MAX_LEVEL}"
             )
-    if cfg.policy != "random" and not cfg.repeat_actions:
+    if cfg.policy in HELD and not cfg.repeat_actions:
         raise UserError(
             f"the {cfg.policy} holds its actions: use --cfg.policy random with "
             "--cfg.no-repeat-actions"
         )
+    if ":" in cfg.policy:
+        own_policy(cfg.policy)
+
+
+def _check_gym(cfg: Config) -> None:
+    if cfg.policy == "expert":
+        raise UserError(
+            "the expert plays Procgen's games alone: choose another --cfg.policy, such as a function "
+            "of yours"
+        )
+    if not all(8 <= side <= 512 for side in height_and_width(cfg.size)):
+        raise UserError(f"--cfg.size is {cfg.size}: choose numbers from 8 to 512")
+    gym_game.parse_options(cfg.env_options)
+
+
+def own_policy(name: str) -> Callable[[Any, np.random.Generator], int]:
+    """The function that `module:function` names. Raises UserError if there is none."""
+    module, _, function = name.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:  # the module is the user's
+        raise UserError(
+            f"--cfg.policy {name} cannot be imported ({type(error).__name__}: {error}): name a "
+            "module of this folder, or an installed one, and a function in it"
+        ) from error
 
 
 # One level
 
 
-def choose_actions(cfg: Config, level: int) -> np.ndarray:
-    """(steps_per_level,) uint8: the actions to take in `level`, by a policy that does not look at
-    the frames."""
+def open_level(cfg: Config, level: int) -> Game:
+    """The game at the beginning of a level."""
+    return games.open_game(level, {"collection": options(cfg)})
+
+
+def choose_actions(cfg: Config, level: int, count: int) -> np.ndarray:
+    """(steps_per_level,) uint8: the actions to take in `level`, out of `count`, by a policy that does
+    not look at the frames."""
     rng = np.random.default_rng([cfg.seed, level])
     steps = cfg.steps_per_level
     if cfg.policy == "explorer":
-        weights = np.array(EXPLORER_WEIGHTS.get(cfg.env, [1] * len(ACTIONS)), float)
-        drawn = rng.choice(len(ACTIONS), steps, p=weights / weights.sum())
+        weights = np.array(EXPLORER_WEIGHTS.get(cfg.env, [1] * count), float)
+        drawn = rng.choice(count, steps, p=weights / weights.sum())
         actions = np.repeat(drawn, rng.geometric(1 / cfg.hold, steps))[:steps]
     elif cfg.repeat_actions:
-        actions = rng.integers(0, len(ACTIONS), steps)
-    else:  # a step of 1..14 on the circle of actions leads to any action but the last one
-        actions = np.cumsum(rng.integers(1, len(ACTIONS), steps)) % len(ACTIONS)
+        actions = rng.integers(0, count, steps)
+    else:  # a step of 1..count-1 on the circle of actions leads to any action but the last one
+        actions = np.cumsum(rng.integers(1, count, steps)) % count
     return actions.astype(np.uint8)
+
+
+def actor(cfg: Config, level: int, game: Game) -> Callable[[int, np.ndarray], int]:
+    """The policy, as a function of the step's number and the current frame."""
+    if ":" not in cfg.policy:
+        actions = choose_actions(cfg, level, len(game.action_names))
+        return lambda t, _: int(actions[t])
+    policy = own_policy(cfg.policy)
+    rng = np.random.default_rng([cfg.seed, level])
+
+    def act(_: int, frame: np.ndarray) -> int:
+        observation = game.observation if isinstance(game, GymGame) else frame
+        action = policy(observation, rng)
+        try:
+            return int(action)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{cfg.policy} returned {action!r}, which is no number of an action: return one from "
+                f"0 to {len(game.action_names) - 1}"
+            ) from error
+
+    return act
 
 
 def play_level(cfg: Config, level: int) -> data.Recording:
@@ -133,33 +228,39 @@ def play_level(cfg: Config, level: int) -> data.Recording:
 
     The expert plays one episode, of at most so many frames.
     """
-    if cfg.policy == "expert":
-        search = expert.open_search(
-            cfg.env, cfg.distribution_mode, cfg.frame_skip, visuals=cfg.visuals
-        )
-        game = procgen.open_game(level, {"collection": asdict(cfg)})
-        recording = expert.play(search, game, cfg.steps_per_level)
-        procgen.close(game)
-        return recording
-    env = procgen.make_env(cfg.env, level, cfg.distribution_mode, cfg.visuals)
-    actions = choose_actions(cfg, level)
+    game = open_level(cfg, level)
+    try:
+        if isinstance(game, procgen.ProcgenGame) and cfg.policy == "expert":
+            search = expert.open_search(
+                cfg.env, cfg.distribution_mode, cfg.frame_skip, visuals=cfg.visuals
+            )
+            return expert.play(search, game, cfg.steps_per_level)
+        return record(cfg, level, game)
+    finally:
+        game.close()
+
+
+def record(cfg: Config, level: int, game: Game) -> data.Recording:
+    """What the policy sees and does in a level."""
     steps = cfg.steps_per_level
-    frames = np.empty((steps, SIZE, SIZE, 3), np.uint8)
+    act = actor(cfg, level, game)
+    frame = game.frame()
+    frames = np.empty((steps, *frame.shape), np.uint8)
+    actions = np.empty(steps, np.uint8)
     rewards = np.empty(steps, np.float32)
     episode_starts = np.empty(steps, bool)
     completed = 0
-    _, observation, first = env.observe()
-    ended = first[0]
+    ended = True
     for t in range(steps):
-        frames[t] = observation["rgb"][0]
+        frames[t] = frame
         episode_starts[t] = ended
-        observation, ended, rewards[t] = procgen.advance(env, actions[t], cfg.frame_skip)
-        completed += int(ended and env.get_info()[0]["prev_level_complete"])
-    env.close()
+        actions[t] = act(t, frame)
+        frame, ended, rewards[t], level_completed = game.step(int(actions[t]))
+        completed += level_completed
     info = {
         "completed": completed,
         "reward": float(rewards.sum()),
-        "actions": np.bincount(actions, minlength=len(ACTIONS)).tolist(),
+        "actions": np.bincount(actions, minlength=len(game.action_names)).tolist(),
     }
     return data.Recording(level, frames, actions, rewards, episode_starts, info=info)
 
@@ -204,7 +305,15 @@ def collect_levels(cfg: Config, store: data.Store, indices: range) -> Iterator[d
 
 def default_root(cfg: Config) -> str:
     """The folder of the dataset where none is given."""
-    return f"data/{cfg.env}" if cfg.visuals == "full" else f"data/{cfg.env}-{cfg.visuals}"
+    name = re.sub(r"[^\w.-]+", "-", cfg.env.rpartition(":")[2].rpartition("/")[2])
+    return f"data/{name}" if cfg.visuals == "full" else f"data/{name}-{cfg.visuals}"
+
+
+def options(cfg: Config) -> dict[str, Any]:
+    """The options that decide what is collected, as the dataset keeps them."""
+    left_out = {*RUN_FIELDS, *(PROCGEN_FIELDS if games.is_gym(cfg.env) else GYM_FIELDS)}
+    kept = {name: value for name, value in asdict(cfg).items() if name not in left_out}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
 
 
 def open_or_create(cfg: Config, root: Path) -> data.Store:
@@ -212,12 +321,16 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
 
     Raises UserError if it was collected with other options.
     """
-    options = {name: value for name, value in asdict(cfg).items() if name not in RUN_FIELDS}
+    wanted = options(cfg)
     if not (root / data.MANIFEST).exists():
-        return data.create(root, {"collection": options}, SIZE, SIZE, len(ACTIONS), ACTIONS)
+        game = open_level(cfg, cfg.start_level)
+        height, width = game.frame().shape[:2]
+        names = game.action_names
+        game.close()
+        return data.create(root, {"collection": wanted}, height, width, len(names), names)
     store = data.open_store(root)
     collection = store.meta.get("collection", {})
-    for name, value in options.items():
+    for name, value in wanted.items():
         stored = collection.get(name, FORMER_OPTIONS.get(name, getattr(Config, name)))
         if stored != value:
             raise UserError(
@@ -273,7 +386,7 @@ def report(store: data.Store) -> None:
     """Print what the dataset holds."""
     infos = [segment.info for segment in store.segments]
     counts = np.sum([info["actions"] for info in infos], axis=0)
-    shares = zip(ACTIONS, counts / counts.sum(), strict=True)
+    shares = zip(store.action_names, counts / counts.sum(), strict=True)
     used = ", ".join(f"{name} {share:.0%}" for name, share in shares if share)
     size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
     splits = ", ".join(f"{store.count(split):,} {split}" for split in data.SPLITS)
@@ -284,7 +397,8 @@ def report(store: data.Store) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Collect video of a Procgen game into a dataset."""
+    """Collect video of a game into a dataset."""
+    cfg = replace(cfg, env=cfg.env.removeprefix("procgen:"))
     check(cfg)
     root = Path(cfg.root or default_root(cfg))
     if cfg.export_mp4:

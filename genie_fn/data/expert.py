@@ -20,7 +20,7 @@ import torch
 
 from genie_fn import metrics
 from genie_fn.data import procgen
-from genie_fn.data.procgen import ACTIONS, SIZE, Game
+from genie_fn.data.procgen import ACTIONS, SIZE, ProcgenGame
 from genie_fn.data.store import Recording
 
 MOVES = tuple(
@@ -108,13 +108,13 @@ def open_search(
     return Search(env, skip, stride * -(-HOLD // together))
 
 
-def solve(search: Search, game: Game, budget: int = BUDGET) -> Plan:
+def solve(search: Search, game: ProcgenGame, budget: int = BUDGET) -> Plan:
     """A plan from the current state of a game, found by playing about `budget` frames at most.
 
     If no position is left, it searches once more, keeping more of them.
     """
     state = game.env.get_state()[0]
-    first = _Position(0.0, 0, -1, -1, state, procgen.frame(game), np.zeros(2))
+    first = _Position(0.0, 0, -1, -1, state, game.frame(), np.zeros(2))
     plan = _search(search, first, budget, detailed=False)
     if plan.solved or plan.frames >= budget:
         return plan
@@ -209,21 +209,21 @@ def _actions(
     return np.array([*np.repeat(moves[::-1], search.hold), *last], np.uint8)
 
 
-def play(search: Search, game: Game, limit: int | None = None) -> Recording:
+def play(search: Search, game: ProcgenGame, limit: int | None = None) -> Recording:
     """Solve a game from its current state and record the plan, at most `limit` frames of it.
 
     The recording contains one episode, whose last frame is the one before the reward. `info` says
     whether the level was completed.
     """
-    begin = procgen.save(game)
+    begin = game.save()
     plan = solve(search, game)
     actions = plan.actions[:limit]
-    procgen.load(game, begin)
+    game.load(begin)
     frames = np.empty((len(actions), SIZE, SIZE, 3), np.uint8)
     rewards = np.zeros(len(actions), np.float32)
     for t, action in enumerate(actions.tolist()):
-        frames[t] = procgen.frame(game)
-        rewards[t] = procgen.step(game, action).reward
+        frames[t] = game.frame()
+        rewards[t] = game.step(action).reward
     starts = np.zeros(len(actions), bool)
     starts[:1] = True
     info = {

@@ -1,6 +1,6 @@
 """Procgen games: environments to collect from, and levels to play beside a rollout.
 
-A `Game` is a handle of the native library, which holds the state. `save` and `load` copy that state
+A game is a handle of the native library, which holds the state. `save` and `load` copy that state
 out and in exactly, also between handles of the same level. Games are independent: each may be
 opened and stepped in its own thread, even the first ones of a process at the same time, and goes on
 with the same frames in both processes after a fork. Only one call at a time may run on one game,
@@ -9,14 +9,14 @@ because the library does not lock.
 
 import contextlib
 import difflib
-import importlib.util
 import os
 import zlib
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from genie_fn.data.game import Game, Step
 from genie_fn.errors import UserError
 
 SIZE = 64  # height and width of Procgen's frames, in pixels
@@ -24,7 +24,6 @@ ACTIONS = (
     *("LEFT+DOWN", "LEFT", "LEFT+UP", "DOWN", "NOOP", "UP", "RIGHT+DOWN", "RIGHT", "RIGHT+UP"),
     *("D", "A", "W", "S", "Q", "E"),  # keys that few games use
 )
-MAX_LEVEL = 10**9  # level seeds are 32-bit
 Visuals = Literal["full", "plain"]
 """`full`: as published; `plain`: a black background and a single theme, with the same levels and the
 same physics."""
@@ -33,25 +32,6 @@ RARE_MODES = {
     "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
     "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
 }
-
-
-class Game(NamedTuple):
-    """An open level."""
-
-    env: Any
-    """procgen's ProcgenGym3Env with a single environment."""
-    level: int
-    skip: int = 1
-    """Frames of the game per step, as in the collected data."""
-
-
-class Step(NamedTuple):
-    """The result of an action."""
-
-    frame: np.ndarray
-    """(H, W, 3) uint8 RGB; if `ended`, the first frame of the level's next episode."""
-    ended: bool
-    reward: float
 
 
 def _library() -> ModuleType:
@@ -67,14 +47,6 @@ def _library() -> ModuleType:
             f"Procgen cannot be imported ({error}): run `pip install procgen-mirror 'numpy<2'`"
         ) from error
     return procgen.env
-
-
-def available(meta: dict[str, Any]) -> bool:
-    """True if a store with this `meta` was collected from a game and Procgen is installed.
-
-    Procgen itself is not imported.
-    """
-    return "collection" in meta and importlib.util.find_spec("procgen") is not None
 
 
 def check(name: str, mode: str) -> None:
@@ -102,11 +74,11 @@ def make_env(name: str, level: int, mode: str, visuals: Visuals = "full", num: i
 
 
 def collection(meta: dict[str, Any]) -> dict[str, Any]:
-    """How a store with this `meta` was collected from a game; raises UserError if it was not."""
+    """How a store with this `meta` was collected from Procgen; raises UserError if it was not."""
     options = meta.get("collection", {})
     if not {"env", "distribution_mode"} <= options.keys():
         raise UserError(
-            "this data was not collected from a Procgen game: no game can be played beside it"
+            "this data was not collected from a Procgen game: choose a dataset that was"
         )
     return options
 
@@ -125,33 +97,15 @@ def visuals_of(collection: dict[str, Any]) -> Visuals:
     return visuals
 
 
-def open_game(
-    level: int, meta: dict[str, Any], height: int = SIZE, width: int = SIZE, stride: int = 1
-) -> Game:
-    """Open `level` of the game that a store with this `meta` was collected from.
+def open_level(level: int, options: dict[str, Any], skip: int = 1) -> "ProcgenGame":
+    """Open a level of the game that was collected with these options.
 
-    `height` and `width` are those of the frames to compare with. An action is held for `stride`
-    frames of the store. Raises UserError if the data is
-    not from Procgen, if Procgen is missing, or if the frames have another size.
+    Raises UserError if Procgen is missing.
     """
-    options = collection(meta)
-    if (height, width) != (SIZE, SIZE):
-        raise UserError(
-            f"the game draws {SIZE}x{SIZE} frames and this world {height}x{width}: to see them "
-            f"side by side, play a world of {SIZE}x{SIZE} frames"
-        )
-    if not 0 <= level <= MAX_LEVEL:
-        raise UserError(f"there is no level {level}: choose a number from 0 to {MAX_LEVEL}")
     name = options["env"]
     mode = options["distribution_mode"]
     check(name, mode)
-    env = make_env(name, level, mode, visuals_of(options))
-    return Game(env, level, stride * options.get("frame_skip", 1))
-
-
-def frame(game: Game) -> np.ndarray:
-    """The current frame, (H, W, 3) uint8 RGB."""
-    return game.env.observe()[1]["rgb"][0]  # gym3 copies
+    return ProcgenGame(make_env(name, level, mode, visuals_of(options)), level, skip)
 
 
 def advance(env: Any, action: int, skip: int) -> tuple[dict[str, np.ndarray], bool, float]:
@@ -172,26 +126,35 @@ def advance(env: Any, action: int, skip: int) -> tuple[dict[str, np.ndarray], bo
     return observation, ended, total
 
 
-def step(game: Game, action: int) -> Step:
-    """Take an action, an index into ACTIONS. Raises UserError if there is none of that number."""
-    if not 0 <= action < len(ACTIONS):  # the library would read beyond its table
-        raise UserError(
-            f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}"
-        )
-    observation, ended, reward = advance(game.env, action, game.skip)
-    return Step(observation["rgb"][0], ended, reward)
+class ProcgenGame(Game):
+    """An open level: procgen's ProcgenGym3Env with a single environment."""
 
+    action_names = ACTIONS
 
-def save(game: Game) -> bytes:
-    """The complete state of the game, about 12 kB."""
-    return zlib.compress(game.env.get_state()[0], 1)
+    def __init__(self, env: Any, level: int, skip: int = 1):
+        self.env = env
+        self.level = level
+        self.skip = skip
 
+    def frame(self) -> np.ndarray:
+        return self.env.observe()[1]["rgb"][0]  # gym3 copies
 
-def load(game: Game, saved: bytes) -> None:
-    """Restore a state of the same level. Only for bytes from `save`: the library does not check."""
-    game.env.set_state([zlib.decompress(saved)])
+    def step(self, action: int) -> Step:
+        if not 0 <= action < len(ACTIONS):  # the library would read beyond its table
+            raise UserError(
+                f"the game has no action {action}: choose a number from 0 to {len(ACTIONS) - 1}"
+            )
+        observation, ended, reward = advance(self.env, action, self.skip)
+        completed = ended and bool(self.env.get_info()[0]["prev_level_complete"])
+        return Step(observation["rgb"][0], ended, reward, completed)
 
+    def save(self) -> bytes:
+        """The state, about 12 kB."""
+        return zlib.compress(self.env.get_state()[0], 1)
 
-def close(game: Game) -> None:
-    """Free the library's memory. The game cannot be used after this."""
-    game.env.close()
+    def load(self, saved: bytes) -> None:
+        """Only for bytes from `save`: the library does not check them."""
+        self.env.set_state([zlib.decompress(saved)])
+
+    def close(self) -> None:
+        self.env.close()

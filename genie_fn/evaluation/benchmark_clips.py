@@ -8,7 +8,7 @@ import io
 import tokenize
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -88,7 +88,7 @@ def write(task: Task, folder: Path) -> Path:
     """Write clips.npz; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, Any] = {
         "frames": task.frames,
         "prompt": np.array(task.prompt),
         "level": task.level,

@@ -21,7 +21,7 @@ from genie_fn import data, layers, metrics, random
 from genie_fn.data import Store, procgen
 from genie_fn.data import expert as experts
 from genie_fn.data.expert import Search
-from genie_fn.data.procgen import ACTIONS, Game
+from genie_fn.data.procgen import ACTIONS, ProcgenGame
 from genie_fn.data.storage import Segment
 from genie_fn.errors import UserError
 from genie_fn.evaluation import actions as action_statistics
@@ -220,16 +220,14 @@ def translated(policy: Policy, translation_KA: Tensor) -> Policy:
     return lambda frames: policy(frames).double() @ translation_KA
 
 
-def open_levels(count: int, meta: dict, stride: int = 1) -> list[tuple[Game, bytes]]:
+def open_levels(count: int, meta: dict, stride: int = 1) -> list[tuple[ProcgenGame, bytes]]:
     """The first test levels of the game that a store came from, each with its first state.
 
     An action is held for `stride` frames of the store.
     """
     seeds = (level for level in range(100 * count) if data.split_of(level) == "test")
-    games = [
-        procgen.open_game(level, meta, stride=stride) for level in itertools.islice(seeds, count)
-    ]
-    return [(game, procgen.save(game)) for game in games]
+    games = [_open(level, meta, stride) for level in itertools.islice(seeds, count)]
+    return [(game, game.save()) for game in games]
 
 
 def demonstrations(store: Store, root: Path, mode: str, count: int) -> Store:
@@ -253,10 +251,16 @@ def demonstrations(store: Store, root: Path, mode: str, count: int) -> Store:
     missing = list(itertools.islice(seeds, len(made.segments), count))
     search = _open_search(made, store.stride)
     for level in track(missing, "the expert plays, level"):
-        game = procgen.open_game(level, meta)
+        game = _open(level, meta)
         made = data.append_segments(made, [experts.play(search, game)])
-        procgen.close(game)
+        game.close()
     return replace(made, stride=store.stride)
+
+
+def _open(level: int, meta: dict[str, Any], stride: int = 1) -> ProcgenGame:
+    """A level of the game of Procgen that a store with this `meta` came from."""
+    options = procgen.collection(meta)
+    return procgen.open_level(level, options, stride * options.get("frame_skip", 1))
 
 
 def _demonstrations_meta(store: Store, mode: str) -> dict[str, Any]:
@@ -285,36 +289,38 @@ def _open_search(store: Store, stride: int) -> Search:
     )
 
 
-def solved_by_search(store: Store, levels: Iterable[tuple[Game, bytes]], frames: int) -> list[int]:
+def solved_by_search(
+    store: Store, levels: Iterable[tuple[ProcgenGame, bytes]], frames: int
+) -> list[int]:
     """Which levels the expert solves in as much time as `frames` steps of `play` take (0 or 1)."""
     search = _open_search(store, store.stride)
     solved = []
     for game, saved in levels:
-        procgen.load(game, saved)
+        game.load(saved)
         plan = experts.solve(search, game)
         solved.append(int(plan.solved and len(plan.actions) <= frames * store.stride))
     return solved
 
 
 @torch.no_grad()
-def play(policy: Policy, levels: list[tuple[Game, bytes]], chance_LT: np.ndarray) -> np.ndarray:
+def play(
+    policy: Policy, levels: list[tuple[ProcgenGame, bytes]], chance_LT: np.ndarray
+) -> np.ndarray:
     """Play every level once, from its beginning, for at most T steps: which were solved, (L,) bool.
 
     `chance` is uniform on [0, 1): each action is that number's quantile of the policy's
     distribution, so that policies that meet the same numbers differ by their probabilities only.
     """
     for game, saved in levels:
-        procgen.load(game, saved)
-    frames = np.stack([np.stack([procgen.frame(game)] * FRAMES) for game, _ in levels])
+        game.load(saved)
+    frames = np.stack([np.stack([game.frame()] * FRAMES) for game, _ in levels])
     solved = np.zeros(len(levels), bool)
     running = np.arange(len(levels))
     for t in range(chance_LT.shape[1]):
         cumulative = policy(torch.from_numpy(frames[running])).double().cumsum(1)
         quantile = torch.from_numpy(chance_LT[running, t])[:, None] * cumulative[:, -1:]
         actions = (cumulative <= quantile).sum(1).tolist()
-        steps = [
-            procgen.step(levels[i][0], action) for i, action in zip(running, actions, strict=True)
-        ]
+        steps = [levels[i][0].step(action) for i, action in zip(running, actions, strict=True)]
         solved[running] = [step.reward > 0 for step in steps]
         new = np.stack([step.frame for step in steps])[:, None]
         frames[running] = np.concatenate((frames[running, 1:], new), 1)

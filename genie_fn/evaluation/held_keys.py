@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from genie_fn import data, metrics
-from genie_fn.data import Store, procgen
-from genie_fn.data.procgen import Game
+from genie_fn.data import Store, games
+from genie_fn.data.game import Game
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import rollouts
 from genie_fn.evaluation.clips import tokenize
@@ -46,7 +46,7 @@ def find_starts(store: Store, split: str, count: int, seed: int) -> Starts | Non
     The frames are reached by replaying the recorded actions. The result is None if the data is not
     of an installed game with such keys, or if the agent can move both ways from no frame.
     """
-    if not procgen.available(store.meta) or not set(KEYS) <= set(store.action_names):
+    if not games.available(store.meta) or not set(KEYS) <= set(store.action_names):
         return None
     candidates = data.eval_clips(store, split, 1, min(TRIES * count, store.count(split)), seed)
     accepted: list[Tensor] = []
@@ -74,15 +74,15 @@ def _replay(store: Store, offset: int) -> Tensor | None:
     """
     segment = next(s for s in store.segments if s.offset <= offset < s.offset + s.length)
     actions = np.asarray(store.arrays["actions"][segment.offset : offset].read().result())
-    game = procgen.open_game(segment.level, store.meta)
+    game = games.open_game(segment.level, store.meta)
     try:
         for action in actions:
-            procgen.step(game, int(action))
-        saved = procgen.save(game)
-        strided = game._replace(skip=game.skip * store.stride)
-        videos = [_hold_in_game(strided, saved, store.action_names.index(key)) for key in KEYS]
+            game.step(int(action))
+        saved = game.save()
+        game.skip *= store.stride
+        videos = [_hold_in_game(game, saved, store.action_names.index(key)) for key in KEYS]
     finally:
-        procgen.close(game)
+        game.close()
     if any(video is None for video in videos):
         return None
     return torch.from_numpy(np.stack([video for video in videos if video is not None]))
@@ -90,9 +90,9 @@ def _replay(store: Store, offset: int) -> Tensor | None:
 
 def _hold_in_game(game: Game, saved: bytes, action: int) -> np.ndarray | None:
     """The frames of the real game from a saved state on; None if the episode ends."""
-    procgen.load(game, saved)
-    first = procgen.frame(game)
-    steps = [procgen.step(game, action) for _ in range(FRAMES)]
+    game.load(saved)
+    first = game.frame()
+    steps = [game.step(action) for _ in range(FRAMES)]
     if any(step.ended for step in steps):
         return None
     return np.stack([first, *(step.frame for step in steps)])

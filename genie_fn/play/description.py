@@ -10,7 +10,7 @@ from genie_fn.bundle import (
     recorded_actions,
 )
 from genie_fn.bundle.action_effects import ActionEffects
-from genie_fn.data import procgen
+from genie_fn.data import games
 
 
 def describe(bundle: Bundle) -> dict:
@@ -35,9 +35,7 @@ def describe(bundle: Bundle) -> dict:
         "effects": describe_effects(bundle.effects),
         "by_motion": arrows_by_motion(bundle),
         "clips": len(bundle.start_frames),
-        "game": playable
-        and procgen.available(bundle.dataset.meta)
-        and (size.height, size.width) == (procgen.SIZE, procgen.SIZE),
+        "game": playable and games.draws(bundle.dataset.meta, size.height, size.width),
     }
 
 

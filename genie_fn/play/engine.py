@@ -18,7 +18,8 @@ import torch
 
 from genie_fn import metrics, world
 from genie_fn.bundle import Bundle, play_map
-from genie_fn.data import procgen
+from genie_fn.data import games
+from genie_fn.data.game import Game
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.export import graphs, prepared
@@ -75,7 +76,7 @@ class Engine:
         self.ready = "compiling" if compiled else "eager"
         self._eager = Runner(_resolved(self.world, device, False), Programs())
         self._compiled: Runner | None = None
-        self._games: dict[int, tuple[procgen.Game, bytes]] = {}
+        self._games: dict[int, tuple[Game, bytes]] = {}
         self._queue: queue.Queue = queue.Queue()
         self._on_ready: Callable[[], Any] = lambda: None
         threading.Thread(target=self._serve, daemon=True, name="engine").start()
@@ -142,8 +143,8 @@ class Engine:
                 raise ValueError("a session starts from an image or a level")
             return session.begin(self._eager.world, image, seed)
         game, saved = self._game(level)
-        procgen.load(game, saved)
-        frame = procgen.frame(game)
+        game.load(saved)
+        frame = game.frame()
         started = session.begin(self._eager.world, frame, seed, level)
         psnr = _psnr(started.present.pixels, frame)
         return session.amended(started, game=frame, saved=saved, psnr=psnr)
@@ -175,24 +176,24 @@ class Engine:
         assert act.session.level is not None and act.recorded is not None
         assert before.saved is not None
         game, _ = self._game(act.session.level)
-        procgen.load(game, before.saved)
-        frame = procgen.step(game, act.recorded).frame
+        game.load(before.saved)
+        frame = game.step(act.recorded).frame
         psnr = _psnr(new.present.pixels, frame)
         mean = before.mean_psnr or 0.0
         mean += (psnr - mean) / new.at
-        saved = procgen.save(game)
+        saved = game.save()
         return session.amended(new, game=frame, saved=saved, psnr=psnr, mean_psnr=mean)
 
-    def _game(self, level: int) -> tuple[procgen.Game, bytes]:
+    def _game(self, level: int) -> tuple[Game, bytes]:
         """A level's game, which the sessions on that level share, and its first state."""
         if level not in self._games:
             if len(self._games) >= MAX_GAMES:
                 oldest = next(iter(self._games))
-                procgen.close(self._games.pop(oldest)[0])
+                self._games.pop(oldest)[0].close()
             size = self.world.tokenizer.cfg
             dataset = self.bundle.dataset
-            game = procgen.open_game(level, dataset.meta, size.height, size.width, dataset.stride)
-            self._games[level] = (game, procgen.save(game))
+            game = games.open_game(level, dataset.meta, size.height, size.width, dataset.stride)
+            self._games[level] = (game, game.save())
         return self._games[level]
 
     # In a thread of its own

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("procgen")
 
-from genie_fn.data import expert, procgen
+from genie_fn.data import expert, games
 from genie_fn.errors import UserError
 
 EASY = {"collection": {"env": "coinrun", "distribution_mode": "easy"}}
@@ -20,22 +20,22 @@ def test_moves_are_held_for_whole_strides_and_at_least_four_frames(skip, stride,
 def test_a_plan_found_in_other_games_earns_the_reward_in_its_own():
     meta = {"collection": EASY["collection"] | {"frame_skip": 2}}
     search = expert.open_search("coinrun", "easy", 2)
-    game = procgen.open_game(4, meta)
+    game = games.open_game(4, meta)
     recording = expert.play(search, game)
     assert recording.info["completed"] == 1 and recording.info["reward"] == 10
     assert (recording.rewards > 0).tolist() == [False] * (len(recording.actions) - 1) + [True]
     assert recording.episode_starts.tolist() == [True] + [False] * (len(recording.actions) - 1)
-    again = procgen.open_game(4, meta)
+    again = games.open_game(4, meta)
     for frame, action in zip(recording.frames, recording.actions.tolist(), strict=True):
-        np.testing.assert_array_equal(frame, procgen.frame(again))
-        step = procgen.step(again, action)
+        np.testing.assert_array_equal(frame, again.frame())
+        step = again.step(action)
     assert step.reward == 10 and step.ended
     assert len(set(recording.actions.tolist())) > 1
 
 
 def test_a_search_that_gives_up_returns_the_way_to_the_furthest_position():
     search = expert.open_search("coinrun", "easy")
-    game = procgen.open_game(4, EASY)
+    game = games.open_game(4, EASY)
     plan = expert.solve(search, game, budget=300)
     assert not plan.solved and plan.frames >= 300
     assert len(plan.actions) > 0 and len(plan.actions) % search.hold == 0

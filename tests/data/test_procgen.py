@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("procgen")
 
 import generate_dataset  # noqa: E402
-from genie_fn.data import procgen
+from genie_fn.data import games, procgen
 from genie_fn.errors import UserError
 
 META = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
@@ -17,9 +17,9 @@ META = {"collection": {"env": "coinrun", "distribution_mode": "hard"}}
 
 @pytest.fixture
 def opened():
-    game = procgen.open_game(11, META)
+    game = games.open_game(11, META)
     yield game
-    procgen.close(game)
+    game.close()
 
 
 def actions(count, seed=0):
@@ -35,8 +35,8 @@ def same(a, b):
 
 def test_an_opened_level_shows_the_frames_of_the_dataset(opened):
     recording = generate_dataset.play_level(generate_dataset.Config(steps_per_level=300), 11)
-    assert np.array_equal(procgen.frame(opened), recording.frames[0])
-    steps = [procgen.step(opened, action) for action in recording.actions[:-1]]
+    assert np.array_equal(opened.frame(), recording.frames[0])
+    steps = [opened.step(action) for action in recording.actions[:-1]]
     assert np.array_equal(np.stack([step.frame for step in steps]), recording.frames[1:])
     assert [step.ended for step in steps] == recording.episode_starts[1:].tolist()
     assert any(step.ended for step in steps), "no episode ended"
@@ -45,31 +45,31 @@ def test_an_opened_level_shows_the_frames_of_the_dataset(opened):
 def test_a_saved_state_restores_exactly(opened):
     """In the same and in another handle, also across the end of an episode."""
     for action in actions(30):
-        procgen.step(opened, action)
-    saved = procgen.save(opened)
-    before = procgen.frame(opened)
-    first = [procgen.step(opened, action) for action in actions(400, seed=1)]
-    assert any(step.ended for step in first) and not np.array_equal(procgen.frame(opened), before)
-    other = procgen.open_game(11, META)
+        opened.step(action)
+    saved = opened.save()
+    before = opened.frame()
+    first = [opened.step(action) for action in actions(400, seed=1)]
+    assert any(step.ended for step in first) and not np.array_equal(opened.frame(), before)
+    other = games.open_game(11, META)
     for game in (opened, other):
-        procgen.load(game, saved)
-        assert np.array_equal(procgen.frame(game), before)
-        assert same(first, [procgen.step(game, action) for action in actions(400, seed=1)])
-    procgen.close(other)
+        game.load(saved)
+        assert np.array_equal(game.frame(), before)
+        assert same(first, [game.step(action) for action in actions(400, seed=1)])
+    other.close()
     assert len(saved) < 30_000
 
 
 def test_a_returned_frame_is_not_overwritten(opened):
-    frame = procgen.frame(opened)
+    frame = opened.frame()
     kept = frame.copy()
-    procgen.step(opened, procgen.ACTIONS.index("RIGHT"))
-    assert np.array_equal(frame, kept) and not np.array_equal(procgen.frame(opened), kept)
+    opened.step(procgen.ACTIONS.index("RIGHT"))
+    assert np.array_equal(frame, kept) and not np.array_equal(opened.frame(), kept)
 
 
 def play(level):
-    game = procgen.open_game(level, META)
-    steps = [procgen.step(game, action) for action in actions(200, seed=level)]
-    procgen.close(game)
+    game = games.open_game(level, META)
+    steps = [game.step(action) for action in actions(200, seed=level)]
+    game.close()
     return steps
 
 
@@ -84,7 +84,7 @@ def test_games_in_threads_equal_games_played_one_by_one():
     ("arguments", "sentence"),
     [
         ((3, META, 32, 64), "draws 64x64 frames and this world 32x64"),
-        ((3, {}), "not collected from a Procgen game"),
+        ((3, {}), "not collected from a game"),
         ((-1, META), "no level -1"),
         ((10**10, META), "no level 10000000000"),
         (
@@ -101,17 +101,17 @@ def test_games_in_threads_equal_games_played_one_by_one():
 )
 def test_games_that_cannot_be_opened_are_refused(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
-        procgen.open_game(*arguments)
+        games.open_game(*arguments)
 
 
 @pytest.mark.parametrize("action", [-1, 15])
 def test_unknown_actions_are_refused(opened, action):
     with pytest.raises(UserError, match=f"no action {action}"):
-        procgen.step(opened, action)
+        opened.step(action)
 
 
 def test_a_missing_procgen_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "procgen", None)
     monkeypatch.delitem(sys.modules, "procgen.env", raising=False)
     with pytest.raises(UserError, match="pip install procgen-mirror"):
-        procgen.open_game(3, META)
+        games.open_game(3, META)

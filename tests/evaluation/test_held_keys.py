@@ -10,7 +10,7 @@ pytest.importorskip("procgen")
 
 import generate_dataset  # noqa: E402
 from genie_fn import data, random
-from genie_fn.data import procgen
+from genie_fn.data import games
 from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import held_keys, rollouts
 
@@ -88,17 +88,17 @@ def test_rollouts_are_under_the_world_s_action_for_each_key(starts, monkeypatch)
 def test_a_skipping_game_holds_its_action_to_the_end_of_an_episode():
     collection = {"env": "coinrun", "distribution_mode": "easy"}
     one, three = (
-        procgen.open_game(11, {"collection": collection | {"frame_skip": n}}) for n in (1, 3)
+        games.open_game(11, {"collection": collection | {"frame_skip": n}}) for n in (1, 3)
     )
     for action in np.random.default_rng(0).choice([7, 8, 8], 300):
         first = []
         while len(first) < 3 and not (first and first[-1].ended):
-            first.append(procgen.step(one, int(action)))
-        whole = procgen.step(three, int(action))
+            first.append(one.step(int(action)))
+        whole = three.step(int(action))
         assert np.array_equal(whole.frame, first[-1].frame) and whole.ended == first[-1].ended
         assert whole.reward == sum(step.reward for step in first)
         if whole.ended:
             break
     assert whole.ended, "nothing ended: the test sees no end of an episode"
-    procgen.close(one)
-    procgen.close(three)
+    one.close()
+    three.close()

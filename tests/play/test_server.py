@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from genie_fn import random, world
 from genie_fn.bundle import Bundle, play_map
-from genie_fn.data import procgen
+from genie_fn.data import games, procgen
 from genie_fn.dynamics import PLAY
 from genie_fn.play import recording
 from genie_fn.play.engine import Engine
@@ -596,11 +596,11 @@ def test_the_real_game_steps_next_to_the_world(serve, stage):
     client = serve()
     with visit(client) as page:
         header, arrays = page.start(**{"from": "game", "level": 11})
-        opened = procgen.open_game(11, stage[2].meta)
-        assert header["game"] and np.array_equal(arrays["game_rgb"], procgen.frame(opened).ravel())
+        opened = games.open_game(11, stage[2].meta)
+        assert header["game"] and np.array_equal(arrays["game_rgb"], opened.frame().ravel())
         shown = [page.ask("act", recorded=RIGHT) for _ in range(4)]
         for header, arrays in shown:
-            assert np.array_equal(arrays["game_rgb"], procgen.step(opened, RIGHT).frame.ravel())
+            assert np.array_equal(arrays["game_rgb"], opened.step(RIGHT).frame.ravel())
             assert header["recorded"] == RIGHT and header["psnr"] > 0
         scores = [header["psnr"] for header, _ in shown]
         assert shown[-1][0]["mean_psnr"] == pytest.approx(sum(scores) / 4)

@@ -17,7 +17,7 @@ pytest.importorskip("procgen")
 
 import generate_dataset as script  # noqa: E402
 from genie_fn import data
-from genie_fn.data import procgen
+from genie_fn.data import games
 from genie_fn.errors import UserError
 
 ROOT = Path(script.__file__).parent
@@ -85,9 +85,9 @@ def test_plain_visuals_have_the_same_physics_without_backgrounds(collected, tmp_
     black = (stored.frames == 0).all(-1).mean()
     assert black > 0.3 > (full.frames == 0).all(-1).mean()
 
-    game = procgen.open_game(7, plain.meta)
-    np.testing.assert_array_equal(procgen.frame(game), stored.frames[0])
-    procgen.close(game)
+    game = games.open_game(7, plain.meta)
+    np.testing.assert_array_equal(game.frame(), stored.frames[0])
+    game.close()
     assert script.default_root(replace(SMALL, visuals="plain")) == "data/coinrun-plain"
 
 
@@ -126,7 +126,7 @@ def test_another_seed_takes_other_actions(collected):
         repeated.actions, data.read_segment(collected, collected.segments[0]).actions
     )
     assert (script.play_level(replace(SMALL, seed=1), 7).actions != repeated.actions).any()
-    assert (script.choose_actions(SMALL, 8) != repeated.actions).any()
+    assert (script.choose_actions(SMALL, 8, 15) != repeated.actions).any()
 
 
 def test_appending_equals_collecting_at_once_and_a_complete_dataset_is_kept(
@@ -227,7 +227,7 @@ def test_the_explorer_completes_many_more_levels_and_uses_every_action():
         for policy in ("explorer", "random")
     }
     assert completed["explorer"] > 3 * completed["random"] + 10
-    actions = np.concatenate([script.choose_actions(cfg, level) for level in range(20)])
+    actions = np.concatenate([script.choose_actions(cfg, level, 15) for level in range(20)])
     shares = np.bincount(actions, minlength=15) / len(actions)
     assert (
         shares[:3].sum() > 0.1
@@ -243,9 +243,9 @@ def test_the_explorer_completes_many_more_levels_and_uses_every_action():
 
 def test_actions_repeat_or_not():
     cfg = script.Config(policy="random", steps_per_level=5000)
-    drawn = script.choose_actions(cfg, 0)
+    drawn = script.choose_actions(cfg, 0, 15)
     assert 0.05 < np.mean(drawn[1:] == drawn[:-1]) < 0.08
-    never = script.choose_actions(replace(cfg, repeat_actions=False), 0)
+    never = script.choose_actions(replace(cfg, repeat_actions=False), 0, 15)
     assert (never[1:] != never[:-1]).all()
     assert (
         np.bincount(never, minlength=15).min() > 200

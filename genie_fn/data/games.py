@@ -1,0 +1,66 @@
+"""The game that a dataset was collected from, if it is one that can be opened here."""
+
+import importlib.util
+from typing import Any
+
+from genie_fn.data import framing, gym_game, procgen
+from genie_fn.data.game import MAX_LEVEL, Game
+from genie_fn.data.gym_game import GymGame
+from genie_fn.errors import UserError
+
+
+def is_gym(name: str) -> bool:
+    """Whether a game is a Gymnasium environment; otherwise it is Procgen's."""
+    return name.startswith(gym_game.PREFIX)
+
+
+def available(meta: dict[str, Any]) -> bool:
+    """True if a store with this `meta` was collected from a game and its package is installed.
+
+    Nothing is imported.
+    """
+    name = meta.get("collection", {}).get("env", "")
+    return bool(name) and (is_gym(name) or importlib.util.find_spec("procgen") is not None)
+
+
+def collection(meta: dict[str, Any]) -> dict[str, Any]:
+    """How a store with this `meta` was collected from a game; raises UserError if it was not."""
+    options = meta.get("collection", {})
+    if "env" not in options:
+        raise UserError("this data was not collected from a game: no game can be played beside it")
+    return options
+
+
+def draws(meta: dict[str, Any], height: int, width: int) -> bool:
+    """True if the game is `available` and its frames are height × width pixels."""
+    return available(meta) and _size(meta["collection"]) == (height, width)
+
+
+def _size(collection: dict[str, Any]) -> tuple[int, int]:
+    size = collection.get("size", procgen.SIZE)
+    return framing.height_and_width(size if isinstance(size, int) else tuple(size))
+
+
+def open_game(
+    level: int, meta: dict[str, Any], height: int = 0, width: int = 0, stride: int = 1
+) -> Game:
+    """Open `level` of the game that a store with this `meta` was collected from.
+
+    `height` and `width` are those of the frames to compare with; 0: any. An action is held for
+    `stride` frames of the store. Raises UserError if the data is not from a game, if the game's
+    package is missing, or if the frames have another size.
+    """
+    options = collection(meta)
+    own = _size(options)
+    if height and (height, width) != own:
+        raise UserError(
+            f"the game draws {own[0]}x{own[1]} frames and this world {height}x{width}: to see them "
+            f"side by side, play a world of {own[0]}x{own[1]} frames"
+        )
+    if not 0 <= level <= MAX_LEVEL:
+        raise UserError(f"there is no level {level}: choose a number from 0 to {MAX_LEVEL}")
+    skip = stride * options.get("frame_skip", 1)
+    if is_gym(options["env"]):
+        arguments = gym_game.parse_options(options.get("env_options", ""))
+        return GymGame(options["env"], level, skip, own, options["fit"], arguments)
+    return procgen.open_level(level, options, skip)
