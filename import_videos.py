@@ -1,7 +1,10 @@
-"""Make a dataset from your own videos: video files, animations, folders of images, npy episodes.
+"""Make a dataset from your own videos: video files, animations, folders of images, npy episodes, HDF5,
+parquet with pictures, and LeRobot data.
 
     python import_videos.py --cfg.src videos                # everything in the folder, to data/mine
     python import_videos.py --cfg.src 'videos/*.mp4' --cfg.fps 10 --cfg.fit pad --cfg.root data/game
+    python import_videos.py --cfg.src demo.hdf5 --cfg.fields frames=obs/agentview_image
+    python import_videos.py --cfg.src pusht --cfg.fields frames=observation.image
 
 Actions recorded in a file beside a video are stored with it. The content of a dataset is a function
 of the files and the options alone, whatever the number of workers. A killed import keeps the videos
@@ -13,6 +16,7 @@ import functools
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -25,8 +29,8 @@ from genie_fn import data
 from genie_fn.data import Store
 from genie_fn.data.framing import Fit, Size, height_and_width
 from genie_fn.data.images import Background
-from genie_fn.data.importing import action_labels, pipeline, sources
-from genie_fn.data.importing.action_labels import ActionTrack
+from genie_fn.data.importing import action_labels, archives, pipeline, sources
+from genie_fn.data.importing.action_labels import ActionTrack, LabelFile
 from genie_fn.data.importing.pipeline import End, VideoPart
 from genie_fn.data.importing.resampling import FrameFormat
 from genie_fn.data.importing.sources import Source
@@ -64,7 +68,10 @@ class Config:
     """Divide videos into pieces of at most this many seconds, each with a split of its own, so that
     one long recording can be split; 0: a video belongs to one split."""
     actions: bool = True
-    """Read recorded actions from clip.jsonl or clip.csv beside the videos."""
+    """Read recorded actions, from clip.jsonl or clip.csv beside the videos or from an archive."""
+    fields: str = ""
+    """Where HDF5, parquet and LeRobot data hold what is read, if that is not clear, as in
+    frames=obs/rgb,actions=action or frames=observation.images.top."""
     workers: int = field(default_factory=lambda: cpus.available(MAX_WORKERS))
     """Threads that decode videos; by default one for each CPU that this process may use."""
 
@@ -97,7 +104,7 @@ LIMITS = {
 SAME_SHAPE = 1e-3
 """The largest relative difference between two ratios of width and height that counts as none."""
 # Options of datasets that were imported before these options existed.
-ADDED_OPTIONS = {"background": "black", "split_seconds": 0}
+ADDED_OPTIONS = {"background": "black", "split_seconds": 0, "fields": ""}
 # Fields that do not change how a video is stored.
 RUN_FIELDS = ("src", "root", "workers")
 
@@ -330,6 +337,22 @@ def _print_shapes(store: Store) -> None:
     )
 
 
+def report_actions(found: list[Source]) -> None:
+    """Say why archives have no actions in the dataset."""
+    notes = Counter(source.episode.note for source in found if source.episode)
+    for note, count in notes.items():
+        if note:
+            print(f"of {count} episodes: {note}; a world with latent actions needs none")
+
+
+def read_labels(source: Source) -> LabelFile:
+    """The recorded actions of a source that has some."""
+    if source.episode is not None:
+        return archives.labels(source.episode)
+    assert source.labels is not None
+    return action_labels.read(source.labels)
+
+
 def _print_list(title: str, lines: list[str], root: Path) -> None:
     for line in lines[:MAX_LINES]:
         print(f"{title}: {line}")
@@ -341,11 +364,9 @@ def main(cfg: Config) -> None:
     """Make a dataset from your own videos: video files, animations, folders of images, npy episodes."""
     root = Path(cfg.root)
     files.check_folder("--cfg.root", root)
-    found, left_out = sources.find(cfg.src, root)
+    found, left_out = sources.find(cfg.src, root, archives.parse_fields(cfg.fields))
     label_files = {
-        source.name: action_labels.read(source.labels)
-        for source in found
-        if source.labels and cfg.actions
+        source.name: read_labels(source) for source in found if source.labels and cfg.actions
     }
     with data.exclusive_writer(root, "imports to", "choose another --cfg.root"), terminable():
         store = open_or_create(cfg, root, action_labels.action_names([*label_files.values()]))
@@ -358,6 +379,8 @@ def main(cfg: Config) -> None:
         if new:
             store = import_all(cfg, store, new, tracks, skipped)
     report(store, skipped | left_out)
+    if cfg.actions:
+        report_actions(found)
     missing = sources.missing_splits(store.segments)
     if missing:
         raise UserError(f"{missing}; what was imported is kept in {root}")

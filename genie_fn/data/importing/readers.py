@@ -1,4 +1,4 @@
-"""Reading the frames of a source: video files, animations, folders of images, npy episodes.
+"""Reading the frames of a source: video files, animations, images, npy and other episodes.
 
 Files are untrusted input. Nothing is decoded before its size is known to be acceptable. A file that
 cannot be read, is cut short or damaged raises `Unreadable` with the reason, after the frames before
@@ -22,22 +22,20 @@ from PIL import Image
 from genie_fn.data import colour, images
 from genie_fn.data.colour import UNSPECIFIED, Coding
 from genie_fn.data.images import Background
-from genie_fn.data.importing import containers
+from genie_fn.data.importing import archives, containers
+from genie_fn.data.importing.archives import Unreadable
 from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_THREADS = 8  # of a decoder; each of them holds one more frame
+TIME_TOLERANCE = 1e-3  # seconds by which a rounded time may differ
 MAX_ASPECT = 8  # of a pixel; a file that claims more is wrong
 SMALL = 1 << 18  # pixels; decoding smaller frames is slower with several threads
 # Decoders of WebM's alpha channel, which ffmpeg's own leave out.
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Matrices of ITU-T H.273 that ffmpeg converts to RGB.
 MATRICES = {0, 1, 2, 3, 4, 5, 6, 7, 9}
-
-
-class Unreadable(Exception):
-    """Why a source, or the rest of it, cannot be read: a clause about it."""
 
 
 class SourceFrame(NamedTuple):
@@ -66,7 +64,11 @@ PLAIN = Conversion()
 def read(source: Source, threads: int = 1, conversion: Conversion = PLAIN) -> Iterator[SourceFrame]:
     """The frames of a source in order. Raises Unreadable."""
     if source.kind == "video":
-        return _read_video(source.files[0], threads, conversion)
+        part = source.episode.seconds if source.episode else None
+        return _read_video(source.files[0], threads, conversion, part)
+    if source.kind == "archive":
+        assert source.episode is not None
+        return (SourceFrame(None, picture) for picture in archives.read(source.episode))
     if source.kind == "animation":
         return _read_animation(source.files[0], conversion.background)
     if source.kind == "npy":
@@ -77,7 +79,13 @@ def read(source: Source, threads: int = 1, conversion: Conversion = PLAIN) -> It
 # Video files
 
 
-def _read_video(path: Path, threads: int, conversion: Conversion) -> Iterator[SourceFrame]:
+def _read_video(
+    path: Path,
+    threads: int,
+    conversion: Conversion,
+    seconds: tuple[float, float] | None = None,
+) -> Iterator[SourceFrame]:
+    """The frames of a video file, or of the part of it from one second to another."""
     is_open = False
     try:
         with containers.opened(path) as file:
@@ -90,12 +98,28 @@ def _read_video(path: Path, threads: int, conversion: Conversion) -> Iterator[So
             _check_size(context.width, context.height)
             is_open = True
             decoder = _decoder(stream, context, threads)
-            yield from _stream_frames(file, stream, decoder, conversion)
+            if seconds is None:
+                yield from _stream_frames(file, stream, decoder, conversion)
+            else:
+                if stream.time_base:
+                    file.seek(int(seconds[0] / stream.time_base), stream=stream)
+                frames = _stream_frames(file, stream, decoder, conversion)
+                yield from _between(frames, *seconds)
     except Unreadable:
         raise
     except Exception as error:  # PyAV raises many kinds
         what = "it is damaged" if is_open else "it cannot be read as a video"
         raise Unreadable(f"{what} ({_reason(error)})") from error
+
+
+def _between(frames: Iterator[SourceFrame], first: float, last: float) -> Iterator[SourceFrame]:
+    """The frames that appear from one second to another, without the second."""
+    for frame in frames:
+        time = float(frame.time or 0)
+        if time >= last - TIME_TOLERANCE:
+            return
+        if time >= first - TIME_TOLERANCE:
+            yield frame
 
 
 def _decoder(stream: av.VideoStream, context: VideoCodecContext, threads: int) -> VideoCodecContext:

@@ -1,4 +1,5 @@
-"""Finding what to import: videos, animations, folders of images, npy episodes; with stable names.
+"""Finding what to import: videos, animations, folders of images, npy episodes, and the episodes of
+HDF5, parquet and LeRobot data; with stable names.
 
 The name of a source is its path relative to the folder asked for, with slashes. It decides the
 split and identifies what was imported before, so it does not depend on the machine or on what else
@@ -11,13 +12,14 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from genie_fn import data
 from genie_fn.data import Segment, images
-from genie_fn.data.importing import containers
+from genie_fn.data.importing import archives, containers
+from genie_fn.data.importing.archives import ANYWHERE, Episode, Fields
 from genie_fn.errors import UserError
 
 # Endings of pictures, by which a damaged file is known as one. A damaged .gif is a video.
@@ -27,7 +29,7 @@ IMAGES = {
 }
 LABELS = (".jsonl", ".csv")
 
-Kind = Literal["video", "animation", "images", "npy"]
+Kind = Literal["video", "animation", "images", "npy", "archive"]
 
 
 class Source(NamedTuple):
@@ -37,9 +39,11 @@ class Source(NamedTuple):
     kind: Kind
     files: tuple[Path, ...]
     labels: Path | None = None
-    """The file of recorded actions beside it."""
+    """The file of recorded actions: the one beside it, or that of its archive."""
     digest: str = ""
     """See the function `digest`; empty until it is known."""
+    episode: Episode | None = None
+    """Which part of an archive it is, if it is one."""
 
     def size(self) -> int:
         """The bytes of all files."""
@@ -60,17 +64,22 @@ class Found(NamedTuple):
     """The reasons why files are no part of any source, by their names."""
 
 
-def find(src: str, exclude: Path) -> Found:
+def find(src: str, exclude: Path, fields: Fields = ANYWHERE) -> Found:
     """All sources in a folder, in a file, or under a glob, in the natural order of their names.
 
     What a file is is decided by its content: see `kind_of`. The pictures of a folder are one
-    source. Hidden files and the folder `exclude` (the dataset's) are left out. Raises UserError if
-    there is nothing to import.
+    source, and so is every episode of an archive, in which `fields` name what is read. Hidden files
+    and the folder `exclude` (the dataset's) are left out. Raises UserError if there is nothing to
+    import.
     """
     base, paths = _expand(src)
     exclude = exclude.resolve()
     files = {path for path in paths if _is_importable(path, base, exclude)}
     sources: list[Source] = []
+    for path in _archives(files):
+        name = "" if path == base else _name(path, base)
+        sources += _episodes(name, path, fields)
+        files -= {file for file in files if file == path or path in file.parents}
     pictures: dict[Path, list[Path]] = {}
     for path in sorted(files, key=lambda path: natural(path.as_posix())):
         if path.suffix.lower() in LABELS:
@@ -92,9 +101,31 @@ def find(src: str, exclude: Path) -> Found:
             sources.append(Source(name, "images", frames, _find_labels(folder)))
     if not sources:
         raise UserError(
-            f"there are no videos in {src}: name a folder of videos, of images or of npy files"
+            f"there are no videos in {src}: name a folder of videos, of images or of npy files, or "
+            "HDF5, parquet or LeRobot data"
         )
     return Found(sorted(sources, key=lambda source: natural(source.name)), left_out)
+
+
+def _archives(files: set[Path]) -> list[Path]:
+    """The archives among files: folders of LeRobot data, and files outside of them."""
+    depth = len(archives.INFO.parts)
+    folders = [
+        path.parents[depth - 1]
+        for path in sorted(files)
+        if path.parts[-depth:] == archives.INFO.parts
+    ]
+    alone = [path for path in sorted(files) if not set(folders) & set(path.parents)]
+    return [*folders, *filter(archives.is_archive, alone)]
+
+
+def _episodes(name: str, path: Path, fields: Fields) -> Iterator[Source]:
+    """The sources of an archive."""
+    for episode in archives.episodes(path, fields):
+        kind: Kind = "video" if path.is_dir() else "archive"
+        own_name = "/".join(filter(None, (name, episode.name)))
+        labels = episode.actions.file if episode.actions else None
+        yield Source(own_name, kind, episode.files, labels, episode=episode)
 
 
 def kind_of(path: Path) -> Kind:
@@ -187,9 +218,18 @@ def digest(source: Source) -> str:
     """A hash that identifies the content of a source under any name: all bytes of all files."""
     content = hashlib.sha256()
     for path in source.files:
-        with open(path, "rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+        content.update(_file_digest(path, path.stat().st_mtime_ns))
+    if source.episode is not None:
+        part = (source.episode.frames, source.episode.rows, source.episode.seconds)
+        content.update(repr(part).encode())
     return f"sha256:{content.hexdigest()}"
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: Path, _modified: int) -> bytes:
+    """The hash of a file, which may hold many episodes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 # Splits
