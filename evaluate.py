@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genie_fn import bundle, data, lam, random, tree
-from genie_fn.bundle import Bundle, action_effects, action_map
+from genie_fn.bundle import Bundle, action_effects, action_map, hub
 from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import (
@@ -77,7 +77,7 @@ class Config:
     run: str = "runs/demo/dynamics"
     """The folder of the dynamics run; it names the tokenizer and the latent action model."""
     world: str = ""
-    """A world file to evaluate instead of a run."""
+    """A world file to evaluate instead of a run; hf://owner/name is one on the Hugging Face Hub."""
     data: str = ""
     """The dataset to evaluate on; by default the one that the run was made from."""
     tokenizer: str = ""
@@ -184,6 +184,9 @@ def main(cfg: Config) -> None:
     if cfg.compare:
         return compare(cfg)
     cfg = replace(cfg, run=cfg.world or cfg.run)
+    if hub.is_address(cfg.run):
+        results = cfg.out or f"{hub.name_of(cfg.run)}/evaluation"
+        cfg = replace(cfg, run=hub.fetch(cfg.run), out=results)
     if cfg.brief:
         cfg = replace(cfg, held=0, probe_steps=0, long_frames=0, extra_methods=False)
     out = Path(cfg.out or bundle.results_folder(cfg.run) / "evaluation")

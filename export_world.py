@@ -20,7 +20,7 @@ import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 import torch
 
 from genie_fn import bundle, tree
-from genie_fn.bundle import Bundle
+from genie_fn.bundle import Bundle, hub
 from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
@@ -28,6 +28,7 @@ from genie_fn.export import folder
 from genie_fn.play import html
 from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run
+from genie_fn.runtime.progress import stage
 from genie_fn.world import World
 
 ENDINGS = {"world": ".safetensors", "html": ".html", "web": "-web", "onnx": "-onnx"}
@@ -62,6 +63,9 @@ class Config:
     """The folder of the latent action model's run, likewise."""
     frames: int = 16
     """The number of start frames."""
+    upload: str = ""
+    """A repository on the Hugging Face Hub to upload the world file to, with a model card, as in
+    hf://owner/name; it is made if there is none."""
 
     def __post_init__(self):
         if not 1 <= self.frames <= bundle.MAX_START_FRAMES:
@@ -69,6 +73,10 @@ class Config:
                 f"--cfg.frames is {self.frames}: "
                 f"choose a number from 1 to {bundle.MAX_START_FRAMES}"
             )
+        if self.upload:
+            hub.parse(self.upload)
+        if self.upload and self.format != "world":
+            raise UserError("--cfg.upload is for world files: leave --cfg.format out")
         ending = ENDINGS[self.format]
         if self.output and ending.startswith(".") and Path(self.output).suffix != ending:
             raise UserError(f"--cfg.output {self.output} should end in {ending}")
@@ -110,6 +118,9 @@ def advise_on_keys(cfg: Config, loaded: Bundle) -> str:
 
 
 def main(cfg: Config) -> None:
+    if hub.is_address(cfg.run):
+        output = cfg.output or f"{hub.name_of(cfg.run)}{ENDINGS[cfg.format]}"
+        cfg = replace(cfg, run=hub.fetch(cfg.run), output=output)
     cfg = replace(cfg, output=cfg.output or default_output(cfg))
     output = Path(cfg.output)
     check(cfg, output)
@@ -125,6 +136,10 @@ def main(cfg: Config) -> None:
         print(advice)
     print(f"{output}: {size / 1e6:.1f} MB")
     print(HINTS[cfg.format].format(output))
+    if cfg.upload:
+        with stage(f"uploading to {cfg.upload}"):
+            address = hub.upload(cfg.upload, output, loaded.card)
+        print(f"Its page is {address}")
 
 
 def check(cfg: Config, output: Path) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from genie_fn import bundle, world
-from genie_fn.bundle import Bundle, pretrained
+from genie_fn.bundle import Bundle, hub, pretrained
 from genie_fn.data import images, video
 from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
@@ -47,7 +47,7 @@ class Config:
     """The folder of the dynamics run; by default the newest under `runs`, or else the bundled
     pretrained world."""
     world: str = ""
-    """A world file, instead of a run and its dataset."""
+    """A world file, instead of a run and its dataset; hf://owner/name is one on the Hugging Face Hub."""
     ui: Literal["browser", "terminal", "video"] = "browser"
     """Where to play; `--cfg.actions` or `--cfg.output` always make a video."""
     image: str = ""
@@ -282,7 +282,7 @@ def main(cfg: Config) -> None:
     if ui == "video":
         files.check_outputs("--cfg.output", cfg.output or OUTPUT)
     compiled = choose_compile(cfg, ui, device)
-    path = cfg.world or cfg.run or newest_world()
+    path = hub.fetch(cfg.world or cfg.run or newest_world())
     loaded = bundle.load(path, device, compiled, tokenizer=cfg.tokenizer, lam=cfg.lam)
     actions: list[int] = []
     if ui == "video":  # wrong actions are refused before the dataset is opened
