@@ -13,7 +13,6 @@ same frames.
 """
 
 import secrets
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +232,7 @@ def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> 
     from genie_fn.play import browser
     from genie_fn.play.engine import Engine
     from genie_fn.play.guard import LOCAL
+    from genie_fn.play.listening import listen, own_address
     from genie_fn.play.server import Limits, Server, serve_on
 
     listening = listen(cfg.host, cfg.port)
@@ -251,28 +251,6 @@ def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> 
         timer.daemon = True
         timer.start()
     serve_on(server, listening)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address."""
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        raise UserError(
-            f"{host}:{port} cannot be used ({error.strerror}): choose another --cfg.port"
-        ) from error
-    return listening
-
-
-def own_address(host: str, port: int) -> str:
-    """The address of the page; for all networks (0.0.0.0 or ::) by this machine's name."""
-    if host in ("0.0.0.0", "::"):
-        host = socket.gethostname()
-    if ":" in host:
-        host = f"[{host}]"
-    return f"http://{host}:{port}"
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from genie_fn.runtime.console import console
 SCRIPTS = {
     "play": "play",
     "collect": "generate_dataset",
+    "record": "record",
     "import": "import_videos",
     "train tokenizer": "train_tokenizer",
     "train lam": "train_lam",
@@ -37,6 +38,7 @@ SCRIPTS = {
 SUMMARIES = {
     "play": "play a world: the newest one trained here, or the bundled pretrained world",
     "collect": "collect video of a game into a dataset",
+    "record": "play a game by keyboard, and keep what you do as a dataset",
     "import": "import videos or recorded episodes into a dataset",
     "train tokenizer": "train the video tokenizer",
     "train lam": "train the latent action model",

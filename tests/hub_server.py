@@ -64,7 +64,9 @@ class Handler(BaseHTTPRequestHandler):
             name = json.loads(body)["name"]
             owner = json.loads(body).get("organization") or "friend"
             self.server.repositories.setdefault(f"{owner}/{name}", {})
-            return self._answer(200, {"url": f"{self.server.url}/{owner}/{name}", "id": f"{owner}/{name}"})
+            return self._answer(
+                200, {"url": f"{self.server.url}/{owner}/{name}", "id": f"{owner}/{name}"}
+            )
         if path == "/api/validate-yaml":
             return self._answer(200, {"errors": [], "warnings": []})
         repository = "/".join(path.split("/")[3:5])

@@ -13,30 +13,24 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from genie_fn.data import images, video
 from genie_fn.errors import UserError
 from genie_fn.play.description import describe
 from genie_fn.play.engine import Engine
+from genie_fn.play.guard import Guard, refusal
 from genie_fn.play.recording import MAX_STEPS, number
-
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse, Response
-    from starlette.routing import Mount, Route, WebSocketRoute
-    from starlette.staticfiles import StaticFiles
-    from starlette.websockets import WebSocket, WebSocketDisconnect
-
-    from genie_fn.play.guard import Guard, refusal
-    from genie_fn.play.visitor import CLOSED, MAX_MESSAGE, Place, Visitor, sentence
-except ImportError as error:
-    raise UserError(
-        f"playing in the browser needs more packages ({error}): `pip install 'genie_fn[play]'`"
-    ) from error
+from genie_fn.play.visitor import CLOSED, MAX_MESSAGE, Place, Visitor, sentence
 
 PAGE = Path(__file__).parent / "page"
 MAX_UPLOAD = 32 << 20  # bytes of an image, such as a photo of a phone; it is scaled down here
@@ -274,7 +268,14 @@ def encode_video(frames: list[np.ndarray], kind: str) -> bytes:
         return path.read_bytes()
 
 
-def serve_on(server: Server, listening: socket.socket) -> None:
+class Application(Protocol):
+    """What can be served."""
+
+    app: Any
+    stop: Callable[[], None]
+
+
+def serve_on(server: Application, listening: socket.socket) -> None:
     """Serve on a bound socket until Ctrl-C, or until `server.stop()`."""
     config = uvicorn.Config(
         server.app,

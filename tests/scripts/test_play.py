@@ -153,7 +153,7 @@ def test_a_dataset_without_held_out_levels_gives_no_start_frames(served, stage, 
 def test_the_newest_world_is_played(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(play, "PRETRAINED", tmp_path / "pretrained.safetensors")
-    with pytest.raises(UserError, match="make demo"):
+    with pytest.raises(UserError, match="genie-fn demo"):
         play.newest_world()
     play.PRETRAINED.touch()
     assert play.newest_world() == str(play.PRETRAINED)

@@ -1,0 +1,226 @@
+"""The server of the page on which a person plays a game, and what they do becomes a dataset.
+
+One person at a time. A recording is what happened in a level since it began, over as many episodes as
+were played. It is written when the person saves it, leaves the page or ends the program, and goes to
+train, val and test in turns of five, so that five recordings are a dataset to train on.
+"""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from genie_fn import data
+from genie_fn.data import Store, games
+from genie_fn.data.game import MAX_LEVEL, Game
+from genie_fn.errors import UserError
+from genie_fn.play.guard import Guard
+from genie_fn.play.server import PAGE
+
+SPLITS = ("train", "train", "train", "val", "test")
+"""The splits of successive recordings."""
+MAX_FRAMES = 100_000
+"""Frames of a recording, which are held in memory until it is written."""
+TAKEN = "Somebody is recording already: close that page first."
+
+
+class Take:
+    """A recording that is being made: the level's game, and what happened in it."""
+
+    def __init__(self, game: Game):
+        self.game = game
+        self.frame = game.frame()
+        self.frames: list[np.ndarray] = []
+        self.actions: list[int] = []
+        self.rewards: list[float] = []
+        self.starts: list[bool] = []
+        self._begins = True
+
+    def act(self, action: int) -> tuple[bool, float]:
+        """Take an action: whether the episode ended, and the reward. Raises UserError for one that the
+        game does not have, and when the recording is too long."""
+        if len(self.frames) == MAX_FRAMES:
+            raise UserError(f"a recording has at most {MAX_FRAMES} frames: save it")
+        step = self.game.step(action)
+        self.frames.append(self.frame)
+        self.actions.append(action)
+        self.rewards.append(step.reward)
+        self.starts.append(self._begins)
+        self.frame = step.frame
+        self._begins = step.ended
+        return step.ended, step.reward
+
+    def recording(self, split: str) -> data.Recording:
+        """What a store keeps of it."""
+        counts = np.bincount(self.actions, minlength=len(self.game.action_names))
+        info = {"completed": 0, "reward": sum(self.rewards), "actions": counts.tolist()}
+        return data.Recording(
+            self.game.level,
+            np.stack(self.frames),
+            np.array(self.actions, np.uint8),
+            np.array(self.rewards, np.float32),
+            np.array(self.starts, bool),
+            split,
+            info,
+        )
+
+
+class Recorder:
+    """The application, the dataset that it writes, and the recording that is being made."""
+
+    def __init__(self, store: Store, first_level: int, fps: int, token: str):
+        self.store = store
+        self.fps = fps
+        self.stop: Callable[[], None] = lambda: None
+        self._first_level = first_level
+        self._busy = False
+        self._lock = threading.RLock()  # a thread goes on after its request was cancelled
+        self.take = self._begin()
+        routes = [
+            Route("/", self.page),
+            Route("/play", self.answer, methods=["POST"]),
+            WebSocketRoute("/play", self.play),
+            Mount("/static", StaticFiles(directory=PAGE)),
+        ]
+        self.app = Guard(Starlette(routes=routes, lifespan=self.lifespan), token)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _) -> AsyncIterator[None]:
+        """Write what has not been saved when the program ends."""
+        yield
+        with self._lock:
+            self.save()
+            self.take.game.close()
+
+    async def page(self, _: Request) -> Response:
+        """Answer with the page itself."""
+        return FileResponse(PAGE / "record.html")
+
+    async def answer(self, _: Request) -> Response:
+        """Answer a page whose socket was not opened, with the reason of the guard if it refuses."""
+        return Response(status_code=204)
+
+    async def play(self, socket: WebSocket) -> None:
+        """Let one person play until the connection ends."""
+        await socket.accept()
+        if self._busy:
+            await socket.send_json({"type": "error", "message": TAKEN})
+            return await socket.close(1013)
+        self._busy = True
+        try:
+            await self._converse(socket)
+        except (WebSocketDisconnect, RuntimeError, OSError):  # the person left
+            pass
+        finally:
+            try:
+                await asyncio.to_thread(self.save)
+            finally:
+                self._busy = False
+
+    async def _converse(self, socket: WebSocket) -> None:
+        height, width = self.take.frame.shape[:2]
+        names = list(self.take.game.action_names)
+        hello = {"type": "hello", "names": names, "height": height, "width": width, "fps": self.fps}
+        hello |= {"env": games.collection(self.store.meta)["env"], "root": str(self.store.root)}
+        await socket.send_json(hello)
+        await self._show(socket, ended=False, reward=0.0)
+        while True:
+            message = await self._receive(socket)
+            try:
+                ended, reward = await asyncio.to_thread(self.answer_to, message)
+            except UserError as error:
+                await socket.send_json({"type": "error", "message": str(error)})
+                continue
+            await self._show(socket, ended, reward)
+
+    @staticmethod
+    async def _receive(socket: WebSocket) -> dict[str, Any]:
+        """A message of the page; {} for what is none."""
+        text = await socket.receive_text()
+        try:
+            message = json.loads(text[:1000])
+        except ValueError:
+            return {}
+        return message if isinstance(message, dict) else {}
+
+    def answer_to(self, message: dict[str, Any]) -> tuple[bool, float]:
+        """Do what a message asks for: whether an episode ended, and the reward."""
+        with self._lock:
+            return self._answer_to(message.get("type"), message.get("action"))
+
+    def _answer_to(self, kind: Any, action: Any) -> tuple[bool, float]:
+        if kind == "act" and type(action) is int:
+            return self.take.act(action)
+        if kind == "save":
+            self.save()
+        elif kind == "discard":
+            level = self.take.game.level
+            self.take.game.close()
+            self.take = Take(self._open(level))
+        else:
+            raise UserError("the page asked for something unknown: load it again")
+        return False, 0.0
+
+    async def _show(self, socket: WebSocket, ended: bool, reward: float) -> None:
+        """Send the current frame, and what is recorded."""
+        state = {
+            "type": "frame",
+            "ended": ended,
+            "reward": reward,
+            "level": self.take.game.level,
+            "frames": len(self.take.frames),
+            "saved": len(self.store.segments),
+            "saved_frames": sum(segment.length for segment in self.store.segments),
+            "split": self._split(),
+        }
+        await socket.send_json(state)
+        await socket.send_bytes(np.ascontiguousarray(self.take.frame).tobytes())
+
+    def save(self) -> None:
+        """Write the recording, if it has frames, and begin the next level."""
+        with self._lock:
+            if not self.take.frames:
+                return
+            self.store = data.append_segments(self.store, [self.take.recording(self._split())])
+            self.take.game.close()
+            self.take = self._begin()
+
+    def _split(self) -> str:
+        """The split of the next recording."""
+        return SPLITS[len(self.store.segments) % len(SPLITS)]
+
+    def _begin(self) -> Take:
+        return Take(self._open((self._first_level + len(self.store.segments)) % (MAX_LEVEL + 1)))
+
+    def _open(self, level: int) -> Game:
+        return games.open_game(level, self.store.meta)
+
+
+def open_or_create(root: Path, collection: dict[str, Any], level: int) -> Store:
+    """The dataset at `root`, new or to be added to. Raises UserError if it is of something else."""
+    if not data.is_store(root):
+        game = games.open_game(level, {"collection": collection})
+        height, width = game.frame().shape[:2]
+        names = game.action_names
+        game.close()
+        return data.create(root, {"collection": collection}, height, width, len(names), names)
+    store = data.open_store(root)
+    stored = store.meta.get("collection", {})
+    for name, value in collection.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"{root} was recorded with {name} {stored.get(name)}, not {value}: choose another "
+                "--cfg.root"
+            )
+    return store
