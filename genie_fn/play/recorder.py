@@ -123,10 +123,8 @@ class Recorder:
         except (WebSocketDisconnect, RuntimeError, OSError):  # the person left
             pass
         finally:
-            try:
-                await asyncio.to_thread(self.save)
-            finally:
-                self._busy = False
+            self.save()  # not in a thread: nobody waits for it where this task was cancelled
+            self._busy = False
 
     async def _converse(self, socket: WebSocket) -> None:
         height, width = self.take.frame.shape[:2]
