@@ -9,7 +9,7 @@ PROCGEN := procgen-mirror gym3 gym gym-notices cffi pycparser glfw moderngl glco
 # Files are run in the order that tests/conftest.py gives them.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo speedrun play web test test-fast test-all docs-test lint format bench gpu speedrun-gpu docs lock clean
+.PHONY: help install demo speedrun play web wheel test test-fast test-all docs-test lint format bench gpu speedrun-gpu docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -50,6 +50,9 @@ web: $(READY) ## write the bundled worlds as HTML files to web/, which play in a
 			--cfg.output web/$$(basename $$world .safetensors).html || exit; \
 	done
 
+wheel: $(READY) ## write dist/genie_fn-*.whl: the package, its scripts as genie-fn, and the bundled worlds
+	$(BIN)/python -m build --wheel
+
 test: lint ## lint, then run the tests on all cores
 	$(PYTEST) --durations 15
 
@@ -60,8 +63,8 @@ test-fast: $(READY) ## the tests of the models and of training, without compilat
 test-all: lint ## the same, with the tests marked slow
 	$(PYTEST) -m ''
 
-docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, and follow every guide of docs/how-to
-	$(BIN)/python -m pytest -m '' tests/docs/test_tour.py tests/docs/test_how_to.py
+docs-test: $(DOCS_READY) ## run every notebook of docs/tour in a fresh kernel, follow every guide of docs/how-to and every recipe of docs/your-own-data.md
+	$(BIN)/python -m pytest -m '' tests/docs/test_tour.py tests/docs/test_how_to.py tests/docs/test_own_data.py
 
 lint: $(READY) ## check style, formatting, imports, types and language
 	$(BIN)/ruff check .
