@@ -79,7 +79,7 @@ def demo() -> Config:
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
-    sizes = {"steps": 1800, "batch_size": 8, "num_frames": 4, "stride": 2}
+    sizes = {"steps": 2400, "batch_size": 8, "num_frames": 4, "stride": 2}
     return _config("demo", **sizes, flip=True, compile="off", optim=optim)
 
 

@@ -681,7 +681,10 @@ def noise_of(key: Tensor, shape: tuple[int, int], factors: int = 1) -> Noise:
 
 
 def draw(key: Tensor, steps: int, shape: tuple[int, int], factors: int = 1) -> Noise:
-    """The noise of all steps of a frame. That of step k has the key `fold_in(key, k)`."""
+    """The noise of all steps of a frame. That of step k has the key `fold_in(key, k)`.
+
+    Keys (T, 2) give those of T frames, with a leading axis.
+    """
     index = torch.arange(steps, device=key.device)
     return noise_of(random.fold_in(key, index), shape, factors)
 
@@ -827,9 +830,11 @@ def next_frame(  # noqa: PLR0913 (the paper's arguments)
     sample: SampleConfig,
     programs: Programs = EAGER,
     *,
+    noise: Noise | None = None,
     backend: Backend = AUTO,
 ) -> Sampled:
-    """Sample the frame into which `action_B` leads."""
+    """Sample the frame into which `action_B` leads. `noise` is that of `draw` for the key, if it has
+    been drawn before."""
     device = action_B.device
     index = torch.arange(sample.steps + 1, device=device)
     steps = index[-1]
@@ -839,7 +844,8 @@ def next_frame(  # noqa: PLR0913 (the paper's arguments)
     probability_BN = torch.zeros_like(ids_BN, dtype=torch.float32)
     # `Step` holds these two: other values of them must not compile a program again.
     fixed = replace(sample, steps=1, temperature=1.0)
-    noise = draw(key, sample.steps, (len(ids_BN), cfg.tokens), len(cfg.sizes))
+    if noise is None:
+        noise = draw(key, sample.steps, (len(ids_BN), cfg.tokens), len(cfg.sizes))
     for k, threshold_BNF, score_BN in zip(index[:-1], *noise, strict=True):
         step = Step(k, steps, temperature)
         step_noise = Noise(threshold_BNF, score_BN)

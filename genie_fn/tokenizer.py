@@ -8,7 +8,7 @@ frame by frame from a cache.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -117,8 +117,12 @@ class TokenizerConfig:
         return self.grid[0] * self.grid[1]
 
 
-def _st_vivit(patch: int, stack: STConfig, quantizer: QuantizerConfig) -> TokenizerConfig:
-    return TokenizerConfig(patch=patch, encoder=stack, decoder=stack, quantizer=quantizer)
+def _st_vivit(
+    patch: int, stack: STConfig, quantizer: QuantizerConfig, *, framewise: bool = False
+) -> TokenizerConfig:
+    """The same stack as encoder and decoder; with `framewise` the encoder sees each frame alone."""
+    encoder = replace(stack, window=1) if framewise else stack
+    return TokenizerConfig(patch=patch, encoder=encoder, decoder=stack, quantizer=quantizer)
 
 
 def _magvit2(
@@ -138,7 +142,10 @@ PRESETS = {
     "demo": _st_vivit(
         8,
         STConfig(2, 128, 4, window=4),
-        QuantizerConfig("vq", 1024, latent_dim=16, commit=0.25, use_rate=0.1, from_inputs=True),
+        QuantizerConfig(
+            "vq", 1024**2, latent_dim=16, books=2, commit=0.25, use_rate=0.1, from_inputs=True
+        ),
+        framewise=True,
     ),
     "small": _st_vivit(4, STConfig(4, 384, 6, dtype="bfloat16"), QuantizerConfig()),
     "coinrun": _st_vivit(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genie_fn import dynamics, lam, layers, quantize, random, tokenizer
-from genie_fn.dynamics import DynamicsConfig, Memory, SampleConfig
+from genie_fn.dynamics import DynamicsConfig, Memory, Noise, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.runtime import compilation
@@ -188,10 +188,12 @@ def step(
     key: Tensor,
     sample: SampleConfig,
     programs: Programs = EAGER,
+    noise: Noise | None = None,
 ) -> tuple[State, Frame]:
     """The next frame of every session, given its action.
 
-    The function is pure: the same state, action and key give the same frame.
+    The function is pure: the same state, action and key give the same frame. `noise` is that of
+    `dynamics.draw` for the key, if it has been drawn before.
     """
     cfg, params, backend = world.dynamics
     ids, probability, revealed, memory = dynamics.next_frame(
@@ -202,6 +204,7 @@ def step(
         cfg,
         sample,
         dynamics.Programs(programs.unmask, programs.remember),
+        noise=noise,
         backend=backend,
     )
     cfg, params, backend = world.tokenizer

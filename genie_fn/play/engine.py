@@ -209,10 +209,9 @@ class Engine:
         usual = sys.getswitchinterval()
         sys.setswitchinterval(TURN)
         try:
-            programs = self._fast_programs()
-            if programs is not None:
-                runner = self._runner(programs)
-                self._try_out(runner)
+            fast = _resolved(self.world, self.device, True)
+            runners = [Runner(fast, programs) for programs in self._fast_programs()]
+            runner = min(runners, key=self._try_out, default=None)
         except Exception as error:  # play continues as it began
             runner = None
             reason = compilation.missing(error)
@@ -221,14 +220,16 @@ class Engine:
             sys.setswitchinterval(usual)
         self._finish_compiling(runner)
 
-    def _fast_programs(self) -> Programs | None:
-        """Programs for ONNX Runtime on a CPU; compiled ones on a GPU, or where that is not possible;
-        None where neither is."""
+    def _fast_programs(self) -> list[Programs]:
+        """Programs for ONNX Runtime on a CPU, with one thread and with all: in a small model, waking a
+        second thread for each operation takes longer than it saves. Compiled ones on a GPU, or where
+        that is not possible; none where neither is."""
         if self.device.type == "cpu":
             absent = graphs.missing()
             if not absent:
                 try:
-                    return self._graph_programs()
+                    counts = sorted({1, torch.get_num_threads()})
+                    return [prepared.programs(self.world, self.sample, n) for n in counts]
                 except Exception as error:  # a model that cannot be exported
                     console.print(f"{error}: compiling instead", markup=False, soft_wrap=True)
             else:
@@ -238,21 +239,7 @@ class Engine:
                     markup=False,
                     soft_wrap=True,
                 )
-        return world.compiled(self.device) if compilation.works(self.device) else None
-
-    def _graph_programs(self) -> Programs:
-        """Programs for ONNX Runtime with one thread or with all, whichever are faster here.
-
-        In a small model, waking a second thread for each operation takes longer than it saves.
-        """
-        counts = sorted({1, torch.get_num_threads()})
-        found = [prepared.programs(self.world, self.sample, threads) for threads in counts]
-        if len(found) == 1:
-            return found[0]
-        return min(found, key=lambda programs: self._try_out(self._runner(programs)))
-
-    def _runner(self, programs: Programs) -> Runner:
-        return Runner(_resolved(self.world, self.device, True), programs)
+        return [world.compiled(self.device)] if compilation.works(self.device) else []
 
     def _finish_compiling(self, runner: Runner | None) -> None:
         """Use compiled programs from now on, or none."""

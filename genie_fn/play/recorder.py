@@ -28,6 +28,7 @@ from genie_fn.errors import UserError
 from genie_fn.play.guard import Guard
 from genie_fn.play.server import PAGE
 
+RECORD_PAGE = Path(__file__).parent / "record_page"
 SPLITS = ("train", "train", "train", "val", "test")
 """The splits of successive recordings."""
 MAX_FRAMES = 100_000
@@ -91,6 +92,7 @@ class Recorder:
             Route("/", self.page),
             Route("/play", self.answer, methods=["POST"]),
             WebSocketRoute("/play", self.play),
+            Mount("/static/record", StaticFiles(directory=RECORD_PAGE)),
             Mount("/static", StaticFiles(directory=PAGE)),
         ]
         self.app = Guard(Starlette(routes=routes, lifespan=self.lifespan), token)
@@ -105,7 +107,7 @@ class Recorder:
 
     async def page(self, _: Request) -> Response:
         """Answer with the page itself."""
-        return FileResponse(PAGE / "record.html")
+        return FileResponse(RECORD_PAGE / "index.html")
 
     async def answer(self, _: Request) -> Response:
         """Answer a page whose socket was not opened, with the reason of the guard if it refuses."""

@@ -9,6 +9,7 @@ values: a branch is the same value under another name.
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from genie_fn import random
+from genie_fn import dynamics, random
 from genie_fn import world as worlds
-from genie_fn.dynamics import SampleConfig
+from genie_fn.dynamics import Noise, SampleConfig
 from genie_fn.layers import Cache
 from genie_fn.tree import Tree
 from genie_fn.world import Programs, World
 
+DRAWN_AHEAD = 32  # frames whose random numbers are drawn at once
 MAX_MOMENTS = 300  # frames kept
 MAX_BYTES = 256 << 20  # bytes kept, whatever the number of frames
 MAX_RECORDS = 10_000  # frames whose actions are kept, for a recording
@@ -146,9 +148,13 @@ def advance(
     The function is pure, and frame t is sampled with fold_in(key(seed), t).
     """
     device = world.dynamics.params["token"].device
-    key = random.fold_in(random.key(session.seed, device), session.at + 1)
+    cfg = world.dynamics.cfg
+    block, place = divmod(session.at + 1, DRAWN_AHEAD)
+    drawn = _draw_block(session.seed, block, sample.steps, cfg.tokens, len(cfg.sizes), device)
+    key, threshold, score = (x[place] for x in drawn)
+    noise = Noise(threshold, score)
     action_B = torch.tensor([action], device=device)
-    new, frame = worlds.step(world, state(session), action_B, key, sample, programs)
+    new, frame = worlds.step(world, state(session), action_B, key, sample, programs, noise)
     pixels, ids, probability, revealed = (x[0].cpu().numpy() for x in frame)
     moment = Moment(
         pixels,
@@ -161,6 +167,30 @@ def advance(
     # Laid out as if it were joined: rounding can depend on that.
     latest = pytree.tree_map(torch.Tensor.contiguous, new)
     return replace(extended(session, moment, keep), latest_state=latest)
+
+
+class _Drawn(NamedTuple):
+    """Keys and noise of the successive frames of a block."""
+
+    key: Tensor
+    threshold: Tensor
+    score: Tensor
+
+
+@lru_cache(maxsize=64)
+def _draw_block(
+    seed: int, block: int, steps: int, tokens: int, factors: int, device: torch.device
+) -> _Drawn:
+    """What frames block · DRAWN_AHEAD and following are sampled with.
+
+    Random numbers take many short operations, which take as long for one frame as for a block. Inside
+    inference mode the tensors could not be used outside.
+    """
+    with torch.inference_mode(False):
+        first = block * DRAWN_AHEAD
+        frames = torch.arange(first, first + DRAWN_AHEAD, device=device)
+        keys = random.fold_in(random.key(seed, device), frames)
+        return _Drawn(keys, *dynamics.draw(keys, steps, (1, tokens), factors))
 
 
 def frame_hash(pixels_HWC: np.ndarray) -> str:

@@ -24,16 +24,17 @@ MMAP_MAX = -4
 """Parameters of glibc's mallopt, by its numbers for them (malloc.h)."""
 
 
-def keep_freed_memory() -> bool:
-    """Let malloc keep freed memory for the next tensors. Returns whether it will: another C library than
-    glibc has no such setting, and a user may have chosen their own."""
+def keep_freed_memory() -> None:
+    """Let malloc keep freed memory for the next tensors, unless a user has chosen a setting of their own.
+    Another C library than glibc has none."""
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, Windows, musl
-        return False
-    return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+        return
+    mallopt(MMAP_MAX, 0)
+    mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 if not os.environ.keys() & {"OMP_WAIT_POLICY", *VARIABLES}:

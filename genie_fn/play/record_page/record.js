@@ -1,7 +1,7 @@
 // The page on which a person plays a game: keys and buttons to the server, its frames to the canvas.
 
-import { glyph, pad, player } from "./controls.js";
-import { actionOf, commandKey, directionOf, isReserved } from "./keys.js";
+import { glyph, pad, player } from "../controls.js";
+import { actionOf, commandKey, directionOf, isReserved } from "../keys.js";
 
 const $ = (id) => document.getElementById(id);
 const screen = $("frame").getContext("2d");
