@@ -183,8 +183,8 @@ CHOICES: dict[ChoiceName, Choice] = {
         "tokenizer",
         "Codebooks of 1024 codes that each token is a code of",
         {
-            "1": "",
-            "2": f"--cfg.model.quantizer.books 2 --cfg.model.quantizer.codes {2**20}",
+            "2": "",
+            "1": "--cfg.model.quantizer.books 1 --cfg.model.quantizer.codes 1024",
         },
     ),
     "codebook": Choice(

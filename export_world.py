@@ -74,7 +74,7 @@ class Config:
                 f"choose a number from 1 to {bundle.MAX_START_FRAMES}"
             )
         if self.upload:
-            hub.parse(self.upload)
+            hub.check_upload(self.upload)
         if self.upload and self.format != "world":
             raise UserError("--cfg.upload is for world files: leave --cfg.format out")
         ending = ENDINGS[self.format]

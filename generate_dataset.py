@@ -106,6 +106,8 @@ SMALLEST = {
     "seed": 0,
     "workers": 1,
 }
+MOST_WORKERS = 61 if sys.platform == "win32" else MAX_LEVEL
+"""The largest number of processes of a pool."""
 # Fields that do not change the data of a level.
 RUN_FIELDS = ("root", "num_levels", "workers", "export_mp4", "verify")
 
@@ -182,7 +184,7 @@ def own_policy(name: str) -> Callable[[Any, np.random.Generator], int]:
 
 def open_level(cfg: Config, level: int) -> Game:
     """The game at the beginning of a level."""
-    return games.open_game(level, {"collection": options(cfg)})
+    return games.open_game(level, {"collection": options(cfg)}, own_modules=True)
 
 
 def choose_actions(cfg: Config, level: int, count: int) -> np.ndarray:
@@ -254,8 +256,9 @@ def record(cfg: Config, level: int, game: Game) -> data.Recording:
     for t in range(steps):
         frames[t] = frame
         episode_starts[t] = ended
-        actions[t] = act(t, frame)
-        frame, ended, rewards[t], level_completed = game.step(int(actions[t]))
+        action = act(t, frame)
+        frame, ended, rewards[t], level_completed = game.step(action)  # which refuses wrong ones
+        actions[t] = action
         completed += level_completed
     info = {
         "completed": completed,
@@ -290,7 +293,7 @@ def _end_with_parent() -> None:
 
 def collect_levels(cfg: Config, store: data.Store, indices: range) -> Iterator[data.Segment]:
     """Collect levels in parallel and yield their segments in order."""
-    workers = min(cfg.workers, len(indices))
+    workers = min(cfg.workers, len(indices), MOST_WORKERS)
     # The store is sent to a worker with every level; segments would make it large.
     collect = functools.partial(collect_level, cfg, replace(store, segments=()))
     if workers == 1:

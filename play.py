@@ -46,7 +46,8 @@ class Config:
     """The folder of the dynamics run; by default the newest under `runs`, or else the bundled
     pretrained world."""
     world: str = ""
-    """A world file, instead of a run and its dataset; hf://owner/name is one on the Hugging Face Hub."""
+    """A world file, instead of a run and its dataset; hf://owner/name is one on the Hugging Face Hub, and
+    coinrun and coinrun-latent are the bundled ones."""
     ui: Literal["browser", "terminal", "video"] = "browser"
     """Where to play; `--cfg.actions` or `--cfg.output` always make a video."""
     image: str = ""
@@ -260,7 +261,7 @@ def main(cfg: Config) -> None:
     if ui == "video":
         files.check_outputs("--cfg.output", cfg.output or OUTPUT)
     compiled = choose_compile(cfg, ui, device)
-    path = hub.fetch(cfg.world or cfg.run or newest_world())
+    path = hub.fetch(pretrained.find(cfg.world) or cfg.run or newest_world())
     loaded = bundle.load(path, device, compiled, tokenizer=cfg.tokenizer, lam=cfg.lam)
     actions: list[int] = []
     if ui == "video":  # wrong actions are refused before the dataset is opened

@@ -13,6 +13,7 @@ command adds to the dataset.
 
 import re
 import secrets
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from genie_fn.play.server import serve_on
 from genie_fn.runtime import files
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console
-from genie_fn.runtime.signals import terminable
+from genie_fn.runtime.signals import handled, terminable
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def main(cfg: Config) -> None:
         timer = threading.Timer(0.5, browser.open_page, [address])
         timer.daemon = True
         timer.start()
-    with terminable():
+    hang_up = {signal.SIGHUP: lambda *_: served.stop()} if hasattr(signal, "SIGHUP") else {}
+    with terminable(), handled(hang_up):  # a terminal that is closed ends it, too
         try:
             serve_on(served, listening)
         finally:

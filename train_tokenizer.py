@@ -215,12 +215,9 @@ def for_frames(cfg: Config, height: int, width: int) -> TokenizerConfig:
     model = cfg.model
     usual = tokenizer.PRESETS[cfg.preset]
     if model.arch == "st_vivit" and model.patch == usual.patch:
-        model = replace(
-            model,
-            patch=tokenizer.fitted_patch(model.patch, height, width),
-            height=height,
-            width=width,
-        )
+        patch = tokenizer.fitted_patch(model.patch, height, width)
+        if patch * 2 >= model.patch:
+            model = replace(model, patch=patch, height=height, width=width)
     model = replace(model, height=height, width=width)
     if model.tokens != usual.tokens:
         console.print(

@@ -44,9 +44,7 @@ def play_suite(cfg, device: torch.device) -> list[dict]:
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"the suite play needs more packages ({error}): `pip install 'genie_fn[play]'`"
-        ) from error
+        raise UserError(f"the suite play needs more packages ({error}): `make install`") from error
     compiled = cfg.compile != "off"
     if device.type != "cpu":
         compiled = backend.pick_compile(cfg.compile, device) != "off"

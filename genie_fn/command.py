@@ -3,7 +3,7 @@
     genie-fn play                              as python play.py
     genie-fn train tokenizer --cfg.steps 100   as python train_tokenizer.py --cfg.steps 100
 
-Messages and help name the subcommands in place of the scripts.
+Error messages and descriptions name the subcommands in place of the scripts.
 """
 
 import difflib
@@ -85,6 +85,8 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
         name = " ".join(words[:count])
         if name in SUMMARIES:
             return name, words[count:]
+    if words[0] == "train" and words[1:2] in ([], ["-h"], ["--help"]):
+        _help()
     name = " ".join(words[:2]) if words[0] == "train" else words[0]
     (nearest,) = difflib.get_close_matches(name, SUMMARIES, n=1, cutoff=0)
     console.print(

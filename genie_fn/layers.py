@@ -83,8 +83,8 @@ def linear_spec(inputs: int, outputs: int, *, bias: bool = False, scale: float =
 def linear(params: Tree, x: Tensor, products: ProductDtype = "auto") -> Tensor:
     """(..., inputs) → (..., outputs), in the dtype of x.
 
-    With the `products` of a `Backend`, x and the weight are rounded to bfloat16 for their product, and
-    in the backward pass the gradients for theirs.
+    With `products` of bfloat16, x, the weight and their product are rounded to it, and so are the
+    gradients and their products in the backward pass. Sums within a product are float32.
     """
     if products == "bfloat16":
         y = (x.bfloat16() @ params["w"].bfloat16()).to(x.dtype)

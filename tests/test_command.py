@@ -38,7 +38,7 @@ def test_every_subcommand_runs_its_script(name, called, monkeypatch):
 
 def test_every_subcommand_has_a_summary(monkeypatch, capsys):
     assert command.SUMMARIES.keys() == {*command.SCRIPTS, "demo"}
-    for words in ((), ("--help",), ("-h",)):
+    for words in ((), ("--help",), ("-h",), ("train",), ("train", "--help")):
         with pytest.raises(SystemExit) as end:
             genie(monkeypatch, *words)
         assert not end.value.code
@@ -50,7 +50,6 @@ def test_every_subcommand_has_a_summary(monkeypatch, capsys):
     ("words", "nearest"),
     [
         ("plya", "play"),
-        ("train", "train lam"),
         ("train tokeniser", "train tokenizer"),
         ("--cfg.steps 3", ""),
         ("evaluate_lam", "evaluate-lam"),

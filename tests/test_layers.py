@@ -151,13 +151,14 @@ def test_the_whole_stack_agrees_for_every_implementation(params, x, stack_cfg, i
     torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_products_in_bfloat16_round_their_factors_alone():
+def test_products_in_bfloat16_round_factors_and_results():
     x = random.normal(random.key(0), (3, 64)).requires_grad_()
     params = {"w": random.normal(random.key(1), (64, 32)).requires_grad_()}
     y = layers.linear(params, x, "bfloat16")
-    rounded = x.bfloat16().float() @ params["w"].bfloat16().float()
+    exact = x.bfloat16().double() @ params["w"].bfloat16().double()
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, rounded, rtol=2**-8, atol=1e-4)
+    assert torch.equal(y, y.bfloat16().float())
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-5)
     assert not torch.equal(y, layers.linear(params, x, "float32")), "nothing is rounded"
     assert torch.equal(layers.linear(params, x), layers.linear(params, x, "float32"))
 

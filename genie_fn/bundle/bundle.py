@@ -17,7 +17,7 @@ from genie_fn import lam, tree
 from genie_fn.bundle import action_effects, action_map, format, run
 from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.bundle.action_map import ActionMap
-from genie_fn.data import Store
+from genie_fn.data import Store, games
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -494,6 +494,4 @@ def _valid_names(names: Any) -> bool:
 def _valid_meta(meta: dict) -> bool:
     collection = meta.get("collection", {})
     skip = collection.get("frame_skip", 1)  # with too many frames the game would not answer
-    words = ("env", "distribution_mode", "visuals")
-    named = all(isinstance(collection.get(word, ""), str) for word in words)
-    return named and type(skip) is int and 1 <= skip <= MAX_FRAME_SKIP
+    return games.is_valid(collection) and type(skip) is int and 1 <= skip <= MAX_FRAME_SKIP

@@ -61,8 +61,11 @@ def fetch(path: str) -> str:
     address = parse(path)
     package = _package(path)
     try:
-        names = package.HfApi().list_repo_files(address.repository, revision=address.revision)
-        file = address.file or _world_in(names, path)
+        file = address.file
+        if not file:
+            api = package.HfApi()
+            names = api.list_repo_files(address.repository, revision=address.revision)
+            file = _world_in(names, path)
         if file.endswith(ENDING):
             return package.hf_hub_download(address.repository, file, revision=address.revision)
         folder = package.snapshot_download(address.repository, revision=address.revision)
@@ -89,7 +92,8 @@ def _world_in(names: list[str], path: str) -> str:
 
 
 def upload(address: str, world_file: Path, card: Mapping[str, str], licence: str = "mit") -> str:
-    """Upload a world file with a model card, to a repository that is made if there is none.
+    """Upload a world file, to a repository that is made if there is none, with a model card if it has
+    none.
 
     Returns the page's address. Raises UserError if that fails.
     """
@@ -100,10 +104,9 @@ def upload(address: str, world_file: Path, card: Mapping[str, str], licence: str
     try:
         api = package.HfApi()
         api.create_repo(target.repository, exist_ok=True)
-        operations = [
-            package.CommitOperationAdd(name, world_file),
-            package.CommitOperationAdd("README.md", readme.encode()),
-        ]
+        operations = [package.CommitOperationAdd(name, world_file)]
+        if not api.file_exists(target.repository, "README.md", revision=target.revision):
+            operations.append(package.CommitOperationAdd("README.md", readme.encode()))
         api.create_commit(
             target.repository,
             operations,
@@ -143,6 +146,16 @@ genie-fn play --cfg.world hf://{repository}/{file}
 |---|---|
 {rows}
 """
+
+
+def check_upload(address: str) -> None:
+    """Raise UserError, before the work, unless a world file can have this address."""
+    target = parse(address)
+    if target.file and not target.file.endswith(ENDING):
+        raise UserError(
+            f"--cfg.upload {address} should end in {ENDING}, or name the repository alone"
+        )
+    _package(address)
 
 
 def _package(address: str) -> ModuleType:

@@ -1,11 +1,12 @@
 """The game that a dataset was collected from, if it is one that can be opened here."""
 
 import importlib.util
-from typing import Any
+from typing import Any, get_args
 
 from genie_fn.data import framing, gym_game, procgen
 from genie_fn.data.game import MAX_LEVEL, Game
 from genie_fn.data.gym_game import GymGame
+from genie_fn.data.storage import MAX_SIDE
 from genie_fn.errors import UserError
 
 
@@ -15,12 +16,16 @@ def is_gym(name: str) -> bool:
 
 
 def available(meta: dict[str, Any]) -> bool:
-    """True if a store with this `meta` was collected from a game and its package is installed.
+    """True if a store with this `meta` was collected from a game that can be opened beside a world: its
+    package is installed, and no module has to be imported that the data names.
 
     Nothing is imported.
     """
     name = meta.get("collection", {}).get("env", "")
-    return bool(name) and (is_gym(name) or importlib.util.find_spec("procgen") is not None)
+    if not name:
+        return False
+    package = gym_game.package_of(name) if is_gym(name) else "procgen"
+    return bool(package) and importlib.util.find_spec(package) is not None
 
 
 def collection(meta: dict[str, Any]) -> dict[str, Any]:
@@ -36,21 +41,40 @@ def draws(meta: dict[str, Any], height: int, width: int) -> bool:
     return available(meta) and _size(meta["collection"]) == (height, width)
 
 
+def is_valid(collection: dict[str, Any]) -> bool:
+    """Whether the options of a collection, which may be anybody's, are what `open_game` reads."""
+    words = ("env", "env_options", "distribution_mode", "visuals")
+    named = all(isinstance(collection.get(word, ""), str) for word in words)
+    size = collection.get("size", procgen.SIZE)
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    sized = all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides)
+    return named and sized and collection.get("fit", "crop") in get_args(framing.Fit)
+
+
 def _size(collection: dict[str, Any]) -> tuple[int, int]:
     size = collection.get("size", procgen.SIZE)
     return framing.height_and_width(size if isinstance(size, int) else tuple(size))
 
 
 def open_game(
-    level: int, meta: dict[str, Any], height: int = 0, width: int = 0, stride: int = 1
+    level: int,
+    meta: dict[str, Any],
+    height: int = 0,
+    width: int = 0,
+    stride: int = 1,
+    *,
+    own_modules: bool = False,
 ) -> Game:
     """Open `level` of the game that a store with this `meta` was collected from.
 
     `height` and `width` are those of the frames to compare with; 0: any. An action is held for
-    `stride` frames of the store. Raises UserError if the data is not from a game, if the game's
+    `stride` frames of the store. With `own_modules`, for a name that the user has just given, it may
+    name a module, which is imported. Raises UserError if the data is not from a game, if the game's
     package is missing, or if the frames have another size.
     """
     options = collection(meta)
+    if not is_valid(options):
+        raise UserError("this data does not say how its game was collected: collect it again")
     own = _size(options)
     if height and (height, width) != own:
         raise UserError(
@@ -62,5 +86,10 @@ def open_game(
     skip = stride * options.get("frame_skip", 1)
     if is_gym(options["env"]):
         arguments = gym_game.parse_options(options.get("env_options", ""))
-        return GymGame(options["env"], level, skip, own, options["fit"], arguments)
+        if not own_modules and gym_game.names_module(options["env"]):
+            raise UserError(
+                f"{options['env']} names a module, which is not imported because of data alone: play "
+                "without the game"
+            )
+        return GymGame(options["env"], level, skip, own, options.get("fit", "crop"), arguments)
     return procgen.open_level(level, options, skip)

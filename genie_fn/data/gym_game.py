@@ -32,6 +32,22 @@ DIRECTIONS = ("LEFT", "RIGHT", "UP", "DOWN", "FIRE")
 BUTTONS = {"FORWARD": "UP", "BACKWARD": "DOWN"}
 
 
+def names_module(name: str) -> bool:
+    """Whether a game's name asks for the import of a module that registers it."""
+    return ":" in name.removeprefix(PREFIX)
+
+
+def package_of(name: str) -> str:
+    """The package that a game needs; "" if its name asks for a module of its own."""
+    if names_module(name):
+        return ""
+    identifier = name.removeprefix(PREFIX)
+    needed = [
+        module for beginning, (module, _) in EXTRAS.items() if identifier.startswith(beginning)
+    ]
+    return needed[0].partition(".")[0] if needed else "gymnasium"
+
+
 def parse_options(text: str) -> dict[str, Any]:
     """`"frameskip=1, mode='hard'"` → {"frameskip": 1, "mode": "hard"}: arguments of an environment.
 
@@ -135,7 +151,7 @@ def _make(identifier: str, options: Mapping[str, Any]) -> Any:
     import gymnasium
 
     folder = str(Path.cwd())
-    if folder not in sys.path:  # an id may name a module, as in mygame:MyGame-v0
+    if ":" in identifier and folder not in sys.path:  # a module, as in mygame:MyGame-v0
         sys.path.insert(0, folder)
     for beginning, (module, extra) in EXTRAS.items():
         if identifier.startswith(beginning):

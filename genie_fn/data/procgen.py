@@ -44,7 +44,8 @@ def _library() -> ModuleType:
             import procgen.env  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            f"Procgen cannot be imported ({error}): run `pip install procgen-mirror 'numpy<2'`"
+            f"Procgen cannot be imported ({error}): on Linux x86-64 with Python 3.11 or 3.12 run `pip "
+            "install procgen-mirror 'numpy<2'`; elsewhere choose a game such as gym:ALE/Breakout-v5"
         ) from error
     return procgen.env
 

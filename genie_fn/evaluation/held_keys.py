@@ -14,6 +14,7 @@ from genie_fn import data, metrics
 from genie_fn.data import Store, games
 from genie_fn.data.game import Game
 from genie_fn.dynamics import SampleConfig
+from genie_fn.errors import UserError
 from genie_fn.evaluation import rollouts
 from genie_fn.evaluation.clips import tokenize
 from genie_fn.evaluation.record import HeldKeys
@@ -48,6 +49,8 @@ def find_starts(store: Store, split: str, count: int, seed: int) -> Starts | Non
     """
     if not games.available(store.meta) or not set(KEYS) <= set(store.action_names):
         return None
+    if not _can_be_opened(store):
+        return None
     candidates = data.eval_clips(store, split, 1, min(TRIES * count, store.count(split)), seed)
     accepted: list[Tensor] = []
     for offset in candidates:
@@ -60,6 +63,15 @@ def find_starts(store: Store, split: str, count: int, seed: int) -> Starts | Non
         return None
     frames = torch.stack(accepted, 1)
     return Starts(frames, agent_displacement(frames))
+
+
+def _can_be_opened(store: Store) -> bool:
+    """Whether the game can be opened here."""
+    try:
+        games.open_game(store.segments[0].level, store.meta).close()
+    except UserError:
+        return False
+    return True
 
 
 def _moves_both_ways(frames: Tensor) -> bool:

@@ -128,7 +128,8 @@ def inside(frames: Tensor, side: int) -> Tensor:
 
 def reduced(frames: Tensor, cfg: FlowConfig) -> Tensor:
     """The cells of frames (..., H, W, 3) with both sides divided by `reduce`, by the mean of the
-    pixels. Of frames whose sides are no multiples of a cell's, an equal border is left out."""
+    pixels. Of frames whose sides are no multiples of a cell's, a border is left out, which is equal on
+    both sides if that is possible."""
     factor = cfg.reduce
     frames = inside(frames, cfg.side)
     return reduce(frames, "... (h p) (w q) c -> ... h w c", "mean", p=factor, q=factor)

@@ -15,11 +15,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",  # an address may hold the token
     "Cache-Control": "no-store",
 }
-NO_TOKEN = (
-    "This page needs its token: open the whole address that play.py printed when it last started."
-)
+NO_TOKEN = "This page needs its token: open the whole address that the program printed when it last started."
 PROXY_ADVICE = (
-    "If a proxy publishes it, start play.py with --cfg.origin and the address that visitors open, "
+    "If a proxy publishes it, start `genie-fn play` with --cfg.origin and the address that visitors open, "
     "and open the address that it then prints."
 )
 

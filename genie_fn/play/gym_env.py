@@ -22,9 +22,7 @@ try:
     import gymnasium
     from gymnasium.spaces import Discrete
 except ImportError as error:
-    raise UserError(
-        f"Gymnasium cannot be imported ({error}): `pip install 'genie_fn[play]'`."
-    ) from error
+    raise UserError(f"Gymnasium cannot be imported ({error}): `pip install gymnasium`.") from error
 
 ID = "genie_fn/World-v0"
 

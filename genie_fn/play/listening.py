@@ -1,5 +1,6 @@
 """The socket that a page is served on, and its address."""
 
+import os
 import socket
 
 from genie_fn.errors import UserError
@@ -8,7 +9,8 @@ from genie_fn.errors import UserError
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound to an address."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # elsewhere it would let two programs use a port
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
     except OSError as error:

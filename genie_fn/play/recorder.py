@@ -10,6 +10,7 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from genie_fn.data.game import MAX_LEVEL, Game
 from genie_fn.errors import UserError
 from genie_fn.play.guard import Guard
 from genie_fn.play.server import PAGE
+from genie_fn.runtime.console import console
 
 RECORD_PAGE = Path(__file__).parent / "record_page"
 SPLITS = ("train", "train", "train", "val", "test")
 """The splits of successive recordings."""
-MAX_FRAMES = 100_000
-"""Frames of a recording, which are held in memory until it is written."""
+MAX_BYTES = 1 << 30
+"""Bytes of the frames of a recording, which are held in memory until it is written."""
 TAKEN = "Somebody is recording already: close that page first."
 
 
@@ -46,14 +48,16 @@ class Take:
         self.actions: list[int] = []
         self.rewards: list[float] = []
         self.starts: list[bool] = []
+        self.completed = 0
         self._begins = True
 
     def act(self, action: int) -> tuple[bool, float]:
         """Take an action: whether the episode ended, and the reward. Raises UserError for one that the
         game does not have, and when the recording is too long."""
-        if len(self.frames) == MAX_FRAMES:
-            raise UserError(f"a recording has at most {MAX_FRAMES} frames: save it")
+        if (len(self.frames) + 1) * self.frame.nbytes > MAX_BYTES:
+            raise UserError(f"a recording has at most {len(self.frames)} frames: save it")
         step = self.game.step(action)
+        self.completed += step.completed
         self.frames.append(self.frame)
         self.actions.append(action)
         self.rewards.append(step.reward)
@@ -62,10 +66,19 @@ class Take:
         self._begins = step.ended
         return step.ended, step.reward
 
+    def forget(self) -> None:
+        """Drop what happened so far."""
+        for values in (self.frames, self.actions, self.rewards, self.starts):
+            values.clear()
+
     def recording(self, split: str) -> data.Recording:
         """What a store keeps of it."""
         counts = np.bincount(self.actions, minlength=len(self.game.action_names))
-        info = {"completed": 0, "reward": sum(self.rewards), "actions": counts.tolist()}
+        info = {
+            "completed": self.completed,
+            "reward": sum(self.rewards),
+            "actions": counts.tolist(),
+        }
         return data.Recording(
             self.game.level,
             np.stack(self.frames),
@@ -87,7 +100,9 @@ class Recorder:
         self._first_level = first_level
         self._busy = False
         self._lock = threading.RLock()  # a thread goes on after its request was cancelled
-        self.take = self._begin()
+        # One thread for the game: some can only be drawn in the one that opened them.
+        self._thread = ThreadPoolExecutor(1, "game")
+        self.take = self._thread.submit(self._begin).result()
         routes = [
             Route("/", self.page),
             Route("/play", self.answer, methods=["POST"]),
@@ -101,9 +116,7 @@ class Recorder:
     async def lifespan(self, _) -> AsyncIterator[None]:
         """Write what has not been saved when the program ends."""
         yield
-        with self._lock:
-            self.save()
-            self.take.game.close()
+        await self._in_thread(self._end)
 
     async def page(self, _: Request) -> Response:
         """Answer with the page itself."""
@@ -125,7 +138,8 @@ class Recorder:
         except (WebSocketDisconnect, RuntimeError, OSError):  # the person left
             pass
         finally:
-            self.save()  # not in a thread: nobody waits for it where this task was cancelled
+            # Waited for without `await`, which would end at once where this task was cancelled.
+            self._thread.submit(self._save_or_say).result()
             self._busy = False
 
     async def _converse(self, socket: WebSocket) -> None:
@@ -138,11 +152,33 @@ class Recorder:
         while True:
             message = await self._receive(socket)
             try:
-                ended, reward = await asyncio.to_thread(self.answer_to, message)
+                ended, reward = await self._in_thread(self.answer_to, message)
             except UserError as error:
                 await socket.send_json({"type": "error", "message": str(error)})
                 continue
+            except Exception as error:  # the game's own
+                text = f"the game failed ({type(error).__name__}: {error}); save what there is"
+                console.print(text, markup=False, soft_wrap=True)
+                await socket.send_json({"type": "error", "message": text})
+                continue
             await self._show(socket, ended, reward)
+
+    async def _in_thread(self, function: Callable, *arguments: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
+
+    def _save_or_say(self) -> None:
+        """`save`, where an error has nobody to go to."""
+        try:
+            self.save()
+        except Exception as error:  # a full disk, or the game's own
+            console.print(
+                f"what was recorded cannot be saved: {error}", markup=False, soft_wrap=True
+            )
+
+    def _end(self) -> None:
+        self._save_or_say()
+        self.take.game.close()
 
     @staticmethod
     async def _receive(socket: WebSocket) -> dict[str, Any]:
@@ -165,9 +201,7 @@ class Recorder:
         if kind == "save":
             self.save()
         elif kind == "discard":
-            level = self.take.game.level
-            self.take.game.close()
-            self.take = Take(self._open(level))
+            self._replace(self.take.game.level)
         else:
             raise UserError("the page asked for something unknown: load it again")
         return False, 0.0
@@ -192,25 +226,36 @@ class Recorder:
         with self._lock:
             if not self.take.frames:
                 return
-            self.store = data.append_segments(self.store, [self.take.recording(self._split())])
-            self.take.game.close()
-            self.take = self._begin()
+            recording = self.take.recording(self._split())
+            self.store = data.append_segments(self.store, [recording])
+            self.take.forget()  # even if the next level cannot be opened, it is saved once
+            self._replace(self._level())
+
+    def _replace(self, level: int) -> None:
+        """Begin anew in a level."""
+        before = self.take.game
+        self.take = Take(self._open(level))
+        before.close()
 
     def _split(self) -> str:
         """The split of the next recording."""
         return SPLITS[len(self.store.segments) % len(SPLITS)]
 
+    def _level(self) -> int:
+        """The level of the next recording."""
+        return (self._first_level + len(self.store.segments)) % (MAX_LEVEL + 1)
+
     def _begin(self) -> Take:
-        return Take(self._open((self._first_level + len(self.store.segments)) % (MAX_LEVEL + 1)))
+        return Take(self._open(self._level()))
 
     def _open(self, level: int) -> Game:
-        return games.open_game(level, self.store.meta)
+        return games.open_game(level, self.store.meta, own_modules=True)
 
 
 def open_or_create(root: Path, collection: dict[str, Any], level: int) -> Store:
     """The dataset at `root`, new or to be added to. Raises UserError if it is of something else."""
     if not data.is_store(root):
-        game = games.open_game(level, {"collection": collection})
+        game = games.open_game(level, {"collection": collection}, own_modules=True)
         height, width = game.frame().shape[:2]
         names = game.action_names
         game.close()

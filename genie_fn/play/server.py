@@ -6,6 +6,7 @@ reads is bounded before it is decoded, and nothing that it reads is unpickled or
 
 import asyncio
 import contextlib
+import mimetypes
 import secrets
 import socket
 import tempfile
@@ -33,6 +34,7 @@ from genie_fn.play.recording import MAX_STEPS, number
 from genie_fn.play.visitor import CLOSED, MAX_MESSAGE, Place, Visitor, sentence
 
 PAGE = Path(__file__).parent / "page"
+mimetypes.add_type("text/javascript", ".js")  # Windows may have another type for it
 MAX_UPLOAD = 32 << 20  # bytes of an image, such as a photo of a phone; it is scaled down here
 MAX_IMAGES = 32  # uploaded images kept
 MEDIA_TYPES = {"mp4": "video/mp4", "gif": "image/gif"}

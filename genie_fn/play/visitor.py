@@ -150,7 +150,7 @@ class Visitor:
         """Replace the session by a new one."""
         if level is not None and not self.server.world["game"]:
             raise UserError(
-                "the real game can run next to worlds of 64x64 frames that were trained on it, "
+                "the real game can run next to worlds of its own frames that were trained on it, "
                 "once evaluate.py has measured the action map of latent actions: not in this world"
             )
         self.place.session = await asyncio.wrap_future(self.engine.start(image, seed, level))

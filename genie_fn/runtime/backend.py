@@ -59,9 +59,9 @@ AUTO = Backend()
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for products of bfloat16 numbers."""
+    """Whether this machine's CPU has instructions of x86 for products of bfloat16 numbers."""
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def pick_device(name: str, flag: str = "--cfg.device") -> torch.device:

@@ -23,9 +23,16 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "threads": torch.get_num_threads(),
         "commit": _commit(),
-        "command": ["python", *sys.argv],
+        "command": _command(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _command() -> list[str]:
+    """The words of the command line."""
+    if sys.argv[0].startswith("genie-fn "):
+        return [*sys.argv[0].split(), *sys.argv[1:]]
+    return ["python", *sys.argv]
 
 
 def _device_name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ import pytest
 from genie_fn.data import games, gym_game
 from genie_fn.data.gym_game import GymGame
 from genie_fn.errors import UserError
+from tests import gym_games  # noqa: F401  # registers the environments
 
 WALK = "gym:tests.gym_games:Walk-v0"
 
@@ -148,7 +149,7 @@ def test_options_are_python_literals():
 
 def test_datasets_say_which_game_they_are_of():
     collection = {
-        "env": WALK,
+        "env": "gym:Walk-v0",
         "env_options": "height=24",
         "size": [12, 18],
         "fit": "stretch",
@@ -163,6 +164,21 @@ def test_datasets_say_which_game_they_are_of():
     assert (game.skip, game.level, game.frame().shape) == (6, 5, (12, 18, 3))
     with pytest.raises(UserError, match="draws 12x18 frames and this world 64x64"):
         games.open_game(5, meta, 64, 64)
+    for change in (
+        {"size": None},
+        {"size": [12]},
+        {"size": [12, "18"]},
+        {"size": 0},
+        {"fit": "fill"},
+        {"env_options": 3},
+        {"env": 3},
+    ):
+        assert not games.is_valid(collection | change)
+    named = {"collection": collection | {"env": WALK}}
+    assert not games.available(named)
+    with pytest.raises(UserError, match="names a module"):
+        games.open_game(5, named)
+    assert games.open_game(5, named, own_modules=True).level == 5
     assert not games.available({})
     assert not games.available({"import": {}})
 

@@ -66,7 +66,7 @@ def check_recording(store, segment, actions):
     """That a segment holds what the game shows under these actions."""
     recording = data.read_segment(store, segment)
     assert recording.actions.tolist() == actions
-    game = games.open_game(segment.level, store.meta)
+    game = games.open_game(segment.level, store.meta, own_modules=True)
     begins = True
     for frame, action, reward, start in zip(
         recording.frames, actions, recording.rewards, recording.episode_starts, strict=True
@@ -93,15 +93,16 @@ def test_what_is_played_is_recorded(tmp_path):
             assert state["frames"] == 0
         assert any(ended)
         assert (state["level"], state["saved"], state["saved_frames"]) == (6, 2, 29)
-        np.testing.assert_array_equal(frame, games.open_game(6, opened_meta(tmp_path)).frame())
+        np.testing.assert_array_equal(frame, opened_at(tmp_path, 6).frame())
     store = data.open_store(tmp_path / "s")
     assert [segment.level for segment in store.segments] == [4, 5]
     for segment, actions in zip(store.segments, played, strict=True):
         check_recording(store, segment, actions)
 
 
-def opened_meta(tmp_path):
-    return data.open_store(tmp_path / "s").meta
+def opened_at(tmp_path, level):
+    meta = data.open_store(tmp_path / "s").meta
+    return games.open_game(level, meta, own_modules=True)
 
 
 def test_five_recordings_fill_all_splits(tmp_path):
@@ -178,7 +179,7 @@ def test_wrong_messages_are_answered_and_change_nothing(message, tmp_path):
 
 
 def test_a_recording_has_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "MAX_FRAMES", 2)
+    monkeypatch.setattr(recorder, "MAX_BYTES", 2 * 20 * 30 * 3)
     with client(opened(tmp_path / "s")) as browser, visit(browser) as socket:
         page = Page(socket)
         for _ in range(2):

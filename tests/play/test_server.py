@@ -392,7 +392,7 @@ def test_with_the_token_a_proxy_may_rewrite_host_and_origin(serve):
     [
         ("", {"origin": "https://play.example"}, "own origin, localhost"),
         ("", {"host": "evil.example", "origin": "http://evil.example"}, "--cfg.origin"),
-        ("secret", {"origin": HOME}, "the whole address that play.py printed"),
+        ("secret", {"origin": HOME}, "the whole address that the program printed"),
     ],
 )
 def test_a_page_learns_why_its_socket_is_refused(serve, token, headers, words):

@@ -42,7 +42,7 @@ def test_the_dataset_holds_what_the_environment_draws(store):
     assert {segment.split for segment in store.segments} == set(data.SPLITS)
     for segment in store.segments:
         recording = data.read_segment(store, segment)
-        game = games.open_game(segment.level, store.meta)
+        game = games.open_game(segment.level, store.meta, own_modules=True)
         starts = [True]
         for frame, action, reward in zip(
             recording.frames, recording.actions, recording.rewards, strict=True
@@ -138,6 +138,13 @@ def test_a_world_of_an_environment_is_played_beside_it(store, tmp_path):
     earlier = ("--cfg.tokenizer", tmp_path / "tokenizer")
     run("dynamics", "--cfg.actions", "recorded", "--cfg.no-flip", *earlier)
     loaded = bundle.load(tmp_path / "dynamics")
+    assert not games.available(store.meta), "data alone have a module imported"
+    with pytest.raises(UserError, match="names a module"):
+        games.open_game(9, store.meta)
+    import tests.gym_games  # noqa: F401  # registers it
+
+    meta = {"collection": store.meta["collection"] | {"env": "gym:Walk-v0"}}
+    store = replace(store, meta=meta)
     loaded = bundle.with_dataset(loaded, store, 4)
     engine = Engine(loaded, torch.device("cpu"), compiled=False)
     now: Session = engine.start(None, 0, level=9).result(60)

@@ -10,7 +10,10 @@ when episodes are listed, and `Unreadable` when one is read.
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os.path
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,6 +24,8 @@ import numpy as np
 from PIL import Image
 
 from genie_fn.data import images
+from genie_fn.data.images import Background
+from genie_fn.data.importing import containers
 from genie_fn.data.importing.action_labels import LabelFile
 from genie_fn.data.storage import MAX_ACTIONS
 from genie_fn.errors import UserError
@@ -32,7 +37,15 @@ MAX_INFO = 16 << 20
 ACTION_NAMES = ("action", "actions")
 EPISODE_NAMES = ("episode_index", "episode_id", "episode", "trajectory_id")
 ROWS = 64
-"""Rows and frames that are read at a time."""
+"""Rows that are read at a time, at most."""
+READ_BYTES = 16 << 20
+"""Bytes of frames that are read at a time, or one frame."""
+MISSING = 1000
+"""Missing videos of a LeRobot data set after which no more are looked for."""
+PICTURE_BEGINS = (b"\xff\xd8\xff", b"\x89PNG")
+"""The first bytes of JPEG and PNG files."""
+PLACE = re.compile(r"\{\w+(:0?\d{1,2}d)?\}")
+"""What a name in the description of a LeRobot data set may hold."""
 NAMES = ("frames", "actions", "episode")
 INSTALL = {"h5py": "hdf5", "pyarrow": "lerobot"}
 """The extra that installs a package."""
@@ -109,10 +122,15 @@ def episodes(path: Path, fields: Fields) -> list[Episode]:
     not there."""
     try:
         if path.is_dir():
-            return _lerobot_episodes(path, fields)
-        if path.suffix.lower() == PARQUET:
-            return _parquet_episodes(path, fields)
-        return _hdf5_episodes(path, fields)
+            found = _lerobot_episodes(path, fields)
+        elif path.suffix.lower() == PARQUET:
+            found = _parquet_episodes(path, fields)
+        else:
+            found = _hdf5_episodes(path, fields)
+        note = next((episode.note for episode in found if episode.note), "")
+        if note:  # what is continuous in one episode may look like numbers of actions in another
+            found = [episode._replace(actions=None, note=note) for episode in found]
+        return found
     except UserError:
         raise
     except Exception as error:  # the libraries raise many kinds
@@ -122,14 +140,16 @@ def episodes(path: Path, fields: Fields) -> list[Episode]:
         ) from error
 
 
-def read(episode: Episode) -> Iterator[Callable[[], Image.Image]]:
+def read(episode: Episode, background: Background = "black") -> Iterator[Callable[[], Image.Image]]:
     """The pictures of an episode of HDF5 or parquet, decoded when called. Raises Unreadable."""
     path = episode.files[0]
     try:
         if episode.rows is not None:
-            yield from _parquet_frames(path, episode.frames, episode.rows)
+            frames = _parquet_frames(path, episode.frames, episode.rows)
         else:
-            yield from _hdf5_frames(path, episode.frames)
+            frames = _hdf5_frames(path, episode.frames)
+        for frame in frames:
+            yield partial(_decoded, frame, f"{path.name}/{episode.frames}", background)
     except Unreadable:
         raise
     except Exception as error:  # the libraries raise many kinds
@@ -166,8 +186,7 @@ def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0][:100]
 
 
-def _listed(names: Mapping[str, Any] | list[str]) -> str:
-    names = list(names)
+def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -208,39 +227,50 @@ def _hdf5(path: Path) -> Iterator[Any]:
 
 
 class _Tree(NamedTuple):
-    """The datasets of an HDF5 file by their paths, with their shapes and kinds."""
+    """The datasets of an HDF5 file by their paths."""
 
-    frames: dict[str, tuple[int, ...]]
-    others: dict[str, tuple[tuple[int, ...], str]]
+    frames: tuple[str, ...]
+    numbers: dict[str, tuple[int, ...]]
+    """Arrays of numbers, and their shapes."""
+    others: tuple[str, ...]
 
 
 @lru_cache(maxsize=8)
 def _hdf5_tree(path: Path, _modified: int) -> _Tree:
-    frames: dict[str, tuple[int, ...]] = {}
-    others: dict[str, tuple[tuple[int, ...], str]] = {}
+    frames: list[str] = []
+    numbers: dict[str, tuple[int, ...]] = {}
+    others: list[str] = []
     h5py = _module("h5py", path)
 
     def visit(name: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or item.shape is None:
+        is_array = isinstance(item, h5py.Dataset) and item.shape
+        if not is_array or item.external or item.is_virtual:  # which would read other files
             return
-        shape = tuple(item.shape)
-        raw = item.dtype == np.uint8 and len(shape) == 4 and 3 in (shape[-1], shape[1])
-        compressed = h5py.check_vlen_dtype(item.dtype) == np.uint8 and len(shape) == 1
-        if raw or compressed:
-            frames[name] = shape
+        if _holds_frames(item):
+            frames.append(name)
+        elif item.dtype.kind in "iufb":
+            numbers[name] = tuple(item.shape)
         else:
-            others[name] = (shape, item.dtype.kind)
+            others.append(name)
 
     with _hdf5(path) as file:
         file.visititems(visit)
-    return _Tree(frames, others)
+    return _Tree(tuple(frames), numbers, tuple(others))
 
 
-def _split_path(name: str, field: str) -> str | None:
-    """The group of a dataset whose path ends in `field`; None if it does not."""
-    if name == field:
-        return ""
-    return name.removesuffix("/" + field) if name.endswith("/" + field) else None
+def _holds_frames(item: Any) -> bool:
+    """Whether an array is frames (T, H, W, 3) or (T, 3, H, W), or T files of pictures."""
+    h5py = importlib.import_module("h5py")
+    shape = item.shape
+    if not shape[0]:
+        return False
+    if h5py.check_vlen_dtype(item.dtype) == np.uint8 and len(shape) == 1:
+        return True
+    if item.dtype != np.uint8 or 0 in shape:
+        return False
+    if len(shape) == 2:  # files of pictures with zeros after their end
+        return bytes(item[0, :4]).startswith(PICTURE_BEGINS)
+    return len(shape) == 4 and 3 in (shape[-1], shape[1])
 
 
 def _hdf5_episodes(path: Path, fields: Fields) -> list[Episode]:
@@ -248,48 +278,67 @@ def _hdf5_episodes(path: Path, fields: Fields) -> list[Episode]:
     if not found.frames:
         raise UserError(
             f"{path} holds no frames, which are uint8 arrays of shape (T, H, W, 3): it holds "
-            f"{_listed(dict(found.others)) or 'nothing'}"
+            f"{_listed([*found.numbers, *found.others]) or 'nothing'}"
         )
-    depths = {name: _field_of(name, list(found.frames)) for name in found.frames}
-    names = sorted(set(depths.values()))
-    wanted = fields.frames.strip("/")
-    if wanted:
-        groups = {g: n for n in found.frames if (g := _split_path(n, wanted)) is not None}
-        if not groups:
-            _choose(names, wanted, (), "frames", path)
-    elif len(names) == 1:
-        wanted = names[0]
-        groups = {_split_path(name, wanted) or "": name for name in found.frames}
-    else:
+    places = _places(found, fields)
+    names = sorted({place.field for place in places})
+    frames = _choose(names, fields.frames.strip("/"), (), "frames", path)
+    if not frames:
         raise UserError(
             f"{path} holds several pictures per episode: choose one by --cfg.fields frames= "
             f"{_listed(names)}"
         )
     result: list[Episode] = []
-    for group, name in groups.items():
-        actions, note = _hdf5_actions(path, group, fields, found)
-        where = f"{group}/{wanted}" if group else wanted
-        assert where == name
-        result.append(Episode(group, (path,), name, actions=actions, note=note))
+    for place in places:
+        if place.field == frames:
+            actions, note = _hdf5_actions(path, place.group, fields, found)
+            where = "/".join(filter(None, place))
+            result.append(Episode(place.group, (path,), where, actions=actions, note=note))
     return result
 
 
-def _field_of(name: str, names: list[str]) -> str:
-    """The part of a path that all episodes share: without the first component that differs between
-    paths that are otherwise alike."""
-    parts = name.split("/")
-    for i, part in enumerate(parts[:-1]):
-        alike = [other.split("/") for other in names]
-        differing = [
-            other
-            for other in alike
-            if len(other) == len(parts)
-            and other[i] != part
-            and other[:i] + other[i + 1 :] == parts[:i] + parts[i + 1 :]
-        ]
-        if differing:
-            return "/".join(parts[i + 1 :])
-    return name
+class _Place(NamedTuple):
+    """Where frames are: the group of their episode, and the path below it."""
+
+    group: str
+    field: str
+
+
+def _places(found: _Tree, fields: Fields) -> list[_Place]:
+    """The groups of the frames of a file.
+
+    An episode is the group that holds the actions. In a file without actions, it is what differs
+    between paths that are otherwise alike, or else the group of the frames itself.
+    """
+    wanted = fields.actions.strip("/")
+    usual = (wanted,) if wanted else ACTION_NAMES
+    holders = {g for name in found.numbers for u in usual if (g := _group_of(name, u)) is not None}
+    places: list[_Place] = []
+    for name in found.frames:
+        parents = [name[:i] for i, letter in enumerate(name) if letter == "/"]
+        group = next((parent for parent in reversed(["", *parents]) if parent in holders), None)
+        if group is not None:
+            places.append(_Place(group, name[len(group) + 1 :] if group else name))
+    return places or _places_by_difference(found.frames)
+
+
+def _group_of(name: str, field: str) -> str | None:
+    """The group of a path that ends in `field`; None if it does not."""
+    if name == field:
+        return ""
+    return name.removesuffix(f"/{field}") if name.endswith(f"/{field}") else None
+
+
+def _places_by_difference(names: tuple[str, ...]) -> list[_Place]:
+    """The first component in which paths differ that are otherwise alike ends the group."""
+    paths = [tuple(name.split("/")) for name in names]
+    alike = Counter((i, p[:i], p[i + 1 :]) for p in paths for i in range(len(p) - 1))
+    places: list[_Place] = []
+    for path in paths:
+        differing = [i for i in range(len(path) - 1) if alike[i, path[:i], path[i + 1 :]] > 1]
+        end = differing[0] + 1 if differing else len(path) - 1
+        places.append(_Place("/".join(path[:end]), "/".join(path[end:])))
+    return places
 
 
 def _hdf5_actions(
@@ -299,11 +348,11 @@ def _hdf5_actions(
     prefix = f"{group}/" if group else ""
     own = {
         name.removeprefix(prefix): shape
-        for name, (shape, kind) in found.others.items()
-        if name.startswith(prefix) and shape and kind in "iufb"
+        for name, shape in found.numbers.items()
+        if name.startswith(prefix)
     }
     field = _choose(sorted(own), fields.actions.strip("/"), ACTION_NAMES, "actions", path)
-    if not field:
+    if not field or not own[field][0]:
         return None, ""
     where = ActionsAt(path, prefix + field)
     width = int(np.prod(own[field][1:]))
@@ -316,19 +365,31 @@ def _hdf5_array(at: ActionsAt) -> np.ndarray:
         return np.asarray(file[at.field][()])
 
 
-def _hdf5_frames(path: Path, field: str) -> Iterator[Callable[[], Image.Image]]:
+def _hdf5_frames(path: Path, field: str) -> Iterator[np.ndarray]:
+    """Frames, or the bytes of image files."""
     with _hdf5(path) as file:
         array = file[field]
-        for begin in range(0, len(array), ROWS):
-            for frame in array[begin : begin + ROWS]:
-                yield partial(_decoded, frame, f"{path.name}/{field}")
+        if array.ndim == 4:
+            height, width = sorted(array.shape[1:])[1:]  # in either order: only the size matters
+            _check_size(width, height)
+        rows = max(1, min(ROWS, READ_BYTES // max(1, int(np.prod(array.shape[1:])))))
+        for begin in range(0, len(array), rows):
+            yield from array[begin : begin + rows]
 
 
-def _decoded(frame: np.ndarray, name: str) -> Image.Image:
+def _check_size(width: int, height: int) -> None:
+    if width * height > containers.MAX_PIXELS:
+        raise Unreadable(
+            f"its frames have {width}x{height} pixels, more than {containers.MAX_PIXELS:,}: make "
+            "them smaller first"
+        )
+
+
+def _decoded(frame: np.ndarray, name: str, background: Background) -> Image.Image:
     """A frame (H, W, 3) or (3, H, W), or the bytes of an image file."""
     if frame.ndim == 1:
         try:
-            return images.open_image(frame.tobytes(), name)
+            return images.open_image(frame.tobytes(), name, background)
         except UserError as error:
             raise Unreadable(str(error)) from error
     if frame.shape[-1] != 3:
@@ -400,22 +461,24 @@ def _parquet_actions(path: Path, field: str, rows: tuple[int, int]) -> tuple[Act
     return (None, note) if note else (ActionsAt(path, field, rows), "")
 
 
-def _parquet_frames(
-    path: Path, field: str, rows: tuple[int, int]
-) -> Iterator[Callable[[], Image.Image]]:
-    begin = 0
-    for batch in _parquet(path).iter_batches(batch_size=ROWS, columns=[field]):
-        end = begin + batch.num_rows
-        if end > rows[0]:
-            first, last = max(rows[0], begin) - begin, min(rows[1], end) - begin
-            for item in batch.column(0).slice(first, last - first).to_pylist():
-                content = item.get("bytes") if isinstance(item, dict) else item
-                if not content:
-                    raise Unreadable("a picture is not in the file")
-                yield partial(_decoded, np.frombuffer(content, np.uint8), f"{path.name}/{field}")
-        begin = end
-        if begin >= rows[1]:
-            return
+def _parquet_frames(path: Path, field: str, rows: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The bytes of the image files in some rows, of which only the row groups are read."""
+    file = _parquet(path)
+    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+    first, last = np.searchsorted(ends, (rows[0], rows[1] - 1), side="right").tolist()
+    begin = int(ends[first - 1]) if first else 0
+    groups = list(range(first, last + 1))
+    for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=[field]):
+        start = max(rows[0] - begin, 0)
+        stop = min(rows[1] - begin, batch.num_rows)
+        begin += batch.num_rows
+        if start >= stop:
+            continue
+        for item in batch.column(0).slice(start, stop - start).to_pylist():
+            content = item.get("bytes") if isinstance(item, dict) else item
+            if not content:
+                raise Unreadable("a picture is not in the file")
+            yield np.frombuffer(content, np.uint8)
 
 
 # LeRobot
@@ -430,7 +493,9 @@ def _lerobot_info(folder: Path) -> dict[str, Any]:
         info = json.loads(content)
         assert isinstance(info, dict) and isinstance(info["features"], dict)
         assert all(isinstance(feature, dict) for feature in info["features"].values())
-        assert isinstance(info["data_path"], str)
+        for name in ("data_path", "video_path"):
+            text = info.get(name)
+            assert text is None or isinstance(text, str) and "{" not in PLACE.sub("", text)
         return info
     except (OSError, ValueError, KeyError, AssertionError, RecursionError) as error:
         raise UserError(
@@ -468,15 +533,19 @@ def _lerobot_v2(
 ) -> list[Episode]:
     """A video file and a parquet file per episode."""
     result: list[Episode] = []
+    missing = 0
     for number in range(int(info["total_episodes"])):
         chunk = number // int(info.get("chunks_size", 1000))
         where = {"episode_chunk": chunk, "episode_index": number, "video_key": camera}
+        video = _inside(folder, info["video_path"].format(**where))
+        missing += not video.is_file()
+        if missing > MISSING:
+            break
         table = _inside(folder, info["data_path"].format(**where))
         at, note = None, ""
         if action:
             rows = (0, _parquet(table).metadata.num_rows)
             at, note = _parquet_actions_of(table, action, rows, width)
-        video = _inside(folder, info["video_path"].format(**where))
         result.append(Episode(f"{number:06d}", (video,), "", actions=at, note=note))
     return result
 
@@ -487,23 +556,20 @@ def _lerobot_v3(
     """Several episodes per file; meta/episodes says where each of them is."""
     prefix = f"videos/{camera}"
     columns = [
-        *("episode_index", "dataset_from_index", "dataset_to_index"),
-        *("data/chunk_index", "data/file_index"),
+        *("episode_index", "length", "data/chunk_index", "data/file_index"),
         *(f"{prefix}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")),
         f"{prefix}/to_timestamp",
     ]
     rows: list[dict[str, Any]] = []
     for path in sorted((folder / "meta" / "episodes").rglob("*.parquet")):
         rows += _parquet(path).read(columns=columns).to_pylist()
-    first_of: dict[Path, int] = {}
     result: list[Episode] = []
     for row in rows:
         where = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
         table = _inside(folder, info["data_path"].format(**where))
-        first = first_of.setdefault(table, row["dataset_from_index"])
-        inside = (row["dataset_from_index"] - first, row["dataset_to_index"] - first)
         at, note = None, ""
         if action:
+            inside = _rows_of(table, int(row["episode_index"]), int(row["length"]))
             at, note = _parquet_actions_of(table, action, inside, width)
         where = {
             "video_key": camera,
@@ -517,10 +583,29 @@ def _lerobot_v3(
     return result
 
 
+def _rows_of(table: Path, episode: int, length: int) -> tuple[int, int]:
+    """The rows of an episode in a file. Raises UserError unless there are as many as described."""
+    values = _episode_column(table, table.stat().st_mtime_ns)
+    rows = np.flatnonzero(values == episode)
+    if len(rows) != length or not length or rows[-1] - rows[0] + 1 != length:
+        raise UserError(
+            f"{table} holds {len(rows)} rows of episode {episode}, which has {length} frames: copy "
+            "the data set again, or import without actions by --cfg.no-actions"
+        )
+    return int(rows[0]), int(rows[-1]) + 1
+
+
+@lru_cache(maxsize=4)
+def _episode_column(table: Path, modified: int) -> np.ndarray:
+    """The number of the episode of every row of a file."""
+    return np.asarray(_whole_column(table, "episode_index", modified).to_pylist())
+
+
 def _inside(folder: Path, name: str) -> Path:
-    """A file of the data set. Its description must not lead out of its folder."""
+    """A file of the data set. Its description must not lead out of its folder (its files may be links:
+    those of the Hub's cache are)."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
         raise UserError(f"{folder / INFO} names {name}, which is outside of {folder}: correct it")
     return path
 

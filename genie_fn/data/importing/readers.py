@@ -68,7 +68,8 @@ def read(source: Source, threads: int = 1, conversion: Conversion = PLAIN) -> It
         return _read_video(source.files[0], threads, conversion, part)
     if source.kind == "archive":
         assert source.episode is not None
-        return (SourceFrame(None, picture) for picture in archives.read(source.episode))
+        pictures = archives.read(source.episode, conversion.background)
+        return (SourceFrame(None, picture) for picture in pictures)
     if source.kind == "animation":
         return _read_animation(source.files[0], conversion.background)
     if source.kind == "npy":

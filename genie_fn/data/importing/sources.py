@@ -75,11 +75,9 @@ def find(src: str, exclude: Path, fields: Fields = ANYWHERE) -> Found:
     base, paths = _expand(src)
     exclude = exclude.resolve()
     files = {path for path in paths if _is_importable(path, base, exclude)}
-    sources: list[Source] = []
-    for path in _archives(files):
-        name = "" if path == base else _name(path, base)
-        sources += _episodes(name, path, fields)
-        files -= {file for file in files if file == path or path in file.parents}
+    found = _archives(files)
+    sources, left_out = _read_archives(found, base, fields)
+    files -= {file for file in files if not {file, *file.parents}.isdisjoint(found)}
     pictures: dict[Path, list[Path]] = {}
     for path in sorted(files, key=lambda path: natural(path.as_posix())):
         if path.suffix.lower() in LABELS:
@@ -90,7 +88,6 @@ def find(src: str, exclude: Path, fields: Fields = ANYWHERE) -> Found:
         else:
             name = _name(path, base)
             sources.append(Source(name, kind, (path,), _find_labels(path.with_suffix(""))))
-    left_out: dict[str, str] = {}
     for folder, members in pictures.items():
         videos = [source.files[0] for source in sources if source.files[0].parent == folder]
         thumbnails = _thumbnails(members, videos)
@@ -99,6 +96,8 @@ def find(src: str, exclude: Path, fields: Fields = ANYWHERE) -> Found:
         if frames:
             name = _printable(folder.resolve().name) if folder == base else _name(folder, base)
             sources.append(Source(name, "images", frames, _find_labels(folder)))
+    if not sources and left_out:
+        raise UserError(next(iter(left_out.values())))
     if not sources:
         raise UserError(
             f"there are no videos in {src}: name a folder of videos, of images or of npy files, or "
@@ -119,11 +118,23 @@ def _archives(files: set[Path]) -> list[Path]:
     return [*folders, *filter(archives.is_archive, alone)]
 
 
+def _read_archives(found: list[Path], base: Path, fields: Fields) -> Found:
+    """The episodes of archives. Those that cannot be read are left out."""
+    result = Found([], {})
+    for path in found:
+        name = "" if path == base else _name(path, base)
+        try:
+            result.sources.extend(_episodes(name, path, fields))
+        except UserError as error:
+            result.left_out[name or path.name] = str(error)
+    return result
+
+
 def _episodes(name: str, path: Path, fields: Fields) -> Iterator[Source]:
     """The sources of an archive."""
     for episode in archives.episodes(path, fields):
         kind: Kind = "video" if path.is_dir() else "archive"
-        own_name = "/".join(filter(None, (name, episode.name)))
+        own_name = _printable("/".join(filter(None, (name, episode.name))))
         labels = episode.actions.file if episode.actions else None
         yield Source(own_name, kind, episode.files, labels, episode=episode)
 

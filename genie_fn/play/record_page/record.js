@@ -40,8 +40,8 @@ function begin(hello) {
   game.names.forEach((name, action) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = glyph(name);
-    button.title = action < 10 ? `${name} (${(action + 1) % 10})` : name;
+    button.textContent = action < 10 ? `${glyph(name)} ${(action + 1) % 10}` : glyph(name);
+    button.title = name;
     pad(button, { action }, input);
     $("actions").append(button);
   });
@@ -80,7 +80,7 @@ socket.addEventListener("message", ({ data }) => {
 
 socket.addEventListener("close", (event) => {
   if (!game) explain(event);
-  else say("The connection ended. What was recorded is saved; load the page again to go on.");
+  else say("The connection ended. If the program ended by itself or by Ctrl-C, what was recorded is saved.");
 });
 
 /** Browsers hide why a socket was not opened; the same address answers a request with the reason. */
@@ -118,8 +118,9 @@ const KEYS = { R: "run", ENTER: "save", BACKSPACE: "discard" };
 
 addEventListener("keydown", (event) => {
   if (!game || isReserved(event)) return;
-  const direction = directionOf(event);
-  const action = actionOf(event, game.names.length);
+  const fires = event.code === "Space" && !game.names.some((known) => /UP|JUMP/.test(known));
+  const direction = fires ? undefined : directionOf(event);
+  const action = fires ? game.names.indexOf("FIRE") : actionOf(event, game.names.length);
   const name = KEYS[commandKey(event)];
   const onButton = event.target instanceof HTMLButtonElement && /^(Enter|Space)$/.test(event.code);
   if (onButton || (!direction && action < 0 && !name)) return;

@@ -239,6 +239,110 @@ def test_several_sets_in_a_folder_have_names_of_their_own(tmp_path):
     assert names[3:] == ["two.h5/episode_0", "two.h5/episode_1", "two.h5/episode_2"]
 
 
+@pytest.mark.parametrize("write", [lerobot_v2, lerobot_v3])
+def test_data_in_the_cache_of_the_hub_is_read(write, tmp_path):
+    """Whose files are links to a folder beside."""
+    write(tmp_path / "real")
+    for path in (tmp_path / "real").rglob("*"):
+        if path.is_file():
+            link = tmp_path / "snapshot" / path.relative_to(tmp_path / "real")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    assert len(archives.episodes(tmp_path / "snapshot", Fields())) == 3
+
+
+def test_rows_are_found_by_their_episode(tmp_path):
+    """Not by their order: here metadata does not list the first episode of the file."""
+    lerobot_v3(tmp_path / "set")
+    path = tmp_path / "set" / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    found = archives.episodes(tmp_path / "set", Fields())
+    assert [episode.name for episode in found] == ["000001", "000002"]
+    for i, episode in enumerate(found, 1):
+        assert archives.labels(episode).actions == actions_of(i, LENGTHS[i]).tolist()
+
+
+def test_an_episode_keeps_its_name_and_its_actions_when_others_are_added(tmp_path):
+    path = tmp_path / "a.hdf5"
+    robomimic(path)
+    fields = Fields("obs/agentview_image", "choice")
+    names = [episode.name for episode in archives.episodes(path, fields)]
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1"], file["data/demo_2"]
+    archives._hdf5_tree.cache_clear()
+    (alone,) = archives.episodes(path, fields)
+    assert alone.name == names[0] == "data/demo_0"
+    assert alone.actions is not None
+
+
+@pytest.mark.parametrize("views", [("image", "wrist/image"), ("front/rgb", "wrist/rgb")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_cameras_are_no_episodes(views, count, tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        for i in range(count):
+            for view in views:
+                file[f"demo_{i}/{view}"] = frames_of(i, 16)
+            file[f"demo_{i}/actions"] = actions_of(i, 16)
+    with pytest.raises(UserError, match="several pictures per episode"):
+        archives.episodes(path, Fields())
+    found = archives.episodes(path, Fields(views[0]))
+    assert [episode.name for episode in found] == [f"demo_{i}" for i in range(count)]
+    assert [episode.frames for episode in found] == [f"demo_{i}/{views[0]}" for i in range(count)]
+
+
+def test_what_is_continuous_in_one_episode_is_so_in_all(tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        for i, steering in enumerate((0.0, 0.5)):
+            file[f"demo_{i}/frames"] = frames_of(i, 16)
+            file[f"demo_{i}/actions"] = np.full(16, steering)
+    assert [episode.actions for episode in archives.episodes(path, Fields())] == [None, None]
+
+
+def test_no_other_file_is_read(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(48))
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        outside = [(str(tmp_path / "secret"), 0, 48)]
+        file.create_dataset("frames", (1, 4, 4, 3), np.uint8, external=outside)
+    with pytest.raises(UserError, match="holds no frames"):
+        archives.episodes(path, Fields())
+
+
+def test_pictures_with_zeros_behind_them(tmp_path):
+    path = tmp_path / "a.hdf5"
+    pictures = [np.frombuffer(png(frame), np.uint8) for frame in frames_of(1, 16)]
+    padded = np.zeros((16, 4096), np.uint8)
+    for row, picture in zip(padded, pictures, strict=True):
+        row[: len(picture)] = picture
+    with h5py.File(path, "w") as file:
+        file["observations/images/top"] = padded
+        file["observations/qpos"] = np.zeros((16, 14))
+        file["action"] = np.zeros((16, 14), np.float32)
+    (episode,) = archives.episodes(path, Fields())
+    shown = [np.array(picture()) for picture in archives.read(episode)]
+    np.testing.assert_array_equal(shown, frames_of(1, 16))
+
+
+def test_frames_of_absurd_size_are_not_read(tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("frames", (64, 16000, 16000, 3), np.uint8, chunks=(1, 64, 64, 3))
+    (episode,) = archives.episodes(path, Fields())
+    with pytest.raises(Unreadable, match="16000x16000 pixels"):
+        list(archives.read(episode))
+
+
+def test_one_bad_file_among_others_is_left_out(tmp_path):
+    (tmp_path / "in").mkdir()
+    minari(tmp_path / "in" / "b.h5")
+    (tmp_path / "in" / "a.hdf5").write_bytes(b"no")
+    found = sources.find(str(tmp_path / "in"), tmp_path / "out")
+    assert len(found.sources) == 3
+    assert "cannot be read as hdf5" in found.left_out["a.hdf5"]
+
+
 def _two_cameras(folder):
     lerobot_v2(folder)
     path = folder / "meta" / "info.json"
