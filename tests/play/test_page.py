@@ -643,7 +643,7 @@ def test_a_page_behind_a_proxy_is_told_what_to_do(browser, site):
     page.route(re.compile(published), forward)
     page.route_web_socket(re.compile("/play"), lambda socket: socket.close(code=1006))
     page.goto(published)
-    expect(page.get_by_role("alert")).to_contain_text("start play.py with --cfg.origin")
+    expect(page.get_by_role("alert")).to_contain_text("start `genie-fn play` with --cfg.origin")
     expect(page.locator("#link-text")).to_have_text("refused")
     page.close()
 
