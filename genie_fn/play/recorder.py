@@ -8,7 +8,6 @@ train, val and test in turns of five, so that five recordings are a dataset to t
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,8 +98,8 @@ class Recorder:
         self.stop: Callable[[], None] = lambda: None
         self._first_level = first_level
         self._busy = False
-        self._lock = threading.RLock()  # a thread goes on after its request was cancelled
-        # One thread for the game: some can only be drawn in the one that opened them.
+        # One thread for the game, so that one thing happens at a time, also where a request was
+        # cancelled; and some games can only be drawn in the thread that opened them.
         self._thread = ThreadPoolExecutor(1, "game")
         self.take = self._thread.submit(self._begin).result()
         routes = [
@@ -192,10 +191,8 @@ class Recorder:
 
     def answer_to(self, message: dict[str, Any]) -> tuple[bool, float]:
         """Do what a message asks for: whether an episode ended, and the reward."""
-        with self._lock:
-            return self._answer_to(message.get("type"), message.get("action"))
-
-    def _answer_to(self, kind: Any, action: Any) -> tuple[bool, float]:
+        kind = message.get("type")
+        action = message.get("action")
         if kind == "act" and type(action) is int:
             return self.take.act(action)
         if kind == "save":
@@ -222,14 +219,13 @@ class Recorder:
         await socket.send_bytes(np.ascontiguousarray(self.take.frame).tobytes())
 
     def save(self) -> None:
-        """Write the recording, if it has frames, and begin the next level."""
-        with self._lock:
-            if not self.take.frames:
-                return
-            recording = self.take.recording(self._split())
-            self.store = data.append_segments(self.store, [recording])
-            self.take.forget()  # even if the next level cannot be opened, it is saved once
-            self._replace(self._level())
+        """Write the recording, if it has frames, and begin the next level. In the game's thread."""
+        if not self.take.frames:
+            return
+        recording = self.take.recording(self._split())
+        self.store = data.append_segments(self.store, [recording])
+        self.take.forget()  # even if the next level cannot be opened, it is saved once
+        self._replace(self._level())
 
     def _replace(self, level: int) -> None:
         """Begin anew in a level."""
