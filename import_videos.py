@@ -21,12 +21,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 
 from genie_fn import data
-from genie_fn.data import Store
+from genie_fn.data import Store, vectors
 from genie_fn.data.framing import Fit, Size, height_and_width
 from genie_fn.data.images import Background
 from genie_fn.data.importing import action_labels, archives, pipeline, sources
@@ -34,6 +35,7 @@ from genie_fn.data.importing.action_labels import ActionTrack, LabelFile
 from genie_fn.data.importing.pipeline import End, VideoPart
 from genie_fn.data.importing.resampling import FrameFormat
 from genie_fn.data.importing.sources import Source
+from genie_fn.data.vectors import Prototypes
 from genie_fn.errors import UserError
 from genie_fn.runtime import cpus, files
 from genie_fn.runtime.cli import run
@@ -72,6 +74,9 @@ class Config:
     fields: str = ""
     """Where HDF5, parquet and LeRobot data hold what is read, if that is not clear, as in
     frames=obs/rgb,actions=action or frames=observation.images.top."""
+    action_choices: int = 8
+    """The most prototypes of actions that are vectors. Training learns from the vectors; play and
+    evaluation take the prototypes."""
     workers: int = field(default_factory=lambda: cpus.available(MAX_WORKERS))
     """Threads that decode videos; by default one for each CPU that this process may use."""
 
@@ -99,17 +104,20 @@ LIMITS = {
     "cuts": (0, 1),
     "min_frames": (2, 10**6),
     "split_seconds": (0, 10**6),
+    "action_choices": (2, 256),
     "workers": (1, MAX_WORKERS),
 }
 SAME_SHAPE = 1e-3
 """The largest relative difference between two ratios of width and height that counts as none."""
 # Options of datasets that were imported before these options existed.
-ADDED_OPTIONS = {"background": "black", "split_seconds": 0, "fields": ""}
+ADDED_OPTIONS = {"background": "black", "split_seconds": 0, "fields": "", "action_choices": 8}
 # Fields that do not change how a video is stored.
 RUN_FIELDS = ("src", "root", "workers")
 
 
-def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> Store:
+def open_or_create(
+    cfg: Config, root: Path, action_names: tuple[str, ...], prototypes: Prototypes | None = None
+) -> Store:
     """The dataset at `root`, new or to be added to.
 
     Raises UserError if it was imported with other options.
@@ -118,7 +126,12 @@ def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> St
     if not (root / data.MANIFEST).exists():
         count = len(action_names)
         height, width = height_and_width(cfg.size)
-        return data.create(root, {"import": options}, height, width, count, action_names)
+        meta: dict[str, Any] = {"import": options}
+        size = 0
+        if prototypes is not None:
+            meta["prototypes"] = vectors.to_meta(prototypes)
+            size = len(prototypes.mean)
+        return data.create(root, meta, height, width, count, action_names, size)
     store = data.open_store(root)
     if "import" not in store.meta:
         raise UserError(f"{root} holds a dataset that was not imported: choose another --cfg.root")
@@ -129,6 +142,12 @@ def open_or_create(cfg: Config, root: Path, action_names: tuple[str, ...]) -> St
             raise UserError(
                 f"{root} was imported with {name} {stored}, not {value}: choose another --cfg.root"
             )
+    size = 0 if prototypes is None else len(prototypes.mean)
+    if action_names and store.num_actions and store.action_size != size:
+        raise UserError(
+            f"the actions of {root} are vectors of {store.action_size or 'no'} numbers, and the new "
+            f"ones of {size or 'no'}: choose another --cfg.root"
+        )
     if action_names and not store.num_actions:
         raise UserError(
             f"{root} was imported without actions, and now there are some: choose another "
@@ -345,6 +364,30 @@ def report_actions(found: list[Source]) -> None:
             print(f"of {count} episodes: {note}; a world with latent actions needs none")
 
 
+def known_actions(
+    cfg: Config, label_files: list[LabelFile]
+) -> tuple[tuple[str, ...], Prototypes | None]:
+    """The names of the actions, and their prototypes where they are vectors. Raises UserError where
+    some are and some are not."""
+    own = [file.vectors for file in label_files if file.vectors is not None]
+    if not own:
+        return action_labels.action_names(label_files), None
+    if len(own) < len(label_files):
+        raise UserError(
+            "some actions are vectors and others are not: import them to datasets of their own, or "
+            "without actions by --cfg.no-actions"
+        )
+    prototypes = vectors.make(own, cfg.action_choices)
+    return tuple(map(str, range(len(prototypes.centres)))), prototypes
+
+
+def to_track(file: LabelFile, store: Store) -> ActionTrack:
+    """The actions of a file as the store has them."""
+    if file.vectors is None:
+        return action_labels.to_ids(file, store.action_names)
+    return action_labels.nearest_prototypes(file, vectors.prototypes_of(store.meta))
+
+
 def read_labels(source: Source) -> LabelFile:
     """The recorded actions of a source that has some."""
     if source.episode is not None:
@@ -369,10 +412,11 @@ def main(cfg: Config) -> None:
         source.name: read_labels(source) for source in found if source.labels and cfg.actions
     }
     with data.exclusive_writer(root, "imports to", "choose another --cfg.root"), terminable():
-        store = open_or_create(cfg, root, action_labels.action_names([*label_files.values()]))
+        names, prototypes = known_actions(cfg, [*label_files.values()])
+        store = open_or_create(cfg, root, names, prototypes)
         new, skipped = select_new(store, found, cfg.workers)
         tracks = {
-            source.name: action_labels.to_ids(label_files[source.name], store.action_names)
+            source.name: to_track(label_files[source.name], store)
             for source in new
             if source.name in label_files
         }

@@ -34,7 +34,7 @@ from tyro.conf import Suppress
 
 from genie_fn import bundle, data, dynamics, lam, metrics, quantize, random, tokenizer, tree, world
 from genie_fn.bundle import EarlierStage
-from genie_fn.data import augment, token_cache
+from genie_fn.data import augment, token_cache, vectors
 from genie_fn.dynamics import DynamicsConfig, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -207,7 +207,7 @@ def token_objective(cfg: Config) -> Objective:
         value, (scores, aux) = dynamics.loss(
             params, batch.ids, batch.actions, mask, model, microbatch, shown, backend=backend
         )
-        use_A = quantize.code_use(batch.actions, model.actions)
+        use_A = quantize.code_use(dynamics.action_numbers(batch.actions, model), model.actions)
         return value, (scores | {"action_use": use_A}, aux)
 
     def statistics(params, batch: TokenBatch, key, step, microbatch):
@@ -238,7 +238,8 @@ def distillation_objective(cfg: Config, teacher: Tree) -> Objective:
             shown,
             backend=cfg.backend,
         )
-        use_A = quantize.code_use(batch.actions, cfg.model.actions)
+        numbers = dynamics.action_numbers(batch.actions, cfg.model)
+        use_A = quantize.code_use(numbers, cfg.model.actions)
         return value, (scores | {"action_use": use_A}, aux)
 
     return own._replace(loss=loss)
@@ -304,6 +305,8 @@ class Conditioning(NamedTuple):
     """The recorded actions that occur in training; none: any may."""
     context: int = 0
     """Frames that a clip has before those of the dynamics model, for the latent action model."""
+    prototypes: tuple[tuple[float, ...], ...] = ()
+    """Those of actions that are vectors."""
 
     def with_context(self, cfg: Config) -> Config:
         """The configuration for reading clips."""
@@ -335,6 +338,7 @@ def fitted(cfg: Config, store: data.Store, stage: Stage, actions: Conditioning) 
         codes=codes,
         actions=actions.choices,
         occurring=actions.occurring,
+        prototypes=actions.prototypes,
         **sizes,
     )
     lam_model = sized(cfg.lam_model, store) if cfg.train_lam else cfg.lam_model
@@ -374,6 +378,10 @@ def recorded_actions(store: data.Store, flip: bool) -> Conditioning:
     def make_batch(ids: Tensor, batch: data.Batch) -> TokenBatch:
         return TokenBatch(ids, batch.actions)
 
+    prototypes = ()
+    if store.action_size:
+        centres = vectors.prototypes_of(store.datasets[0].meta).centres
+        prototypes = tuple(map(tuple, centres.tolist()))
     return Conditioning(
         store.num_actions,
         token_objective,
@@ -383,6 +391,7 @@ def recorded_actions(store: data.Store, flip: bool) -> Conditioning:
         {},
         {},
         tuple(sorted(found)),
+        prototypes=prototypes,
     )
 
 
@@ -671,6 +680,7 @@ def main(cfg: Config) -> None:
     sample = sampler(cfg, stage, actions, setup.held_out(store, reading, 4, device))
 
     tokenize = frozen_tokenizer(stage, cfg)
+    store = replace(store, as_vectors=bool(cfg.model.prototypes))
     if cfg.cache:
         encoder = cache_encoder(cfg, stage, tokenize, actions, device)
         batches = setup.cached_batches(store, cfg, encoder, cfg.tokens, first, device, TokenBatch)

@@ -45,6 +45,9 @@ class DynamicsConfig:
     occurring: Suppress[tuple[int, ...]] = ()
     """The recorded actions that occur in the training data; none: any may. The embeddings of the
     others are not trained."""
+    prototypes: Suppress[tuple[tuple[float, ...], ...]] = ()
+    """Where actions are vectors: those that the numbers of actions stand for, in units of the data's
+    standard deviation. Every action's embedding is then a linear map of its vector."""
     action_mode: Literal["add", "prepend"] = "add"
     """`add`: an embedding of the action is added to every token of its frame; `prepend`: it is a
     token of its own."""
@@ -74,6 +77,10 @@ class DynamicsConfig:
             raise UserError(
                 f"the actions that occur must be numbers from 0 to {self.actions - 1}, not "
                 f"{self.occurring}: train again"
+            )
+        if self.prototypes and len(self.prototypes) != self.actions:
+            raise UserError(
+                f"there are {len(self.prototypes)} prototypes for {self.actions} actions: train again"
             )
         if not 0 <= self.mask_low <= 1:
             raise UserError(f"--cfg.model.mask-low must be from 0 to 1, not {self.mask_low}")
@@ -197,13 +204,15 @@ def spec(cfg: DynamicsConfig) -> Tree:
     """The parameters, as a tree of `ParamSpec`.
 
     The token table has the rows of all factors; each factor's last row is that of the mask. The
-    last row of the action table, `actions`, means that no action led into a frame.
+    last row of the action table, `actions`, means that no action led into a frame. Where actions are
+    vectors, the rows before it are the weight and the bias of their linear map.
     """
     dim = cfg.stack.dim
+    rows = len(cfg.prototypes[0]) + 1 if cfg.prototypes else cfg.actions
     places = cfg.tokens + (cfg.action_mode == "prepend")
     params = {
         "token": _table_spec(cfg, dim),
-        "action": ParamSpec((cfg.actions + 1, dim), std=0.5, decay=False),
+        "action": ParamSpec((rows + 1, dim), std=0.5, decay=False),
         "place": ParamSpec((places, dim), std=0.5, decay=False),
         "stack": layers.st_spec(cfg.stack),
         "head": layers.linear_spec(dim, sum(cfg.sizes), bias=True),
@@ -291,9 +300,41 @@ def empty_memory(
 def entering(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
     """Actions between T+1 frames (B, T) → the action that led into each frame, (B, T+1).
 
-    For the first frame this is `cfg.actions`, no action.
+    For the first frame this is `cfg.actions`, no action. Vectors (B, T, A) become (B, T+1, A), with
+    NaN for no action.
     """
+    if actions_BT.is_floating_point():
+        return F.pad(actions_BT, (0, 0, 1, 0), value=math.nan)
     return F.pad(actions_BT, (1, 0), value=cfg.actions)
+
+
+def action_numbers(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """Actions (B, T) as numbers: of vectors (B, T, A) those of the nearest prototypes."""
+    if not actions_BT.is_floating_point():
+        return actions_BT
+    prototypes_KA = torch.tensor(cfg.prototypes, device=actions_BT.device)
+    return torch.cdist(actions_BT, prototypes_KA.expand(len(actions_BT), -1, -1)).argmin(-1)
+
+
+def _embed_actions(params: Tree, actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """Actions (B, T), or vectors (B, T, A), → (B, T, D)."""
+    if not actions_BT.is_floating_point():
+        return F.embedding(actions_BT, _action_table(params, cfg))
+    table = params["action"]
+    none_BT1 = actions_BT.isnan().any(-1, keepdim=True)
+    embedded_BTD = actions_BT.nan_to_num() @ table[:-2] + table[-2]
+    return torch.where(none_BT1, table[-1], embedded_BTD)
+
+
+def _action_table(params: Tree, cfg: DynamicsConfig) -> Tensor:
+    """The embeddings of the numbers of actions, (actions + 1, D) or more."""
+    if "action_table" in params:  # of `_with_mean_action`
+        return params["action_table"]
+    table = params["action"]
+    if not cfg.prototypes:
+        return table
+    prototypes_KA = torch.tensor(cfg.prototypes, device=table.device)
+    return torch.cat((prototypes_KA @ table[:-2] + table[-2], table[-1:]))
 
 
 def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, how to compute)
@@ -312,16 +353,17 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
 
     `ids_BTN` may hold the mask id V. `unmasked_BTN` are the same ids without it, by default
     `ids_BTN`; each frame sees those of the frame before it as its neighbourhood, never its own.
-    `actions_BT[t]` led into frame t; it is `cfg.actions` if none did. `visibility` is as for
-    `layers.st_transformer`. With several factors their
-    logits are concatenated, so that V is the sum of `sizes`.
+    `actions_BT[t]` led into frame t; it is `cfg.actions` if none did. Vectors
+    (B, T, A), of a model with `prototypes`, hold NaN then. `visibility` is as for
+    `layers.st_transformer`. With several factors their logits are concatenated, so that V is the sum
+    of `sizes`.
     """
     known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
     x_BTND = _embed(params["token"], ids_BTN, cfg.sizes)
     before_BTN = _frames_before(known_BTN, memory, cfg)
     if cfg.neighbourhood:
         x_BTND = x_BTND + _embed_neighbourhood(params["neighbourhood"], before_BTN, cfg)
-    action_BT1D = F.embedding(actions_BT, params["action"])[:, :, None]
+    action_BT1D = _embed_actions(params, actions_BT, cfg)[:, :, None]
     prepend = cfg.action_mode == "prepend"
     x = torch.cat((action_BT1D, x_BTND), 2) if prepend else x_BTND + action_BT1D
     y, cache = layers.st_transformer(
@@ -454,7 +496,7 @@ def guided_logits(
             backend=backend,
         )
         return logits
-    mean_BT = torch.full_like(actions_BT, cfg.actions + 1)
+    mean_BT = _mean_action(actions_BT, cfg)
     both, _ = logits_next(
         _with_mean_action(params, cfg),
         torch.cat((ids_BTN, ids_BTN)),
@@ -491,7 +533,7 @@ def guided_clip_logits(
     first = torch.cat((visible_TT, torch.zeros_like(visible_TT)), 1)
     second = torch.cat((visible_TT & ~itself_TT, itself_TT), 1)
     visibility = Visibility(torch.cat((time_T1, time_T1)), torch.cat((first, second)))
-    mean_BT = torch.full_like(actions_BT, cfg.actions + 1)
+    mean_BT = _mean_action(actions_BT, cfg)
     both, _ = logits_next(
         _with_mean_action(params, cfg),
         torch.cat((ids_BTN, ids_BTN), 1),
@@ -512,12 +554,19 @@ def _guided(both: Tensor, axis: int, guidance: float) -> Tensor:
 
 
 def _with_mean_action(params: Tree, cfg: DynamicsConfig) -> Tree:
-    """Parameters with one action more, the mean of those that occur."""
-    table = params["action"]
+    """Parameters with a table of one action more, the mean of those that occur."""
+    table = _action_table(params, cfg)
     trained_AD = table[: cfg.actions]
     if cfg.occurring:  # without an index tensor, which would be a constant of a compiled program
         trained_AD = torch.stack([table[action] for action in cfg.occurring])
-    return params | {"action": torch.cat((table, trained_AD.mean(0, keepdim=True)))}
+    return params | {"action_table": torch.cat((table, trained_AD.mean(0, keepdim=True)))}
+
+
+def _mean_action(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """The mean action, as often as there are actions. The mean of vectors is 0."""
+    if actions_BT.is_floating_point():
+        return torch.zeros_like(actions_BT)
+    return torch.full_like(actions_BT, cfg.actions + 1)
 
 
 def _twice(memory: Memory) -> Memory:

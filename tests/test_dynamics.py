@@ -754,3 +754,87 @@ def test_a_prediction_needs_two_frames(dynamics_cfg):
     dynamics.check_clips(dynamics_cfg, 2)
     with pytest.raises(UserError, match="at least 2, not 1: raise --cfg.num-frames"):
         dynamics.check_clips(dynamics_cfg, 1)
+
+
+# Actions that are vectors
+
+PROTOTYPES = ((0.0, 0.0), (1.0, -2.0), (-1.5, 0.5))
+VECTORS = DynamicsConfig(16, 4, 3, 2, prototypes=PROTOTYPES, stack=STConfig(2, 32, 2, window=4))
+
+
+@pytest.fixture
+def vector_params():
+    return tree.init(dynamics.spec(VECTORS), random.key(3))
+
+
+def vectors_of(numbers):
+    return torch.tensor(PROTOTYPES)[numbers]
+
+
+@pytest.mark.parametrize("mode", ["add", "prepend"])
+def test_a_number_stands_for_its_prototype(mode):
+    cfg = replace(VECTORS, action_mode=mode)
+    params = tree.init(dynamics.spec(cfg), random.key(3))
+    ids = tokens(cfg)
+    numbers = actions(cfg)
+    by_number, _ = dynamics.logits_next(params, ids, dynamics.entering(numbers, cfg), None, cfg)
+    entering = dynamics.entering(vectors_of(numbers), cfg)
+    by_vector, _ = dynamics.logits_next(params, ids, entering, None, cfg)
+    torch.testing.assert_close(by_number, by_vector)
+    assert torch.equal(dynamics.action_numbers(vectors_of(numbers), cfg), numbers)
+
+
+def test_vectors_between_prototypes_have_logits_of_their_own(vector_params):
+    ids = tokens(VECTORS)
+    numbers = actions(VECTORS)
+    near = vectors_of(numbers) + 0.2
+    entering = (dynamics.entering(x, VECTORS) for x in (vectors_of(numbers), near))
+    exact, moved = (dynamics.logits_next(vector_params, ids, x, None, VECTORS)[0] for x in entering)
+    assert not torch.allclose(exact[:, 1:], moved[:, 1:])
+    torch.testing.assert_close(exact[:, 0], moved[:, 0])  # no action leads into the first frame
+    assert torch.equal(dynamics.action_numbers(near, VECTORS), numbers)
+
+
+@pytest.mark.parametrize("t", range(1, T))
+def test_logits_do_not_see_later_vectors(vector_params, t):
+    ids = tokens(VECTORS)
+    values = vectors_of(actions(VECTORS)).requires_grad_()
+    entering = dynamics.entering(values, VECTORS)
+    logits, _ = dynamics.logits_next(vector_params, ids, entering, None, VECTORS)
+    (grad,) = torch.autograd.grad(logits[:, t].square().sum(), values)
+    assert grad[:, :t].abs().sum() > 0
+    assert not grad[:, t:].any()
+
+
+def test_every_parameter_is_trained_by_vectors(vector_params):
+    ids = tokens(VECTORS)
+    mask = torch.ones(ids.shape, dtype=torch.bool)
+    mask[:, 0] = False
+    leaves = tree.map(lambda p: p.clone().requires_grad_(), vector_params)
+    values = vectors_of(actions(VECTORS)) + 0.1
+    value, _ = dynamics.loss(leaves, ids, values, mask, VECTORS)
+    grads = torch.autograd.grad(value, tree.leaves(leaves))
+    assert all(grad.isfinite().all() for grad in grads)
+    (grad,) = torch.autograd.grad(
+        dynamics.loss(leaves, ids, values, mask, VECTORS)[0], [leaves["action"]]
+    )
+    assert (grad.abs().sum(-1) > 0).all()
+
+
+def test_guidance_by_numbers_is_away_from_the_mean_prototype(vector_params):
+    """The prototypes here have another mean than the vectors, which have 0."""
+    cfg = replace(VECTORS, prototypes=((0.0, 0.0), (1.0, -2.0), (-1.0, 2.0)))
+    ids = tokens(cfg)
+    numbers = torch.full((len(ids), 1), 1)
+    memory = dynamics.empty_memory(cfg, len(ids))
+    by_number = dynamics.guided_logits(vector_params, ids[:, :1], numbers, memory, cfg, 1.0)
+    values = torch.tensor(cfg.prototypes)[numbers]
+    by_vector = dynamics.guided_logits(vector_params, ids[:, :1], values, memory, cfg, 1.0)
+    torch.testing.assert_close(by_number, by_vector)
+    plain = dynamics.guided_logits(vector_params, ids[:, :1], numbers, memory, cfg, 0.0)
+    assert not torch.allclose(by_number, plain)
+
+
+def test_prototypes_need_as_many_actions():
+    with pytest.raises(UserError, match="3 prototypes for 5 actions"):
+        replace(VECTORS, actions=5)

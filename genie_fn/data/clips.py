@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from genie_fn.data import vectors
 from genie_fn.data.storage import SPLITS, Segment
-from genie_fn.data.store import DamagedClips, Store, describe_damage, read_entries
+from genie_fn.data.store import VECTORS, DamagedClips, Store, describe_damage, read_entries
 from genie_fn.errors import UserError
 from genie_fn.runtime.files import reason
 
@@ -20,7 +21,8 @@ class Batch(NamedTuple):
     """(B, T, H, W, 3) uint8."""
     actions: Any
     """(B, T-1) int64; action t is taken between frames t and t+1 of the clip. With a stride, it is
-    the first of those that are taken between them, whose effect shows the most."""
+    the first of those that are taken between them, whose effect shows the most. Of a store
+    `as_vectors` (B, T-1, action_size) float32, in units of their standard deviation."""
 
 
 def clip_starts(store: Store, split: str, num_frames: int, flags: str = "") -> np.ndarray:
@@ -216,7 +218,22 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
         lost = _damaged_clips(store, offsets.tolist(), span)
         fallback = {0: f"{store.name} could not be read ({reason(error)})"}
         raise DamagedClips(lost or fallback) from error
+    if store.as_vectors:
+        return Batch(frames, read_vectors(store, offsets, num_frames))
     return Batch(frames, np.asarray(actions).astype(np.int64))
+
+
+def read_vectors(store: Store, offsets: np.ndarray, num_frames: int) -> np.ndarray:
+    """The actions of clips as vectors, (B, T-1, action_size) float32, in units of `vectors`.
+
+    Raises DamagedClips as `read_clips` does.
+    """
+    transitions = offsets[:, None] + np.arange(num_frames - 1) * store.stride
+    try:
+        values = np.asarray(store.arrays[VECTORS][transitions].read().result())
+    except Exception as error:  # tensorstore raises several kinds
+        raise DamagedClips({0: f"{store.name} could not be read ({reason(error)})"}) from error
+    return vectors.standardised(values, vectors.prototypes_of(store.datasets[0].meta))
 
 
 def _frames_of(store: Store, start: int, span: int) -> ts.TensorStore:

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from genie_fn.data import storage
-from genie_fn.data.store import DTYPES, Part, Store, next_offset, open_store
+from genie_fn.data.store import DTYPES, VECTORS, Part, Store, next_offset, open_store
 from genie_fn.errors import UserError
 
 CACHE_BYTES = 1 << 30
@@ -45,6 +45,7 @@ def mix(stores: Sequence[Store], weights: Sequence[float] = ()) -> Store:
         first,
         meta={},
         num_actions=first.num_actions if same else 0,
+        action_size=first.action_size if same else 0,
         action_names=first.action_names if same else (),
         segments=tuple(
             segment._replace(offset=base + segment.offset)
@@ -53,7 +54,8 @@ def mix(stores: Sequence[Store], weights: Sequence[float] = ()) -> Store:
         ),
         data_hash=storage.sha256({"datasets": [store.data_hash for store in stores]}),
         arrays={
-            name: storage.joined([store.arrays[name] for store in stores], bases) for name in DTYPES
+            name: storage.joined([store.arrays[name] for store in stores], bases)
+            for name in (*DTYPES, *([VECTORS] if same and first.action_size else []))
         },
         parts=tuple(map(Part, stores, bases)),
         weights=tuple(map(float, weights)),

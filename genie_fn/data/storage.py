@@ -19,7 +19,8 @@ from genie_fn.runtime import versions
 from genie_fn.runtime.files import exclusive, read_json
 
 MANIFEST = "store.json"
-VERSION = 1
+VERSION = 2
+FIRST_VERSION = 1  # without the keys of OPTIONAL, and still written where none of them is used
 MANIFEST_BYTES = 1 << 26  # the largest manifest that is read
 METADATA_BYTES = 1 << 16  # the largest metadata of an array that is read
 SPLITS = ("train", "val", "test")
@@ -27,7 +28,9 @@ BLOCK = 1000  # frames in a shard (one file); segments start at multiples of it
 CHUNK = 10  # frames compressed together: more compress better, fewer are faster to read in part
 MAX_SIDE = 4096  # pixels: a chunk of frames then takes half a gigabyte
 MAX_ACTIONS = 256  # actions are stored in a byte
+MAX_ACTION_SIZE = 1024  # numbers of an action that is a vector
 HEADER = ("meta", "height", "width", "num_actions", "action_names")  # keys about the whole store
+OPTIONAL = {"action_size": 0}  # keys that only some stores have, and what their absence means
 
 
 class Segment(NamedTuple):
@@ -65,9 +68,11 @@ def sha256(manifest: dict) -> str:
 
 
 def make_manifest(header: Mapping[str, Any], segments: Iterable[Segment]) -> dict:
-    """A manifest with its hash; of `header` only the keys in HEADER are used."""
+    """A manifest with its hash; of `header` only the keys in HEADER and OPTIONAL are used."""
     manifest = {name: header[name] for name in HEADER}
-    manifest |= {"version": VERSION, "segments": [segment._asdict() for segment in segments]}
+    used = {name: header[name] for name, absent in OPTIONAL.items() if header[name] != absent}
+    version = VERSION if used else FIRST_VERSION
+    manifest |= used | {"version": version, "segments": [s._asdict() for s in segments]}
     return manifest | {"sha256": sha256(manifest)}
 
 
@@ -92,7 +97,7 @@ def read_manifest(root: Path) -> tuple[dict[str, Any], tuple[Segment, ...], str]
         content = read_json(path, MANIFEST_BYTES)
         version = content["version"]
         versions.check(root, version, VERSION)
-        if version != VERSION:
+        if not FIRST_VERSION <= version <= VERSION:
             raise ValueError(f"its version is {version!r:.20}")
         return *parse(content), content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -105,6 +110,7 @@ def parse(manifest: Any) -> tuple[dict[str, Any], tuple[Segment, ...]]:
     if sha256(content) != manifest.get("sha256"):
         raise ValueError("its hash does not match its content")
     header = {name: content[name] for name in HEADER}
+    header |= {name: content.get(name, absent) for name, absent in OPTIONAL.items()}
     check_header(header)
     segments = []
     end = 0
@@ -120,6 +126,7 @@ def check_header(header: Mapping[str, Any]) -> None:
     for side in ("height", "width"):
         _check_number(header[side], side, 1, MAX_SIDE)
     _check_number(header["num_actions"], "num_actions", 0, MAX_ACTIONS)
+    _check_number(header["action_size"], "action_size", 0, MAX_ACTION_SIZE)
     names = header["action_names"]
     is_list = isinstance(names, list | tuple) and len(names) <= MAX_ACTIONS
     if not is_list or not all(isinstance(name, str) for name in names):

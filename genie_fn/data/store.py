@@ -36,6 +36,9 @@ DTYPES = {
     "level_seeds": "int32",
     "episode_starts": "bool",
 }
+VECTORS = "action_vectors"
+"""An array that only stores whose actions are vectors have, float32; `actions` then holds the number of
+the prototype nearest to each vector (see `vectors`)."""
 CHECKED = ("frames", "actions", "rewards", "episode_starts")  # covered by a segment's checksum
 
 
@@ -51,6 +54,9 @@ class Recording(NamedTuple):
     info: Mapping[str, Any] = MappingProxyType(
         {}
     )  # kept with the segment, such as levels completed
+    action_vectors: np.ndarray | None = (
+        None  # (length, action_size) float32, if actions are vectors
+    )
 
 
 class DamagedClips(UserError):
@@ -92,6 +98,10 @@ class Store:
     stride: int = 1
     """Frames from one frame of a clip to the next. The action between two frames of a clip is the
     first one of those between them."""
+    action_size: int = 0
+    """The numbers of an action that is a vector; 0: actions are numbers of `action_names`."""
+    as_vectors: bool = False
+    """Whether the actions of clips are vectors, where the store has some, and not their numbers."""
     parts: tuple[Part, ...] = ()
     """The datasets of a mixture, whose `root` is that of the first (see `mixture`); empty for one
     dataset."""
@@ -125,7 +135,9 @@ class Store:
 
     def has_actions_of(self, other: "Store") -> bool:
         """Whether both have the same recorded actions in the same order, or both have none."""
-        return (self.num_actions, self.action_names) == (other.num_actions, other.action_names)
+        own, others = ((s.num_actions, s.action_names, s.action_size) for s in (self, other))
+        prototypes = [s.meta.get("prototypes") for s in (self, other)]
+        return own == others and (not self.action_size or prototypes[0] == prototypes[1])
 
 
 def content_hash(store: Store, segments: int) -> str:
@@ -148,11 +160,18 @@ def split_of(level: int) -> str:
     return {8: "val", 9: "test"}.get(level % 10, "train")
 
 
-def _array_kinds(height: int, width: int) -> dict[str, ArrayKind]:
+def _array_kinds(height: int, width: int, action_size: int) -> dict[str, ArrayKind]:
     """The kind of every array of a store."""
     kinds = {name: ArrayKind(dtype) for name, dtype in DTYPES.items()}
     kinds["frames"] = ArrayKind("uint8", (height, width, 3), CHUNK)
+    if action_size:
+        kinds[VECTORS] = ArrayKind("float32", (action_size,))
     return kinds
+
+
+def _checked(has_vectors: bool) -> tuple[str, ...]:
+    """The arrays that a segment's checksum covers."""
+    return (*CHECKED, VECTORS) if has_vectors else CHECKED
 
 
 # Opening and making
@@ -166,7 +185,7 @@ def open_store(root: str | Path, cache_bytes: int = 1 << 30) -> Store:
     """
     root = Path(root)
     header, segments, data_hash = storage.read_manifest(root)
-    kinds = _array_kinds(header["height"], header["width"])
+    kinds = _array_kinds(header["height"], header["width"], header["action_size"])
     arrays = storage.open_arrays(root, kinds, cache_bytes)
     end = segments[-1].offset + segments[-1].length if segments else 0
     for name, array in arrays.items():
@@ -183,15 +202,20 @@ def create(
     width: int,
     num_actions: int,
     action_names: Iterable[str] = (),
+    action_size: int = 0,
 ) -> Store:
     """Make an empty store for frames of `height` x `width` at `root`, a new or empty folder.
 
-    `num_actions` is 0 if the actions are unknown. `meta` must be serialisable as JSON. Raises
+    `num_actions` is 0 if the actions are unknown; `action_size` is the length of vectors of actions.
+    `meta` must be serialisable as JSON. Raises
     UserError if `root` is in use.
     """
     root = Path(root)
     _check_unused(root)
-    store = Store(root, meta, height, width, num_actions, tuple(action_names), (), "", {})
+    names = tuple(action_names)
+    store = Store(
+        root, meta, height, width, num_actions, names, (), "", {}, action_size=action_size
+    )
     try:
         storage.check_header(vars(store))
     except ValueError as error:
@@ -200,7 +224,7 @@ def create(
             "actions"
         ) from error
     with writing(root):
-        for name, kind in _array_kinds(height, width).items():
+        for name, kind in _array_kinds(height, width, action_size).items():
             ts.open(storage.array_spec(root / name, kind), open=True, create=True).result()
     return commit(store, ())
 
@@ -211,7 +235,7 @@ def _check_unused(root: Path) -> None:
         raise UserError(
             f"{root} already holds a dataset: choose another folder, or delete it first"
         )
-    own_names = {*DTYPES, LOCK, partial_name(root / MANIFEST).name}
+    own_names = {*DTYPES, VECTORS, LOCK, partial_name(root / MANIFEST).name}
     if root.exists() and (
         not root.is_dir() or any(entry.name not in own_names for entry in root.iterdir())
     ):
@@ -282,7 +306,7 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
     recording = recording._replace(episode_starts=starts)
     values = recording._asdict() | {"level_seeds": np.full(length, recording.level)}
     jobs = [
-        array[offset : offset + length].write(np.ascontiguousarray(values[name], DTYPES[name]))
+        array[offset : offset + length].write(np.ascontiguousarray(values[name], array.dtype.name))
         for name, array in store.arrays.items()
     ]
     crc = _checksum(recording)
@@ -295,15 +319,15 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
 
 def _checksum(recording: Recording) -> int:
     crc = 0
-    for name in CHECKED:
-        values = np.ascontiguousarray(getattr(recording, name), DTYPES[name])
+    for name in _checked(recording.action_vectors is not None):
+        values = np.ascontiguousarray(getattr(recording, name), DTYPES.get(name, "float32"))
         crc = zlib.crc32(values.data, crc)
     return crc
 
 
 def exclusive_writer(root: str | Path, doing: str, instead: str) -> AbstractContextManager[None]:
     """Lock the store at `root` against other writers: see `storage.exclusive_writer`."""
-    return storage.exclusive_writer(root, DTYPES, doing, instead)
+    return storage.exclusive_writer(root, (*DTYPES, VECTORS), doing, instead)
 
 
 def append_segments(store: Store, recordings: Iterable[Recording]) -> Store:
@@ -375,7 +399,8 @@ def read_segment(store: Store, segment: Segment) -> Recording:
     start = segment.offset
     stop = start + segment.length
     try:
-        arrays = {name: read_entries(store, name, start, stop) for name in CHECKED}
+        names = _checked(store.action_size > 0)
+        arrays = {name: read_entries(store, name, start, stop) for name in names}
     except Exception as error:  # tensorstore raises several kinds
         sentence = describe_damage(store, CHECKED, start, stop)
         fallback = f"level {segment.level} of {store.name} could not be read"

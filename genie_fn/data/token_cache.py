@@ -23,6 +23,7 @@ import numpy as np
 import tensorstore as ts
 
 from genie_fn.data import storage
+from genie_fn.data.clips import read_vectors
 from genie_fn.data.reader import ClipReader
 from genie_fn.data.storage import CHUNK, ArrayKind, Segment
 from genie_fn.data.store import Recording, Store, content_hash, padded_length
@@ -312,13 +313,17 @@ def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def cached_reader(
     cache: Cache, reader: ClipReader, finish: Callable[[np.ndarray, np.ndarray], Any]
 ) -> ClipReader:
-    """A reader that draws the clips of `reader` and takes their ids and actions from the cache.
+    """A reader that draws the clips of `reader` and takes their ids and actions from the cache; of a
+    store `as_vectors` the actions are those of the store.
 
     Its batches are what `finish(ids, actions)` returns, called in the reading threads.
     """
     segments = tuple(filter(cache.holds, reader.store.segments))
 
     def load(offsets: np.ndarray) -> Any:
-        return finish(*read(cache, offsets))
+        ids, actions = read(cache, offsets)
+        if reader.store.as_vectors:
+            actions = read_vectors(reader.store, offsets, cache.num_frames)
+        return finish(ids, actions)
 
     return replace(reader, store=replace(reader.store, segments=segments), load=load)

@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from genie_fn.data import vectors
 from genie_fn.data.storage import MAX_ACTIONS
+from genie_fn.data.vectors import Prototypes
 from genie_fn.errors import UserError
 
 MAX_BYTES = 64 << 20
@@ -40,6 +42,8 @@ class LabelFile(NamedTuple):
     actions: list[str | int]
     lines: list[int]
     """The line of each row in the file."""
+    vectors: np.ndarray | None = None
+    """(R, A) float32, where actions are vectors; `actions` is then empty."""
 
 
 class ActionTrack(NamedTuple):
@@ -51,6 +55,8 @@ class ActionTrack(NamedTuple):
     """(R,) float64."""
     ids: np.ndarray
     """(R,) uint8."""
+    vectors: np.ndarray | None = None
+    """(R, A) float32, where actions are vectors; `ids` are then their nearest prototypes."""
 
 
 def read(path: Path) -> LabelFile:
@@ -248,14 +254,26 @@ def to_ids(file: LabelFile, names: Sequence[str]) -> ActionTrack:
     return ActionTrack(file.path, file.by, file.at, ids)
 
 
-def per_frame(track: ActionTrack, first: int, times: np.ndarray) -> np.ndarray:
-    """(n,) uint8: the actions at frames first, first + 1, … of a video.
+def nearest_prototypes(file: LabelFile, prototypes: Prototypes) -> ActionTrack:
+    """The rows of a file of vectors, with the number of the prototype nearest to each."""
+    assert file.vectors is not None, "asked only of files of vectors"
+    ids = vectors.numbers(file.vectors, prototypes).astype(np.uint8)
+    return ActionTrack(file.path, file.by, file.at, ids, file.vectors)
+
+
+def rows_at(track: ActionTrack, first: int, times: np.ndarray) -> np.ndarray:
+    """(n,) int64: the rows that hold at frames first, first + 1, … of a video.
 
     `times` (n,) are the seconds at which these frames appear after the first frame of the video.
     """
     by_time = track.by == "time"
     where = times + TIME_TOLERANCE if by_time else first + np.arange(len(times))
-    return track.ids[np.clip(np.searchsorted(track.at, where, side="right") - 1, 0, None)]
+    return np.clip(np.searchsorted(track.at, where, side="right") - 1, 0, None)
+
+
+def per_frame(track: ActionTrack, first: int, times: np.ndarray) -> np.ndarray:
+    """(n,) uint8: the actions at these frames; the arguments are those of `rows_at`."""
+    return track.ids[rows_at(track, first, times)]
 
 
 def mismatch(track: ActionTrack, count: int) -> str:

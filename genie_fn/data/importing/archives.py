@@ -94,6 +94,8 @@ class ActionsAt(NamedTuple):
     file: Path
     field: str
     rows: tuple[int, int] | None = None
+    is_vector: bool = False
+    """Whether they are vectors, or continuous numbers, and not numbers of actions."""
 
 
 def parse_fields(text: str) -> Fields:
@@ -127,10 +129,7 @@ def episodes(path: Path, fields: Fields) -> list[Episode]:
             found = _parquet_episodes(path, fields)
         else:
             found = _hdf5_episodes(path, fields)
-        note = next((episode.note for episode in found if episode.note), "")
-        if note:  # what is continuous in one episode may look like numbers of actions in another
-            found = [episode._replace(actions=None, note=note) for episode in found]
-        return found
+        return _alike(found)
     except UserError:
         raise
     except Exception as error:  # the libraries raise many kinds
@@ -138,6 +137,17 @@ def episodes(path: Path, fields: Fields) -> list[Episode]:
         raise UserError(
             f"{path} cannot be read as {kind} ({_reason(error)}): check that it is complete"
         ) from error
+
+
+def _alike(found: list[Episode]) -> list[Episode]:
+    """Episodes whose actions are all vectors, or all numbers of actions: what is continuous in one
+    episode may look like numbers of actions in another."""
+    if not any(episode.actions and episode.actions.is_vector for episode in found):
+        return found
+    return [
+        episode._replace(actions=episode.actions and episode.actions._replace(is_vector=True))
+        for episode in found
+    ]
 
 
 def read(episode: Episode, background: Background = "black") -> Iterator[Callable[[], Image.Image]]:
@@ -167,9 +177,13 @@ def labels(episode: Episode) -> LabelFile:
             f"the actions {at.field} of {at.file} cannot be read ({_reason(error)}): import without "
             "them, by --cfg.no-actions"
         ) from error
-    numbers = np.asarray(values).reshape(len(values), -1)[:, 0].astype(np.int64).tolist()
-    rows = len(numbers)
-    return LabelFile(at.file, "row", np.arange(rows, dtype=float), numbers, list(range(rows)))
+    table = np.asarray(values).reshape(len(values), -1)
+    rows = len(table)
+    places = np.arange(rows, dtype=float)
+    if at.is_vector:
+        return LabelFile(at.file, "row", places, [], [], table.astype(np.float32))
+    numbers = table[:, 0].astype(np.int64).tolist()
+    return LabelFile(at.file, "row", places, numbers, list(range(rows)))
 
 
 def _module(name: str, path: Path) -> ModuleType:
@@ -206,14 +220,13 @@ def _choose(names: list[str], wanted: str, usual: tuple[str, ...], what: str, pa
     return names[0] if len(names) == 1 and not usual else ""
 
 
-def _continuous(values: np.ndarray, width: int) -> str:
-    """Why actions are left out; empty if they are numbers of actions."""
+def _is_vector(values: np.ndarray, width: int) -> bool:
+    """Whether actions of so many numbers each are vectors, or continuous numbers."""
     if width > 1:
-        return f"its actions are vectors of {width} numbers, which are left out"
+        return True
     numbers = np.asarray(values, np.float64).ravel()
-    if not np.all((numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < MAX_ACTIONS)):
-        return "its actions are continuous numbers, which are left out"
-    return ""
+    whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < MAX_ACTIONS)
+    return not np.all(whole)
 
 
 # HDF5
@@ -291,9 +304,9 @@ def _hdf5_episodes(path: Path, fields: Fields) -> list[Episode]:
     result: list[Episode] = []
     for place in places:
         if place.field == frames:
-            actions, note = _hdf5_actions(path, place.group, fields, found)
+            actions = _hdf5_actions(path, place.group, fields, found)
             where = "/".join(filter(None, place))
-            result.append(Episode(place.group, (path,), where, actions=actions, note=note))
+            result.append(Episode(place.group, (path,), where, actions=actions))
     return result
 
 
@@ -341,10 +354,8 @@ def _places_by_difference(names: tuple[str, ...]) -> list[_Place]:
     return places
 
 
-def _hdf5_actions(
-    path: Path, group: str, fields: Fields, found: _Tree
-) -> tuple[ActionsAt | None, str]:
-    """The actions of the episode in a group, and why they are left out."""
+def _hdf5_actions(path: Path, group: str, fields: Fields, found: _Tree) -> ActionsAt | None:
+    """The actions of the episode in a group."""
     prefix = f"{group}/" if group else ""
     own = {
         name.removeprefix(prefix): shape
@@ -353,11 +364,11 @@ def _hdf5_actions(
     }
     field = _choose(sorted(own), fields.actions.strip("/"), ACTION_NAMES, "actions", path)
     if not field or not own[field][0]:
-        return None, ""
+        return None
     where = ActionsAt(path, prefix + field)
     width = int(np.prod(own[field][1:]))
-    note = _continuous(_hdf5_array(where) if width == 1 else np.zeros(0), width)
-    return (None, note) if note else (where, "")
+    is_vector = _is_vector(_hdf5_array(where) if width == 1 else np.zeros(0), width)
+    return where._replace(is_vector=is_vector)
 
 
 def _hdf5_array(at: ActionsAt) -> np.ndarray:
@@ -452,13 +463,14 @@ def _parquet_episodes(path: Path, fields: Fields) -> list[Episode]:
 
 
 def _parquet_actions(path: Path, field: str, rows: tuple[int, int]) -> tuple[ActionsAt | None, str]:
+    """The actions of some rows, and why they are left out."""
     if not field:
         return None, ""
     values = _parquet_column(path, field, rows)
     if values.dtype.kind not in "iufb":
         return None, "its actions are no numbers, and are left out"
-    note = _continuous(values, int(np.prod(values.shape[1:])))
-    return (None, note) if note else (ActionsAt(path, field, rows), "")
+    is_vector = _is_vector(values, int(np.prod(values.shape[1:])))
+    return ActionsAt(path, field, rows, is_vector), ""
 
 
 def _parquet_frames(path: Path, field: str, rows: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -615,5 +627,5 @@ def _parquet_actions_of(
 ) -> tuple[ActionsAt | None, str]:
     """`_parquet_actions`, without reading those that are known to be vectors."""
     if width > 1:
-        return None, _continuous(np.zeros(0), width)
+        return ActionsAt(table, action, rows, is_vector=True), ""
     return _parquet_actions(table, action, rows)

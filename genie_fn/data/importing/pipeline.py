@@ -37,6 +37,8 @@ class VideoPart(NamedTuple):
     """The number of the piece of the source, which has a split of its own."""
     aspect: float = 1
     """The displayed width of the source's pictures divided by their height."""
+    vectors: np.ndarray | None = None
+    """(n, A) float32: the actions, where they are vectors."""
 
 
 class End(NamedTuple):
@@ -158,13 +160,20 @@ def _resized(samples: Iterable[Sample], frame_format: FrameFormat) -> Iterator[P
 def _make_part(
     samples: list[Pixels], track: ActionTrack | None, times: Sequence[float], piece: int
 ) -> VideoPart:
+    vectors = None
     if track is None:
         actions = np.zeros(len(samples), np.uint8)
-    else:
+    elif track.vectors is None:
         actions = longest_actions(track, np.array([s.number for s in samples]), times)
+    else:  # which have no duration that could be compared: the ones at the frames
+        begin = samples[0].number
+        seconds = np.array(times[begin : samples[-1].number + 1])
+        rows = action_labels.rows_at(track, begin, seconds)[[s.number - begin for s in samples]]
+        actions = track.ids[rows]
+        vectors = track.vectors[rows]
     frames = np.stack([s.pixels for s in samples])
     starts = np.array([s.begins_episode for s in samples])
-    return VideoPart(frames, actions, starts, piece, samples[0].aspect)
+    return VideoPart(frames, actions, starts, piece, samples[0].aspect, vectors)
 
 
 def _end_of(track: ActionTrack | None, times: "array[float]") -> End:
@@ -322,7 +331,14 @@ def _write_part(
     split = sources.split_of(source.name, owner.piece)
     info = {"episodes": len(episode_lengths(part)), "aspect": round(part.aspect, 4)}
     recording = data.Recording(
-        owner.level, part.frames, part.actions, np.zeros(count), part.episode_starts, split, info
+        owner.level,
+        part.frames,
+        part.actions,
+        np.zeros(count),
+        part.episode_starts,
+        split,
+        info,
+        part.vectors,
     )
     return store, data.write_segment(store, offset, recording)
 

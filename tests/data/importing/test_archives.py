@@ -13,6 +13,7 @@ from PIL import Image
 
 import import_videos as script
 from genie_fn import data
+from genie_fn.data import vectors
 from genie_fn.data.importing import archives, readers, sources
 from genie_fn.data.importing.archives import Fields, Unreadable
 from genie_fn.errors import UserError
@@ -219,16 +220,40 @@ def test_one_compressed_episode_per_file(tmp_path):
 
 
 @pytest.mark.parametrize("write", [lerobot_v2, lerobot_v3, robomimic])
-def test_vectors_of_actions_are_left_out_and_said(write, tmp_path, capsys):
+def test_vectors_of_actions_are_kept_as_they_are(write, tmp_path):
     if write is robomimic:
         write(tmp_path / "set.hdf5")
         store = imported(tmp_path / "set.hdf5", "frames=obs/agentview_image", tmp_path / "store")
     else:
         write(tmp_path / "set", shape=(2,))
         store = imported(tmp_path / "set", "", tmp_path / "store")
-    assert store.num_actions == 0
-    assert len(store.segments) == 3
-    assert "of 3 episodes: its actions are vectors of" in capsys.readouterr().out
+    kinds = 1 if write is robomimic else 5
+    assert store.action_size == (7 if write is robomimic else 2)
+    assert store.action_names == tuple(map(str, range(kinds)))
+    prototypes = vectors.prototypes_of(store.meta)
+    for i, segment in enumerate(store.segments):
+        recording = data.read_segment(store, segment)
+        expected = np.full((segment.length, 7), 0.5)
+        if write is not robomimic:
+            expected = np.repeat(actions_of(i, segment.length)[:, None] + 0.5, 2, 1)
+        np.testing.assert_array_equal(recording.action_vectors, expected.astype(np.float32))
+        nearest = prototypes.centres[recording.actions] * prototypes.std + prototypes.mean
+        np.testing.assert_allclose(nearest, expected, atol=1e-5)
+    assert data.verify(store) == sum(LENGTHS)
+    more = imported(store.root.parent / ("set.hdf5" if write is robomimic else "set"),
+                    "frames=obs/agentview_image" if write is robomimic else "", store.root)  # fmt: skip
+    assert more.data_hash == store.data_hash
+
+
+def test_vectors_and_numbers_are_not_mixed(tmp_path):
+    lerobot_v2(tmp_path / "in" / "a", shape=(2,))
+    minari(tmp_path / "in" / "b.h5")
+    with pytest.raises(UserError, match="some actions are vectors and others are not"):
+        imported(tmp_path / "in", "", tmp_path / "store")
+    lerobot_v2(tmp_path / "both" / "a", shape=(2,))
+    lerobot_v2(tmp_path / "both" / "b", shape=(3,))
+    with pytest.raises(UserError, match="vectors of 2 and 3 numbers"):
+        imported(tmp_path / "both", "", tmp_path / "store")
 
 
 def test_several_sets_in_a_folder_have_names_of_their_own(tmp_path):
@@ -297,7 +322,9 @@ def test_what_is_continuous_in_one_episode_is_so_in_all(tmp_path):
         for i, steering in enumerate((0.0, 0.5)):
             file[f"demo_{i}/frames"] = frames_of(i, 16)
             file[f"demo_{i}/actions"] = np.full(16, steering)
-    assert [episode.actions for episode in archives.episodes(path, Fields())] == [None, None]
+    found = archives.episodes(path, Fields())
+    assert [episode.actions.is_vector for episode in found] == [True, True]
+    np.testing.assert_array_equal(archives.labels(found[1]).vectors, np.full((16, 1), 0.5))
 
 
 def test_no_other_file_is_read(tmp_path):
