@@ -82,6 +82,8 @@ class DynamicsConfig:
             raise UserError(
                 f"there are {len(self.prototypes)} prototypes for {self.actions} actions: train again"
             )
+        if len({len(vector) for vector in self.prototypes}) > 1 or () in self.prototypes:
+            raise UserError("the prototypes of actions are not of one length: train again")
         if not 0 <= self.mask_low <= 1:
             raise UserError(f"--cfg.model.mask-low must be from 0 to 1, not {self.mask_low}")
         if not 0 <= self.corrupt <= 1:

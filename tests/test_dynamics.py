@@ -838,3 +838,6 @@ def test_guidance_by_numbers_is_away_from_the_mean_prototype(vector_params):
 def test_prototypes_need_as_many_actions():
     with pytest.raises(UserError, match="3 prototypes for 5 actions"):
         replace(VECTORS, actions=5)
+    for wrong in (((0.0,), (0.0, 1.0), (1.0,)), ((), (), ())):
+        with pytest.raises(UserError, match="not of one length"):
+            replace(VECTORS, prototypes=wrong)
