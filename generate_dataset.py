@@ -17,7 +17,6 @@ import functools
 import importlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -33,8 +32,8 @@ import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 import numpy as np
 
 from genie_fn import data
-from genie_fn.data import expert, games, gym_game, procgen, video
-from genie_fn.data.framing import Fit, Size, height_and_width
+from genie_fn.data import expert, framing, games, gym_game, procgen, video
+from genie_fn.data.framing import Fit, Size
 from genie_fn.data.game import MAX_LEVEL, Game
 from genie_fn.data.gym_game import GymGame
 from genie_fn.errors import UserError
@@ -159,17 +158,14 @@ def _check_gym(cfg: Config) -> None:
             "the expert plays Procgen's games alone: choose another --cfg.policy, such as a function "
             "of yours"
         )
-    if not all(8 <= side <= 512 for side in height_and_width(cfg.size)):
-        raise UserError(f"--cfg.size is {cfg.size}: choose numbers from 8 to 512")
+    framing.check(cfg.size)
     gym_game.parse_options(cfg.env_options)
 
 
 def own_policy(name: str) -> Callable[[Any, np.random.Generator], int]:
     """The function that `module:function` names. Raises UserError if there is none."""
     module, _, function = name.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    gym_game.look_in_this_folder()
     try:
         return getattr(importlib.import_module(module), function)
     except Exception as error:  # the module is the user's
@@ -308,7 +304,7 @@ def collect_levels(cfg: Config, store: data.Store, indices: range) -> Iterator[d
 
 def default_root(cfg: Config) -> str:
     """The folder of the dataset where none is given."""
-    name = re.sub(r"[^\w.-]+", "-", cfg.env.rpartition(":")[2].rpartition("/")[2])
+    name = games.folder_name(cfg.env)
     return f"data/{name}" if cfg.visuals == "full" else f"data/{name}-{cfg.visuals}"
 
 
@@ -326,11 +322,7 @@ def open_or_create(cfg: Config, root: Path) -> data.Store:
     """
     wanted = options(cfg)
     if not (root / data.MANIFEST).exists():
-        game = open_level(cfg, cfg.start_level)
-        height, width = game.frame().shape[:2]
-        names = game.action_names
-        game.close()
-        return data.create(root, {"collection": wanted}, height, width, len(names), names)
+        return games.new_store(root, wanted, cfg.start_level)
     store = data.open_store(root)
     collection = store.meta.get("collection", {})
     for name, value in wanted.items():

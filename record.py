@@ -11,7 +11,6 @@ five. What is not saved when the page is closed, or when the program ends, is sa
 command adds to the dataset.
 """
 
-import re
 import secrets
 import signal
 import threading
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import genie_fn.runtime.startup  # noqa: F401  # isort: skip
 
 from genie_fn import data
-from genie_fn.data import games, gym_game, procgen
+from genie_fn.data import framing, games, gym_game, procgen
 from genie_fn.data.framing import Fit, Size, height_and_width
 from genie_fn.data.game import MAX_LEVEL
 from genie_fn.errors import UserError
@@ -77,8 +76,7 @@ class Config:
                 raise UserError(
                     f"--cfg.{flag} is {value}: choose a number from {smallest} to {largest}"
                 )
-        if not all(8 <= side <= 512 for side in height_and_width(self.size)):
-            raise UserError(f"--cfg.size is {self.size}: choose numbers from 8 to 512")
+        framing.check(self.size)
 
 
 def collection(cfg: Config) -> dict[str, Any]:
@@ -93,8 +91,7 @@ def collection(cfg: Config) -> dict[str, Any]:
 
 def default_root(cfg: Config) -> str:
     """The folder of the dataset where none is given."""
-    name = re.sub(r"[^\w.-]+", "-", cfg.env.rpartition(":")[2].rpartition("/")[2])
-    return f"data/{name}-recorded"
+    return f"data/{games.folder_name(cfg.env)}-recorded"
 
 
 def main(cfg: Config) -> None:

@@ -214,11 +214,11 @@ def for_frames(cfg: Config, height: int, width: int) -> TokenizerConfig:
     about their size, and a line says what that costs."""
     model = cfg.model
     usual = tokenizer.PRESETS[cfg.preset]
-    if model.arch == "st_vivit" and model.patch == usual.patch:
-        patch = tokenizer.fitted_patch(model.patch, height, width)
-        if patch * 2 >= model.patch:
-            model = replace(model, patch=patch, height=height, width=width)
-    model = replace(model, height=height, width=width)
+    patch = model.patch
+    if model.arch == "st_vivit" and patch == usual.patch:
+        fitted = tokenizer.fitted_patch(patch, height, width)
+        patch = fitted if fitted * 2 >= patch else patch
+    model = replace(model, patch=patch, height=height, width=width)
     if model.tokens != usual.tokens:
         console.print(
             f"{height}x{width} frames in patches of {model.scale} pixels: {model.tokens} tokens per "

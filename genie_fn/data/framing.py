@@ -6,6 +6,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from genie_fn.errors import UserError
+
 Fit = Literal["crop", "pad", "stretch"]
 Size = int | tuple[int, int]
 """Height and width in pixels; one number stands for both."""
@@ -14,6 +16,12 @@ Size = int | tuple[int, int]
 def height_and_width(size: Size) -> tuple[int, int]:
     """The two numbers of a size."""
     return (size, size) if isinstance(size, int) else size
+
+
+def check(size: Size) -> None:
+    """Raise UserError for a --cfg.size that is too small or too large for a world."""
+    if not all(8 <= side <= 512 for side in height_and_width(size)):
+        raise UserError(f"--cfg.size is {size}: choose numbers from 8 to 512")
 
 
 def fit(image: Image.Image, size: Size, how: Fit, aspect: Fraction = Fraction(1)) -> np.ndarray:

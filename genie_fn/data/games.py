@@ -1,18 +1,35 @@
 """The game that a dataset was collected from, if it is one that can be opened here."""
 
 import importlib.util
+import re
+from pathlib import Path
 from typing import Any, get_args
 
-from genie_fn.data import framing, gym_game, procgen
+from genie_fn.data import framing, gym_game, procgen, store
 from genie_fn.data.game import MAX_LEVEL, Game
 from genie_fn.data.gym_game import GymGame
 from genie_fn.data.storage import MAX_SIDE
+from genie_fn.data.store import Store
 from genie_fn.errors import UserError
 
 
 def is_gym(name: str) -> bool:
     """Whether a game is a Gymnasium environment; otherwise it is Procgen's."""
     return name.startswith(gym_game.PREFIX)
+
+
+def folder_name(name: str) -> str:
+    """The name of a folder for data of a game: the last part of the game's name."""
+    return re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2].rpartition("/")[2])
+
+
+def new_store(root: Path, collection: dict[str, Any], level: int) -> Store:
+    """An empty store for data collected with these options; `level` shows what frames look like."""
+    game = open_game(level, {"collection": collection}, own_modules=True)
+    height, width = game.frame().shape[:2]
+    names = game.action_names
+    game.close()
+    return store.create(root, {"collection": collection}, height, width, len(names), names)
 
 
 def available(meta: dict[str, Any]) -> bool:

@@ -146,13 +146,19 @@ class GymGame(Game):
         return ended, float(reward)
 
 
+def look_in_this_folder() -> None:
+    """Let modules of the current folder be imported, as `python` does and an installed command does not."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def _make(identifier: str, options: Mapping[str, Any]) -> Any:
     """The environment. Raises UserError with a sentence for one that cannot be made."""
     import gymnasium
 
-    folder = str(Path.cwd())
-    if ":" in identifier and folder not in sys.path:  # a module, as in mygame:MyGame-v0
-        sys.path.insert(0, folder)
+    if ":" in identifier:  # a module, as in mygame:MyGame-v0
+        look_in_this_folder()
     for beginning, (module, extra) in EXTRAS.items():
         if identifier.startswith(beginning):
             try:

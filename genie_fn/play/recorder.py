@@ -251,11 +251,7 @@ class Recorder:
 def open_or_create(root: Path, collection: dict[str, Any], level: int) -> Store:
     """The dataset at `root`, new or to be added to. Raises UserError if it is of something else."""
     if not data.is_store(root):
-        game = games.open_game(level, {"collection": collection}, own_modules=True)
-        height, width = game.frame().shape[:2]
-        names = game.action_names
-        game.close()
-        return data.create(root, {"collection": collection}, height, width, len(names), names)
+        return games.new_store(root, collection, level)
     store = data.open_store(root)
     stored = store.meta.get("collection", {})
     for name, value in collection.items():

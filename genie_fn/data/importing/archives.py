@@ -9,7 +9,6 @@ when episodes are listed, and `Unreadable` when one is read.
 """
 
 import importlib
-import json
 import os.path
 import re
 from collections import Counter
@@ -29,6 +28,7 @@ from genie_fn.data.importing import containers
 from genie_fn.data.importing.action_labels import LabelFile
 from genie_fn.data.storage import MAX_ACTIONS
 from genie_fn.errors import UserError
+from genie_fn.runtime import files
 
 HDF5 = (".hdf5", ".h5", ".hdf")
 PARQUET = ".parquet"
@@ -113,9 +113,7 @@ def parse_fields(text: str) -> Fields:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file or folder is one of these formats, by its name."""
-    if path.is_dir():
-        return (path / INFO).is_file()
+    """Whether a file is one of these formats, by its name."""
     return path.suffix.lower() in (*HDF5, PARQUET)
 
 
@@ -382,17 +380,18 @@ def _hdf5_frames(path: Path, field: str) -> Iterator[np.ndarray]:
         array = file[field]
         if array.ndim == 4:
             height, width = sorted(array.shape[1:])[1:]  # in either order: only the size matters
-            _check_size(width, height)
+            check_size(width, height)
         rows = max(1, min(ROWS, READ_BYTES // max(1, int(np.prod(array.shape[1:])))))
         for begin in range(0, len(array), rows):
             yield from array[begin : begin + rows]
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > containers.MAX_PIXELS:
+def check_size(width: int, height: int) -> None:
+    """Raise Unreadable for frames that are too large to be decoded."""
+    limit = containers.MAX_PIXELS
+    if width * height > limit:
         raise Unreadable(
-            f"its frames have {width}x{height} pixels, more than {containers.MAX_PIXELS:,}: make "
-            "them smaller first"
+            f"its frames have {width}x{height} pixels, more than {limit:,}: make it smaller first"
         )
 
 
@@ -499,17 +498,14 @@ def _parquet_frames(path: Path, field: str, rows: tuple[int, int]) -> Iterator[n
 def _lerobot_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO
     try:
-        content = path.read_bytes()
-        if len(content) > MAX_INFO:
-            raise ValueError(f"more than {MAX_INFO} bytes")
-        info = json.loads(content)
+        info = files.read_json(path, MAX_INFO)
         assert isinstance(info, dict) and isinstance(info["features"], dict)
         assert all(isinstance(feature, dict) for feature in info["features"].values())
         for name in ("data_path", "video_path"):
             text = info.get(name)
             assert text is None or isinstance(text, str) and "{" not in PLACE.sub("", text)
         return info
-    except (OSError, ValueError, KeyError, AssertionError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, AssertionError) as error:
         raise UserError(
             f"{path} does not describe a LeRobot data set ({_reason(error)}): copy it again"
         ) from error

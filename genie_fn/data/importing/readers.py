@@ -23,13 +23,13 @@ from genie_fn.data import colour, images
 from genie_fn.data.colour import UNSPECIFIED, Coding
 from genie_fn.data.images import Background
 from genie_fn.data.importing import archives, containers
+from genie_fn.data.importing.action_labels import TIME_TOLERANCE
 from genie_fn.data.importing.archives import Unreadable
 from genie_fn.data.importing.sources import Source
 from genie_fn.errors import UserError
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_THREADS = 8  # of a decoder; each of them holds one more frame
-TIME_TOLERANCE = 1e-3  # seconds by which a rounded time may differ
 MAX_ASPECT = 8  # of a pixel; a file that claims more is wrong
 SMALL = 1 << 18  # pixels; decoding smaller frames is slower with several threads
 # Decoders of WebM's alpha channel, which ffmpeg's own leave out.
@@ -96,7 +96,7 @@ def _read_video(
             context = stream.codec_context
             if context is None:
                 raise Unreadable("its codec is unknown")
-            _check_size(context.width, context.height)
+            archives.check_size(context.width, context.height)
             is_open = True
             decoder = _decoder(stream, context, threads)
             if seconds is None:
@@ -190,14 +190,6 @@ def _reason(error: Exception) -> str:
     """The first line of an error's message."""
     message = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return message.partition("\n")[0].lower()[:100]
-
-
-def _check_size(width: int, height: int) -> None:
-    limit = containers.MAX_PIXELS
-    if width * height > limit:
-        raise Unreadable(
-            f"its frames have {width}x{height} pixels, more than {limit:,}: make it smaller first"
-        )
 
 
 def _rotation(frame: av.VideoFrame) -> np.ndarray:
@@ -311,7 +303,7 @@ def _read_npy(path: Path) -> Iterator[SourceFrame]:
     is_uint8 = isinstance(frames, np.ndarray) and frames.dtype == np.uint8
     if not is_uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         raise Unreadable("it does not hold uint8 frames of shape (T, H, W, 3)")
-    _check_size(frames.shape[2], frames.shape[1])
+    archives.check_size(frames.shape[2], frames.shape[1])
     if 0 in frames.shape:
         raise Unreadable("it holds no pixels")
     for frame in frames:
