@@ -184,7 +184,7 @@ def open_level(cfg: Config, level: int) -> Game:
 
 
 def choose_actions(cfg: Config, level: int, count: int) -> np.ndarray:
-    """(steps_per_level,) uint8: the actions to take in `level`, out of `count`, by a policy that does
+    """(steps_per_level,) int64: the actions to take in `level`, out of `count`, by a policy that does
     not look at the frames."""
     rng = np.random.default_rng([cfg.seed, level])
     steps = cfg.steps_per_level
@@ -196,7 +196,7 @@ def choose_actions(cfg: Config, level: int, count: int) -> np.ndarray:
         actions = rng.integers(0, count, steps)
     else:  # a step of 1..count-1 on the circle of actions leads to any action but the last one
         actions = np.cumsum(rng.integers(1, count, steps)) % count
-    return actions.astype(np.uint8)
+    return actions
 
 
 def actor(cfg: Config, level: int, game: Game) -> Callable[[int, np.ndarray], int]:
@@ -244,7 +244,7 @@ def record(cfg: Config, level: int, game: Game) -> data.Recording:
     act = actor(cfg, level, game)
     frame = game.frame()
     frames = np.empty((steps, *frame.shape), np.uint8)
-    actions = np.empty(steps, np.uint8)
+    actions = np.empty(steps, np.int64)
     rewards = np.empty(steps, np.float32)
     episode_starts = np.empty(steps, bool)
     completed = 0
@@ -256,11 +256,7 @@ def record(cfg: Config, level: int, game: Game) -> data.Recording:
         frame, ended, rewards[t], level_completed = game.step(action)  # which refuses wrong ones
         actions[t] = action
         completed += level_completed
-    info = {
-        "completed": completed,
-        "reward": float(rewards.sum()),
-        "actions": np.bincount(actions, minlength=len(game.action_names)).tolist(),
-    }
+    info = {"completed": completed, "reward": float(rewards.sum())}
     return data.Recording(level, frames, actions, rewards, episode_starts, info=info)
 
 
@@ -380,7 +376,7 @@ def export(store: data.Store, folder: Path) -> None:
 def report(store: data.Store) -> None:
     """Print what the dataset holds."""
     infos = [segment.info for segment in store.segments]
-    counts = np.sum([info["actions"] for info in infos], axis=0)
+    counts = data.action_counts(store, store.segments)
     shares = zip(store.action_names, counts / counts.sum(), strict=True)
     used = ", ".join(f"{name} {share:.0%}" for name, share in shares if share)
     size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())

@@ -18,6 +18,8 @@ class Walk(gymnasium.Env):
             "multi": MultiDiscrete([2, 3]),
             "binary": MultiBinary(2),
             "many": MultiDiscrete([20, 20]),
+            "too many": MultiDiscrete([300, 300]),
+            "one too many": Discrete(65_537),
             "box": Box(-1, 1, (1,)),
         }
         self.render_mode = render_mode

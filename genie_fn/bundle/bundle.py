@@ -34,7 +34,7 @@ START_FRAMES = 64  # start frames taken from a dataset
 MAX_START_FRAMES = 1024  # in a world file
 MAX_STATE_BYTES = 1 << 30  # of one session of a world from a file
 MAX_FRAME_SKIP = 1000  # frames of the game per step
-MAX_NAMES = 256
+MAX_NAMES = 65_536  # as many actions as a dataset has
 MAX_NAME_LENGTH = 100
 MAX_CARD_LENGTH = 1000
 

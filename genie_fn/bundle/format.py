@@ -24,7 +24,7 @@ FORMAT = "genie_fn world"
 VERSION = 2
 """It rises when an earlier version of this program would misread a file."""
 READABLE = range(1, VERSION + 1)
-MAX_HEADER = 1 << 20  # bytes
+MAX_HEADER = 1 << 24  # bytes
 MAX_NUMBER = 1 << 20  # no number in a configuration is larger
 DTYPE_BYTES = {"BF16": 2, "U8": 1}  # by safetensors' names
 METADATA_KEYS = {"format", "version", "sha256", "content"}

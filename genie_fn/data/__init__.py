@@ -2,6 +2,7 @@
 
 from genie_fn.data.clips import (
     Batch,
+    action_counts,
     clip_offsets,
     clip_starts,
     eval_clips,
@@ -59,6 +60,7 @@ __all__ = [
     "is_store",
     "mix",
     "next_offset",
+    "action_counts",
     "occurring_actions",
     "open_store",
     "open_stores",

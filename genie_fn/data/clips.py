@@ -1,6 +1,7 @@
 """Clips of a video store: where they may start, which ones are drawn, and their content."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -107,18 +108,19 @@ def _span(segment: Segment) -> tuple[int, int]:
 def occurring_actions(store: Store, split: str = "train") -> tuple[int, ...]:
     """The recorded actions that occur in a split, in order; of damaged segments none are known."""
     segments = [segment for segment in store.segments if segment.split == split]
-    if not segments:
-        return ()
-    found: set[int] = set()
-    try:
-        values = read_entries(store, "actions", 0, _span(segments[-1])[1])
-        for segment in segments:
-            found.update(np.unique(values[slice(*_span(segment))]).tolist())
-    except Exception:  # tensorstore raises several kinds
-        for segment in segments:
-            with contextlib.suppress(Exception):
-                found.update(np.unique(read_entries(store, "actions", *_span(segment))).tolist())
-    return tuple(sorted(found))
+    return tuple(np.flatnonzero(action_counts(store, segments)).tolist())
+
+
+def action_counts(store: Store, segments: Iterable[Segment]) -> np.ndarray:
+    """How often each recorded action occurs in segments, (num_actions,) int64; damaged ones are not
+    counted."""
+    counts = np.zeros(store.num_actions, np.int64)
+    for segment in segments:
+        with contextlib.suppress(Exception):  # tensorstore raises several kinds
+            counts += np.bincount(
+                read_entries(store, "actions", *_span(segment)), minlength=store.num_actions
+            )
+    return counts
 
 
 class Shares(NamedTuple):

@@ -185,6 +185,7 @@ def _actions(env: Any) -> tuple[list[Any], tuple[str, ...]]:
     space = env.action_space
     if isinstance(space, Discrete):
         first = int(space.start)
+        _check_count(int(space.n))
         actions: list[Any] = list(range(first, first + int(space.n)))
         return actions, _names(env.unwrapped, len(actions))
     if isinstance(space, MultiDiscrete):
@@ -198,16 +199,19 @@ def _actions(env: Any) -> tuple[list[Any], tuple[str, ...]]:
             f"the environment's actions are {space}: only a finite number of them can be numbered; "
             "wrap it in one with a Discrete or MultiDiscrete space"
         )
-    if math.prod(sizes) > MAX_ACTIONS:
-        raise UserError(
-            f"the environment has {math.prod(sizes)} actions, more than {MAX_ACTIONS}: wrap it in "
-            "one with fewer"
-        )
+    _check_count(math.prod(sizes))
     choices = list(itertools.product(*(range(size) for size in sizes)))
     actions = [
         np.add(choice, starts).reshape(space.shape).astype(space.dtype) for choice in choices
     ]
     return actions, tuple(",".join(map(str, choice)) for choice in choices)
+
+
+def _check_count(actions: int) -> None:
+    if actions > MAX_ACTIONS:
+        raise UserError(
+            f"the environment has {actions} actions, more than {MAX_ACTIONS}: wrap it in one with fewer"
+        )
 
 
 def _names(env: Any, count: int) -> tuple[str, ...]:

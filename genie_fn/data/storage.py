@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorstore as ts
 
 from genie_fn.errors import UserError
@@ -20,14 +21,17 @@ from genie_fn.runtime.files import exclusive, read_json
 
 MANIFEST = "store.json"
 VERSION = 2
-FIRST_VERSION = 1  # without the keys of OPTIONAL, and still written where none of them is used
+FIRST_VERSION = (
+    1  # without the keys of OPTIONAL and with at most BYTE_ACTIONS actions; written if it suffices
+)
 MANIFEST_BYTES = 1 << 26  # the largest manifest that is read
 METADATA_BYTES = 1 << 16  # the largest metadata of an array that is read
 SPLITS = ("train", "val", "test")
 BLOCK = 1000  # frames in a shard (one file); segments start at multiples of it
 CHUNK = 10  # frames compressed together: more compress better, fewer are faster to read in part
 MAX_SIDE = 4096  # pixels: a chunk of frames then takes half a gigabyte
-MAX_ACTIONS = 256  # actions are stored in a byte
+BYTE_ACTIONS = 256  # up to so many actions are stored in a byte, more in two
+MAX_ACTIONS = 65_536
 MAX_ACTION_SIZE = 1024  # numbers of an action that is a vector
 HEADER = ("meta", "height", "width", "num_actions", "action_names")  # keys about the whole store
 OPTIONAL = {"action_size": 0}  # keys that only some stores have, and what their absence means
@@ -54,6 +58,11 @@ class ArrayKind(NamedTuple):
     """The number of entries compressed together."""
 
 
+def action_dtype(num_actions: int) -> str:
+    """The type of the numbers of so many actions."""
+    return "uint8" if num_actions <= BYTE_ACTIONS else "uint16"
+
+
 # Manifests
 
 
@@ -71,7 +80,8 @@ def make_manifest(header: Mapping[str, Any], segments: Iterable[Segment]) -> dic
     """A manifest with its hash; of `header` only the keys in HEADER and OPTIONAL are used."""
     manifest = {name: header[name] for name in HEADER}
     used = {name: header[name] for name, absent in OPTIONAL.items() if header[name] != absent}
-    version = VERSION if used else FIRST_VERSION
+    is_first = not used and header["num_actions"] <= BYTE_ACTIONS
+    version = FIRST_VERSION if is_first else VERSION
     manifest |= used | {"version": version, "segments": [s._asdict() for s in segments]}
     return manifest | {"sha256": sha256(manifest)}
 
@@ -216,13 +226,15 @@ def joined(arrays: Sequence[ts.TensorStore], bases: Sequence[int]) -> ts.TensorS
     """A view of arrays for reading, in which entry i of each array is entry `base + i`.
 
     `bases` increase. The view has the entries of each array up to the base of the next one, as far
-    as there are any.
+    as there are any. Its type holds those of all arrays: actions may have one byte in some, and two
+    in others.
     """
+    dtype = np.result_type(*(array.dtype.numpy_dtype for array in arrays))
     layers = []
     for array, base, end in zip(arrays, bases, [*bases[1:], None], strict=True):
         length = array.shape[0] if end is None else min(array.shape[0], end - base)
         if length:
-            layers.append(array[:length][ts.d[0].translate_by[base]])
+            layers.append(ts.cast(array[:length], dtype)[ts.d[0].translate_by[base]])
     return ts.overlay(layers) if layers else arrays[0]
 
 

@@ -31,7 +31,7 @@ from genie_fn.runtime.files import LOCK, partial_name, reason, write_atomically,
 
 DTYPES = {
     "frames": "uint8",
-    "actions": "uint8",
+    "actions": "uint8",  # or uint16: see `storage.action_dtype`
     "rewards": "float32",
     "level_seeds": "int32",
     "episode_starts": "bool",
@@ -160,10 +160,13 @@ def split_of(level: int) -> str:
     return {8: "val", 9: "test"}.get(level % 10, "train")
 
 
-def _array_kinds(height: int, width: int, action_size: int) -> dict[str, ArrayKind]:
+def _array_kinds(
+    height: int, width: int, num_actions: int, action_size: int
+) -> dict[str, ArrayKind]:
     """The kind of every array of a store."""
     kinds = {name: ArrayKind(dtype) for name, dtype in DTYPES.items()}
     kinds["frames"] = ArrayKind("uint8", (height, width, 3), CHUNK)
+    kinds["actions"] = ArrayKind(storage.action_dtype(num_actions))
     if action_size:
         kinds[VECTORS] = ArrayKind("float32", (action_size,))
     return kinds
@@ -185,7 +188,8 @@ def open_store(root: str | Path, cache_bytes: int = 1 << 30) -> Store:
     """
     root = Path(root)
     header, segments, data_hash = storage.read_manifest(root)
-    kinds = _array_kinds(header["height"], header["width"], header["action_size"])
+    sizes = (header[name] for name in ("height", "width", "num_actions", "action_size"))
+    kinds = _array_kinds(*sizes)
     arrays = storage.open_arrays(root, kinds, cache_bytes)
     end = segments[-1].offset + segments[-1].length if segments else 0
     for name, array in arrays.items():
@@ -224,7 +228,7 @@ def create(
             "actions"
         ) from error
     with writing(root):
-        for name, kind in _array_kinds(height, width, action_size).items():
+        for name, kind in _array_kinds(height, width, num_actions, action_size).items():
             ts.open(storage.array_spec(root / name, kind), open=True, create=True).result()
     return commit(store, ())
 
@@ -309,7 +313,7 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
         array[offset : offset + length].write(np.ascontiguousarray(values[name], array.dtype.name))
         for name, array in store.arrays.items()
     ]
-    crc = _checksum(recording)
+    crc = _checksum(store, recording)
     with writing(f"level {recording.level} of {store.root}"):
         for job in jobs:
             job.result()
@@ -317,10 +321,10 @@ def write_segment(store: Store, offset: int, recording: Recording) -> Segment:
     return Segment(recording.level, split, offset, length, crc, dict(recording.info))
 
 
-def _checksum(recording: Recording) -> int:
+def _checksum(store: Store, recording: Recording) -> int:
     crc = 0
     for name in _checked(recording.action_vectors is not None):
-        values = np.ascontiguousarray(getattr(recording, name), DTYPES.get(name, "float32"))
+        values = np.ascontiguousarray(getattr(recording, name), store.arrays[name].dtype.name)
         crc = zlib.crc32(values.data, crc)
     return crc
 
@@ -414,7 +418,7 @@ def verify(store: Store) -> int:
     Raises UserError with the first segment whose content differs.
     """
     for segment in store.segments:
-        if _checksum(read_segment(store, segment)) != segment.crc:
+        if _checksum(store, read_segment(store, segment)) != segment.crc:
             what = f"level {segment.level} of {store.root} is damaged on disk"
             raise storage.damaged(what, store.root)
     return sum(segment.length for segment in store.segments)

@@ -72,16 +72,11 @@ class Take:
 
     def recording(self, split: str) -> data.Recording:
         """What a store keeps of it."""
-        counts = np.bincount(self.actions, minlength=len(self.game.action_names))
-        info = {
-            "completed": self.completed,
-            "reward": sum(self.rewards),
-            "actions": counts.tolist(),
-        }
+        info = {"completed": self.completed, "reward": sum(self.rewards)}
         return data.Recording(
             self.game.level,
             np.stack(self.frames),
-            np.array(self.actions, np.uint8),
+            np.array(self.actions),
             np.array(self.rewards, np.float32),
             np.array(self.starts, bool),
             split,

@@ -235,7 +235,7 @@ def test_damaged_held_out_clips_are_replaced_by_the_others(tmp_path):
 
 
 def test_stores_that_could_not_be_opened_are_not_created(tmp_path):
-    for sizes in ((0, 8, 3), (8, 10**9, 3), (8, 8, 300)):
+    for sizes in ((0, 8, 3), (8, 10**9, 3), (8, 8, 65_537)):
         with pytest.raises(UserError, match="a dataset cannot be made"):
             data.create(tmp_path / "s", {}, *sizes)
 

@@ -106,7 +106,8 @@ def test_frames_get_the_size_of_the_dataset():
 
 REFUSED = {
     "actions are Box": ("Walk-v0", {"actions": "box"}),
-    "400 actions": ("Walk-v0", {"actions": "many"}),
+    "90000 actions": ("Walk-v0", {"actions": "too many"}),
+    "65537 actions": ("Walk-v0", {"actions": "one too many"}),
     "unexpected keyword argument 'colour'": ("Walk-v0", {"colour": 3}),
     "Gymnasium cannot make tests.gym_games:Run-v0": ("Run-v0", {}),
 }

@@ -128,7 +128,8 @@ def test_what_cannot_be_mixed_is_refused(roots, tmp_path):
 
 def with_actions(root, *names):
     store = data.create(root, {}, SIDE, SIDE, len(names), names)
-    return data.append_segments(store, [recording(0, 9)._replace(actions=np.zeros(9))])
+    actions = np.full(9, max(len(names) - 1, 0))
+    return data.append_segments(store, [recording(0, 9)._replace(actions=actions)])
 
 
 def test_recorded_actions_have_to_be_the_same(tmp_path):
@@ -144,6 +145,16 @@ def test_recorded_actions_have_to_be_the_same(tmp_path):
         assert (mixture.num_actions, mixture.action_names) == (0, ())
         with pytest.raises(UserError, match=f"{words}.*--cfg.labels"):
             data.check_recorded_actions(mixture, "--cfg.labels")
+
+
+def test_actions_of_one_byte_and_of_two_are_mixed(tmp_path):
+    few = with_actions(tmp_path / "few", "LEFT", "RIGHT")
+    many = with_actions(tmp_path / "many", *map(str, range(1000)))
+    mixture = data.mix([few, many])
+    assert [store.arrays["actions"].dtype.name for store in (few, many)] == ["uint8", "uint16"]
+    base = mixture.parts[1].base
+    for start, action in ((0, 1), (base, 999)):
+        assert data.read_clips(mixture, np.array([start]), 5).actions.tolist() == [[action] * 4]
 
 
 def test_damage_is_named_in_its_dataset_and_skipped(roots, tmp_path):

@@ -87,6 +87,8 @@ def test_only_such_stores_have_the_new_version(store, tmp_path):
     manifest = json.loads((store.root / "store.json").read_text())
     assert (manifest["version"], manifest["action_size"]) == (2, SIZE)
     data.create(tmp_path / "plain", {}, 8, 8, 4)
+    data.create(tmp_path / "many", {}, 8, 8, 257)
+    assert json.loads((tmp_path / "many" / "store.json").read_text())["version"] == 2
     manifest = json.loads((tmp_path / "plain" / "store.json").read_text())
     assert manifest["version"] == 1
     assert "action_size" not in manifest

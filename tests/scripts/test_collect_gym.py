@@ -122,11 +122,17 @@ def test_the_folder_is_named_after_the_game(env, visuals, root):
 
 
 @pytest.mark.subprocess
-def test_a_world_of_an_environment_is_played_beside_it(store, tmp_path):
-    """Three stages of two steps, and then the page's engine with the real game."""
+@pytest.mark.parametrize("actions", ["names", "many"])
+def test_a_world_of_an_environment_is_played_beside_it(actions, tmp_path):
+    """Two stages of two steps, a world file, and then the page's engine with the real game."""
+    import export_world
     from genie_fn import bundle
     from genie_fn.play.engine import Engine
     from genie_fn.play.session import Session
+
+    store = collected(replace(SMALL, env_options=f"actions='{actions}'"), tmp_path / "store")
+    last = len(store.action_names) - 1
+    assert data.action_counts(store, store.segments)[200:].any() == (actions == "many")
 
     def run(stage, *more):
         flags = ["--cfg.data", store.root, "--cfg.out", tmp_path / stage, "--cfg.steps", "2"]
@@ -137,7 +143,10 @@ def test_a_world_of_an_environment_is_played_beside_it(store, tmp_path):
     run("tokenizer")
     earlier = ("--cfg.tokenizer", tmp_path / "tokenizer")
     run("dynamics", "--cfg.actions", "recorded", "--cfg.no-flip", *earlier)
-    loaded = bundle.load(tmp_path / "dynamics")
+    output = str(tmp_path / "walk.safetensors")
+    export_world.main(export_world.Config(run=str(tmp_path / "dynamics"), output=output))
+    loaded = bundle.load(output)
+    assert loaded.world.dynamics.cfg.actions == last + 1
     assert not games.available(store.meta), "data alone have a module imported"
     with pytest.raises(UserError, match="names a module"):
         games.open_game(9, store.meta)
@@ -150,7 +159,7 @@ def test_a_world_of_an_environment_is_played_beside_it(store, tmp_path):
     now: Session = engine.start(None, 0, level=9).result(60)
     game = games.open_game(9, store.meta)
     np.testing.assert_array_equal(now.present.game, game.frame())
-    for action in (2, 1, 2):
+    for action in (last, 1, last - 1):
         now = engine.act(now, action, action, 1, 1.0, None).result(60)
         np.testing.assert_array_equal(now.present.game, game.step(action).frame)
     engine.close()

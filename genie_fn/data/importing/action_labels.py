@@ -54,7 +54,7 @@ class ActionTrack(NamedTuple):
     at: np.ndarray
     """(R,) float64."""
     ids: np.ndarray
-    """(R,) uint8."""
+    """(R,) int64."""
     vectors: np.ndarray | None = None
     """(R, A) float32, where actions are vectors; `ids` are then their nearest prototypes."""
 
@@ -250,14 +250,14 @@ def to_ids(file: LabelFile, names: Sequence[str]) -> ActionTrack:
             listed = ", ".join(names[:20])
             what = f"has the action {action!r}, which is none of {listed}"
             raise _line_error(file.path, line, what, "import to a new folder")
-    ids = np.array([id_of[str(action)] for action in file.actions], np.uint8)
+    ids = np.array([id_of[str(action)] for action in file.actions])
     return ActionTrack(file.path, file.by, file.at, ids)
 
 
 def nearest_prototypes(file: LabelFile, prototypes: Prototypes) -> ActionTrack:
     """The rows of a file of vectors, with the number of the prototype nearest to each."""
     assert file.vectors is not None, "asked only of files of vectors"
-    ids = vectors.numbers(file.vectors, prototypes).astype(np.uint8)
+    ids = vectors.numbers(file.vectors, prototypes)
     return ActionTrack(file.path, file.by, file.at, ids, file.vectors)
 
 
@@ -272,7 +272,7 @@ def rows_at(track: ActionTrack, first: int, times: np.ndarray) -> np.ndarray:
 
 
 def per_frame(track: ActionTrack, first: int, times: np.ndarray) -> np.ndarray:
-    """(n,) uint8: the actions at these frames; the arguments are those of `rows_at`."""
+    """(n,) int64: the actions at these frames; the arguments are those of `rows_at`."""
     return track.ids[rows_at(track, first, times)]
 
 

@@ -26,7 +26,7 @@ from genie_fn.data import images
 from genie_fn.data.images import Background
 from genie_fn.data.importing import containers
 from genie_fn.data.importing.action_labels import LabelFile
-from genie_fn.data.storage import MAX_ACTIONS
+from genie_fn.data.storage import BYTE_ACTIONS, MAX_ACTIONS
 from genie_fn.errors import UserError
 from genie_fn.runtime import files
 
@@ -219,11 +219,13 @@ def _choose(names: list[str], wanted: str, usual: tuple[str, ...], what: str, pa
 
 
 def _is_vector(values: np.ndarray, width: int) -> bool:
-    """Whether actions of so many numbers each are vectors, or continuous numbers."""
+    """Whether actions of so many numbers each are vectors, or continuous numbers. Whole numbers are
+    those of actions: floats only below BYTE_ACTIONS, since larger ones are rather measurements."""
     if width > 1:
         return True
+    limit = MAX_ACTIONS if np.issubdtype(np.asarray(values).dtype, np.integer) else BYTE_ACTIONS
     numbers = np.asarray(values, np.float64).ravel()
-    whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < MAX_ACTIONS)
+    whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < limit)
     return not np.all(whole)
 
 

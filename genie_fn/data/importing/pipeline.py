@@ -162,7 +162,7 @@ def _make_part(
 ) -> VideoPart:
     vectors = None
     if track is None:
-        actions = np.zeros(len(samples), np.uint8)
+        actions = np.zeros(len(samples), np.int64)
     elif track.vectors is None:
         actions = longest_actions(track, np.array([s.number for s in samples]), times)
     else:  # which have no duration that could be compared: the ones at the frames
@@ -185,7 +185,7 @@ def _end_of(track: ActionTrack | None, times: "array[float]") -> End:
 
 
 def longest_actions(track: ActionTrack, numbers: np.ndarray, times) -> np.ndarray:
-    """(n,) uint8: for each of the source's frames `numbers` (n,), the action held longest.
+    """(n,) int64: for each of the source's frames `numbers` (n,), the action held longest.
 
     The time from one of these frames to the next counts; of equally long actions the first is
     taken. A repeated frame and the last one have the action at that frame. `times` are the seconds
