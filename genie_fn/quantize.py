@@ -383,10 +383,9 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     codes: list[Tensor] = []
     for part, book_VK in zip(parts, books_BVK, strict=True):
         flat_MK = part.flatten(0, -2)
-        distance_MV = book_VK.square().sum(-1) - 2 * flat_MK @ book_VK.T
+        distance_MV = torch.addmm(book_VK.square().sum(-1), flat_MK, book_VK.T, alpha=-2)
         digit = distance_MV.argmin(-1).reshape(z.shape[:-1])
-        # A product, not a gather, whose gradient is summed in any order, so that runs do not repeat.
-        codes.append(F.one_hot(digit, cfg.book_codes).to(z.dtype) @ book_VK)
+        codes.append(_rows(book_VK, digit))
         digits.append(digit)
     z, chosen = torch.cat(parts, -1), torch.cat(codes, -1)
     commit = (z - chosen.detach()).square().mean()
@@ -397,6 +396,16 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     straight_through = z + (chosen - z).detach()
     found = _quantized(z, straight_through, ids, loss, {"commit": commit}, cfg)
     return found._replace(use_V=use_V)
+
+
+def _rows(book_VK: Tensor, digit: Tensor) -> Tensor:
+    """The codes (..., K) of these numbers, with gradients that repeat to the bit.
+
+    What torch compiles for a lookup sums gradients in any order, but not for a product, which is slower.
+    """
+    if torch.compiler.is_compiling():
+        return F.one_hot(digit, len(book_VK)).to(book_VK.dtype) @ book_VK
+    return F.embedding(digit, book_VK)
 
 
 def _parts(z: Tensor, cfg: QuantizerConfig) -> list[Tensor]:
