@@ -385,7 +385,7 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
         flat_MK = part.flatten(0, -2)
         distance_MV = torch.addmm(book_VK.square().sum(-1), flat_MK, book_VK.T, alpha=-2)
         digit = distance_MV.argmin(-1).reshape(z.shape[:-1])
-        codes.append(_rows(book_VK, digit))
+        codes.append(F.embedding(digit, book_VK))
         digits.append(digit)
     z, chosen = torch.cat(parts, -1), torch.cat(codes, -1)
     commit = (z - chosen.detach()).square().mean()
@@ -396,16 +396,6 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     straight_through = z + (chosen - z).detach()
     found = _quantized(z, straight_through, ids, loss, {"commit": commit}, cfg)
     return found._replace(use_V=use_V)
-
-
-def _rows(book_VK: Tensor, digit: Tensor) -> Tensor:
-    """The codes (..., K) of these numbers, with gradients that repeat to the bit.
-
-    What torch compiles for a lookup sums gradients in any order, but not for a product, which is slower.
-    """
-    if torch.compiler.is_compiling():
-        return F.one_hot(digit, len(book_VK)).to(book_VK.dtype) @ book_VK
-    return F.embedding(digit, book_VK)
 
 
 def _parts(z: Tensor, cfg: QuantizerConfig) -> list[Tensor]:

@@ -95,8 +95,8 @@ class RunConfig:
     """Compute each process's share of a batch in this many parts, one after the other, to save
     memory."""
     deterministic: bool = False
-    """Use torch's deterministic algorithms, which are slower on a GPU. Torch warns of operations
-    that have none."""
+    """Use torch's deterministic algorithms, which are slower on a GPU. On a CPU compiled runs always use
+    them. Torch warns of operations that have none."""
     damaged: Literal["refuse", "skip"] = "refuse"
     """What happens when a file of the dataset cannot be read: `refuse` ends the run, `skip` reads
     other clips."""

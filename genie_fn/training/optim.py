@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from genie_fn import tree
-from genie_fn.runtime.backend import ProductDtype
 from genie_fn.tree import ParamSpec, Tree
 
 
@@ -93,24 +92,20 @@ def adamw_init(params: Tree) -> Tree:
     return {"m": tree.map(torch.zeros_like, params), "v": tree.map(torch.zeros_like, params)}
 
 
-def orthogonal(x_LMN: Tensor, products: ProductDtype = "float32") -> Tensor:
+def orthogonal(x_LMN: Tensor) -> Tensor:
     """Matrices (L, m, n) → nearly orthogonal ones: all singular values between 0.7 and 1.2.
 
     Five Newton-Schulz steps with the coefficients of Jordan et al. 2024
-    (kellerjordan.github.io/posts/muon), in the dtype of `products`. Those of bfloat16 differ from those
-    of float32 by about 1%.
+    (kellerjordan.github.io/posts/muon).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    dtype = x_LMN.dtype
     tall = x_LMN.shape[-2] > x_LMN.shape[-1]
     x = x_LMN.mT if tall else x_LMN
     x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
-    x = (x.bfloat16() if products == "bfloat16" else x).contiguous()
     for _ in range(5):
         square = x @ x.mT
         polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    x = x.to(dtype)
     return x.mT if tall else x
 
 
@@ -135,21 +130,13 @@ def divisible(spec: Tree, cfg: OptimConfig) -> Tree:
     )
 
 
-def adamw(  # noqa: PLR0913 (the tensors of a step, and how it is taken)
-    grads: Tree,
-    state: Tree,
-    params: Tree,
-    step: Tensor,
-    lr: Tensor,
-    decay: Tree,
-    cfg: OptimConfig,
-    products: ProductDtype = "float32",
+def adamw(
+    grads: Tree, state: Tree, params: Tree, step: Tensor, lr: Tensor, decay: Tree, cfg: OptimConfig
 ) -> tuple[Tree, Tree]:
     """The parameters and moments after one AdamW step; steps count from 0.
 
     With `cfg.muon` stacked matrices are updated by Muon, and their second moment stays 0. `decay`
-    is a tree of bools: the leaves that weight decay applies to. `products` is the dtype of Muon's
-    matrix products.
+    is a tree of bools: the leaves that weight decay applies to.
     """
     m_scale = lr / (1 - cfg.b1 ** (step + 1))
     v_scale = (1 - cfg.b2 ** (step + 1)).rsqrt()
@@ -166,7 +153,7 @@ def adamw(  # noqa: PLR0913 (the tensors of a step, and how it is taken)
         if not muon:
             return p - rate * m / (v.sqrt() * v_scale + cfg.eps)
         ahead = g + MUON_MOMENTUM * (m - g)  # Nesterov's
-        return p - lr * (MUON_RMS * max(p.shape[-2:]) ** 0.5) * orthogonal(ahead, products)
+        return p - lr * (MUON_RMS * max(p.shape[-2:]) ** 0.5) * orthogonal(ahead)
 
     m = tree.map(first, state["m"], grads, by_muon)
     v = tree.map(

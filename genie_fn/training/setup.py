@@ -39,14 +39,14 @@ def prepare(cfg: Config, *earlier: str | Path) -> tuple[Config, data.Store, torc
     processes.on_first(lambda: files.check_folder("--cfg.out", cfg.out))
     processes.on_first(lambda: _step_to_resume(cfg))  # refuses a folder that is in use
     processes.own_clips(cfg.batch_size, cfg.accumulate)
-    if cfg.deterministic:
-        _use_deterministic_algorithms()
     store = processes.on_all(lambda: open_dataset(cfg, earlier))
     stride = known_stride(cfg, earlier)
     store = replace(store, stride=stride or 1)
     processes.check_same(store.data_hash, store.name)
     mode = backend.pick_compile(cfg.compile, device)
     mode = "off" if processes.is_any(mode == "off") else mode
+    if cfg.deterministic or (device.type == "cpu" and mode != "off"):
+        _use_deterministic_algorithms()
     resolved = cfg.backend.resolve(device, mode != "off", training=True)
     cfg = replace(cfg, device=str(device), compile=mode, backend=resolved, stride=stride or "auto")
     used = replace(cfg.inputs, data=inputs.describe(store, cfg.out))
@@ -96,6 +96,7 @@ def beside(cfg: RunConfig) -> list[Path]:
 
 
 def _use_deterministic_algorithms() -> None:
+    """Otherwise compiled gradients of look-ups are summed in any order, also on a CPU."""
     # cuBLAS reads the variable when a matrix product is first computed.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -227,7 +227,6 @@ def clip_and_optimize(
     """
     steps = recipe.cfg.steps if total_steps is None else total_steps
     params = dict(state.params)
-    products = recipe.cfg.backend.products
     opt = {moment: dict(networks) for moment, networks in state.opt.items()}
     rates = {}
     norms = {}
@@ -242,7 +241,7 @@ def clip_and_optimize(
         own_grads, _ = optim.clip(own_grads, cfg.clip, norm)
         lr = optim.learning_rate(state.step, steps, cfg)
         own_params, own_opt = optim.adamw(
-            own_grads, own_opt, own_params, state.step, lr, decay, cfg, products
+            own_grads, own_opt, own_params, state.step, lr, decay, cfg
         )
 
         params |= own_params

@@ -55,16 +55,14 @@ def test_adamw_is_pure():
     assert all(torch.equal(m, torch.zeros_like(m)) for m in tree.leaves(moments))
 
 
-@pytest.mark.parametrize(("products", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("shape", [(8, 8), (6, 12), (12, 6)])
-def test_orthogonal_keeps_the_directions_and_evens_the_singular_values(shape, products, tolerance):
+def test_orthogonal_keeps_the_directions_and_evens_the_singular_values(shape):
     x = random.normal(random.key(3), (2, *shape))
     u, _, v = torch.linalg.svd(x, full_matrices=False)
-    y = optim.orthogonal(100 * x, products)
-    assert y.dtype == torch.float32
+    y = optim.orthogonal(100 * x)
     values = u.transpose(-1, -2) @ y @ v.transpose(-1, -2)
     rest = values - torch.diag_embed(values.diagonal(dim1=-2, dim2=-1))
-    assert rest.abs().max() < tolerance
+    assert rest.abs().max() < 1e-3
     assert (values.diagonal(dim1=-2, dim2=-1) > 0.5).all() and (
         values.diagonal(dim1=-2, dim2=-1) < 1.3
     ).all()
