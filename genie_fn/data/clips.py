@@ -213,29 +213,35 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
         # Slices into one preallocated array are more than twice as fast as one indexed read.
         clips = zip(frames, offsets.tolist(), strict=True)
         jobs = [ts.array(clip).write(_frames_of(store, start, span)) for clip, start in clips]
-        actions = store.arrays["actions"][transitions].read().result()
+        kept = store.arrays[_action_array(store)][transitions].read().result()
         for job in jobs:
             job.result()
     except Exception as error:  # tensorstore raises several kinds
-        lost = _damaged_clips(store, offsets.tolist(), span)
-        fallback = {0: f"{store.name} could not be read ({reason(error)})"}
-        raise DamagedClips(lost or fallback) from error
-    if store.as_vectors:
-        return Batch(frames, read_vectors(store, offsets, num_frames))
-    return Batch(frames, np.asarray(actions).astype(np.int64))
+        raise _damaged_clips(store, offsets.tolist(), span, error) from error
+    return Batch(frames, _as_read(store, np.asarray(kept)))
 
 
 def read_vectors(store: Store, offsets: np.ndarray, num_frames: int) -> np.ndarray:
-    """The actions of clips as vectors, (B, T-1, action_size) float32, in units of `vectors`.
-
-    Raises DamagedClips as `read_clips` does.
-    """
+    """The actions of clips as in `Batch.actions`, of a store with `as_vectors`. Raises DamagedClips."""
     transitions = offsets[:, None] + np.arange(num_frames - 1) * store.stride
     try:
-        values = np.asarray(store.arrays[VECTORS][transitions].read().result())
+        kept = store.arrays[VECTORS][transitions].read().result()
     except Exception as error:  # tensorstore raises several kinds
-        raise DamagedClips({0: f"{store.name} could not be read ({reason(error)})"}) from error
-    return vectors.standardised(values, vectors.prototypes_of(store.datasets[0].meta))
+        span = store.span(num_frames)
+        raise _damaged_clips(store, offsets.tolist(), span, error) from error
+    return _as_read(store, np.asarray(kept))
+
+
+def _action_array(store: Store) -> str:
+    """The array that the actions of clips are read from."""
+    return VECTORS if store.as_vectors else "actions"
+
+
+def _as_read(store: Store, kept: np.ndarray) -> np.ndarray:
+    """`Batch.actions` from what the array of actions holds."""
+    if store.as_vectors:
+        return vectors.standardised(kept, vectors.prototypes_of(store.datasets[0].meta))
+    return kept.astype(np.int64)
 
 
 def _frames_of(store: Store, start: int, span: int) -> ts.TensorStore:
@@ -246,12 +252,13 @@ def _frames_of(store: Store, start: int, span: int) -> ts.TensorStore:
     return part.store.arrays["frames"][first : first + span : store.stride]
 
 
-def _damaged_clips(store: Store, offsets: list[int], span: int) -> dict[int, str]:
-    """The reasons why clips that cover `span` frames cannot be read, by their positions."""
+def _damaged_clips(store: Store, offsets: list[int], span: int, error: Exception) -> DamagedClips:
+    """Which of the clips that cover `span` frames cannot be read, and why; `error` is what reading raised."""
     lost = {}
+    actions = _action_array(store)
     for i, offset in enumerate(offsets):
         sentence = describe_damage(store, ["frames"], offset, offset + span)
-        sentence = sentence or describe_damage(store, ["actions"], offset, offset + span - 1)
+        sentence = sentence or describe_damage(store, [actions], offset, offset + span - 1)
         if sentence:
             lost[i] = sentence
-    return lost
+    return DamagedClips(lost or {0: f"{store.name} could not be read ({reason(error)})"})

@@ -387,7 +387,8 @@ def describe_damage(store: Store, names: Iterable[str], start: int, stop: int) -
                 read_entries(store, name, first, last)
             except Exception as error:  # tensorstore raises several kinds
                 level = segment_at(store, start).level
-                file = store.root / name / "c" / str(block) / ("0/0/0" if name == "frames" else "")
+                inner = ["0"] * (store.arrays[name].ndim - 1)
+                file = store.root.joinpath(name, "c", str(block), *inner)
                 what = f"damaged on disk ({reason(error)})" if file.exists() else "missing"
                 return f"level {level} of {store.root} is {what}, in the file {file}"
     return None
@@ -406,7 +407,7 @@ def read_segment(store: Store, segment: Segment) -> Recording:
         names = _checked(store.action_size > 0)
         arrays = {name: read_entries(store, name, start, stop) for name in names}
     except Exception as error:  # tensorstore raises several kinds
-        sentence = describe_damage(store, CHECKED, start, stop)
+        sentence = describe_damage(store, _checked(store.action_size > 0), start, stop)
         fallback = f"level {segment.level} of {store.name} could not be read"
         raise DamagedClips({0: sentence or fallback}) from error
     return Recording(segment.level, **arrays, split=segment.split, info=segment.info)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genie_fn import data
-from genie_fn.data import vectors
+from genie_fn.data import clips, storage, vectors
 from genie_fn.errors import UserError
 
 SIZE = 3
@@ -98,8 +98,20 @@ def test_only_such_stores_have_the_new_version(store, tmp_path):
 def test_damaged_vectors_are_found(store):
     file = store.root / "action_vectors" / "c" / "0" / "0"
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="in the file .*action_vectors/c/0/0"):
         data.verify(data.open_store(store.root))
+
+
+def test_clips_with_damaged_vectors_are_named(tmp_path):
+    store = replace(made(tmp_path / "store"), as_vectors=True)
+    last = store.segments[-1].offset
+    assert last >= storage.BLOCK
+    (store.root / "action_vectors" / "c" / str(last // storage.BLOCK) / "0").unlink()
+    store = replace(data.open_store(store.root), as_vectors=True)
+    for read in (data.read_clips, clips.read_vectors):
+        with pytest.raises(data.DamagedClips, match="is missing, in the file") as error:
+            read(store, np.array([0, last, 1]), 3)
+        assert list(error.value.lost) == [1]
 
 
 def test_mixtures_need_the_same_prototypes(store, tmp_path):
