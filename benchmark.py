@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks import report
 from benchmarks.suites import SUITES
-from genie_fn import dynamics, tokenizer
+from genie_fn import dynamics, maskgit, tokenizer
 from genie_fn.errors import UserError
 from genie_fn.runtime import backend, files, provenance
 from genie_fn.runtime.backend import Backend
@@ -62,7 +62,7 @@ class Config:
     """Implementations of the models' operations; the suite attention measures all of them."""
     model: dynamics.DynamicsConfig = field(default_factory=dynamics.DynamicsConfig)
     """generate: the dynamics model."""
-    sample: dynamics.SampleConfig = field(default_factory=dynamics.SampleConfig)
+    sample: maskgit.SampleConfig = field(default_factory=maskgit.SampleConfig)
 
     def __post_init__(self):
         for preset in self.presets:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from genie_fn import bundle, data, lam, random, tree
 from genie_fn.bundle import Bundle, action_effects, action_map, hub
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import (
     actions,
@@ -61,6 +60,7 @@ from genie_fn.evaluation.report.pages import Pictures
 from genie_fn.evaluation.report.pictures import Picture
 from genie_fn.evaluation.report.verdicts import verdicts
 from genie_fn.evaluation.rollouts import Videos
+from genie_fn.maskgit import SampleConfig
 from genie_fn.runtime import backend, files, provenance
 from genie_fn.runtime.cli import run
 from genie_fn.runtime.console import console, results

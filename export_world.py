@@ -21,10 +21,10 @@ import torch
 
 from genie_fn import bundle, tree
 from genie_fn.bundle import Bundle, hub
-from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
 from genie_fn.evaluation.report import headlines
 from genie_fn.export import folder
+from genie_fn.maskgit import PLAY
 from genie_fn.play import html
 from genie_fn.runtime import files, provenance
 from genie_fn.runtime.cli import run

@@ -27,8 +27,8 @@ import torch
 from genie_fn import bundle, world
 from genie_fn.bundle import Bundle, hub, pretrained
 from genie_fn.data import images, video
-from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import PLAY, SampleConfig
 from genie_fn.play import session
 from genie_fn.runtime import backend, files
 from genie_fn.runtime.cli import run

@@ -35,9 +35,10 @@ from tyro.conf import Suppress
 from genie_fn import bundle, data, dynamics, lam, metrics, quantize, random, tokenizer, tree, world
 from genie_fn.bundle import EarlierStage
 from genie_fn.data import augment, token_cache, vectors
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.microbatch import Microbatch
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.runtime.backend import Backend

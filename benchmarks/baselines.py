@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genie_fn import dynamics, layers, metrics, quantize
+from genie_fn import dynamics, layers, maskgit, metrics, quantize
 from genie_fn.kernels import lfq
 from genie_fn.kernels.attention import rms_norm, rotary
 from genie_fn.layers import STConfig
@@ -169,15 +169,15 @@ def module_step(params: dict, model: TokenizerConfig, cfg: RunConfig, device: to
     return step
 
 
-def uncached_unmask(  # noqa: PLR0913 the arguments of dynamics.unmask
+def uncached_unmask(  # noqa: PLR0913 the arguments of maskgit.unmask
     params, ids_BN, action_B, past, step, noise, cfg, sample, backend
 ) -> tuple[Tensor, Tensor]:
-    """`dynamics.unmask` from the past's ids and actions: it recomputes all frames."""
+    """`maskgit.unmask` from the past's ids and actions: it recomputes all frames."""
     ids_BTN = torch.cat((past[0], ids_BN[:, None]), 1)
     logits, _ = dynamics.logits_next(
         params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg, backend=backend
     )
-    return dynamics.reveal(logits[:, -1], ids_BN, step, noise, sample, cfg.sizes)
+    return maskgit.reveal(logits[:, -1], ids_BN, step, noise, sample, cfg.sizes)
 
 
 def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,12 @@ from benchmarks.attention import attention_suite
 from benchmarks.play import play_suite
 from benchmarks.timing import Work, compare
 from benchmarks.training import step_suite
-from genie_fn import data, dynamics, random, tree
-from genie_fn.dynamics import Memory, Programs
+from genie_fn import data, dynamics, maskgit, random, tree
+from genie_fn.dynamics import Memory
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
 from genie_fn.layers import DTYPES
+from genie_fn.maskgit import Programs
 from genie_fn.runtime import backend, compilation
 
 ROOT = Path(__file__).parent.parent
@@ -100,10 +101,10 @@ def _generate(cfg, mode: str, device: torch.device) -> list[dict]:
     actions_BT = random.randint(keys[2], (1, past + 1), 0, model.actions)
     past_actions_BT, action_B = actions_BT[:, :past], actions_BT[:, past]
     empty = dynamics.empty_memory(model, 1, device)
-    memory = dynamics.remember(params, ids_BTN, past_actions_BT, empty, model, chosen)
+    memory = maskgit.remember(params, ids_BTN, past_actions_BT, empty, model, chosen)
 
     def frame(history, programs: Programs, key: Tensor = keys[3]) -> Tensor:
-        return dynamics.next_frame(
+        return maskgit.next_frame(
             params, action_B, history, key, model, cfg.sample, programs, backend=chosen
         ).ids
 

@@ -11,10 +11,11 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from genie_fn import dynamics, lam, layers, quantize, random, tokenizer
-from genie_fn.dynamics import DynamicsConfig, Memory, Noise, SampleConfig
+from genie_fn import dynamics, lam, layers, maskgit, quantize, random, tokenizer
+from genie_fn.dynamics import DynamicsConfig, Memory
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
+from genie_fn.maskgit import Noise, SampleConfig
 from genie_fn.runtime import compilation
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tokenizer import TokenizerConfig
@@ -71,8 +72,8 @@ class Frame(NamedTuple):
 class Programs(NamedTuple):
     """The functions called for every frame, so that a caller can pass compiled ones."""
 
-    unmask: Callable = dynamics.unmask
-    remember: Callable = dynamics.remember
+    unmask: Callable = maskgit.unmask
+    remember: Callable = maskgit.remember
     decode: Callable = tokenizer.decode_next
 
 
@@ -193,17 +194,17 @@ def step(
     """The next frame of every session, given its action.
 
     The function is pure: the same state, action and key give the same frame. `noise` is that of
-    `dynamics.draw` for the key, if it has been drawn before.
+    `maskgit.draw` for the key, if it has been drawn before.
     """
     cfg, params, backend = world.dynamics
-    ids, probability, revealed, memory = dynamics.next_frame(
+    ids, probability, revealed, memory = maskgit.next_frame(
         params,
         action_B,
         state.dynamics,
         key,
         cfg,
         sample,
-        dynamics.Programs(programs.unmask, programs.remember),
+        maskgit.Programs(programs.unmask, programs.remember),
         noise=noise,
         backend=backend,
     )

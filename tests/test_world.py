@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from genie_fn import bundle, random, tokenizer, tree, world
-from genie_fn.dynamics import PLAY, DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import PLAY, SampleConfig
 
 SAMPLE = SampleConfig(steps=3)
 

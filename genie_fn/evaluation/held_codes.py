@@ -14,10 +14,10 @@ from torch import Tensor
 
 from genie_fn import metrics
 from genie_fn.bundle.action_effects import STILL
-from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import rollouts, statistics
 from genie_fn.evaluation.clips import infer_actions, tokenize
 from genie_fn.evaluation.record import HeldCodes
+from genie_fn.maskgit import SampleConfig
 from genie_fn.world import World
 
 FRAMES = 10

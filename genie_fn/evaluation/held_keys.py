@@ -13,11 +13,11 @@ from torch import Tensor
 from genie_fn import data, metrics
 from genie_fn.data import Store, games
 from genie_fn.data.game import Game
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import rollouts
 from genie_fn.evaluation.clips import tokenize
 from genie_fn.evaluation.record import HeldKeys
+from genie_fn.maskgit import SampleConfig
 from genie_fn.world import World
 
 KEYS = ("LEFT", "RIGHT")

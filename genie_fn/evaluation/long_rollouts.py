@@ -17,11 +17,11 @@ from torch import Tensor
 from genie_fn import data, metrics, random
 from genie_fn import world as worlds
 from genie_fn.data import Store
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.evaluation import held_codes
 from genie_fn.evaluation.clips import Clips, encode
 from genie_fn.evaluation.record import LongRollouts
+from genie_fn.maskgit import SampleConfig
 from genie_fn.world import State, World
 
 TIMES = (10, 50, 200, 1000)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genie_fn import dynamics, metrics, random, tokenizer
+from genie_fn import maskgit, metrics, random, tokenizer
 from genie_fn import world as worlds
-from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import statistics
 from genie_fn.evaluation.clips import Clips
 from genie_fn.evaluation.record import Curve, Method, Protocol, Scores
+from genie_fn.maskgit import SampleConfig
 from genie_fn.world import World
 
 HEADLINE = 4  # the t of the paper's Δ_t PSNR
@@ -79,7 +79,7 @@ def joint(world: World, clips: Clips, prompt: int, key: Tensor, sample: SampleCo
     model = world.dynamics
 
     def generate(key: Tensor, ids: Tensor, actions: Tensor) -> Tensor:
-        ids = dynamics.generate_jointly(
+        ids = maskgit.generate_jointly(
             model.params, ids, actions, key, model.cfg, sample, backend=model.backend
         )
         video = tokenizer.detokenize(decoder.params, ids, decoder.cfg, backend=decoder.backend)

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from genie_fn import quantize, tokenizer
 from genie_fn import world as worlds
-from genie_fn.dynamics import Memory, SampleConfig
+from genie_fn.dynamics import Memory
 from genie_fn.errors import UserError
 from genie_fn.export import graphs
 from genie_fn.export.graphs import Graph
+from genie_fn.maskgit import SampleConfig
 from genie_fn.runtime import progress
 from genie_fn.tree import Tree
 from genie_fn.world import State, World

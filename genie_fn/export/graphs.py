@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from genie_fn import dynamics, quantize, random, tokenizer, tree
-from genie_fn.dynamics import DynamicsConfig, Memory, Noise, SampleConfig, Step
+from genie_fn import maskgit, quantize, random, tokenizer, tree
+from genie_fn.dynamics import DynamicsConfig, Memory
+from genie_fn.maskgit import Noise, SampleConfig, Step
 from genie_fn.runtime.backend import Backend
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.tree import Tree
@@ -58,19 +59,19 @@ def graphs_of(world: World, sample: SampleConfig) -> dict[str, Graph]:
 
 
 def unmask_graph(world: World, state: State, sample: SampleConfig) -> Graph:
-    """`dynamics.unmask` of a world for one session, whose steps and temperature are arguments."""
+    """`maskgit.unmask` of a world for one session, whose steps and temperature are arguments."""
     cfg, params, _ = world.dynamics
     fixed = replace(sample, steps=1, temperature=1.0)
 
     def unmask(ids: Tensor, action: Tensor, memory: Memory, step: Step, noise: Noise):
-        return dynamics.unmask(params, ids, action, memory, step, noise, cfg, fixed)
+        return maskgit.unmask(params, ids, action, memory, step, noise, cfg, fixed)
 
     example = {
         "ids": torch.full((1, cfg.tokens), cfg.codes),
         "action": torch.tensor([0]),
         "memory": state.dynamics,
         "step": Step(torch.tensor(0), torch.tensor(4), torch.tensor(1.0)),
-        "noise": dynamics.noise_of(random.key(0), (1, cfg.tokens), len(cfg.sizes)),
+        "noise": maskgit.noise_of(random.key(0), (1, cfg.tokens), len(cfg.sizes)),
     }
     return Graph(unmask, example)
 
@@ -79,7 +80,7 @@ def _remember(world: World, state: State) -> Graph:
     cfg, params, _ = world.dynamics
 
     def remember(ids: Tensor, action: Tensor, memory: Memory):
-        return dynamics.remember(params, ids, action, memory, cfg)
+        return maskgit.remember(params, ids, action, memory, cfg)
 
     example = {
         "ids": torch.zeros((1, 1, cfg.tokens), dtype=torch.int64),
@@ -196,7 +197,7 @@ def programs(folder: Path, threads: int) -> Programs:
     """
     unmask, remember, decode = (Runtime(folder / f"{name}.onnx", threads) for name in NAMES)
 
-    def run_unmask(  # noqa: PLR0913 (as dynamics.unmask)
+    def run_unmask(  # noqa: PLR0913 (as maskgit.unmask)
         params: Tree,
         ids: Tensor,
         action: Tensor,

@@ -25,8 +25,8 @@ import torch
 
 import genie_fn
 from genie_fn import tree
-from genie_fn.dynamics import SampleConfig
 from genie_fn.export import graphs
+from genie_fn.maskgit import SampleConfig
 from genie_fn.world import Programs, Stage, World
 
 KEPT = 16

@@ -20,9 +20,9 @@ from genie_fn import metrics, world
 from genie_fn.bundle import Bundle, play_map
 from genie_fn.data import games
 from genie_fn.data.game import Game
-from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.export import graphs, prepared
+from genie_fn.maskgit import PLAY, SampleConfig
 from genie_fn.play import session
 from genie_fn.play.session import Session
 from genie_fn.runtime import compilation

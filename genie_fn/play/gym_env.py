@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from genie_fn import bundle, world
-from genie_fn.dynamics import PLAY, SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import PLAY, SampleConfig
 from genie_fn.play import session
 from genie_fn.play.session import Session
 from genie_fn.runtime.backend import pick_device

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from genie_fn.bundle import Bundle, fingerprint, rounded
 from genie_fn.data import images
-from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
 from genie_fn.export import folder, prepared
+from genie_fn.maskgit import PLAY
 from genie_fn.play.description import describe
 from genie_fn.runtime import files
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from genie_fn import dynamics, random
+from genie_fn import maskgit, random
 from genie_fn import world as worlds
-from genie_fn.dynamics import Noise, SampleConfig
 from genie_fn.layers import Cache
+from genie_fn.maskgit import Noise, SampleConfig
 from genie_fn.tree import Tree
 from genie_fn.world import Programs, World
 
@@ -190,7 +190,7 @@ def _draw_block(
         first = block * DRAWN_AHEAD
         frames = torch.arange(first, first + DRAWN_AHEAD, device=device)
         keys = random.fold_in(random.key(seed, device), frames)
-        return _Drawn(keys, *dynamics.draw(keys, steps, (1, tokens), factors))
+        return _Drawn(keys, *maskgit.draw(keys, steps, (1, tokens), factors))
 
 
 def frame_hash(pixels_HWC: np.ndarray) -> str:

@@ -27,8 +27,8 @@ from rich.text import Text
 
 from genie_fn import world
 from genie_fn.bundle import Bundle, action_effects, key_actions
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import SampleConfig
 from genie_fn.play import session
 from genie_fn.play.session import Session
 from genie_fn.runtime.signals import Stop, wakeups

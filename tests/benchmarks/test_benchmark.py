@@ -11,10 +11,11 @@ import torch
 import benchmark
 from benchmarks import baselines, counts, report, suites, timing
 from genie_fn import dynamics, random, tokenizer, tree
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
 from genie_fn.layers import STConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.runtime.cli import run
 
 STACK = STConfig(layers=2, dim=16, heads=2, window=4)

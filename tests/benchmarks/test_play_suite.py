@@ -8,8 +8,8 @@ import torch
 
 import benchmark
 from benchmarks import play
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import SampleConfig
 
 TINY = benchmark.Config(
     suite="play", repeats=2, compile="off", device="cpu", sample=SampleConfig(steps=2)

@@ -19,8 +19,9 @@ from PIL import Image
 from genie_fn import bundle, dynamics, lam, random, tokenizer, tree, world
 from genie_fn.bundle import Bundle, Dataset, action_map, format
 from genie_fn.bundle.action_effects import ActionEffects
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import SampleConfig
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.quantize import QuantizerConfig
 from tests.conftest import LAM, STACK, TOKENIZER

@@ -11,8 +11,8 @@ pytest.importorskip("procgen")
 import generate_dataset  # noqa: E402
 from genie_fn import data, random
 from genie_fn.data import games
-from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import held_keys, rollouts
+from genie_fn.maskgit import SampleConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from genie_fn import data, random
-from genie_fn.dynamics import SampleConfig
 from genie_fn.evaluation import long_rollouts
 from genie_fn.evaluation.clips import Clips
 from genie_fn.evaluation.long_rollouts import Start
+from genie_fn.maskgit import SampleConfig
 from genie_fn.world import Frame
 
 SIDE = 32

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from genie_fn import dynamics, metrics, random, tokenizer, tree, world
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.evaluation import clips, rollouts
 from genie_fn.evaluation.clips import Clips
 from genie_fn.layers import STConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.world import Stage, World

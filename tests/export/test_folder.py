@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from genie_fn import dynamics, random, tree, world
-from genie_fn.dynamics import SampleConfig
+from genie_fn import dynamics, maskgit, random, tree, world
 from genie_fn.errors import UserError
 from genie_fn.export import folder, graphs
+from genie_fn.maskgit import SampleConfig
 from tests.conftest import tiny_world
 
 SAMPLE = SampleConfig(steps=3, guidance=1.0)
@@ -76,7 +76,7 @@ def test_the_graphs_generate_the_frames_of_the_world(model, starts, written, tem
     for t, action in enumerate([0, 1, 2, 3, 4, 0]):  # more than the window holds
         key = random.fold_in(random.key(3), t)
         expected, frame = world.step(model, expected, torch.tensor([action]), key, sample)
-        noise = dynamics.draw(key, about["steps"], (1, about["tokens"]), about["factors"])
+        noise = maskgit.draw(key, about["steps"], (1, about["tokens"]), about["factors"])
         given = {"action": np.array([action])}
         memory = {x: y for x, y in state.items() if x.startswith("memory/")}
         ids = np.full((1, about["tokens"]), about["codes"])

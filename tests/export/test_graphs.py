@@ -10,11 +10,12 @@ import onnx
 import pytest
 import torch
 
-from genie_fn import dynamics, random, tree, world
+from genie_fn import dynamics, maskgit, random, tree, world
 from genie_fn.bundle import Bundle
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.export import graphs, prepared
 from genie_fn.layers import STConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.play.engine import Engine
 
 SAMPLE = SampleConfig(steps=3, guidance=1.0)
@@ -206,8 +207,8 @@ def test_graphs_of_other_models_predict_as_torch_does(tmp_path, name, sample):
     hidden = torch.full((1, cfg.tokens), cfg.codes)
     for t in range(4):
         action = torch.tensor([t % 3])
-        step = dynamics.Step(torch.tensor(1), torch.tensor(3), torch.tensor(0.7))
-        noise = dynamics.noise_of(random.key(t), (1, cfg.tokens), len(cfg.sizes))
+        step = maskgit.Step(torch.tensor(1), torch.tensor(3), torch.tensor(0.7))
+        noise = maskgit.noise_of(random.key(t), (1, cfg.tokens), len(cfg.sizes))
         expected = unmask(hidden, action, memory, step, noise)
         ids, probability = found["unmask"](hidden, action, memory, step, noise)
         assert torch.equal(ids, expected[0])

@@ -24,9 +24,10 @@ import train_dynamics
 import train_lam
 import train_tokenizer
 from genie_fn import data, tree
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.quantize import QuantizerConfig
 from genie_fn.tokenizer import TokenizerConfig
 from genie_fn.training import checkpoint, checkpointer, loop, sharding

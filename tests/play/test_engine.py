@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from genie_fn import bundle, dynamics, tokenizer, tree, world
+from genie_fn import bundle, maskgit, tokenizer, tree, world
 from genie_fn.data import procgen
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
 from genie_fn.export import graphs, prepared
+from genie_fn.maskgit import SampleConfig
 from genie_fn.play import engine as module
 from genie_fn.play import session
 from genie_fn.play.engine import Engine
@@ -94,11 +94,11 @@ def test_faster_programs_are_prepared_during_play(playable, monkeypatch):
 
     def unmask(*arguments):
         used.append(threading.current_thread().name)
-        return dynamics.unmask(*arguments)
+        return maskgit.unmask(*arguments)
 
     def fast(*_):
         gate.wait()
-        return world.Programs(unmask, dynamics.remember, tokenizer.decode_next)
+        return world.Programs(unmask, maskgit.remember, tokenizer.decode_next)
 
     monkeypatch.setattr(prepared, "programs", fast)
     engine = Engine(playable, CPU, compiled=True)
@@ -155,7 +155,7 @@ def test_programs_that_fail_during_play_are_not_used_any_more(playable, monkeypa
     def unmask(*arguments):
         if broken and threading.current_thread().name == "engine":
             raise RuntimeError("a CUDA graph of another thread")
-        return dynamics.unmask(*arguments)
+        return maskgit.unmask(*arguments)
 
     monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs(unmask))
     engine = Engine(playable, CPU, compiled=True)

@@ -12,8 +12,8 @@ gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 
 from genie_fn import bundle, data, world
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import SampleConfig
 from genie_fn.play import gym_env as module
 from genie_fn.play.gym_env import WorldEnv
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from genie_fn import bundle, world
-from genie_fn.dynamics import PLAY
 from genie_fn.errors import UserError
+from genie_fn.maskgit import PLAY
 from genie_fn.play import html, recording, session
 from tests.play.test_page import CHROMIUM, expect, pixels, sync_api
 from tests.play.test_page import play as press

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from genie_fn.bundle import name_of
-from genie_fn.dynamics import PLAY
+from genie_fn.maskgit import PLAY
 from genie_fn.play.engine import Engine
 from genie_fn.play.server import Limits, Server, serve_on
 

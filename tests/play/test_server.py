@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from genie_fn import random, world
 from genie_fn.bundle import Bundle, play_map
 from genie_fn.data import games, procgen
-from genie_fn.dynamics import PLAY
+from genie_fn.maskgit import PLAY
 from genie_fn.play import recording
 from genie_fn.play.engine import Engine
 from genie_fn.play.guard import HEADERS

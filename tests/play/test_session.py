@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from genie_fn import dynamics, random, tokenizer, tree, world
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.layers import Cache, STConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.nets.blueprint import Blueprints
 from genie_fn.play import session
 from genie_fn.play.session import ActionRecord, Moment

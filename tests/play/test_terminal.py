@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from genie_fn import bundle, random, world
-from genie_fn.dynamics import SampleConfig
 from genie_fn.errors import UserError
+from genie_fn.maskgit import SampleConfig
 from genie_fn.play import session, terminal
 from genie_fn.play.session import ActionRecord, Moment
 from genie_fn.play.terminal import Command, Game

@@ -22,10 +22,11 @@ import train_tokenizer
 from genie_fn import bundle, data, dynamics, lam, random, tokenizer, tree, world
 from genie_fn.bundle import action_effects, action_map
 from genie_fn.data import token_cache
-from genie_fn.dynamics import DynamicsConfig, SampleConfig
+from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
 from genie_fn.layers import STConfig
+from genie_fn.maskgit import SampleConfig
 from genie_fn.microbatch import WHOLE_BATCH
 from genie_fn.nets.adversarial import AdversarialConfig
 from genie_fn.nets.blueprint import Blueprints
