@@ -294,7 +294,7 @@ def test_an_episode_keeps_its_name_and_its_actions_when_others_are_added(tmp_pat
     names = [episode.name for episode in archives.episodes(path, fields)]
     with h5py.File(path, "a") as file:
         del file["data/demo_1"], file["data/demo_2"]
-    archives._hdf5_tree.cache_clear()
+    archives.hdf5._tree.cache_clear()
     (alone,) = archives.episodes(path, fields)
     assert alone.name == names[0] == "data/demo_0"
     assert alone.actions is not None
