@@ -26,7 +26,7 @@ from genie_fn.maskgit import PLAY, SampleConfig
 from genie_fn.play import session
 from genie_fn.play.session import Session
 from genie_fn.runtime import compilation
-from genie_fn.runtime.backend import AUTO
+from genie_fn.runtime.backend import AUTO, multiplies_bfloat16
 from genie_fn.runtime.console import console
 from genie_fn.world import Programs, World
 
@@ -34,6 +34,8 @@ TURN = 1e-4
 """Seconds of a turn of the interpreter while programs are prepared."""
 TRIAL_FRAMES = 4
 """Frames that new programs generate before they are used; CUDA graphs are recorded after a warm-up."""
+SLOW = 0.2
+"""Seconds of a frame from which on a CPU torch is tried, too, in bfloat16 and compiled."""
 MAX_GAMES = 8  # levels of the real game that are kept open
 
 
@@ -57,11 +59,18 @@ class Runner(NamedTuple):
     programs: Programs
 
 
+class Tried(NamedTuple):
+    """A runner, and the seconds of its fastest frame."""
+
+    runner: Runner
+    seconds: float
+
+
 class Engine:
     """Generates frames in a thread of its own; `start` and `act` return a Future of a `Session`.
 
     With `compiled`, faster programs are prepared in a second thread while play begins without them:
-    graphs for ONNX Runtime on a CPU, compiled programs on a GPU.
+    on a CPU the fastest of graphs for ONNX Runtime and of torch in bfloat16, on a GPU compiled ones.
     """
 
     def __init__(
@@ -209,9 +218,7 @@ class Engine:
         usual = sys.getswitchinterval()
         sys.setswitchinterval(TURN)
         try:
-            fast = _resolved(self.world, self.device, True)
-            runners = [Runner(fast, programs) for programs in self._fast_programs()]
-            runner = min(runners, key=self._try_out, default=None)
+            runner = self._fastest()
         except Exception as error:  # play continues as it began
             runner = None
             reason = compilation.missing(error)
@@ -219,6 +226,27 @@ class Engine:
         finally:
             sys.setswitchinterval(usual)
         self._finish_compiling(runner)
+
+    def _fastest(self) -> Runner | None:
+        """The fastest runner of this machine, or None to stay with the first one.
+
+        Where frames of a CPU are slow, torch in bfloat16 may be faster than ONNX Runtime in float32, and
+        compilation, which takes a minute or more, worth its time.
+        """
+        fast = _resolved(self.world, self.device, True)
+        runners = [Runner(fast, programs) for programs in self._fast_programs()]
+        tried = [Tried(runner, self._try_out(runner)) for runner in runners]
+        if not tried:
+            return None
+        if self.device.type == "cpu" and min(t.seconds for t in tried) > SLOW:
+            more: list[Runner] = []
+            if multiplies_bfloat16():
+                fast = _in_bfloat16(fast)
+                more.append(Runner(_in_bfloat16(self._eager.world), Programs()))
+            if compilation.works(self.device):
+                more.append(Runner(fast, world.compiled(self.device)))
+            tried += [Tried(runner, self._try_out(runner)) for runner in more]
+        return min(tried, key=lambda t: t.seconds).runner
 
     def _fast_programs(self) -> list[Programs]:
         """Programs for ONNX Runtime on a CPU, with one thread and with all: in a small model, waking a
@@ -274,6 +302,15 @@ def _resolved(world: World, device: torch.device, compiled: bool) -> World:
         world.tokenizer._replace(backend=backend),
         world.dynamics._replace(backend=backend),
         world.lam and world.lam._replace(backend=backend),
+    )
+
+
+def _in_bfloat16(world: World) -> World:
+    """The world with the matrix products of a frame in bfloat16; its state stays in float32."""
+    backend = replace(world.dynamics.backend, products="bfloat16")
+    return world._replace(
+        tokenizer=world.tokenizer._replace(backend=backend),
+        dynamics=world.dynamics._replace(backend=backend),
     )
 
 

@@ -116,6 +116,31 @@ def test_faster_programs_are_prepared_during_play(playable, monkeypatch):
     engine.close()
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("slow", [False, True])
+def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded):
+    ready = threading.Event()
+    tried = []
+
+    def seconds(_, runner):
+        tried.append(runner.world.dynamics.backend.products)
+        return 1.0 if slow and tried[-1] != "bfloat16" else 0.1
+
+    monkeypatch.setattr(Engine, "_try_out", seconds)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: rounded)
+    monkeypatch.setattr(compilation, "works", lambda device: False)
+    engine = Engine(playable, CPU, compiled=True)
+    engine.when_ready(ready.set)
+    assert ready.wait(60) or engine.ready == "compiled"
+    assert ("bfloat16" in tried) == (slow and rounded)
+    now = engine.start(IMAGES[0], 0).result()
+    now = engine.act(now, 1, None, 1.0, 3).result()
+    assert now.present.record.compiled
+    products = engine._compiled.world.dynamics.backend.products
+    assert products == ("bfloat16" if slow and rounded else "float32")
+    engine.close()
+
+
 def test_where_that_fails_play_continues_without(playable, monkeypatch):
     ready = threading.Event()
     monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs(lambda *_: 1 / 0))
