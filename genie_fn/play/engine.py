@@ -70,7 +70,7 @@ class Engine:
     """Generates frames in a thread of its own; `start` and `act` return a Future of a `Session`.
 
     With `compiled`, faster programs are prepared in a second thread while play begins without them:
-    on a CPU the fastest of graphs for ONNX Runtime and of torch in bfloat16, on a GPU compiled ones.
+    graphs for ONNX Runtime on a CPU, and torch where these are slow; compiled programs on a GPU.
     """
 
     def __init__(
