@@ -13,7 +13,6 @@ same frames.
 """
 
 import secrets
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -248,9 +247,7 @@ def serve(cfg: Config, loaded: Bundle, device: torch.device, compiled: bool) -> 
         console.print(loaded.describe())
     console.print(f"Play {loaded.path} at {address} (Ctrl-C stops the server)", soft_wrap=True)
     if cfg.open:
-        timer = threading.Timer(0.5, browser.open_page, [address])
-        timer.daemon = True
-        timer.start()
+        browser.open_soon(address)
     serve_on(server, listening)
 
 

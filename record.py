@@ -13,7 +13,6 @@ command adds to the dataset.
 
 import secrets
 import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,9 +106,7 @@ def main(cfg: Config) -> None:
     address += f"/?token={token}" if token else "/"
     console.print(f"Play {cfg.env} at {address} (Ctrl-C ends it)", soft_wrap=True)
     if cfg.open:
-        timer = threading.Timer(0.5, browser.open_page, [address])
-        timer.daemon = True
-        timer.start()
+        browser.open_soon(address)
     hang_up = {signal.SIGHUP: lambda *_: served.stop()} if hasattr(signal, "SIGHUP") else {}
     with terminable(), handled(hang_up):  # a terminal that is closed ends it, too
         try:

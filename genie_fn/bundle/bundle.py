@@ -18,6 +18,7 @@ from genie_fn.bundle import action_effects, action_map, format, run
 from genie_fn.bundle.action_effects import ActionEffects
 from genie_fn.bundle.action_map import ActionMap
 from genie_fn.data import Store, games
+from genie_fn.data.storage import MAX_ACTIONS
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.lam import LamConfig
@@ -34,7 +35,6 @@ START_FRAMES = 64  # start frames taken from a dataset
 MAX_START_FRAMES = 1024  # in a world file
 MAX_STATE_BYTES = 1 << 30  # of one session of a world from a file
 MAX_FRAME_SKIP = 1000  # frames of the game per step
-MAX_NAMES = 65_536  # as many actions as a dataset has
 MAX_NAME_LENGTH = 100
 MAX_CARD_LENGTH = 1000
 
@@ -488,7 +488,7 @@ def _valid_map(mapping: ActionMap | None, actions: int) -> bool:
 
 def _valid_names(names: Any) -> bool:
     short = all(isinstance(name, str) and len(name) <= MAX_NAME_LENGTH for name in names)
-    return len(names) <= MAX_NAMES and short
+    return len(names) <= MAX_ACTIONS and short
 
 
 def _valid_meta(meta: dict) -> bool:

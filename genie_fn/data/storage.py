@@ -21,9 +21,8 @@ from genie_fn.runtime.files import exclusive, read_json
 
 MANIFEST = "store.json"
 VERSION = 2
-FIRST_VERSION = (
-    1  # without the keys of OPTIONAL and with at most BYTE_ACTIONS actions; written if it suffices
-)
+# Without the keys of OPTIONAL and with at most BYTE_ACTIONS actions; written where that suffices.
+FIRST_VERSION = 1
 MANIFEST_BYTES = 1 << 26  # the largest manifest that is read
 METADATA_BYTES = 1 << 16  # the largest metadata of an array that is read
 SPLITS = ("train", "val", "test")

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 
 TEXT_BROWSERS = {"www-browser", "w3m", "lynx", "links", "links2", "elinks", "browsh", "edbrowse"}
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+DELAY = 0.5
+"""Seconds after which `open_soon` opens a page."""
 
 
 def has_windows() -> bool:
@@ -40,3 +43,10 @@ def open_page(address: str) -> None:
             start_new_session=True,
             check=False,
         )
+
+
+def open_soon(address: str) -> None:
+    """Open a page as `open_page` does, once the server that the caller is about to start listens."""
+    timer = threading.Timer(DELAY, open_page, [address])
+    timer.daemon = True
+    timer.start()

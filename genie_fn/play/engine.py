@@ -220,9 +220,7 @@ class Engine:
         try:
             runner = self._fastest()
         except Exception as error:  # play continues as it began
-            runner = None
-            reason = compilation.missing(error)
-            console.print(f"playing without faster programs, which failed ({reason})", markup=False)
+            _report_failure(error)
         finally:
             sys.setswitchinterval(usual)
         self._finish_compiling(runner)
@@ -245,7 +243,10 @@ class Engine:
                 more.append(Runner(_in_bfloat16(self._eager.world), Programs()))
             if compilation.works(self.device):
                 more.append(Runner(fast, world.compiled(self.device)))
-            tried += [Tried(runner, self._try_out(runner)) for runner in more]
+            try:
+                tried += [Tried(runner, self._try_out(runner)) for runner in more]
+            except Exception as error:  # those of ONNX Runtime work
+                _report_failure(error)
         return min(tried, key=lambda t: t.seconds).runner
 
     def _fast_programs(self) -> list[Programs]:
@@ -289,6 +290,11 @@ class Engine:
             current = session.advance(runner.world, current, 0, self.sample, runner.programs)
             seconds.append(time.perf_counter() - began)
         return min(seconds)
+
+
+def _report_failure(error: Exception) -> None:
+    reason = compilation.missing(error)
+    console.print(f"playing without faster programs, which failed ({reason})", markup=False)
 
 
 def _advance(runner: Runner, act: Act, sample: SampleConfig) -> Session:

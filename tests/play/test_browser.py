@@ -1,6 +1,7 @@
 """The page is opened in browsers with windows only."""
 
 import subprocess
+import threading
 import webbrowser
 
 import pytest
@@ -55,3 +56,12 @@ def test_without_a_browser_nothing_is_opened(monkeypatch, opened):
     monkeypatch.setenv("DISPLAY", ":0")
     browser.open_page(ADDRESS)
     assert not opened
+
+
+def test_a_page_is_opened_soon(monkeypatch):
+    opened, done = [], threading.Event()
+    monkeypatch.setattr(browser, "DELAY", 0.01)
+    monkeypatch.setattr(browser, "open_page", lambda address: (opened.append(address), done.set()))
+    browser.open_soon(ADDRESS)
+    assert done.wait(10)
+    assert opened == [ADDRESS]

@@ -128,6 +128,7 @@ def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded)
 
     monkeypatch.setattr(Engine, "_try_out", seconds)
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda: rounded)
+    monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs())
     monkeypatch.setattr(compilation, "works", lambda device: False)
     engine = Engine(playable, CPU, compiled=True)
     engine.when_ready(ready.set)
@@ -138,6 +139,29 @@ def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded)
     assert now.present.record.compiled
     products = engine._compiled.world.dynamics.backend.products
     assert products == ("bfloat16" if slow and rounded else "float32")
+    engine.close()
+
+
+def test_where_bfloat16_fails_the_other_programs_stay(playable, monkeypatch, capsys):
+    ready = threading.Event()
+
+    def seconds(_, runner):
+        if runner.world.dynamics.backend.products == "bfloat16":
+            raise RuntimeError("no such product")
+        return 1.0
+
+    monkeypatch.setattr(Engine, "_try_out", seconds)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs())
+    monkeypatch.setattr(compilation, "works", lambda device: False)
+    engine = Engine(playable, CPU, compiled=True)
+    engine.when_ready(ready.set)
+    assert ready.wait(60) or engine.ready == "compiled"
+    assert engine.ready == "compiled"
+    assert engine._compiled.world.dynamics.backend.products == "float32"
+    assert "no such product" in capsys.readouterr().err
+    now = engine.start(IMAGES[0], 0).result()
+    assert engine.act(now, 1, None, 1.0, 3).result().present.record.compiled
     engine.close()
 
 

@@ -26,12 +26,7 @@ def served(monkeypatch, stage, playable, tmp_path, capsys):
     def serve(folder=tmp_path, **options):
         found, opened = [], []
         monkeypatch.setattr(server, "serve_on", lambda *given: found.extend(given))
-        monkeypatch.setattr(browser, "open_page", opened.append)
-        monkeypatch.setattr(
-            play.threading,
-            "Timer",
-            lambda _, f, args: type("T", (), {"start": lambda _: f(*args)})(),
-        )
+        monkeypatch.setattr(browser, "open_soon", opened.append)
         cfg = play.Config(**{"port": 0, "data": str(stage[2].root)} | options)
         if bundle.is_world_file(folder):
             loaded = bundle.load(folder)
