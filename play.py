@@ -5,6 +5,7 @@
     python play.py --cfg.world coinrun.safetensors  # a file written by export_world.py
     python play.py --cfg.ui terminal
     python play.py --cfg.actions 3,3,1,0 --cfg.output out.mp4
+    python play.py --cfg.level 1009 --cfg.actions 7x20,8x6,7x20    # beside the real game
     python play.py --cfg.image assets/coinrun.png --cfg.actions 2,2,2,2 --cfg.output out.gif
 
 The first frame is `--cfg.image`, cropped to the shape of the frames and resized, or a held-out
@@ -12,6 +13,7 @@ frame of the dataset. Sessions are reproducible: the same first frame, actions a
 same frames.
 """
 
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ import torch
 
 from genie_fn import bundle, world
 from genie_fn.bundle import Bundle, hub, pretrained
-from genie_fn.data import images, video
+from genie_fn.data import games, images, video
 from genie_fn.errors import UserError
 from genie_fn.maskgit import PLAY, SampleConfig
 from genie_fn.play import session
@@ -37,6 +39,8 @@ from genie_fn.training import checkpoint
 
 PRETRAINED = pretrained.path("coinrun")
 OUTPUT = "out.mp4"
+MAX_FRAMES = 100_000
+"""Of a video, which is held in memory."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Config:
     """The image file of the first frame; by default the first frame is a held-out frame of `data`.
     Transparent pixels show the background that the dataset was imported with, or black."""
     actions: str = ""
-    """The actions of a video, as in 0,0,3,1: one frame is generated for each."""
+    """The actions of a video, as in 0,0,3,1: one frame is generated for each; 7x20 is action 7 twenty
+    times."""
     output: str = ""
     """The video file to write (.mp4, .gif or .png); by default out.mp4."""
     data: str = ""
@@ -65,6 +70,9 @@ class Config:
     """The folder of the latent action model's run, likewise."""
     clip: int = 0
     """The number of the held-out frame to start from, in the dataset or the world file."""
+    level: int = -1
+    """A level of the game that the world was trained on, from which a video starts. It shows the game on the
+    left, and `--cfg.actions` are actions of the game. -1: without the game."""
     seed: int = 0
     """The seed of the sampling."""
     fps: int = 10
@@ -106,6 +114,11 @@ class Config:
             raise UserError(
                 "in the browser, images are chosen on the page: "
                 "for a video from --cfg.image add --cfg.actions"
+            )
+        if self.level >= 0 and (self.image or not self.actions):
+            raise UserError(
+                "--cfg.level is for a video beside the real game: give the game's --cfg.actions, and no "
+                "--cfg.image"
             )
         if self.output and Path(self.output).suffix.lower() not in (".mp4", ".gif", ".png"):
             raise UserError(f"--cfg.output {self.output} should end in .mp4, .gif or .png")
@@ -174,14 +187,20 @@ def add_dataset(cfg: Config, loaded: Bundle, ui: str) -> Bundle:
 
 
 def parse_actions(text: str, choices: int) -> list[int]:
-    """`"3,3,1"` → [3, 3, 1]; UserError unless they are integers from 0 to choices - 1."""
+    """`"3x2,1"` → [3, 3, 1]; UserError unless they are integers from 0 to choices - 1."""
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and int(word) < choices for word in words):
+    found = [re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", word) for word in words]
+    pairs = [(int(match[1]), int(match[2] or 1)) for match in found if match]
+    valid = len(pairs) == len(words) and all(action < choices for action, _ in pairs)
+    frames = sum(count for _, count in pairs)
+    if not valid or not frames:
         raise UserError(
             f"--cfg.actions {text!r} should be numbers from 0 to {choices - 1}, "
-            "separated by commas, as in 3,3,1"
+            "separated by commas, as in 3,3,1 or 3x2,1"
         )
-    return [int(word) for word in words]
+    if frames > MAX_FRAMES:
+        raise UserError(f"--cfg.actions asks for more than {MAX_FRAMES:,} frames: ask for fewer")
+    return [action for action, count in pairs for _ in range(count)]
 
 
 def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
@@ -198,21 +217,49 @@ def first_frame(cfg: Config, loaded: Bundle) -> np.ndarray:
     return loaded.start_frames[cfg.clip]
 
 
+def play_game(cfg: Config, loaded: Bundle, actions: list[int]) -> np.ndarray:
+    """The frames of the real game under these actions, (T + 1, H, W, 3); fewer if its episode ends."""
+    size = loaded.world.tokenizer.cfg
+    dataset = loaded.dataset
+    game = games.open_game(cfg.level, dataset.meta, size.height, size.width, dataset.stride)
+    frames = [game.frame()]
+    for action in actions:
+        step = game.step(action)
+        if step.ended:
+            console.print(
+                f"the game's episode ends after {len(frames)} actions: the others are left out"
+            )
+            break
+        frames.append(step.frame)
+    game.close()
+    return np.stack(frames)
+
+
 def make_video(
     cfg: Config, loaded: Bundle, actions: list[int], device: torch.device, compiled: bool
 ) -> None:
-    """Write a video with one generated frame per action."""
+    """Write a video with one generated frame per action, with `--cfg.level` beside the real game's."""
+    game = None
+    if cfg.level >= 0:
+        game = play_game(cfg, loaded, actions)
+        in_world = bundle.world_actions(loaded)
+        actions = [in_world[action] for action in actions[: len(game) - 1]]
     model = loaded.world
     sample = world.play_sample(cfg.sample, model.dynamics.cfg)
     programs = world.compiled(device) if compiled else world.EAGER
-    image = first_frame(cfg, loaded)
+    image = first_frame(cfg, loaded) if game is None else game[0]
     frames = [image]
     now = session.begin(model, image, cfg.seed)
     for action in track(actions, "generating, frame"):
         now = session.advance(model, now, action, sample, programs, keep=1)
         frames.append(now.present.pixels)
     output = cfg.output or OUTPUT
-    video.write_video(output, np.stack(frames), fps=cfg.fps, scale=cfg.scale)
+    shown = np.stack(frames)
+    if game is not None:
+        shown = np.stack(
+            [video.grid(np.stack(pair)[None]) for pair in zip(game, shown, strict=True)]
+        )
+    video.write_video(output, shown, fps=cfg.fps, scale=cfg.scale)
     print(f"{len(actions)} frames generated: {output}")
 
 
@@ -262,7 +309,10 @@ def main(cfg: Config) -> None:
     loaded = bundle.load(path, device, compiled, tokenizer=cfg.tokenizer, lam=cfg.lam)
     actions: list[int] = []
     if ui == "video":  # wrong actions are refused before the dataset is opened
-        actions = parse_actions(cfg.actions, loaded.world.dynamics.cfg.actions)
+        choices = loaded.world.dynamics.cfg.actions
+        if cfg.level >= 0:
+            choices = len(bundle.world_actions(loaded))
+        actions = parse_actions(cfg.actions, choices)
     loaded = add_dataset(cfg, loaded, ui)
     if ui == "video":
         make_video(cfg, loaded, actions, device, compiled)

@@ -20,6 +20,7 @@ from genie_fn.bundle.bundle import (
     save,
     with_dataset,
     with_effects,
+    world_actions,
 )
 from genie_fn.bundle.notebook import show
 from genie_fn.bundle.run import (
@@ -64,4 +65,5 @@ __all__ = [
     "weights_fingerprint",
     "with_dataset",
     "with_effects",
+    "world_actions",
 ]

@@ -3,6 +3,7 @@
 A run has its models in its folder and the rest in its dataset; a world file holds all of it.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -267,6 +268,21 @@ def play_map(bundle: Bundle) -> ActionMap | None:
     if mapping is None or bundle.effects is None:
         return mapping
     return action_map.restricted(mapping, action_effects.candidates(bundle.effects, mapping.names))
+
+
+def world_actions(bundle: Bundle) -> Sequence[int]:
+    """The world's action for each recorded action, by their numbers.
+
+    Raises UserError if latent actions were never compared with recorded ones.
+    """
+    if bundle.world.lam is None:
+        return range(bundle.world.dynamics.cfg.actions)
+    mapping = play_map(bundle)
+    if mapping is None:
+        raise UserError(
+            "this world's latent actions were never compared with recorded ones: run evaluate.py once"
+        )
+    return mapping.to_latent
 
 
 def key_actions(bundle: Bundle) -> dict[str, int]:

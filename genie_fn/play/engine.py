@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from genie_fn import metrics, world
-from genie_fn.bundle import Bundle, play_map
+from genie_fn.bundle import Bundle, world_actions
 from genie_fn.data import games
 from genie_fn.data.game import Game
-from genie_fn.errors import UserError
 from genie_fn.export import graphs, prepared
 from genie_fn.maskgit import PLAY, SampleConfig
 from genie_fn.play import session
@@ -79,7 +78,6 @@ class Engine:
         self.bundle = bundle
         on_cpu = device.type == "cpu"
         self.world = world.in_float32(bundle.world) if on_cpu else bundle.world
-        self.action_map = play_map(bundle)
         self.device = device
         self.sample = world.play_sample(sample, self.world.dynamics.cfg)
         self.ready = "compiling" if compiled else "eager"
@@ -112,14 +110,7 @@ class Engine:
 
     def to_latent(self, recorded: int) -> int:
         """The action of this world that stands for a recorded one."""
-        if self.world.lam is None:
-            return recorded
-        if self.action_map is None:
-            raise UserError(
-                "this world's latent actions were never compared with recorded ones: "
-                "run evaluate.py once"
-            )
-        return self.action_map.to_latent[recorded]
+        return world_actions(self.bundle)[recorded]
 
     def _submit(self, work: Callable[[], Session]) -> Future:
         future: Future = Future()

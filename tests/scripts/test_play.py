@@ -4,14 +4,18 @@ import os
 import re
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import play
 from genie_fn import bundle, data
 from genie_fn.bundle import Bundle, action_effects, action_map
+from genie_fn.data import games
+from genie_fn.data.game import Step
 from genie_fn.errors import UserError
 from genie_fn.play import browser, server
 from genie_fn.training import checkpoint
@@ -172,7 +176,52 @@ def test_the_bundled_pretrained_world_is_complete():
     assert len(loaded.start_frames) >= 8 and "licence MIT" in loaded.describe()
 
 
+def test_a_video_shows_the_real_game_beside_the_world(playable, tmp_path):
+    path, output = tmp_path / "world.safetensors", tmp_path / "out.png"
+    bundle.save(path, playable)
+    flags = {"world": str(path), "output": str(output), "scale": 1, "device": "cpu"}
+    play.main(play.Config(level=1009, actions="7x3,4", **flags))
+    shown = np.array(Image.open(output))
+    both = [shown[:, i * 130 : i * 130 + 129] for i in range(5)]
+    game = games.open_game(1009, playable.dataset.meta, stride=playable.dataset.stride)
+    expected = [game.frame(), *(game.step(action).frame for action in (7, 7, 7, 4))]
+    assert np.array_equal([frame[:, :64] for frame in both], expected)
+    game.close()
+    Image.fromarray(expected[0]).save(tmp_path / "start.png")
+    latent = ",".join(str(bundle.world_actions(playable)[action]) for action in (7, 7, 7, 4))
+    play.main(play.Config(image=str(tmp_path / "start.png"), actions=latent, **flags))
+    alone = np.array(Image.open(output))
+    assert np.array_equal(
+        [frame[:, 65:] for frame in both], [alone[:, i * 65 : i * 65 + 64] for i in range(5)]
+    )
+
+
+def test_a_video_beside_the_game_ends_with_the_episode(playable, monkeypatch, capsys):
+    frame = np.zeros((64, 64, 3), np.uint8)
+    steps = [Step(frame + 1, False, 0.0), Step(frame + 2, True, 10.0), Step(frame + 3, False, 0.0)]
+    game = SimpleNamespace(frame=lambda: frame, step=lambda _: steps.pop(0), close=lambda: None)
+    monkeypatch.setattr(games, "open_game", lambda *_: game)
+    shown = play.play_game(play.Config(level=3, actions="1"), playable, [7, 7, 7])
+    assert shown[:, 0, 0, 0].tolist() == [0, 1]
+    assert "ends after 2 actions" in " ".join(capsys.readouterr().err.split())
+
+
+def test_latent_actions_that_were_never_compared_have_no_game_beside_them(playable):
+    with pytest.raises(UserError, match="run evaluate.py once"):
+        bundle.world_actions(playable._replace(action_map=None))
+
+
+def test_actions_may_be_repeated():
+    assert play.parse_actions("3x2, 1,0x1", 4) == [3, 3, 1, 0]
+    for wrong in ("", "4", "x2", "3x", "3xx2", "-1", "2x1.5", "0x0"):
+        with pytest.raises(UserError, match="numbers from 0 to 3"):
+            play.parse_actions(wrong, 4)
+    with pytest.raises(UserError, match="fewer"):
+        play.parse_actions("1x999999", 4)
+
+
 def test_wrong_flags_are_a_sentence():
-    for flags in ({"port": 70_000}, {"visitors": 0}, {"fps": 0}):
+    level = {"level": 3}
+    for flags in ({"port": 70_000}, {"visitors": 0}, {"fps": 0}, level, level | {"image": "a.png"}):
         with pytest.raises(UserError, match="--cfg"):
             play.Config(**flags)
