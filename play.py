@@ -37,7 +37,7 @@ from genie_fn.runtime.console import console
 from genie_fn.runtime.progress import track
 from genie_fn.training import checkpoint
 
-PRETRAINED = pretrained.path("coinrun")
+PRETRAINED = pretrained.path("coinrun-plain")
 OUTPUT = "out.mp4"
 MAX_FRAMES = 100_000
 """Of a video, which is held in memory."""
@@ -50,7 +50,7 @@ class Config:
     pretrained world."""
     world: str = ""
     """A world file, instead of a run and its dataset; hf://owner/name is one on the Hugging Face Hub, and
-    coinrun and coinrun-latent are the bundled ones."""
+    coinrun-plain, coinrun and coinrun-latent are the bundled ones."""
     ui: Literal["browser", "terminal", "video"] = "browser"
     """Where to play; `--cfg.actions` or `--cfg.output` always make a video."""
     image: str = ""

@@ -569,7 +569,12 @@ def corrupt(key: Tensor, ids_BTN: Tensor, cfg: DynamicsConfig, first: int | Tens
     rate_key, place_key, id_key = random.split(key, 3).unbind(0)
     rate_B = random.uniform(rate_key, ids_BTN.shape[:1], 0.0, cfg.corrupt, row=first)
     wrong_BTN = random.bernoulli(place_key, rate_B[:, None, None], ids_BTN.shape, row=first)
-    random_BTN = (random.uniform(id_key, ids_BTN.shape, row=first) * cfg.codes).long()
+    random_BTN = torch.zeros_like(ids_BTN)
+    below = 1
+    for key, size in zip(random.split(id_key, len(cfg.sizes)), cfg.sizes, strict=True):
+        digit_BTN = (random.uniform(key, ids_BTN.shape, row=first) * size).long()
+        random_BTN = random_BTN + below * digit_BTN
+        below *= size
     return torch.where(wrong_BTN, random_BTN, ids_BTN)
 
 

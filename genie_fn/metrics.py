@@ -137,15 +137,19 @@ def mean_displacement(codes: Tensor, shift: Tensor, actions: Tensor) -> Tensor:
 # Codes and labels
 
 
-def code_usage(use_V: Tensor) -> dict[str, Tensor]:
-    """`codes_used` and `perplexity` (exp of the entropy) from each code's share of use."""
-    return {"codes_used": (use_V > 0).sum(), "perplexity": torch.special.entr(use_V).sum().exp()}
+def code_usage(use: Tensor) -> dict[str, Tensor]:
+    """`codes_used` and `perplexity` (exp of the entropy) from each code's share of use, (V,).
+
+    Of several codebooks, (B, V), the codes used in all of them, and exp of the mean entropy.
+    """
+    entropy = torch.special.entr(use).sum(-1).mean()
+    return {"codes_used": (use > 0).sum(), "perplexity": entropy.exp()}
 
 
-def entropy(ids: Tensor, codes: int) -> float:
-    """Entropy in nats of the frequencies of `codes` ids: the cross-entropy of a unigram model."""
-    share = torch.bincount(ids.flatten(), minlength=codes).double() / ids.numel()
-    return torch.special.entr(share).sum().item()
+def entropy(ids: Tensor) -> float:
+    """Entropy in nats of the frequencies of ids: the cross-entropy of a unigram model."""
+    _, counts = ids.unique(return_counts=True)
+    return torch.special.entr(counts.double() / ids.numel()).sum().item()
 
 
 def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:

@@ -294,11 +294,10 @@ def _quantized(
     ids: Tensor,
     loss: Tensor,
     scores: dict[str, Tensor],
-    cfg: QuantizerConfig,
+    use_V: Tensor,
 ) -> Quantized:
-    """The result of a kind, with the use of the codes."""
-    use_V = code_use(ids, cfg.codes)
-    return Quantized(codes, ids, loss, scores | {"use": use_V}, z.detach(), use_V)
+    """The result of a kind. The codes' shares of use are a score, too, of several codebooks (B, V)."""
+    return Quantized(codes, ids, loss, {"use": use_V} | scores, z.detach(), use_V)
 
 
 # Lookup-free quantisation
@@ -327,7 +326,7 @@ def lfq(
     }
     codes = r.codes_MK.reshape(z.shape)
     ids = r.ids_M.reshape(z.shape[:-1])
-    return _quantized(z.float(), codes, ids, loss, scores, cfg)
+    return _quantized(z.float(), codes, ids, loss, scores, code_use(ids, cfg.codes))
 
 
 def _lfq_options(z: Tensor, cfg: QuantizerConfig, backend: Backend) -> lookup_free.Options:
@@ -394,8 +393,8 @@ def vq(codebook_VK: Tensor, z: Tensor, cfg: QuantizerConfig) -> Quantized:
     entry = torch.stack([digit + i * cfg.book_codes for i, digit in enumerate(digits)])
     use_V = code_use(entry, cfg.entries)
     straight_through = z + (chosen - z).detach()
-    found = _quantized(z, straight_through, ids, loss, {"commit": commit}, cfg)
-    return found._replace(use_V=use_V)
+    scores = {"commit": commit, "use": cfg.books * use_V.reshape(cfg.books, -1)}
+    return _quantized(z, straight_through, ids, loss, scores, use_V)
 
 
 def _parts(z: Tensor, cfg: QuantizerConfig) -> list[Tensor]:

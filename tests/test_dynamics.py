@@ -270,6 +270,10 @@ def test_corruption_changes_the_visible_tokens_at_a_rate_per_clip_but_no_targets
     )
     assert torch.equal(shown, half)
     assert dynamics.corrupt(random.key(0), ids, dynamics_cfg) is ids
+    many = replace(cfg, codes=2**40, factors=4)
+    shown = dynamics.corrupt(random.key(0), ids, many)
+    for digit in dynamics.digits(shown[shown != ids], many.sizes):
+        assert abs(digit.float().mean() / 511.5 - 1) < 0.05, "each factor is random"
 
     # With a neighbourhood or a pointer, all tokens shown are seen by the next frame.
     cfg = replace(cfg, neighbourhood=0, pointer=False)

@@ -322,11 +322,22 @@ def test_each_codebook_of_vq_quantises_its_channels(sphere):
     assert first.shape == second.shape == (5, 3)
 
 
+def test_four_codebooks_have_no_table_of_all_ids(careful):
+    """There are 2^40 ids, and 1,024 codes in each codebook."""
+    cfg = QuantizerConfig(kind="vq", codes=2**40, books=4, latent_dim=16)
+    params = tree.init(quantize.spec(cfg), random.key(0))
+    q = quantize.quantize(params, random.normal(random.key(1), (50, 64, 16)), cfg)
+    assert q.ids.max() > 2**32
+    torch.testing.assert_close(quantize.lookup(params, q.ids, cfg), q.codes)
+    scores = quantize.summarise(q.metrics)
+    assert 500 < scores["perplexity"] <= 1024 < scores["codes_used"] <= 4096
+
+
 def test_collapsed_codebooks_show_in_the_perplexity():
     params = {"codebook": torch.cat((torch.zeros(1, 3), torch.full((4, 3), 9.0))).repeat(2, 1)}
     q = quantize.quantize(params, torch.zeros(40, 6), TWO_BOOKS)
     scores = quantize.summarise(q.metrics)
-    assert scores["perplexity"] == 1 and scores["codes_used"] == 1
+    assert scores["perplexity"] == 1 and scores["codes_used"] == 2
     with pytest.raises(IndexError):
         quantize.lookup(params, torch.tensor([TWO_BOOKS.codes]), TWO_BOOKS)
 

@@ -94,7 +94,7 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
     # A dataset that has grown has the same first segment.
     folder = Path(root) / content_hash(store, 1)[:16] if root else store.root / "tokens"
     root = folder / identity[:16]
-    dtype = "uint16" if encoder.codes <= 2**16 else "uint32"
+    dtype = next(f"uint{bits}" for bits in (16, 32, 64) if encoder.codes <= 2**bits)
     ids = ArrayKind(dtype, (encoder.tokens,), CHUNK)
     kinds = {"ids": ids, "first": ids, "actions": ArrayKind("uint16", (), CHUNK)}
     if not (root / MANIFEST).exists():

@@ -128,8 +128,7 @@ def roll_out(  # noqa: PLR0913 (what is generated, how, and when it is kept)
 
 def perplexity(ids_BN: Tensor) -> float:
     """exp of the entropy of the codes of a frame, mean over the frames."""
-    codes = int(ids_BN.max()) + 1
-    values = [math.exp(metrics.entropy(ids_N, codes)) for ids_N in ids_BN]
+    values = [math.exp(metrics.entropy(ids_N)) for ids_N in ids_BN]
     return sum(values) / len(values)
 
 

@@ -26,7 +26,7 @@ def evaluate(world: World, clips: Clips) -> tuple[Reconstruction, Tensor]:
     """Scores of the reconstructed frames and of the codes, and the reconstructed frames."""
     codes = world.tokenizer.cfg.quantizer.codes
     decoded = decode(world, clips.ids)
-    entropy = metrics.entropy(clips.ids, codes)
+    entropy = metrics.entropy(clips.ids)
     scores = Reconstruction(
         psnr=metrics.frame_psnr(clips.frames, decoded).mean().item(),
         ssim=metrics.frame_ssim(clips.frames, decoded).mean().item(),
