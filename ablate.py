@@ -183,8 +183,11 @@ CHOICES: dict[ChoiceName, Choice] = {
         "tokenizer",
         "Codebooks of 1024 codes that each token is a code of",
         {
-            "2": "",
-            "1": "--cfg.model.quantizer.books 1 --cfg.model.quantizer.codes 1024",
+            "3": "",
+            "2": "--cfg.model.quantizer.books 2 --cfg.model.quantizer.codes 1048576 "
+            "--cfg.model.quantizer.latent-dim 16",
+            "1": "--cfg.model.quantizer.books 1 --cfg.model.quantizer.codes 1024 "
+            "--cfg.model.quantizer.latent-dim 16",
         },
     ),
     "codebook": Choice(

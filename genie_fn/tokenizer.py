@@ -143,7 +143,7 @@ PRESETS = {
         8,
         STConfig(2, 128, 4, window=4),
         QuantizerConfig(
-            "vq", 1024**2, latent_dim=16, books=2, commit=0.25, use_rate=0.1, from_inputs=True
+            "vq", 1024**3, latent_dim=24, books=3, commit=0.25, use_rate=0.1, from_inputs=True
         ),
         framewise=True,
     ),
