@@ -25,7 +25,10 @@ VERSION = 2
 """It rises when an earlier version of this program would misread a file."""
 READABLE = range(1, VERSION + 1)
 MAX_HEADER = 1 << 24  # bytes
-MAX_NUMBER = 1 << 20  # no number in a configuration is larger
+MAX_NUMBER = 1 << 20  # no other number in a configuration is larger
+MAX_CODES = (
+    1 << 53
+)  # ids are exact numbers in JavaScript; of several codebooks, the product of their sizes
 DTYPE_BYTES = {"BF16": 2, "U8": 1}  # by safetensors' names
 METADATA_KEYS = {"format", "version", "sha256", "content"}
 
@@ -139,14 +142,15 @@ def _parse(path: str | Path, metadata: dict, fields: dict, size: int) -> Header:
     return Header(models, about, tensors, metadata["sha256"], size)
 
 
-def _bounded(value: Any) -> bool:
-    """Whether all numbers in nested dicts and lists are finite and at most MAX_NUMBER."""
+def _bounded(value: Any, largest: int = MAX_NUMBER) -> bool:
+    """Whether all numbers in nested dicts and lists are finite and at most `largest`, `codes` MAX_CODES."""
     if isinstance(value, dict):
-        return all(map(_bounded, value.values()))
+        limits = (MAX_CODES if key == "codes" else MAX_NUMBER for key in value)
+        return all(map(_bounded, value.values(), limits))
     if isinstance(value, list):
         return all(map(_bounded, value))
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= MAX_NUMBER
+        return math.isfinite(value) and abs(value) <= largest
     return True
 
 

@@ -195,6 +195,8 @@ WRONG = {
     "an option of another type": ((*MODEL, "actions"), "4", "invalid actions"),
     "an impossible option": ((*MODEL, "stack", "heads"), 0, "cannot have 0 heads"),
     "a giant": ((*MODEL, "stack", "layers"), 2**40, "impossible values"),
+    "giant codebooks": ((*MODEL, "codes"), 2**54, "impossible values"),
+    "larger codebooks": ((*MODEL, "codes"), 2**30, "do not fit together"),
     "a long memory": ((*MODEL, "stack", "window"), 2**20, "do not fit together"),
     "other models": ((*MODEL, "actions"), 5, "do not fit together"),
     "deeper models": ((*MODEL, "stack", "layers"), 3, r"BF16 \[2, 32\], not BF16 \[3, 32\]"),
