@@ -110,7 +110,7 @@ class Engine:
 
     def to_latent(self, recorded: int) -> int:
         """The action of this world that stands for a recorded one."""
-        return world_actions(self.bundle)[recorded]
+        return recorded if self.world.lam is None else world_actions(self.bundle)[recorded]
 
     def _submit(self, work: Callable[[], Session]) -> Future:
         future: Future = Future()
