@@ -571,8 +571,9 @@ def corrupt(key: Tensor, ids_BTN: Tensor, cfg: DynamicsConfig, first: int | Tens
     wrong_BTN = random.bernoulli(place_key, rate_B[:, None, None], ids_BTN.shape, row=first)
     random_BTN = torch.zeros_like(ids_BTN)
     below = 1
-    for key, size in zip(random.split(id_key, len(cfg.sizes)), cfg.sizes, strict=True):
-        digit_BTN = (random.uniform(key, ids_BTN.shape, row=first) * size).long()
+    digit_keys = random.split(id_key, len(cfg.sizes))
+    for digit_key, size in zip(digit_keys, cfg.sizes, strict=True):
+        digit_BTN = (random.uniform(digit_key, ids_BTN.shape, row=first) * size).long()
         random_BTN = random_BTN + below * digit_BTN
         below *= size
     return torch.where(wrong_BTN, random_BTN, ids_BTN)

@@ -26,9 +26,7 @@ VERSION = 2
 READABLE = range(1, VERSION + 1)
 MAX_HEADER = 1 << 24  # bytes
 MAX_NUMBER = 1 << 20  # no other number in a configuration is larger
-MAX_CODES = (
-    1 << 53
-)  # ids are exact numbers in JavaScript; of several codebooks, the product of their sizes
+MAX_CODES = 1 << 53  # the product of the sizes of codebooks; JavaScript has these ids exactly
 DTYPE_BYTES = {"BF16": 2, "U8": 1}  # by safetensors' names
 METADATA_KEYS = {"format", "version", "sha256", "content"}
 

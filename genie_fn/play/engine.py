@@ -7,10 +7,10 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +110,11 @@ class Engine:
 
     def to_latent(self, recorded: int) -> int:
         """The action of this world that stands for a recorded one."""
-        return recorded if self.world.lam is None else world_actions(self.bundle)[recorded]
+        return recorded if self.world.lam is None else self._world_actions[recorded]
+
+    @cached_property
+    def _world_actions(self) -> Sequence[int]:
+        return world_actions(self.bundle)
 
     def _submit(self, work: Callable[[], Session]) -> Future:
         future: Future = Future()
