@@ -620,7 +620,8 @@ def cache_encoder(
     identity = f"{bundle.fingerprint(stage, actions.lam({}))} {CACHED_AS[cfg.actions]}"
     infer = on_arrays(actions.infer) if actions.infer else None
     sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
-    return token_cache.Encoder(on_arrays(tokenize), infer, identity, **sizes)
+    framewise = stage.cfg.framewise
+    return token_cache.Encoder(on_arrays(tokenize), infer, identity, framewise=framewise, **sizes)
 
 
 def sampler(cfg: Config, stage: Stage, actions: Conditioning, clips: data.Batch) -> Callable:

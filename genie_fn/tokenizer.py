@@ -107,6 +107,11 @@ class TokenizerConfig:
         return int(blueprint.growth(self.blueprints.decoder)[0])
 
     @property
+    def framewise(self) -> bool:
+        """Whether the ids of a frame depend on that frame alone."""
+        return self.arch == "st_vivit" and self.encoder.window == 1
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of ids per coded frame."""
         return self.height // self.scale, self.width // self.scale

@@ -89,6 +89,18 @@ def test_a_single_frame_is_a_video(tokenizer_params, tokenizer_cfg, clip):
     assert torch.equal(alone, whole[:1, :1])
 
 
+def test_the_ids_of_a_framewise_tokenizer_depend_on_their_frame_alone(tokenizer_cfg, clip):
+    assert not tokenizer_cfg.framewise
+    assert tokenizer.PRESETS["demo"].framewise
+    assert not tokenizer.PRESETS["magvit2-demo"].framewise
+    cfg = replace(tokenizer_cfg, encoder=replace(tokenizer_cfg.encoder, window=1))
+    params = tree.init(tokenizer.spec(cfg), random.key(0))
+    _, ids = tokenizer.tokenize(params, clip, cfg)
+    alone = [tokenizer.tokenize(params, frame, cfg)[1] for frame in clip.split(1, dim=1)]
+    assert cfg.framewise
+    assert torch.equal(ids, torch.cat(alone, 1))
+
+
 def test_the_loss_is_error_plus_quantiser(tokenizer_params, tokenizer_cfg, clip):
     loss, (metrics, q) = tokenizer.loss(tokenizer_params, clip, tokenizer_cfg)
     codes, ids = tokenizer.tokenize(tokenizer_params, clip, tokenizer_cfg)

@@ -50,6 +50,8 @@ class Encoder(NamedTuple):
     """N, the tokens of a frame."""
     codes: int
     """The size of the tokenizer's codebook."""
+    framewise: bool = False
+    """Whether the ids of a frame depend on that frame alone, so that each is encoded once."""
 
 
 class Cache(NamedTuple):
@@ -185,7 +187,7 @@ def fill(cache: Cache, reader: ClipReader, encoder: Encoder) -> Cache:
 
 
 def add(
-    cache: Cache, segment: Segment, recording: Recording, encoder: Encoder, batch: int = 64
+    cache: Cache, segment: Segment, recording: Recording, encoder: Encoder, batch: int = 16
 ) -> Cache:
     """Encode one segment and return the cache with it; it is on disk when this returns."""
     order, episode_starts = by_phase(recording.episode_starts, cache.stride)
@@ -216,28 +218,31 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids (M, N), ids as first frames (M, N) and actions (M,) of a recording of M frames.
 
-    The models see batches of equal shape. Ids of episodes shorter than a clip stay 0, because no
-    clip is taken from them.
+    The models see batches of equal shape: of `batch` clips, or of as many frames. Of episodes shorter
+    than a clip the ids are of no use and may be 0, because no clip is taken from them.
     """
-    count = len(recording.frames)
-    ids = np.zeros((count, encoder.tokens), np.int64)
-    actions = recording.actions.astype(np.int64)
-    # Backwards, so that of two clips that share frames the earlier one, which has more of their
-    # past, is kept.
     clips = [*_batched(clip_cover(recording.episode_starts, num_frames), batch)]
-    for starts in reversed(clips):
-        frames = recording.frames[starts[:, None] + np.arange(num_frames)]
-        clip_ids = encoder.tokenize(frames)
-        clip_actions = encoder.infer_actions(frames) if encoder.infer_actions else None
-        for i, start in reversed([*enumerate(starts.tolist())]):
-            ids[start : start + num_frames] = clip_ids[i]
-            if clip_actions is not None:
-                actions[start : start + num_frames - 1] = clip_actions[i]
-    first = [
-        encoder.tokenize(recording.frames[rows][:, None])[:, 0]
-        for rows in _batched(np.arange(count), batch)
-    ]
-    return ids, np.concatenate(first)[:count], actions
+
+    def encode_clips(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> None:
+        # Backwards, so that of two clips that share frames the earlier one, which has more of their
+        # past, is kept.
+        for starts in reversed(clips):
+            results = function(recording.frames[starts[:, None] + np.arange(num_frames)])
+            for start, result in reversed([*zip(starts.tolist(), results, strict=True)]):
+                values[start : start + len(result)] = result
+
+    count = len(recording.frames)
+    batches = _batched(np.arange(count), batch * num_frames)
+    first = [encoder.tokenize(recording.frames[rows][:, None])[:, 0] for rows in batches]
+    first_MN = np.concatenate(first)[:count]
+    ids_MN = first_MN
+    if not encoder.framewise:
+        ids_MN = np.zeros_like(first_MN)
+        encode_clips(encoder.tokenize, ids_MN)
+    actions_M = recording.actions.astype(np.int64)
+    if encoder.infer_actions:
+        encode_clips(encoder.infer_actions, actions_M)
+    return ids_MN, first_MN, actions_M
 
 
 def by_phase(episode_starts: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:

@@ -81,6 +81,24 @@ def test_clips_with_a_stride_are_the_clips_encoded(store, latent):
     assert cache.root != filled(store, models).root
 
 
+def test_an_encoder_of_single_frames_encodes_each_of_them_once(store, tmp_path):
+    lengths = []
+
+    def own_sums(frames):
+        lengths.append(frames.shape[1])
+        own = frames.astype(np.int64).sum((2, 3, 4)) % 30_000
+        return np.stack((own, own % 7), -1)
+
+    models = encoder()._replace(tokenize=own_sums, framewise=True)
+    cache = filled(store, models, tmp_path)
+    assert set(lengths) == {1}
+    starts = data.clip_starts(store, "train", FRAMES)
+    ids, actions = token_cache.read(cache, starts)
+    frames = data.read_clips(store, starts, FRAMES).frames
+    np.testing.assert_array_equal(ids, own_sums(frames))
+    np.testing.assert_array_equal(actions, differences(frames))
+
+
 def test_a_cache_is_filled_once_and_only_with_its_split(store, cache):
     def fail(frames):
         raise AssertionError("encoded again")
@@ -107,7 +125,7 @@ def test_an_interrupted_build_continues(store, tmp_path):
 
     def stop(frames):
         made.append(len(frames))
-        if len(made) == 25:
+        if len(made) == 32:
             raise KeyboardInterrupt
         return sums(frames)
 
