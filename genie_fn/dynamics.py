@@ -155,6 +155,16 @@ def digits(ids: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     return factors
 
 
+def composed(factors: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """The ids of which these are the factors, the inverse of `digits` for valid ids."""
+    terms: list[Tensor] = []
+    below = 1
+    for factor, size in zip(factors, sizes, strict=True):
+        terms.append(factor * below)
+        below *= size
+    return total(terms)
+
+
 def check_clips(cfg: DynamicsConfig, frames: int) -> None:
     """Raise UserError unless the model can be trained on clips of so many frames."""
     if frames < 2:
@@ -569,13 +579,12 @@ def corrupt(key: Tensor, ids_BTN: Tensor, cfg: DynamicsConfig, first: int | Tens
     rate_key, place_key, id_key = random.split(key, 3).unbind(0)
     rate_B = random.uniform(rate_key, ids_BTN.shape[:1], 0.0, cfg.corrupt, row=first)
     wrong_BTN = random.bernoulli(place_key, rate_B[:, None, None], ids_BTN.shape, row=first)
-    random_BTN = torch.zeros_like(ids_BTN)
-    below = 1
     digit_keys = random.split(id_key, len(cfg.sizes))
-    for digit_key, size in zip(digit_keys, cfg.sizes, strict=True):
-        digit_BTN = (random.uniform(digit_key, ids_BTN.shape, row=first) * size).long()
-        random_BTN = random_BTN + below * digit_BTN
-        below *= size
+    random_digits = [
+        (random.uniform(digit_key, ids_BTN.shape, row=first) * size).long()
+        for digit_key, size in zip(digit_keys, cfg.sizes, strict=True)
+    ]
+    random_BTN = composed(random_digits, cfg.sizes)
     return torch.where(wrong_BTN, random_BTN, ids_BTN)
 
 

@@ -16,6 +16,7 @@ from genie_fn import random
 from genie_fn.dynamics import (
     DynamicsConfig,
     Memory,
+    composed,
     digits,
     empty_memory,
     entering,
@@ -156,13 +157,11 @@ def _rank_by_pairs(score_BN: Tensor) -> Tensor:
 
 def _sample_ids(factors: Sequence[Tensor], threshold_BNF: Tensor, temperature: Tensor) -> Tensor:
     """Sampled ids (B, N) from the logits (B, N, V_i) of each factor."""
-    samples: list[Tensor] = []
-    base = 1
-    for i, logits_BNV in enumerate(factors):
-        digit = _sample(logits_BNV / temperature.clamp(min=1e-4), threshold_BNF[..., i])
-        samples.append(digit * base)
-        base *= logits_BNV.shape[-1]
-    return total(samples)
+    samples = [
+        _sample(logits_BNV / temperature.clamp(min=1e-4), threshold_BNF[..., i])
+        for i, logits_BNV in enumerate(factors)
+    ]
+    return composed(samples, [logits_BNV.shape[-1] for logits_BNV in factors])
 
 
 def _sample(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:

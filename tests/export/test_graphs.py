@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from genie_fn.export import graphs, prepared
 from genie_fn.layers import STConfig
 from genie_fn.maskgit import SampleConfig
 from genie_fn.play.engine import Engine
+from tests.play.engines import wait_until_ready
 
 SAMPLE = SampleConfig(steps=3, guidance=1.0)
 
@@ -151,9 +151,7 @@ def test_the_engine_plays_graphs_as_it_plays_torch(world_model, folder, monkeypa
     monkeypatch.setattr(prepared, "_export", lambda *_: pytest.fail("exported again"))
     bundled = Bundle(world_model, "runs/tiny/dynamics")
     engine = Engine(bundled, torch.device("cpu"), compiled=True, sample=replace(SAMPLE, steps=2))
-    ready = threading.Event()
-    engine.when_ready(ready.set)
-    assert ready.wait(60) or engine.ready == "compiled"
+    wait_until_ready(engine)
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     now = engine.start(image, 0).result()
     for action in (1, 2):

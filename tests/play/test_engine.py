@@ -17,6 +17,7 @@ from genie_fn.play import engine as module
 from genie_fn.play import session
 from genie_fn.play.engine import Engine
 from genie_fn.runtime import compilation
+from tests.play.engines import wait_until_ready
 
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), "u1")
@@ -119,7 +120,6 @@ def test_faster_programs_are_prepared_during_play(playable, monkeypatch):
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("slow", [False, True])
 def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded):
-    ready = threading.Event()
     tried = []
 
     def seconds(_, runner):
@@ -131,8 +131,7 @@ def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded)
     monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs())
     monkeypatch.setattr(compilation, "works", lambda device: False)
     engine = Engine(playable, CPU, compiled=True)
-    engine.when_ready(ready.set)
-    assert engine.ready == "compiled" or ready.wait(60)
+    wait_until_ready(engine)
     assert ("bfloat16" in tried) == (slow and rounded)
     now = engine.start(IMAGES[0], 0).result()
     now = engine.act(now, 1, None, 1.0, 3).result()
@@ -143,7 +142,6 @@ def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded)
 
 
 def test_where_bfloat16_fails_the_other_programs_stay(playable, monkeypatch, capsys):
-    ready = threading.Event()
 
     def seconds(_, runner):
         if runner.world.dynamics.backend.products == "bfloat16":
@@ -155,9 +153,7 @@ def test_where_bfloat16_fails_the_other_programs_stay(playable, monkeypatch, cap
     monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs())
     monkeypatch.setattr(compilation, "works", lambda device: False)
     engine = Engine(playable, CPU, compiled=True)
-    engine.when_ready(ready.set)
-    assert engine.ready == "compiled" or ready.wait(60)
-    assert engine.ready == "compiled"
+    wait_until_ready(engine)
     assert engine._compiled.world.dynamics.backend.products == "float32"
     assert "no such product" in capsys.readouterr().err
     now = engine.start(IMAGES[0], 0).result()
@@ -166,12 +162,9 @@ def test_where_bfloat16_fails_the_other_programs_stay(playable, monkeypatch, cap
 
 
 def test_where_that_fails_play_continues_without(playable, monkeypatch):
-    ready = threading.Event()
     monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs(lambda *_: 1 / 0))
     engine = Engine(playable, CPU, compiled=True)
-    engine.when_ready(ready.set)
-    assert engine.ready == "eager" or ready.wait(20)
-    assert engine.ready == "eager"
+    wait_until_ready(engine, "eager")
     now = play(engine, IMAGES[0], 0, [1])
     eager = engine.act(now, 2, None, 1.0, 3, True).result()
     assert not eager.present.record.compiled, "there is no other program"
@@ -198,7 +191,6 @@ def test_where_faster_programs_are_impossible_play_goes_on(playable, monkeypatch
 
 def test_programs_that_fail_during_play_are_not_used_any_more(playable, monkeypatch):
     """They fail in the engine's thread only; an invalid request leaves them in use."""
-    ready = threading.Event()
     broken = []
 
     def unmask(*arguments):
@@ -208,8 +200,7 @@ def test_programs_that_fail_during_play_are_not_used_any_more(playable, monkeypa
 
     monkeypatch.setattr(prepared, "programs", lambda *_: world.Programs(unmask))
     engine = Engine(playable, CPU, compiled=True)
-    engine.when_ready(ready.set)
-    assert engine.ready == "compiled" or ready.wait(20)
+    wait_until_ready(engine)
     now = engine.start(IMAGES[0], 0).result()
     with pytest.raises(IndexError):
         engine.act(now, 99, None, 1.0, 3).result()
