@@ -123,10 +123,11 @@ CHOICES: dict[ChoiceName, Choice] = {
         "lam",
         "How many latent actions, how many of them in pairs of mirror images; a product of two codebooks",
         {
-            "6-with-2-pairs": "",
-            "6": "--cfg.model.quantizer.pairs 0",
-            "9-with-3-pairs": "--cfg.model.quantizer.codes 9 --cfg.model.quantizer.pairs 3",
-            "8": "--cfg.model.quantizer.codes 8 --cfg.model.quantizer.pairs 0",
+            "10-with-3-pairs": "",
+            "6-with-2-pairs": "--cfg.model.quantizer.codes 6 --cfg.model.quantizer.pairs 2",
+            "8-with-3-pairs": "--cfg.model.quantizer.codes 8",
+            "10-with-4-pairs": "--cfg.model.quantizer.pairs 4",
+            "10": "--cfg.model.quantizer.pairs 0",
             "3-times-3": "--cfg.model.quantizer.codes 9 --cfg.model.quantizer.pairs 0"
             " --cfg.model.quantizer.books 2",
         },

@@ -151,7 +151,7 @@ def _st_vivit(patch: int, stack: STConfig) -> LamConfig:
 
 def _motion_preset() -> LamConfig:
     quantizer = QuantizerConfig(
-        kind="vq", codes=6, latent_dim=8, sphere=True, pairs=2, reset_below=0.15
+        kind="vq", codes=10, latent_dim=8, sphere=True, pairs=3, reset_below=0.15
     )
     return LamConfig(arch="motion", quantizer=quantizer, motion=0.5)
 
