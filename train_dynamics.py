@@ -605,23 +605,29 @@ def on_frames(step: Step, tokenize: Callable, actions: Conditioning) -> Step:
     return encode_and_step
 
 
-CACHED_AS = {"latent": "latent", "recorded": "true"}
-"""The kinds of actions by the names that token caches are identified with."""
-
-
-def cache_encoder(
+def cache_encoders(
     cfg: Config, stage: Stage, tokenize: Callable, actions: Conditioning, device: torch.device
-) -> token_cache.Encoder:
-    """The frozen models as functions of arrays, with a hash of what they compute."""
+) -> tuple[token_cache.Encoder, token_cache.Encoder | None]:
+    """The frozen models as functions of arrays, with hashes of what they compute: the tokenizer, and
+    the latent action model if actions are latent."""
 
     def on_arrays(function: Callable) -> Callable:
         return lambda frames: function(*setup.to_device([frames], device)).cpu().numpy()
 
-    identity = f"{bundle.fingerprint(stage, actions.lam({}))} {CACHED_AS[cfg.actions]}"
-    infer = on_arrays(actions.infer) if actions.infer else None
-    sizes = {"tokens": cfg.model.tokens, "codes": cfg.model.codes}
-    framewise = stage.cfg.framewise
-    return token_cache.Encoder(on_arrays(tokenize), infer, identity, framewise=framewise, **sizes)
+    tokens = token_cache.Encoder(
+        on_arrays(tokenize),
+        bundle.fingerprint(stage),
+        "frame" if stage.cfg.framewise else "past",
+        (cfg.model.tokens,),
+        cfg.model.codes,
+    )
+    if actions.infer is None:
+        return tokens, None
+    identity = bundle.fingerprint(actions.lam({}))
+    inferred = token_cache.Encoder(
+        on_arrays(actions.infer), identity, "transition", (), actions.choices
+    )
+    return tokens, inferred
 
 
 def sampler(cfg: Config, stage: Stage, actions: Conditioning, clips: data.Batch) -> Callable:
@@ -684,8 +690,8 @@ def main(cfg: Config) -> None:
     tokenize = frozen_tokenizer(stage, cfg)
     store = replace(store, as_vectors=bool(cfg.model.prototypes))
     if cfg.cache:
-        encoder = cache_encoder(cfg, stage, tokenize, actions, device)
-        batches = setup.cached_batches(store, cfg, encoder, cfg.tokens, first, device, TokenBatch)
+        encoders = cache_encoders(cfg, stage, tokenize, actions, device)
+        batches = setup.cached_batches(store, cfg, encoders, cfg.tokens, first, device, TokenBatch)
     else:
         step = setup.with_flips(on_frames(step, tokenize, actions), cfg, swap_A)
         batches = setup.batches(store, reading, first, device)

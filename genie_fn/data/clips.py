@@ -220,8 +220,8 @@ def read_clips(store: Store, offsets: np.ndarray, num_frames: int) -> Batch:
     return Batch(frames, actions)
 
 
-def read_vectors(store: Store, offsets: np.ndarray, num_frames: int) -> np.ndarray:
-    """The actions of clips as in `Batch.actions`, of a store with `as_vectors`. Raises DamagedClips."""
+def read_actions(store: Store, offsets: np.ndarray, num_frames: int) -> np.ndarray:
+    """The actions of clips as in `Batch.actions`. Raises DamagedClips."""
     try:
         return _actions_of(store, offsets, num_frames)
     except Exception as error:  # tensorstore raises several kinds

@@ -1,11 +1,12 @@
-"""The token cache: token ids and actions of every frame, encoded once and kept beside the dataset.
+"""The token cache: what a frozen model makes of every frame, computed once, kept beside the dataset.
 
-A dynamics model reads every frame many times during training. For every frame the cache holds its
-ids, its ids as the first frame of a clip, and the action that follows it, in arrays along the time
-axis of the dataset. Through causal attention ids depend on the frames before. The cache therefore
-encodes each episode in clips as long as those of training, so that a frame has the same amount of
-past as there. A clip from the cache begins with the ids of its first frame encoded on its own, as
-in play.
+A dynamics model reads every frame many times during training. One cache holds the ids of a tokenizer,
+another one the actions of a latent action model, in arrays along the time axis of the dataset. Runs
+with the same tokenizer share its ids, whatever their actions are.
+
+Through causal attention the ids of a frame may depend on the frames before. The cache then encodes each
+episode in clips as long as those of training, so that a frame has the same amount of past as there.
+A clip from the cache begins with the ids of its first frame encoded on its own, as in play.
 
 The name of a cache's folder is a hash of everything that its content depends on. Segments are
 marked as encoded one by one: an interrupted build continues, and levels appended later are added.
@@ -17,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
 from genie_fn.data import storage
-from genie_fn.data.clips import read_vectors
+from genie_fn.data.clips import read_actions
 from genie_fn.data.reader import ClipReader
 from genie_fn.data.storage import CHUNK, ArrayKind, Segment
 from genie_fn.data.store import Recording, Store, content_hash, padded_length
@@ -32,26 +33,35 @@ from genie_fn.runtime import files
 from genie_fn.runtime.progress import track
 from genie_fn.runtime.signals import terminable
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "tokens.json"
-ARRAYS = ("ids", "first", "actions")
+ARRAYS = ("values", "first")
+SINGLE_FRAMES = 128
+"""The size of a batch of frames that are encoded by themselves."""
+
+Source = Literal["frame", "past", "transition"]
+"""What a value depends on: a frame alone, a frame and those before it in the clip, or two frames."""
+
+TITLES: dict[Source, str] = {
+    "frame": "encoding frames to",
+    "past": "encoding frames to",
+    "transition": "inferring actions to",
+}
 
 
 class Encoder(NamedTuple):
-    """The frozen models as functions of uint8 clips (B, T, H, W, 3), and their identity."""
+    """A frozen model as a function of clips, and its identity."""
 
-    tokenize: Callable[[np.ndarray], np.ndarray]
-    """Returns ids (B, T, N)."""
-    infer_actions: Callable[[np.ndarray], np.ndarray] | None
-    """Returns latent actions (B, T-1); None: the recorded actions are kept."""
+    encode: Callable[[np.ndarray], np.ndarray]
+    """uint8 clips (B, T, H, W, 3) → the values of their frames (B, T, ...), or those of their
+    transitions (B, T-1, ...)."""
     identity: str
-    """A string that changes with the models."""
-    tokens: int
-    """N, the tokens of a frame."""
-    codes: int
-    """The size of the tokenizer's codebook."""
-    framewise: bool = False
-    """Whether the ids of a frame depend on that frame alone, so that each is encoded once."""
+    """A string that changes with the model."""
+    source: Source
+    shape: tuple[int, ...]
+    """Of a value: (N,) ids of a frame, or () for an action."""
+    choices: int
+    """Values are integers from 0 to this, exclusive."""
 
 
 class Cache(NamedTuple):
@@ -61,6 +71,7 @@ class Cache(NamedTuple):
     num_frames: int
     stride: int
     """As that of the store: frames from one frame of a clip to the next."""
+    source: Source
     arrays: dict[str, ts.TensorStore]
     encoded: frozenset[tuple[int, int]]
     """The segments of the dataset that the cache holds, as (offset, checksum)."""
@@ -74,7 +85,7 @@ class Cache(NamedTuple):
 
 
 def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path = "") -> Cache:
-    """Open the cache of `encoder`'s ids for clips of `num_frames` frames; make it if there is none.
+    """Open the cache of `encoder`'s values for clips of `num_frames` frames; make it if there is none.
 
     `root` is the folder that holds the caches of any number of datasets; by default a dataset's
     caches are within it. The cache of a mixture is a view of those of its datasets, which other
@@ -91,14 +102,12 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
                 f"{root}: leave --cfg.tokens out"
             )
         return _joined(caches, [part.base for part in store.parts])
-    clips = f"{num_frames}" if store.stride == 1 else f"{num_frames}/{store.stride}"
-    identity = hashlib.sha256(f"{VERSION} {clips} {encoder.identity}".encode()).hexdigest()
     # A dataset that has grown has the same first segment.
     folder = Path(root) / content_hash(store, 1)[:16] if root else store.root / "tokens"
-    root = folder / identity[:16]
-    dtype = next(f"uint{bits}" for bits in (16, 32, 64) if encoder.codes <= 2**bits)
-    ids = ArrayKind(dtype, (encoder.tokens,), CHUNK)
-    kinds = {"ids": ids, "first": ids, "actions": ArrayKind("uint16", (), CHUNK)}
+    root = folder / _name(encoder, num_frames, store.stride)
+    dtype = next(f"uint{bits}" for bits in (16, 32, 64) if encoder.choices <= 2**bits)
+    names = ARRAYS if encoder.source == "past" else ARRAYS[:1]
+    kinds = {name: ArrayKind(dtype, encoder.shape, CHUNK) for name in names}
     if not (root / MANIFEST).exists():
         with _exclusive_writer(root), files.writing(f"the token cache {root} (--cfg.tokens)"):
             _create(root, kinds)
@@ -106,13 +115,21 @@ def open_cache(store: Store, num_frames: int, encoder: Encoder, root: str | Path
         arrays = storage.open_arrays(root, kinds, cache_bytes=1 << 28)
     except UserError as error:
         raise _damaged(root) from error
-    return Cache(root, num_frames, store.stride, arrays, _read_manifest(root))
+    return Cache(root, num_frames, store.stride, encoder.source, arrays, _read_manifest(root))
+
+
+def _name(encoder: Encoder, num_frames: int, stride: int) -> str:
+    """The name of a cache's folder. What depends on a frame alone is the same for all clips."""
+    clips = "" if encoder.source == "frame" else f"{num_frames}/{stride}"
+    content = f"{VERSION} {encoder.source} {clips} {encoder.identity}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _joined(caches: list[Cache], bases: list[int]) -> Cache:
     """The view of the caches of the datasets of a mixture."""
     arrays = {
-        name: storage.joined([cache.arrays[name] for cache in caches], bases) for name in ARRAYS
+        name: storage.joined([cache.arrays[name] for cache in caches], bases)
+        for name in caches[0].arrays
     }
     encoded = frozenset(
         (base + offset, crc)
@@ -178,8 +195,7 @@ def fill(cache: Cache, reader: ClipReader, encoder: Encoder) -> Cache:
     with _exclusive_writer(cache.root), terminable():
         cache = cache._replace(encoded=_read_manifest(cache.root))
         missing = [segment for segment in wanted if not cache.holds(segment)]
-        title = f"encoding to {cache.root}"
-        for segment in track(missing, title):
+        for segment in track(missing, f"{TITLES[cache.source]} {cache.root}"):
             recording = reader.read_segment(segment)
             if recording is not None:
                 cache = add(cache, segment, recording, encoder)
@@ -197,17 +213,16 @@ def add(
         episode_starts=episode_starts,
     )
     back = np.argsort(order)
-    ids, first, actions = (x[back] for x in encode(ordered, cache.num_frames, encoder, batch))
     reserved = segment.offset + padded_length(segment.length)
     end = segment.offset + segment.length
     with files.writing(f"the token cache {cache.root} (--cfg.tokens)"):
-        for name, values in (("ids", ids), ("first", first), ("actions", actions)):
+        for name, values in encode(ordered, cache.num_frames, encoder, batch).items():
             array = cache.arrays[name]
             if array.shape[0] < reserved:
                 shape = [reserved, *array.shape[1:]]
                 array = array.resize(exclusive_max=shape, expand_only=True).result()
                 cache.arrays[name] = array
-            array[segment.offset : end].write(values.astype(array.dtype.name)).result()
+            array[segment.offset : end].write(values[back].astype(array.dtype.name)).result()
     encoded = cache.encoded | {(segment.offset, segment.crc)}
     files.write_atomically(cache.root / MANIFEST, json.dumps(sorted(encoded)).encode())
     return cache._replace(encoded=encoded)
@@ -215,34 +230,42 @@ def add(
 
 def encode(
     recording: Recording, num_frames: int, encoder: Encoder, batch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids (M, N), ids as first frames (M, N) and actions (M,) of a recording of M frames.
+) -> dict[str, np.ndarray]:
+    """The arrays of a cache for a recording of M frames, (M, ...) each.
 
-    The models see batches of equal shape: of `batch` clips, or of as many frames. Of episodes shorter
-    than a clip the ids are of no use and may be 0, because no clip is taken from them.
+    `values` has those of the frames, or of the transitions that follow them; `first`, of an encoder
+    that sees the past, those of every frame as the first one of a clip. The model sees batches of
+    equal shape: of `batch` clips, or of single frames. Values of episodes shorter than a clip are of
+    no use and may be 0, because no clip is taken from them.
+    """
+    count = len(recording.frames)
+    if encoder.source == "transition":
+        values = np.zeros((count, *encoder.shape), np.int64)
+        _encode_clips(recording, num_frames, encoder, batch, values)
+        return {"values": values}
+    batches = _batched(np.arange(count), SINGLE_FRAMES)
+    alone = [encoder.encode(recording.frames[rows][:, None])[:, 0] for rows in batches]
+    first = np.concatenate(alone)[:count]
+    if encoder.source == "frame":
+        return {"values": first}
+    values = np.zeros_like(first)
+    _encode_clips(recording, num_frames, encoder, batch, values)
+    return {"values": values, "first": first}
+
+
+def _encode_clips(
+    recording: Recording, num_frames: int, encoder: Encoder, batch: int, values: np.ndarray
+) -> None:
+    """Write into `values` (M, ...) those of clips that cover the recording.
+
+    Backwards, so that of two clips that share frames the earlier one, which has more of their past,
+    is kept.
     """
     clips = [*_batched(clip_cover(recording.episode_starts, num_frames), batch)]
-
-    def encode_clips(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> None:
-        # Backwards, so that of two clips that share frames the earlier one, which has more of their
-        # past, is kept.
-        for starts in reversed(clips):
-            results = function(recording.frames[starts[:, None] + np.arange(num_frames)])
-            for start, result in reversed([*zip(starts.tolist(), results, strict=True)]):
-                values[start : start + len(result)] = result
-
-    count = len(recording.frames)
-    batches = _batched(np.arange(count), batch * num_frames)
-    first = [encoder.tokenize(recording.frames[rows][:, None])[:, 0] for rows in batches]
-    first_MN = np.concatenate(first)[:count]
-    ids_MN = first_MN
-    if not encoder.framewise:
-        ids_MN = np.zeros_like(first_MN)
-        encode_clips(encoder.tokenize, ids_MN)
-    actions_M = recording.actions.astype(np.int64)
-    if encoder.infer_actions:
-        encode_clips(encoder.infer_actions, actions_M)
-    return ids_MN, first_MN, actions_M
+    for starts in reversed(clips):
+        results = encoder.encode(recording.frames[starts[:, None] + np.arange(num_frames)])
+        for start, result in reversed([*zip(starts.tolist(), results, strict=True)]):
+            values[start : start + len(result)] = result
 
 
 def by_phase(episode_starts: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -289,25 +312,25 @@ def _batched(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 # Reading
 
 
-def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (B, T, N) and actions (B, T-1), int64, of the clips that start at `offsets` (B,)."""
-    source = cache.arrays["ids"]
-    shape = (len(offsets), cache.num_frames, source.shape[1])
-    ids = np.empty(shape, source.dtype.name)
-    stride = cache.stride
-    span = (cache.num_frames - 1) * stride + 1
-    transitions = offsets[:, None] + np.arange(cache.num_frames - 1) * stride
-    clips = zip(ids, offsets.tolist(), strict=True)
+def read(cache: Cache, offsets: np.ndarray) -> np.ndarray:
+    """The values, int64, of the clips that start at `offsets` (B,): (B, T, ...) those of frames, or
+    (B, T-1, ...) of transitions."""
+    source = cache.arrays["values"]
+    length = cache.num_frames - (cache.source == "transition")
+    values = np.empty((len(offsets), length, *source.shape[1:]), source.dtype.name)
+    span = (length - 1) * cache.stride + 1
+    clips = zip(values, offsets.tolist(), strict=True)
     try:
         jobs = [
-            ts.array(clip).write(source[start : start + span : stride]) for clip, start in clips
+            ts.array(clip).write(source[start : start + span : cache.stride])
+            for clip, start in clips
         ]
-        first = cache.arrays["first"][offsets].read()
-        actions = cache.arrays["actions"][transitions].read()
+        first = cache.arrays["first"][offsets].read() if cache.source == "past" else None
         for job in jobs:
             job.result()
-        ids[:, 0] = first.result()
-        return ids.astype(np.int64), np.asarray(actions.result()).astype(np.int64)
+        if first is not None:
+            values[:, 0] = first.result()
+        return values.astype(np.int64)
     except Exception as error:  # tensorstore raises several kinds
         dataset = np.searchsorted(cache.bases, offsets, side="right") - 1
         for number, part in enumerate(cache.parts):  # the one that is damaged names its folder
@@ -316,19 +339,24 @@ def read(cache: Cache, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cached_reader(
-    cache: Cache, reader: ClipReader, finish: Callable[[np.ndarray, np.ndarray], Any]
+    ids: Cache,
+    actions: Cache | None,
+    reader: ClipReader,
+    finish: Callable[[np.ndarray, np.ndarray], Any],
 ) -> ClipReader:
-    """A reader that draws the clips of `reader` and takes their ids and actions from the cache; of a
-    store `as_vectors` the actions are those of the store.
+    """A reader that draws the clips of `reader` and takes their ids and actions from caches. Without a
+    cache of actions they are those of the store.
 
     Its batches are what `finish(ids, actions)` returns, called in the reading threads.
     """
-    segments = tuple(filter(cache.holds, reader.store.segments))
+    caches = [ids] if actions is None else [ids, actions]
+    segments = tuple(x for x in reader.store.segments if all(cache.holds(x) for cache in caches))
 
     def load(offsets: np.ndarray) -> Any:
-        ids, actions = read(cache, offsets)
-        if reader.store.as_vectors:
-            actions = read_vectors(reader.store, offsets, cache.num_frames)
-        return finish(ids, actions)
+        if actions is None:
+            between = read_actions(reader.store, offsets, ids.num_frames)
+        else:
+            between = read(actions, offsets)
+        return finish(read(ids, offsets), between)
 
     return replace(reader, store=replace(reader.store, segments=segments), load=load)

@@ -230,28 +230,34 @@ def with_flips(step: Step, cfg: RunConfig, swap_A: Tensor | None = None) -> Step
 def cached_batches(
     store: data.Store,
     cfg: RunConfig,
-    encoder: token_cache.Encoder,
+    encoders: tuple[token_cache.Encoder, token_cache.Encoder | None],
     root: str,
     start_step: int,
     device: torch.device,
     make_batch: Callable[[Tensor, Tensor], T],
 ) -> data.Batches[T]:
-    """As `batches`, of what `make_batch(ids, actions)` returns, from the token cache in `root`.
+    """As `batches`, of what `make_batch(ids, actions)` returns, from the token caches in `root`.
 
-    The first process completes the cache before the others open it.
+    `encoders` are the tokenizer and the latent action model; without the latter, actions are those of
+    the store. The first process completes the caches before the others open them.
     """
+    tokens, actions = encoders
     reader = clip_reader(store, "train", cfg)
 
+    def opened(encoder: token_cache.Encoder) -> token_cache.Cache:
+        return token_cache.open_cache(store, cfg.num_frames, encoder, root)
+
     def fill() -> None:
-        cache = token_cache.open_cache(store, cfg.num_frames, encoder, root)
-        token_cache.fill(cache, reader, encoder)
+        for encoder in encoders:
+            if encoder is not None:
+                token_cache.fill(opened(encoder), reader, encoder)
 
     def finish(*arrays: np.ndarray) -> T:
         return make_batch(*to_device(arrays, device))
 
     processes.on_first(fill)
-    cache = token_cache.open_cache(store, cfg.num_frames, encoder, root)
-    cached = token_cache.cached_reader(cache, reader, finish)
+    inferred = opened(actions) if actions is not None else None
+    cached = token_cache.cached_reader(opened(tokens), inferred, reader, finish)
     share = processes.own_clips(cfg.batch_size, cfg.accumulate)
     return cached.batches(cfg.batch_size, cfg.seed, start_step, share)
 

@@ -11,7 +11,7 @@ from genie_fn import data
 from genie_fn.data import token_cache
 from genie_fn.errors import UserError
 from tests.data.test_data import SIDE, make, recording
-from tests.data.test_token_cache import FRAMES, differences, encoder, sums
+from tests.data.test_token_cache import FRAMES, differences, of_frames, of_transitions, sums
 
 ONE = [recording(0, 300), recording(8, 30), recording(1, 1345)]
 TWO = [recording(3, 90), recording(18, 20), recording(4, 3)]
@@ -182,23 +182,25 @@ def test_clips_from_the_cache_of_a_mixture(roots, tmp_path, shared, stride):
     copies = [shutil.copytree(root, tmp_path / root.name) for root in roots]
     folder = tmp_path / "tokens" if shared else ""
     alone = replace(data.open_store(copies[1]), stride=stride)
-    opened = token_cache.open_cache(alone, FRAMES, encoder(), folder)
-    before = token_cache.fill(opened, reader(alone), encoder())
+    opened = token_cache.open_cache(alone, FRAMES, of_frames(), folder)
+    before = token_cache.fill(opened, reader(alone), of_frames())
     mixture = replace(data.open_stores(copies), stride=stride)
-    opened = token_cache.open_cache(mixture, FRAMES, encoder(), folder)
+    opened = token_cache.open_cache(mixture, FRAMES, of_frames(), folder)
     assert len(opened.encoded) == len(before.encoded) == 2, "it is shared with the run before"
-    cache = token_cache.fill(opened, reader(mixture), encoder())
+    cache = token_cache.fill(opened, reader(mixture), of_frames())
     assert [cache.holds(x) for x in mixture.segments] == [
         x.split == "train" for x in mixture.segments
     ]
-    cached = token_cache.cached_reader(cache, reader(mixture), lambda ids, actions: (ids, actions))
+    opened = token_cache.open_cache(mixture, FRAMES, of_transitions(), folder)
+    inferred = token_cache.fill(opened, reader(mixture), of_transitions())
+    cached = token_cache.cached_reader(cache, inferred, reader(mixture), lambda *arrays: arrays)
     pairs = zip(cached.batches(16, 3), reader(mixture).batches(16, 3), strict=False)
     for (ids, actions), clips in islice(pairs, 4):
         np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
         np.testing.assert_array_equal(actions, differences(clips.frames))
-    for path in (cache.parts[1].root / "ids").rglob("c/*/0"):
+    for path in (cache.parts[1].root / "values").rglob("c/*/0"):
         path.write_bytes(path.read_bytes()[:-40])
-    damaged = token_cache.open_cache(mixture, FRAMES, encoder(), folder)
+    damaged = token_cache.open_cache(mixture, FRAMES, of_frames(), folder)
     with pytest.raises(UserError, match=f"{cache.parts[1].root} is damaged"):
         token_cache.read(damaged, data.clip_starts(mixture, "train", FRAMES))
 
@@ -207,10 +209,9 @@ def test_one_folder_of_caches_serves_several_datasets(roots, tmp_path):
     """They do not overwrite each other."""
     stores = [data.open_store(root) for root in roots]
     for store in (*stores, *stores):
-        opened = token_cache.open_cache(store, FRAMES, encoder(), tmp_path)
-        cache = token_cache.fill(opened, reader(store), encoder())
+        opened = token_cache.open_cache(store, FRAMES, of_frames(), tmp_path)
+        cache = token_cache.fill(opened, reader(store), of_frames())
         starts = data.clip_starts(store, "train", FRAMES)[:5]
         frames = data.read_clips(store, starts, FRAMES).frames
-        np.testing.assert_array_equal(
-            token_cache.read(cache, starts)[0][..., 0], sums(frames)[..., 0]
-        )
+        ids = token_cache.read(cache, starts)
+        np.testing.assert_array_equal(ids[..., 0], sums(frames)[..., 0])

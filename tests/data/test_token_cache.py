@@ -27,17 +27,27 @@ def differences(frames):
     return (pixels[:, 1:] - pixels[:, :-1]) % 200
 
 
-def encoder(infer_actions=differences, identity="one"):
-    return token_cache.Encoder(sums, infer_actions, identity, tokens=2, codes=2**15)
+def of_frames(encode=sums, identity="one", source="past"):
+    return token_cache.Encoder(encode, identity, source, shape=(2,), choices=2**15)
+
+
+def of_transitions(encode=differences, identity="one"):
+    return token_cache.Encoder(encode, identity, "transition", shape=(), choices=200)
 
 
 def reader(store):
     return data.ClipReader(store, "train", FRAMES)
 
 
-def filled(store, models, root=""):
-    cache = token_cache.open_cache(store, FRAMES, models, root)
-    return token_cache.fill(cache, reader(store), models)
+def filled(store, encoder, root=""):
+    cache = token_cache.open_cache(store, FRAMES, encoder, root)
+    return token_cache.fill(cache, reader(store), encoder)
+
+
+def clips_of(store):
+    """The starts of all clips, and the clips."""
+    starts = data.clip_starts(store, "train", FRAMES)
+    return starts, data.read_clips(store, starts, FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +58,20 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(store):
-    return filled(store, encoder())
+    return filled(store, of_frames())
 
 
-def test_clips_from_the_cache_are_the_clips_encoded(store, cache):
-    starts = data.clip_starts(store, "train", FRAMES)
-    ids, actions = token_cache.read(cache, starts)
-    frames = data.read_clips(store, starts, FRAMES).frames
-    np.testing.assert_array_equal(ids[..., 0], sums(frames)[..., 0])
-    np.testing.assert_array_equal(actions, differences(frames))
+@pytest.fixture(scope="module")
+def actions_cache(store):
+    return filled(store, of_transitions())
+
+
+def test_clips_from_the_cache_are_the_clips_encoded(store, cache, actions_cache):
+    starts, clips = clips_of(store)
+    ids = token_cache.read(cache, starts)
+    np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
+    actions = token_cache.read(actions_cache, starts)
+    np.testing.assert_array_equal(actions, differences(clips.frames))
     assert (ids[:, 0, 1] == 0).all(), "a first frame is encoded without a past"
     # A frame is encoded with as much past as a training clip has, where its episode has as much.
     episode = np.cumsum(
@@ -68,53 +83,65 @@ def test_clips_from_the_cache_are_the_clips_encoded(store, cache):
     assert ids[:, 1:, 1].min() >= 1 and ids[..., 1].max() == FRAMES - 1
 
 
-@pytest.mark.parametrize("latent", [True, False])
-def test_clips_with_a_stride_are_the_clips_encoded(store, latent):
+def test_clips_with_a_stride_are_the_clips_encoded(store):
     strided = replace(store, stride=3)
-    models = encoder(differences if latent else None, identity=str(latent))
-    cache = filled(strided, models)
-    starts = data.clip_starts(strided, "train", FRAMES)
-    ids, actions = token_cache.read(cache, starts)
-    clips = data.read_clips(strided, starts, FRAMES)
-    np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
-    np.testing.assert_array_equal(actions, differences(clips.frames) if latent else clips.actions)
-    assert cache.root != filled(store, models).root
+    starts, clips = clips_of(strided)
+    for encoder in (of_frames(), of_transitions()):
+        cache = filled(strided, encoder)
+        assert cache.root != filled(store, encoder).root
+        expected = encoder.encode(clips.frames)
+        read = token_cache.read(cache, starts)
+        if encoder.source == "past":  # of the second number see above
+            read, expected = read[..., 0], expected[..., 0]
+        np.testing.assert_array_equal(read, expected)
+
+
+def own_sums(frames):
+    """Ids (B, T, 2) that depend on the frame alone."""
+    own = frames.astype(np.int64).sum((2, 3, 4)) % 30_000
+    return np.stack((own, own % 7), -1)
 
 
 def test_an_encoder_of_single_frames_encodes_each_of_them_once(store, tmp_path):
     lengths = []
 
-    def own_sums(frames):
+    def recording_lengths(frames):
         lengths.append(frames.shape[1])
-        own = frames.astype(np.int64).sum((2, 3, 4)) % 30_000
-        return np.stack((own, own % 7), -1)
+        return own_sums(frames)
 
-    models = encoder()._replace(tokenize=own_sums, framewise=True)
-    cache = filled(store, models, tmp_path)
+    cache = filled(store, of_frames(recording_lengths, source="frame"), tmp_path)
     assert set(lengths) == {1}
-    starts = data.clip_starts(store, "train", FRAMES)
-    ids, actions = token_cache.read(cache, starts)
-    frames = data.read_clips(store, starts, FRAMES).frames
-    np.testing.assert_array_equal(ids, own_sums(frames))
-    np.testing.assert_array_equal(actions, differences(frames))
+    assert not (cache.root / "first").exists()
+    starts, clips = clips_of(store)
+    np.testing.assert_array_equal(token_cache.read(cache, starts), own_sums(clips.frames))
+
+
+def test_the_ids_of_single_frames_serve_clips_of_any_length_and_stride(store, tmp_path):
+    encoder = of_frames(own_sums, source="frame")
+    cache = filled(store, encoder, tmp_path)
+    strided = replace(store, stride=2)
+    other = token_cache.open_cache(strided, 3, encoder, tmp_path)
+    assert other.root == cache.root and other.encoded == cache.encoded
+    starts = data.clip_starts(strided, "train", 3)
+    frames = data.read_clips(strided, starts, 3).frames
+    np.testing.assert_array_equal(token_cache.read(other, starts), own_sums(frames))
 
 
 def test_a_cache_is_filled_once_and_only_with_its_split(store, cache):
     def fail(frames):
         raise AssertionError("encoded again")
 
-    reopened = token_cache.open_cache(store, FRAMES, encoder())
+    reopened = token_cache.open_cache(store, FRAMES, of_frames())
     assert reopened.root == cache.root and reopened.encoded == cache.encoded
-    failing = encoder()._replace(tokenize=fail)
-    assert token_cache.fill(reopened, reader(store), failing).encoded == cache.encoded
+    assert token_cache.fill(reopened, reader(store), of_frames(fail)).encoded == cache.encoded
     levels = {s.level for s in store.segments if cache.holds(s)}
     assert levels == {0, 1, 2}
 
 
 def test_another_model_or_length_has_another_cache(store, cache):
     others = [
-        token_cache.open_cache(store, FRAMES, encoder(identity="two")),
-        token_cache.open_cache(store, 4, encoder()),
+        token_cache.open_cache(store, FRAMES, of_frames(identity="two")),
+        token_cache.open_cache(store, 4, of_frames()),
     ]
     assert len({cache.root, *(other.root for other in others)}) == 3
     assert not others[0].encoded and not others[1].encoded
@@ -130,70 +157,79 @@ def test_an_interrupted_build_continues(store, tmp_path):
         return sums(frames)
 
     with pytest.raises(KeyboardInterrupt):
-        filled(store, encoder()._replace(tokenize=stop), tmp_path)
-    partial = token_cache.open_cache(store, FRAMES, encoder(), tmp_path)
+        filled(store, of_frames(stop), tmp_path)
+    partial = token_cache.open_cache(store, FRAMES, of_frames(), tmp_path)
     assert 0 < len(partial.encoded) < 3
-    whole = token_cache.fill(partial, reader(store), encoder())
-    starts = data.clip_starts(store, "train", FRAMES)
-    frames = data.read_clips(store, starts, FRAMES).frames
-    np.testing.assert_array_equal(token_cache.read(whole, starts)[0][..., 0], sums(frames)[..., 0])
+    whole = token_cache.fill(partial, reader(store), of_frames())
+    starts, clips = clips_of(store)
+    ids = token_cache.read(whole, starts)
+    np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
 
 
 def test_appended_levels_are_added_and_replaced_ones_encoded_anew(tmp_path):
     store = make(tmp_path / "s", [recording(0, 20)])
-    filled(store, encoder())
+    filled(store, of_frames())
     store = data.append_segments(store, [recording(1, 20)])
-    cache = filled(store, encoder())
+    cache = filled(store, of_frames())
     assert len(cache.encoded) == 2
     shutil.copytree(cache.root.parent, tmp_path / "kept")
     other = make(tmp_path / "t", [recording(3, 20)])  # another recording where the first one was
     shutil.copytree(tmp_path / "kept", other.root / "tokens")
-    opened = token_cache.open_cache(other, FRAMES, encoder())
+    opened = token_cache.open_cache(other, FRAMES, of_frames())
     assert len(opened.encoded) == 2
-    complete = token_cache.fill(opened, reader(other), encoder())
+    complete = token_cache.fill(opened, reader(other), of_frames())
     frames = data.read_clips(other, np.array([0]), FRAMES).frames
     uncut = not other.arrays["episode_starts"][1:FRAMES].read().result().any()
     assert len(complete.encoded) == 3 and uncut
     np.testing.assert_array_equal(
-        token_cache.read(complete, np.array([0]))[0][..., 0], sums(frames)[..., 0]
+        token_cache.read(complete, np.array([0]))[..., 0], sums(frames)[..., 0]
     )
 
 
-def test_recorded_actions_are_kept_without_a_latent_action_model(store, tmp_path):
-    cache = filled(store, encoder(infer_actions=None), tmp_path)
-    starts = data.clip_starts(store, "train", FRAMES)
-    recorded = data.read_clips(store, starts, FRAMES).actions
-    np.testing.assert_array_equal(token_cache.read(cache, starts)[1], recorded)
-
-
-def test_batches_come_in_the_order_of_the_dataset(store, cache):
+@pytest.mark.parametrize("latent", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_batches_come_in_the_order_of_the_dataset(store, latent, stride):
+    """Without a cache of actions they are the recorded ones."""
+    strided = replace(store, stride=stride)
     order = {"batch_size": 6, "seed": 3, "start_step": 2}
-    cached = token_cache.cached_reader(cache, reader(store), lambda ids, actions: (ids, actions))
-    pairs = zip(cached.batches(**order), reader(store).batches(**order), strict=False)
+    inferred = filled(strided, of_transitions()) if latent else None
+    cached = token_cache.cached_reader(
+        filled(strided, of_frames()), inferred, reader(strided), lambda *arrays: arrays
+    )
+    pairs = zip(cached.batches(**order), reader(strided).batches(**order), strict=False)
     for (ids, actions), clips in islice(pairs, 3):
         np.testing.assert_array_equal(ids[..., 0], sums(clips.frames)[..., 0])
-        np.testing.assert_array_equal(actions, differences(clips.frames))
+        expected = differences(clips.frames) if latent else clips.actions
+        np.testing.assert_array_equal(actions, expected)
+
+
+def test_clips_are_drawn_from_what_all_caches_hold(tmp_path):
+    store = make(tmp_path / "s", [recording(0, 20), recording(1, 20)])
+    ids, actions = filled(store, of_frames()), filled(store, of_transitions())
+    lacking = actions._replace(encoded=frozenset([*actions.encoded][:1]))
+    cached = token_cache.cached_reader(ids, lacking, reader(store), lambda *arrays: arrays)
+    assert len(ids.encoded) == 2 and len(cached.store.segments) == 1
 
 
 def test_segments_that_cannot_be_read_are_left_out_if_damage_is_skipped(tmp_path):
     store = make(tmp_path / "s", [recording(0, 20), recording(1, 20)])
     (store.root / "frames/c/1/0/0/0").unlink()
-    opened = token_cache.open_cache(store, FRAMES, encoder())
+    opened = token_cache.open_cache(store, FRAMES, of_frames())
     with pytest.raises(UserError, match="level 1 of .*--cfg.damaged skip"):
-        token_cache.fill(opened, reader(store), encoder())
+        token_cache.fill(opened, reader(store), of_frames())
     skipping = data.ClipReader(store, "train", FRAMES, "skip")
-    cache = token_cache.fill(opened, skipping, encoder())
+    cache = token_cache.fill(opened, skipping, of_frames())
     assert [cache.holds(segment) for segment in store.segments] == [True, False]
     assert len(skipping.reported) == 1
 
 
 def test_a_damaged_cache_is_refused(store, tmp_path):
-    cache = filled(store, encoder(), tmp_path)
-    for path in (cache.root / "ids").rglob("c/*/0"):
+    cache = filled(store, of_frames(), tmp_path)
+    for path in (cache.root / "values").rglob("c/*/0"):
         path.write_bytes(path.read_bytes()[:-40])
-    opened = token_cache.open_cache(store, FRAMES, encoder(), tmp_path)
+    opened = token_cache.open_cache(store, FRAMES, of_frames(), tmp_path)
     with pytest.raises(UserError, match="delete that folder"):
         token_cache.read(opened, np.array([0]))
     (cache.root / token_cache.MANIFEST).write_text(json.dumps([[0]])[:3])
     with pytest.raises(UserError, match="delete that folder"):
-        token_cache.open_cache(store, FRAMES, encoder(), tmp_path)
+        token_cache.open_cache(store, FRAMES, of_frames(), tmp_path)

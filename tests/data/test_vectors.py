@@ -108,7 +108,7 @@ def test_clips_with_damaged_vectors_are_named(tmp_path):
     assert last >= storage.BLOCK
     (store.root / "action_vectors" / "c" / str(last // storage.BLOCK) / "0").unlink()
     store = replace(data.open_store(store.root), as_vectors=True)
-    for read in (data.read_clips, clips.read_vectors):
+    for read in (data.read_clips, clips.read_actions):
         with pytest.raises(data.DamagedClips, match="is missing, in the file") as error:
             read(store, np.array([0, last, 1]), 3)
         assert list(error.value.lost) == [1]

@@ -338,7 +338,7 @@ def two_collectors(home: Path, chance: random.Random) -> str:
 def two_fillers(home: Path, chance: random.Random) -> str:
     store = data.open_store(home / "data")
     encoder = token_cache.Encoder(
-        lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), None, "x", 4, 16
+        lambda frames: np.zeros((*frames.shape[:2], 4), np.int64), "x", "past", (4,), 16
     )
     reader = data.ClipReader(store, "train", 4)
     cache = token_cache.open_cache(store, 4, encoder, home / "fillers")
@@ -346,9 +346,9 @@ def two_fillers(home: Path, chance: random.Random) -> str:
     def again(frames: np.ndarray) -> np.ndarray:
         with pytest.raises(UserError, match="another process fills the token cache"):
             token_cache.fill(cache, reader, encoder)
-        return encoder.tokenize(frames)
+        return encoder.encode(frames)
 
-    filled = token_cache.fill(cache, reader, encoder._replace(tokenize=again))
+    filled = token_cache.fill(cache, reader, encoder._replace(encode=again))
     assert len(filled.encoded) == 8
     return "the second was refused"
 

@@ -266,7 +266,7 @@ def test_action_effects(tmp_path, world_model, count):
 @counts
 def test_token_cache_manifests(store, tmp_path, count):
     encoder = token_cache.Encoder(
-        lambda frames: np.zeros((*frames.shape[:2], 2), np.int64), None, "x", 2, 16
+        lambda frames: np.zeros((*frames.shape[:2], 2), np.int64), "x", "past", (2,), 16
     )
     cache = token_cache.open_cache(store, 3, encoder, tmp_path)
 
