@@ -25,7 +25,7 @@ def describe(bundle: Bundle) -> dict:
         "height": size.height,
         "width": size.width,
         "grid": list(size.grid),
-        "codes": model.codes,
+        "codes": list(model.sizes),
         "actions": model.actions,
         "occurring": occurring_actions(bundle),
         "kind": "latent" if latent else "recorded",

@@ -142,7 +142,6 @@ def test_slow_frames_are_tried_in_bfloat16(playable, monkeypatch, slow, rounded)
 
 
 def test_where_bfloat16_fails_the_other_programs_stay(playable, monkeypatch, capsys):
-
     def seconds(_, runner):
         if runner.world.dynamics.backend.products == "bfloat16":
             raise RuntimeError("no such product")

@@ -150,7 +150,7 @@ def test_a_visit(serve, stage, playable):
             "height": 64,
             "width": 64,
             "grid": [4, 4],
-            "codes": 16,
+            "codes": [16],
             "actions": 5,
             "kind": "latent",
         }

@@ -40,10 +40,12 @@ function arrowPath(dx, dy, fastest) {
   return `M${at(-half, 0)}L${at(half, 0)}M${at(reach, side)}L${at(half, 0)}L${at(reach, -side)}`;
 }
 
-/** "coinrun-demo: 64×64 pixels, 8×8 tokens of 1,024 codes, 6 latent actions". */
+/** "coinrun-demo: 64×64 pixels, 8×8 tokens of 1,024 × 1,024 codes, 10 latent actions"; a token's code is one of
+ * each codebook. */
 export function describeWorld({ name, height, width, grid, codes, occurring, kind }) {
   const inferred = kind === "latent" ? "latent actions" : "actions";
-  const tokens = `${grid[0]}×${grid[1]} tokens of ${codes.toLocaleString("en")} codes`;
+  const choices = codes.map((size) => size.toLocaleString("en")).join(" × ");
+  const tokens = `${grid[0]}×${grid[1]} tokens of ${choices} codes`;
   return `${name}: ${width}×${height} pixels, ${tokens}, ${occurring.length} ${inferred}`;
 }
 
