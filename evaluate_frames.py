@@ -72,6 +72,7 @@ ROWS: dict[str, Read] = {
     "PSNR at t = 4, dB": _at(_psnr, "own_actions", 4),
     "PSNR, mean of the frames, dB": _at(_psnr, "own_actions"),
     "the same, copy-last": _at(_psnr, "copy_last"),
+    "the same, displaced copy": _at(_psnr, "copy_displaced"),
     "SSIM, mean of the frames": _at(_ssim, "own_actions"),
     "edges relative to recorded ones": _at(_edges, "own_actions"),
     "Δ₄ PSNR, random actions, dB": _at(_delta, "random", 4),

@@ -118,6 +118,20 @@ def _correlate(a: Tensor, b: Tensor) -> Tensor:
     return torch.fft.irfft2(product, s=b.shape[-2:])
 
 
+def displaced(frame: Tensor, shift: Tensor) -> Tensor:
+    """Frames (..., H, W, C) moved by `shift` (..., 2) pixels to the right and down.
+
+    What comes into view repeats the nearest row or column.
+    """
+    height, width, channels = frame.shape[-3:]
+    dx, dy = shift.unbind(-1)
+    column = (torch.arange(width, device=frame.device) - dx[..., None]).clamp(0, width - 1)
+    row = (torch.arange(height, device=frame.device) - dy[..., None]).clamp(0, height - 1)
+    place = row[..., :, None] * width + column[..., None, :]
+    index = place.flatten(-2)[..., None].expand(*shift.shape[:-1], height * width, channels)
+    return frame.flatten(-3, -2).gather(-2, index).reshape(frame.shape)
+
+
 def agent_motion(displacement: Tensor) -> Tensor:
     """How far the agent moved to the right and down, given the displacement of the picture (..., 2).
 

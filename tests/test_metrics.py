@@ -106,6 +106,10 @@ def test_displacement_is_exact_on_shifted_pictures():
     before[:, 28:36, 30:36] = after[:, 28:36, 30:36] = 255  # an agent that the camera follows
     assert metrics.displacement(before, after).tolist() == [list(shift) for shift in shifts]
     assert metrics.displacement(before[None], after[None]).shape == (1, 8, 2)
+    moved = metrics.displaced(before, torch.tensor(shifts))
+    assert torch.equal(moved[:, 8:20, 8:-8], after[:, 8:20, 8:-8])  # above the agent
+    right = metrics.displaced(before[0], torch.tensor([3, 0]))
+    assert torch.equal(right[:, :3], before[0, :, :1].expand(-1, 3, -1))  # the nearest column
     flat = torch.full((1, 64, 48, 3), 90, dtype=torch.uint8)
     assert metrics.displacement(flat, flat).tolist() == [[0, 0]]
 

@@ -149,18 +149,16 @@ def generated(folder: str | Path) -> list[str]:
 
 
 def read_videos(folder: str | Path, task: Task) -> Videos:
-    """The frames that another program has generated, and copies of the last prompt frame.
+    """The frames that another program has generated, and those of the baselines.
 
     Raises UserError for a file that is missing, damaged or of another shape.
     """
-    last = torch.from_numpy(task.frames[:, task.prompt - 1 : task.prompt])
     videos: Videos = {}
     for method in METHODS:
         path = Path(folder) / f"{method}.npy"
         if method == "own_actions" or path.is_file():
             videos[method] = _read_array(path, tuple(task.future.shape))
-    videos["copy_last"] = last.expand_as(task.future)
-    return videos
+    return videos | rollouts.baselines(torch.from_numpy(task.frames[:, task.prompt - 1 :]))
 
 
 def read_reconstruction(folder: str | Path, task: Task) -> Tensor | None:

@@ -7,7 +7,15 @@ defines every metric.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Method = Literal["own_actions", "shuffled", "random", "joint", "teacher_forcing", "copy_last"]
+Method = Literal[
+    "own_actions",
+    "shuffled",
+    "random",
+    "joint",
+    "teacher_forcing",
+    "copy_last",
+    "copy_displaced",
+]
 """How the frames after the prompt are predicted; see `rollouts.generate_all`."""
 Subset = Literal["moving", "all"]
 Values = list[float]

@@ -128,8 +128,8 @@ def generate_all(
     `shuffled`: another clip's; `random`: uniform ones of those that occur. These three share random
     numbers, so that a world that ignores its actions generates the same frames. `joint`: joint decoding of all frames;
     `teacher_forcing`: every frame from the recorded ones before it (from one prompt frame only:
-    with more, the methods hardly differ); `copy_last`: the last prompt frame. Without `extra_methods`,
-    `joint` and `teacher_forcing` are left out.
+    with more, the methods hardly differ); the baselines of `baselines`. Without `extra_methods`, `joint`
+    and `teacher_forcing` are left out.
     """
     action_key, key = random.split(key).unbind(0)
     sequences = action_sequences(clips.actions, prompt, action_key)
@@ -143,9 +143,19 @@ def generate_all(
         videos["joint"] = joint(world, clips, prompt, key, sample)
     if extra_methods and prompt == 1:
         videos["teacher_forcing"] = teacher_forcing(world, clips, prompt, key, sample)
-    last = clips.frames[:, prompt - 1 : prompt]
-    videos["copy_last"] = last.expand_as(videos["own_actions"])
-    return videos
+    return videos | baselines(clips.frames[:, prompt - 1 :])
+
+
+def baselines(frames_BTHWC: Tensor) -> Videos:
+    """Predictions without a model, from frames that begin with the last prompt frame.
+
+    `copy_last`: the prompt frame; `copy_displaced`: the prompt frame moved as far as the recorded
+    picture has moved, which says what knowing the motion alone is worth.
+    """
+    future = frames_BTHWC[:, 1:]
+    last = frames_BTHWC[:, :1].expand_as(future)
+    steps = metrics.displacement(frames_BTHWC[:, :-1], future)
+    return {"copy_last": last, "copy_displaced": metrics.displaced(last, steps.cumsum(1))}
 
 
 def moving_half(frames_BTHWC: Tensor) -> Tensor:

@@ -33,7 +33,14 @@ MOTION_MODEL = LamConfig(
     flow=FlowConfig(reduce=1, radius=2, cell=4, hidden=8),
 )
 """A latent action model of two actions, for frames of SIDE x SIDE pixels."""
-NOISE = {"own_actions": 20, "shuffled": 40, "random": 50, "joint": 30, "copy_last": 60}
+NOISE = {
+    "own_actions": 20,
+    "shuffled": 40,
+    "random": 50,
+    "joint": 30,
+    "copy_last": 60,
+    "copy_displaced": 55,
+}
 CONFIG = {"run": "runs/a & b/dynamics", "frames": 6}
 
 

@@ -102,6 +102,16 @@ def test_a_free_running_rollout_is_that_of_the_world():
     assert torch.equal(found, expected)
 
 
+def test_a_displaced_copy_predicts_a_picture_that_moves_steadily():
+    picture = random.randint(random.key(0), (40, 80, 3), 0, 256).to(torch.uint8)
+    video = torch.stack([picture[:, 2 * t : 2 * t + 40] for t in range(5)])[None]
+    found = rollouts.baselines(video)
+    assert torch.equal(found["copy_last"], video[:, :1].expand(-1, 4, -1, -1, -1))
+    for t in range(1, 5):
+        moved = found["copy_displaced"][:, t - 1]
+        assert torch.equal(moved[:, :, : 40 - 2 * t], video[:, t, :, : 40 - 2 * t])
+
+
 def test_leaving_out_two_methods_changes_no_other():
     model = handmade(controllable=True)
     shown = held_out(model, 4)

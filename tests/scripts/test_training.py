@@ -223,7 +223,7 @@ def test_evaluate_repeats_itself_and_compares(trained, tmp_path, capsys):
 def test_a_brief_evaluation_has_the_headlines_and_no_more(trained, tmp_path):
     evaluate.main(evaluation(trained, "dynamics", out=str(tmp_path), prompts=(1,), brief=True))
     found = json.loads((tmp_path / "metrics.json").read_text())
-    methods = {"own_actions", "shuffled", "random", "copy_last"}
+    methods = {"own_actions", "shuffled", "random", "copy_last", "copy_displaced"}
     assert {*found["rollouts"]["1"]["all"]["psnr"]} == methods
     assert found["actions"]["held_keys"] is None
     assert found["actions"]["inverse_dynamics"] is None

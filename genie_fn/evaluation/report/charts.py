@@ -74,10 +74,10 @@ class Axes(NamedTuple):
 def lines(curves: list[Line], title: str, unit: str, zero: bool = False) -> Markup:
     """Curves with their intervals over the frames; `zero` includes 0 in the scale and marks it.
 
-    `copy_last` does not affect the scale beside other curves, because it may be far above: it is
-    clipped.
+    Copies of the prompt frame do not affect the scale beside other curves, because they may be far
+    above: they are clipped.
     """
-    scaling = [curve for curve in curves if curve.name != "copy_last"] or curves
+    scaling = [curve for curve in curves if not curve.name.startswith("copy_")] or curves
     values = [x for curve in scaling for x in (*curve.mean, *curve.low, *curve.high)]
     values += [0.0] if zero else []
     axes = Axes(ticks(min(values), max(values)), len(curves[0].mean))

@@ -20,4 +20,5 @@ METHODS: dict[Method, Style] = {
     "joint": Style("own actions, joint decoding", "#12805c", "#4cc99c"),
     "teacher_forcing": Style("own actions, teacher forcing", "#7a4ccf", "#b394ff"),
     "copy_last": Style("copy of the last prompt frame", "#6b7280", "#a3adbb"),
+    "copy_displaced": Style("the same, moved as the recorded picture", "#8a6d3b", "#c9a96a"),
 }
