@@ -4,14 +4,15 @@ Genie (arXiv 2402.15391), section 2.1, after MaskGIT (Chang et al. 2022, arXiv 2
 hides tokens and predicts them from the others and the actions; `maskgit` samples frames. Since
 temporal attention is causal, the keys and values of past frames are computed once and cached.
 
-There are two departures from the paper. In training, as in sampling, the frame before is known, but
+There are three departures from the paper. In training, as in sampling, the frame before is known, but
 a hidden token learns of it only through attention to masked frames. With `neighbourhood`, a linear
 map of the unmasked tokens around its place in that frame is added to every token; with `pointer`,
-the logits of the ids that stand there are raised.
+the logits of the ids that stand there are raised. An id of several codebooks has a digit for each;
+with `chain` they are predicted one after another.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -65,6 +66,10 @@ class DynamicsConfig:
     pointer: bool = False
     """Whether every token's logits are raised, by a number for each token of that square, at the ids
     that stand there, so that what stays or moves by whole tokens is copied."""
+    chain: bool = False
+    """Whether the digits of an id of several factors are predicted one after another, each given those
+    before it, as by Lee et al. 2022 (RQ-Transformer, arXiv 2203.01941, section 3.2). Otherwise they are
+    sampled independently of each other, and may not belong together."""
     factors: int = 0
     """The number of parts into which the bits of an id are divided, each with its own embedding and
     softmax. 0: two from 2^14 codes on, otherwise one."""
@@ -119,13 +124,24 @@ class DynamicsConfig:
         bits = self.codes.bit_length() - 1
         return tuple(2 ** ((bits + i) // count) for i in range(count))
 
+    @property
+    def is_chained(self) -> bool:
+        """Whether an id has several digits, and `chain` is set."""
+        return self.chain and len(self.sizes) > 1
+
 
 PRESETS = {
     "demo": DynamicsConfig(
-        stack=STConfig(layers=4, dim=128, heads=4, window=8), neighbourhood=3, pointer=True
+        stack=STConfig(layers=4, dim=128, heads=4, window=8),
+        neighbourhood=3,
+        pointer=True,
+        chain=True,
     ),
     "small": DynamicsConfig(
-        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"), neighbourhood=3, pointer=True
+        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"),
+        neighbourhood=3,
+        pointer=True,
+        chain=True,
     ),
     "coinrun": DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16")),
 }
@@ -185,7 +201,7 @@ def spec(cfg: DynamicsConfig) -> Tree:
     rows = len(cfg.prototypes[0]) + 1 if cfg.prototypes else cfg.actions
     places = cfg.tokens + (cfg.action_mode == "prepend")
     params = {
-        "token": _table_spec(cfg, dim),
+        "token": _table_spec(cfg.sizes, dim),
         "action": ParamSpec((rows + 1, dim), std=0.5, decay=False),
         "place": ParamSpec((places, dim), std=0.5, decay=False),
         "stack": layers.st_spec(cfg.stack),
@@ -194,19 +210,35 @@ def spec(cfg: DynamicsConfig) -> Tree:
     if cfg.neighbourhood:
         inputs = cfg.neighbourhood**2 * cfg.neighbour_dim
         params["neighbourhood"] = {
-            "token": _table_spec(cfg, cfg.neighbour_dim),
+            "token": _table_spec(cfg.sizes, cfg.neighbour_dim),
             # A stack of one matrix, so that Muon updates it as it does those of the blocks.
             "w": ParamSpec((1, inputs, dim), std=inputs**-0.5),
         }
     if cfg.pointer:
         params["pointer"] = layers.linear_spec(dim, cfg.neighbourhood**2, bias=True)
+    if cfg.is_chained:
+        params["chain"] = _chain_spec(cfg)
     return params
 
 
-def _table_spec(cfg: DynamicsConfig, dim: int) -> ParamSpec:
-    """Embeddings of the ids and of the mask id, for each factor."""
-    rows = sum(cfg.sizes) + len(cfg.sizes)
-    return ParamSpec((rows, dim), std=0.5 * len(cfg.sizes) ** -0.5, decay=False)
+def _table_spec(sizes: Sequence[int], dim: int) -> ParamSpec:
+    """Embeddings of the digits of each factor and of the mask id."""
+    rows = sum(sizes) + len(sizes)
+    return ParamSpec((rows, dim), std=0.5 * len(sizes) ** -0.5, decay=False)
+
+
+def _chain_spec(cfg: DynamicsConfig) -> Tree:
+    """For each factor but the first, two linear layers of what is known of the digits before it."""
+    dim = cfg.stack.dim
+    later = len(cfg.sizes) - 1
+    params = {
+        "token": _table_spec(cfg.sizes[:-1], dim),
+        "up": ParamSpec((later, dim, dim), std=dim**-0.5),
+        "down": ParamSpec((later, dim, dim), "zeros"),
+    }
+    if cfg.pointer:
+        params["pointer"] = layers.linear_spec(dim, cfg.neighbourhood**2, bias=True)
+    return params
 
 
 def adapt_to_codes(params: Tree, codes: Sequence[Tensor], key: Tensor, cfg: DynamicsConfig) -> Tree:
@@ -226,6 +258,11 @@ def adapt_to_codes(params: Tree, codes: Sequence[Tensor], key: Tensor, cfg: Dyna
         old = params["neighbourhood"]
         table = _adapted_table(old["token"], codes, keys[2])
         adapted["neighbourhood"] = old | {"token": table}
+    if cfg.is_chained:
+        old = params["chain"]
+        adapted["chain"] = old | {
+            "token": _adapted_table(old["token"], codes[:-1], random.fold_in(key, 3))
+        }
     return adapted
 
 
@@ -311,7 +348,63 @@ def _action_table(params: Tree, cfg: DynamicsConfig) -> Tensor:
     return torch.cat((prototypes_KA @ table[:-2] + table[-2], table[-1:]))
 
 
-def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, how to compute)
+Chained = Callable[[Sequence[Tensor]], Tensor]
+"""Given the digits of the first factors, what they add to the logits of the next one."""
+
+
+class Prediction(NamedTuple):
+    """What is predicted of frames."""
+
+    logits_BTNV: Tensor
+    """Of all factors, concatenated; with `chain`, without what the digits before them add."""
+    chained: Chained | None
+    """With `chain`, for digits (B, T, N) and logits (B, T, N, V_i)."""
+
+
+def logits_next(  # noqa: PLR0913 (those of `predict_next`, and the ids that digits are given)
+    params: Tree,
+    ids_BTN: Tensor,
+    actions_BT: Tensor,
+    memory: Memory | None,
+    cfg: DynamicsConfig,
+    *,
+    extend: bool = True,
+    unmasked_BTN: Tensor | None = None,
+    given_BTN: Tensor | None = None,
+    visibility: Visibility | None = None,
+    backend: Backend = AUTO,
+) -> tuple[Tensor, Memory | None]:
+    """The logits of `predict_next`, concatenated, and its memory.
+
+    With `chain`, those of each digit are given the digits before it of `given_BTN`, by default of
+    `unmasked_BTN`.
+    """
+    prediction, extended = predict_next(
+        params,
+        ids_BTN,
+        actions_BT,
+        memory,
+        cfg,
+        extend=extend,
+        unmasked_BTN=unmasked_BTN,
+        visibility=visibility,
+        backend=backend,
+    )
+    known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
+    return _given(prediction, known_BTN if given_BTN is None else given_BTN, cfg), extended
+
+
+def _given(prediction: Prediction, ids_BTN: Tensor, cfg: DynamicsConfig) -> Tensor:
+    """The logits of each factor, given the digits of `ids_BTN` before it, concatenated."""
+    if prediction.chained is None:
+        return prediction.logits_BTNV
+    first, *later = parts(prediction.logits_BTNV, cfg.sizes, -1)
+    known = digits(ids_BTN, cfg.sizes)
+    added = [prediction.chained(known[: i + 1]) for i in range(len(later))]
+    return torch.cat((first, *[x + more for x, more in zip(later, added, strict=True)]), -1)
+
+
+def predict_next(  # noqa: PLR0913 (what the model sees, the memory of the past, how to compute)
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
@@ -322,7 +415,7 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
     unmasked_BTN: Tensor | None = None,
     visibility: Visibility | None = None,
     backend: Backend = AUTO,
-) -> tuple[Tensor, Memory | None]:
+) -> tuple[Prediction, Memory | None]:
     """Logits (B, T, N, V) of the frames after those in memory; with `extend` the new memory, too.
 
     `ids_BTN` may hold the mask id V. `unmasked_BTN` are the same ids without it, by default
@@ -353,7 +446,42 @@ def logits_next(  # noqa: PLR0913 (what the model sees, the memory of the past, 
     logits = layers.linear(params["head"], y_BTND, backend.products).float()
     if cfg.pointer:
         logits = _point(params["pointer"], y_BTND, logits, before_BTN, cfg)
-    return logits, None if cache is None else Memory(cache, known_BTN[:, -1])
+
+    def chained(known: Sequence[Tensor]) -> Tensor:
+        return _chain(params, y_BTND, before_BTN, known, cfg, backend)
+
+    prediction = Prediction(logits, chained if cfg.is_chained else None)
+    return prediction, None if cache is None else Memory(cache, known_BTN[:, -1])
+
+
+def _chain(
+    params: Tree,
+    y_BTND: Tensor,
+    before_BTN: Tensor,
+    known: Sequence[Tensor],
+    cfg: DynamicsConfig,
+    backend: Backend,
+) -> Tensor:
+    """What the digits (B, T, N) of the first factors add to the logits (B, T, N, V_i) of the next one.
+
+    With `pointer`, ids of the frame before that begin with these digits are raised further.
+    """
+    own = params["chain"]
+    factor = len(known)
+    tables = parts(own["token"], [size + 1 for size in cfg.sizes[:-1]], 0)[:factor]
+    x_BTND = y_BTND + total([F.embedding(*pair) for pair in zip(known, tables, strict=True)])
+    up, down = ({"w": own[name][factor - 1]} for name in ("up", "down"))
+    inner_BTND = F.gelu(layers.linear(up, x_BTND, backend.products), approximate="tanh")
+    moved_BTND = layers.linear(down, inner_BTND, backend.products)
+    columns = {"w": parts(params["head"]["w"], cfg.sizes, 1)[factor]}
+    logits = layers.linear(columns, moved_BTND, backend.products).float()
+    if not cfg.pointer:
+        return logits
+    weight_BTNS = layers.linear(own["pointer"], y_BTND).float()
+    around = _digits_around(before_BTN, cfg)
+    for digit_BTNS, digit in zip(around, known, strict=False):
+        weight_BTNS = weight_BTNS * (digit_BTNS == digit[..., None])
+    return _raise(logits, weight_BTNS, around[factor])
 
 
 def _frames_before(ids_BTN: Tensor, memory: Memory | None, cfg: DynamicsConfig) -> Tensor:
@@ -398,15 +526,25 @@ def _point(
     et al. 2016, arXiv 1609.07843); a sum of logits instead of a mixture of distributions.
     """
     weight_BTNS = layers.linear(params, y_BTND).float()
-    ids_BTNS = torch.cat(_neighbours(before_BTN[..., None], cfg, cfg.codes), -1)
     factors = parts(logits_BTNV, cfg.sizes, -1)
-    pointed: list[Tensor] = []
-    for factor, digit in zip(factors, digits(ids_BTNS, cfg.sizes), strict=True):
-        last = factor.shape[-1] - 1
-        known = digit <= last  # not outside the frame, and not before any frame
-        weight = _of_first(weight_BTNS * known, digit)
-        pointed.append(factor.scatter_add(-1, digit.clamp(max=last), weight))
+    pairs = zip(factors, _digits_around(before_BTN, cfg), strict=True)
+    pointed = [_raise(factor, weight_BTNS, digit) for factor, digit in pairs]
     return torch.cat(pointed, -1) if len(pointed) > 1 else pointed[0]
+
+
+def _digits_around(ids_BTN: Tensor, cfg: DynamicsConfig) -> list[Tensor]:
+    """The digits of the ids in the square around each token, (B, T, N, S) for each factor; those of the
+    mask id outside the frame."""
+    ids_BTNS = torch.cat(_neighbours(ids_BTN[..., None], cfg, cfg.codes), -1)
+    return digits(ids_BTNS, cfg.sizes)
+
+
+def _raise(logits_BTNV: Tensor, weight_BTNS: Tensor, digit_BTNS: Tensor) -> Tensor:
+    """The logits of one factor, to which the weights of the digits of a square are added."""
+    last = logits_BTNV.shape[-1] - 1
+    known = digit_BTNS <= last  # not outside the frame, and not before any frame
+    weight = _of_first(weight_BTNS * known, digit_BTNS)
+    return logits_BTNV.scatter_add(-1, digit_BTNS.clamp(max=last), weight)
 
 
 def _of_first(weight_BTNS: Tensor, digit_BTNS: Tensor) -> Tensor:
@@ -443,7 +581,7 @@ def total(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-def guided_logits(
+def guided_prediction(
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
@@ -452,15 +590,15 @@ def guided_logits(
     guidance: float | None,
     *,
     backend: Backend = AUTO,
-) -> Tensor:
-    """The logits of `logits_next` with classifier-free guidance: l + guidance · (l - l').
+) -> Prediction:
+    """What `predict_next` returns, with classifier-free guidance: l + guidance · (l - l').
 
     l' are the logits under the mean of the embeddings of all actions that occur. It replaces the
     null action of Ho & Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to
     include.
     """
     if not guidance:
-        logits, _ = logits_next(
+        prediction, _ = predict_next(
             params,
             ids_BTN,
             actions_BT,
@@ -469,9 +607,9 @@ def guided_logits(
             extend=False,
             backend=backend,
         )
-        return logits
+        return prediction
     mean_BT = _mean_action(actions_BT, cfg)
-    both, _ = logits_next(
+    both, _ = predict_next(
         _with_mean_action(params, cfg),
         torch.cat((ids_BTN, ids_BTN)),
         torch.cat((actions_BT, mean_BT)),
@@ -483,7 +621,7 @@ def guided_logits(
     return _guided(both, 0, guidance)
 
 
-def guided_clip_logits(
+def guided_clip_logits(  # noqa: PLR0913 (those of `logits_next`, and the guidance)
     params: Tree,
     ids_BTN: Tensor,
     actions_BT: Tensor,
@@ -491,9 +629,10 @@ def guided_clip_logits(
     guidance: float,
     *,
     unmasked_BTN: Tensor,
+    given_BTN: Tensor | None = None,
     backend: Backend = AUTO,
 ) -> Tensor:
-    """The logits of whole clips, each frame with the guidance that `guided_logits` gives it.
+    """The logits of whole clips, each frame with the guidance that `guided_prediction` gives it.
 
     In l' only the action that led into the frame itself is the mean one. So every frame is there a second
     time, with the mean action, and this one sees the first ones of the frames before it. The logits of
@@ -508,7 +647,7 @@ def guided_clip_logits(
     second = torch.cat((visible_TT & ~itself_TT, itself_TT), 1)
     visibility = Visibility(torch.cat((time_T1, time_T1)), torch.cat((first, second)))
     mean_BT = _mean_action(actions_BT, cfg)
-    both, _ = logits_next(
+    both, _ = predict_next(
         _with_mean_action(params, cfg),
         torch.cat((ids_BTN, ids_BTN), 1),
         torch.cat((actions_BT, mean_BT), 1),
@@ -518,13 +657,22 @@ def guided_clip_logits(
         visibility=visibility,
         backend=backend,
     )
-    return _guided(both, 1, guidance)
+    prediction = _guided(both, 1, guidance)
+    return _given(prediction, unmasked_BTN if given_BTN is None else given_BTN, cfg)
 
 
-def _guided(both: Tensor, axis: int, guidance: float) -> Tensor:
+def _guided(both: Prediction, axis: int, guidance: float) -> Prediction:
     """l + guidance · (l - l'), where l and l' are the halves of `both` along an axis."""
-    logits, without_action = both.chunk(2, axis)
-    return logits + guidance * (logits - without_action)
+
+    def guided(logits: Tensor) -> Tensor:
+        own, without_action = logits.chunk(2, axis)
+        return own + guidance * (own - without_action)
+
+    def chained(known: Sequence[Tensor]) -> Tensor:
+        assert both.chained is not None, "the model has a chain"
+        return guided(both.chained([torch.cat((digit, digit), axis) for digit in known]))
+
+    return Prediction(guided(both.logits_BTNV), both.chained and chained)
 
 
 def _with_mean_action(params: Tree, cfg: DynamicsConfig) -> Tree:
@@ -606,6 +754,8 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
 ) -> tuple[Tensor, tuple[dict[str, Tensor], tuple[()]]]:
     """Cross-entropy of the hidden tokens, in nats per token, given the others and the actions.
 
+    With `chain` each digit is given the true ones before it.
+
     `actions_BT` are the T-1 actions between the frames. Where tokens are not hidden, the model sees
     `shown_BTN` (by default `ids_BTN`). Returns the scalar loss and (metrics, ()).
     """
@@ -618,6 +768,7 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
         None,
         cfg,
         unmasked_BTN=visible,
+        given_BTN=ids_BTN,
         backend=backend,
     )
     weight = _share(mask_BTN, microbatch)
@@ -663,10 +814,24 @@ def distillation_loss(  # noqa: PLR0913 (those of `loss`, and the teacher's)
     entering_BT = entering(actions_BT, cfg)
     with torch.no_grad():
         target = guided_clip_logits(
-            teacher, masked, entering_BT, cfg, cfg.distilled, unmasked_BTN=visible, backend=backend
+            teacher,
+            masked,
+            entering_BT,
+            cfg,
+            cfg.distilled,
+            unmasked_BTN=visible,
+            given_BTN=ids_BTN,
+            backend=backend,
         )
     logits, _ = logits_next(
-        params, masked, entering_BT, None, cfg, unmasked_BTN=visible, backend=backend
+        params,
+        masked,
+        entering_BT,
+        None,
+        cfg,
+        unmasked_BTN=visible,
+        given_BTN=ids_BTN,
+        backend=backend,
     )
     nats: list[Tensor] = []
     agree = torch.ones_like(mask_BTN)

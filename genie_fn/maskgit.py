@@ -14,15 +14,17 @@ from torch import Tensor
 
 from genie_fn import random
 from genie_fn.dynamics import (
+    Chained,
     DynamicsConfig,
     Memory,
+    Prediction,
     composed,
     digits,
     empty_memory,
     entering,
-    guided_logits,
-    logits_next,
+    guided_prediction,
     parts,
+    predict_next,
     total,
 )
 from genie_fn.errors import UserError
@@ -111,6 +113,7 @@ def reveal(
     noise: Noise,
     cfg: SampleConfig,
     sizes: tuple[int, ...] = (),
+    chained: Chained | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One MaskGIT step: sample every hidden token, and keep the most confident ones.
 
@@ -124,10 +127,18 @@ def reveal(
     sizes = sizes or (logits_BNV.shape[-1],)
     codes = math.prod(sizes)
     hidden_BN = ids_BN == codes
-    factors = parts(logits_BNV, sizes, -1)
-    sampled_BN = _sample_ids(factors, noise.threshold, step.temperature)
-    ids_BN = torch.where(hidden_BN, sampled_BN, ids_BN)
-    log_p_BN = _log_probability(factors, digits(ids_BN, sizes))
+    chosen: list[Tensor] = []
+    log_p: list[Tensor] = []
+    known = digits(ids_BN, sizes)
+    for i, factor_BNV in enumerate(parts(logits_BNV, sizes, -1)):
+        if chained is not None and chosen:
+            factor_BNV = factor_BNV + chained(chosen)
+        scaled_BNV = factor_BNV / step.temperature.clamp(min=1e-4)
+        sampled_BN = _sample(scaled_BNV, noise.threshold[..., i])
+        chosen.append(torch.where(hidden_BN, sampled_BN, known[i]))
+        log_p.append(_log_probability(factor_BNV, chosen[-1]))
+    ids_BN = composed(chosen, sizes)
+    log_p_BN = total(log_p)
 
     score_BN = noise.score
     if cfg.order == "confidence":
@@ -155,15 +166,6 @@ def _rank_by_pairs(score_BN: Tensor) -> Tensor:
     return ahead_BNN.sum(-1)
 
 
-def _sample_ids(factors: Sequence[Tensor], threshold_BNF: Tensor, temperature: Tensor) -> Tensor:
-    """Sampled ids (B, N) from the logits (B, N, V_i) of each factor."""
-    samples = [
-        _sample(logits_BNV / temperature.clamp(min=1e-4), threshold_BNF[..., i])
-        for i, logits_BNV in enumerate(factors)
-    ]
-    return composed(samples, [logits_BNV.shape[-1] for logits_BNV in factors])
-
-
 def _sample(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:
     """Samples (B, N): where the cumulative distribution exceeds a threshold, uniform on [0, 1)."""
     cdf_BNV = logits_BNV.softmax(-1).cumsum(-1)
@@ -171,13 +173,9 @@ def _sample(logits_BNV: Tensor, threshold_BN: Tensor) -> Tensor:
     return below.sum(-1).clamp(max=logits_BNV.shape[-1] - 1)
 
 
-def _log_probability(factors: Sequence[Tensor], digits_BN: Sequence[Tensor]) -> Tensor:
-    """The log-probability (B, N) of ids, given by their digits, under the logits of each factor."""
-    terms: list[Tensor] = []
-    for logits_BNV, digit in zip(factors, digits_BN, strict=True):
-        log_p = logits_BNV.log_softmax(-1)
-        terms.append(log_p.gather(-1, digit[..., None])[..., 0])
-    return total(terms)
+def _log_probability(logits_BNV: Tensor, digit_BN: Tensor) -> Tensor:
+    """The log-probability (B, N) of digits under the logits of their factor."""
+    return logits_BNV.log_softmax(-1).gather(-1, digit_BN[..., None])[..., 0]
 
 
 def unmask(  # noqa: PLR0913 (a program that a caller may compile)
@@ -192,10 +190,22 @@ def unmask(  # noqa: PLR0913 (a program that a caller may compile)
     backend: Backend = AUTO,
 ) -> tuple[Tensor, Tensor]:
     """Predict the hidden tokens of the frame after those in memory, and `reveal` some of them."""
-    logits_B1NV = guided_logits(
+    prediction = guided_prediction(
         params, ids_BN[:, None], action_B[:, None], memory, cfg, sample.guidance, backend=backend
     )
-    return reveal(logits_B1NV[:, 0], ids_BN, step, noise, sample, cfg.sizes)
+    logits_BNV, chained = _of_one_frame(prediction, 1)
+    return reveal(logits_BNV, ids_BN, step, noise, sample, cfg.sizes, chained)
+
+
+def _of_one_frame(prediction: Prediction, frames: int) -> tuple[Tensor, Chained | None]:
+    """A prediction of several frames as that of one large frame of all their tokens."""
+    chain = prediction.chained
+
+    def chained(known: Sequence[Tensor]) -> Tensor:
+        assert chain is not None, "the model has a chain"
+        return chain([digit.reshape(len(digit), frames, -1) for digit in known]).flatten(1, 2)
+
+    return prediction.logits_BTNV.flatten(1, 2), chain and chained
 
 
 def remember(
@@ -207,7 +217,7 @@ def remember(
     backend: Backend = AUTO,
 ) -> Memory:
     """The memory extended by complete frames; `actions_BT[t]` led into frame t."""
-    _, extended = logits_next(params, ids_BTN, actions_BT, memory, cfg, backend=backend)
+    _, extended = predict_next(params, ids_BTN, actions_BT, memory, cfg, backend=backend)
     assert extended is not None, "a memory was given, so one is returned"
     return extended
 
@@ -331,7 +341,7 @@ def generate_jointly(
     temperature = torch.tensor(sample.temperature, device=device)
     new_BM = torch.full((batch, future * cfg.tokens), cfg.codes, device=device)
     for k in index[:-1]:
-        logits_BTNV = guided_logits(
+        prediction = guided_prediction(
             params,
             new_BM.reshape(batch, future, cfg.tokens),
             entering_BT[:, frames:],
@@ -343,6 +353,6 @@ def generate_jointly(
         step = Step(k, index[-1], temperature)
         shape = (batch, future * cfg.tokens)
         noise = noise_of(random.fold_in(key, k), shape, len(cfg.sizes))
-        logits_BMV = logits_BTNV.flatten(1, 2)
-        new_BM, _ = reveal(logits_BMV, new_BM, step, noise, sample, cfg.sizes)
+        logits_BMV, chained = _of_one_frame(prediction, future)
+        new_BM, _ = reveal(logits_BMV, new_BM, step, noise, sample, cfg.sizes, chained)
     return torch.cat((ids_BTN, new_BM.reshape(batch, future, cfg.tokens)), 1)

@@ -222,9 +222,9 @@ def test_guidance_of_whole_clips_is_that_of_each_frame_after_a_memory(
     memory = dynamics.empty_memory(cfg, len(ids))
     for t in range(6):
         now = slice(t, t + 1)
-        single = dynamics.guided_logits(
+        single = dynamics.guided_prediction(
             dynamics_params, hidden[:, now], entering[:, now], memory, cfg, 2.0
-        )
+        ).logits_BTNV
         if t > 0:  # the first frame follows nothing
             torch.testing.assert_close(whole[:, now], single, atol=1e-4, rtol=1e-4)
         # In training the past is masked, too, but for the neighbourhood.
@@ -373,7 +373,7 @@ def test_guidance_amplifies_the_effect_of_the_action_and_nothing_else(
     cache = dynamics.empty_memory(cfg, 2)
 
     def logits(params, guidance):
-        return dynamics.guided_logits(params, ids, moves, cache, cfg, guidance)
+        return dynamics.guided_prediction(params, ids, moves, cache, cfg, guidance).logits_BTNV
 
     plain, double, half = (logits(dynamics_params, x) for x in (0.0, 2.0, 0.5))
     assert torch.equal(plain, dynamics.logits_next(dynamics_params, ids, moves, cache, cfg)[0])
@@ -426,7 +426,7 @@ def test_guidance_moves_away_from_the_mean_of_the_actions_that_occur(dynamics_pa
         table = dynamics_params["action"].clone()
         table[changed] += 1
         params = dynamics_params | {"action": table}
-        return dynamics.guided_logits(params, ids, moves, memory, cfg, 1.0)
+        return dynamics.guided_prediction(params, ids, moves, memory, cfg, 1.0).logits_BTNV
 
     assert cfg.actions > 2
     assert torch.equal(guided([]), guided([1]))
@@ -487,6 +487,120 @@ def test_the_loss_of_factors_is_the_joint_cross_entropy():
     torch.testing.assert_close(joint.exp().sum(-1), torch.ones(joint.shape[:-1]))
     torch.testing.assert_close(loss, F.nll_loss(joint[mask], ids[mask]))
     torch.testing.assert_close(metrics["accuracy"], (joint.argmax(-1) == ids)[mask].float().mean())
+
+
+# Digits one after another
+
+CHAIN = replace(POINTING, codes=2**6, factors=3, chain=True)
+
+
+def chain_params(cfg=CHAIN):
+    """Initial parameters, but with a chain that adds something."""
+    params = tree.init(dynamics.spec(cfg), random.key(3))
+    chain = params["chain"]
+    down = random.normal(random.key(4), chain["down"].shape)
+    pointer = {"w": chain["pointer"]["w"], "b": torch.ones(9)}
+    return params | {"chain": chain | {"down": down, "pointer": pointer}}
+
+
+def test_a_digit_is_given_those_before_it_alone():
+    cfg, ids, params = CHAIN, tokens(CHAIN, frames=3), chain_params()
+    hidden = torch.full_like(ids, cfg.codes)
+    entering = torch.zeros(ids.shape[:2], dtype=torch.int64)
+
+    def logits(given):
+        found, _ = dynamics.logits_next(
+            params, hidden, entering, None, cfg, unmasked_BTN=ids, given_BTN=given
+        )
+        return found.split(cfg.sizes, -1)
+
+    known = dynamics.digits(ids, cfg.sizes)
+    for changed in range(3):
+        other = [(x + 1) % 4 if i == changed else x for i, x in enumerate(known)]
+        pairs = zip(logits(ids), logits(dynamics.composed(other, cfg.sizes)), strict=True)
+        same = [torch.equal(a, b) for a, b in pairs]
+        assert same == [True, changed > 0, changed > 1]
+
+
+def test_without_a_chain_digits_are_given_nothing():
+    cfg, ids = FACTORS, tokens(FACTORS)
+    params = tree.init(dynamics.spec(cfg), random.key(0))
+    entering = dynamics.entering(actions(cfg), cfg)
+    a, b = (
+        dynamics.logits_next(params, ids, entering, None, cfg, given_BTN=given)[0]
+        for given in (ids, (ids + 1) % cfg.codes)
+    )
+    assert torch.equal(a, b)
+    assert not replace(FACTORS, chain=True, factors=1).is_chained
+
+
+def test_a_chain_points_on_at_ids_that_begin_with_the_digits_before():
+    cfg = replace(CHAIN, factors=2)  # 8 × 8 codes
+    ids = tokens(cfg, frames=2)
+    params = chain_params(cfg)
+    params["chain"] = params["chain"] | {
+        "down": torch.zeros_like(params["chain"]["down"]),
+        "pointer": tree.map(torch.zeros_like, params["chain"]["pointer"]),
+    }
+    hidden = torch.full_like(ids, cfg.codes)
+    entering = torch.zeros(ids.shape[:2], dtype=torch.int64)
+
+    def second_digit(bias, given):
+        pointer = params["chain"]["pointer"] | {"b": torch.tensor([0.0] * 4 + [bias] + [0.0] * 4)}
+        changed = params | {"chain": params["chain"] | {"pointer": pointer}}
+        logits, _ = dynamics.logits_next(
+            changed, hidden, entering, None, cfg, unmasked_BTN=ids, given_BTN=given
+        )
+        return logits.split(cfg.sizes, -1)[1][:, 1]
+
+    first, second = (digit[:, 0] for digit in dynamics.digits(ids, cfg.sizes))
+    standing = ids[:, :1].expand(-1, 2, -1)
+    raised = second_digit(2.0, standing) - second_digit(0.0, standing)
+    torch.testing.assert_close(raised, 2 * F.one_hot(second, 8).float())
+    begins_otherwise = dynamics.composed([(first + 1) % 8, second], cfg.sizes)
+    begins_otherwise = begins_otherwise[:, None].expand(-1, 2, -1)
+    nothing = second_digit(2.0, begins_otherwise) - second_digit(0.0, begins_otherwise)
+    assert (nothing == 0).all()
+
+
+def test_a_chain_learns_which_digits_belong_together():
+    """Each place holds one of 4 ids at random, whose digits are equal: log 4 nats instead of 2 log 4."""
+    cfg = DynamicsConfig(codes=16, factors=2, tokens=4, actions=1, columns=2)
+    cfg = replace(cfg, stack=STConfig(1, 16, 2), mask_low=1.0)
+
+    def trained(cfg):
+        params = tree.init(dynamics.spec(cfg), random.key(0))
+        for step in range(150):
+            ids = random.randint(random.key(step), (32, 2, 4), 0, 4) * 5  # digits (i, i)
+            mask = torch.ones_like(ids, dtype=torch.bool)
+            mask[:, 0] = False
+            moves = torch.zeros(32, 1, dtype=torch.int64)
+            objective = tree.value_and_grad(dynamics.loss)
+            (loss, _), grads = objective(params, ids, moves, mask, cfg)
+            params = tree.map(lambda p, g: p - 0.02 * g.sign(), params, grads)
+        return loss.item()
+
+    assert trained(replace(cfg, chain=True)) < 1.2 * math.log(4)
+    assert trained(cfg) > 1.8 * math.log(4)
+
+
+def test_guidance_of_a_chain_is_that_of_its_logits():
+    cfg, params = CHAIN, chain_params()
+    ids = tokens(cfg, frames=2)
+    entering = dynamics.entering(actions(cfg, count=1), cfg)
+    hidden = torch.where(torch.arange(2)[:, None] == 1, cfg.codes, ids)
+    whole = dynamics.guided_clip_logits(
+        params, hidden, entering, cfg, 2.0, unmasked_BTN=ids, given_BTN=ids
+    )
+    memory = dynamics.empty_memory(cfg, B)
+    _, memory = dynamics.logits_next(params, ids[:, :1], entering[:, :1], memory, cfg)
+    now = slice(1, 2)
+    single = dynamics.guided_prediction(params, hidden[:, now], entering[:, now], memory, cfg, 2.0)
+    known = dynamics.digits(ids[:, now], cfg.sizes)
+    for i, part in enumerate(single.logits_BTNV.split(cfg.sizes, -1)):
+        added = single.chained(known[:i]) if i else 0
+        expected = whole[:, now].split(cfg.sizes, -1)[i]
+        torch.testing.assert_close(part + added, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_prediction_needs_two_frames(dynamics_cfg):
@@ -566,11 +680,17 @@ def test_guidance_by_numbers_is_away_from_the_mean_prototype(vector_params):
     ids = tokens(cfg)
     numbers = torch.full((len(ids), 1), 1)
     memory = dynamics.empty_memory(cfg, len(ids))
-    by_number = dynamics.guided_logits(vector_params, ids[:, :1], numbers, memory, cfg, 1.0)
+    by_number = dynamics.guided_prediction(
+        vector_params, ids[:, :1], numbers, memory, cfg, 1.0
+    ).logits_BTNV
     values = torch.tensor(cfg.prototypes)[numbers]
-    by_vector = dynamics.guided_logits(vector_params, ids[:, :1], values, memory, cfg, 1.0)
+    by_vector = dynamics.guided_prediction(
+        vector_params, ids[:, :1], values, memory, cfg, 1.0
+    ).logits_BTNV
     torch.testing.assert_close(by_number, by_vector)
-    plain = dynamics.guided_logits(vector_params, ids[:, :1], numbers, memory, cfg, 0.0)
+    plain = dynamics.guided_prediction(
+        vector_params, ids[:, :1], numbers, memory, cfg, 0.0
+    ).logits_BTNV
     assert not torch.allclose(by_number, plain)
 
 

@@ -240,6 +240,60 @@ def test_revealing_factors_follows_their_joint_distribution():
     torch.testing.assert_close(p[0], joint[ids[0]])
 
 
+def test_chained_digits_follow_their_joint_distribution():
+    """Samples have the frequencies of p(low) p(high | low), and their confidence is that product."""
+    sizes, count = (4, 8), 40_000
+    logits = random.normal(random.key(0), (12,)) * 2
+    given = random.normal(random.key(1), sizes) * 2
+    low = logits[:4].softmax(-1)
+    joint = ((logits[4:] + given).softmax(-1) * low[:, None]).T.flatten()  # id = low + 4 · high
+    step = Step(torch.tensor(0), torch.tensor(1), torch.tensor(1.0))
+    noise = maskgit.noise_of(random.key(2), (1, count), 2)
+    hidden = torch.full((1, count), 32)
+    hidden[0, 0] = 7  # revealed before
+    ids, p = maskgit.reveal(
+        logits.expand(1, count, 12),
+        hidden,
+        step,
+        noise,
+        SampleConfig(steps=1),
+        sizes,
+        lambda known: given[known[0]],
+    )
+    share = torch.bincount(ids[0], minlength=33) / count
+    assert ids[0, 0] == 7 and (share[:32] - joint).abs().max() < 0.01
+    torch.testing.assert_close(p[0], joint[ids[0]])
+
+
+@pytest.mark.parametrize("guidance", [None, 1.0])
+def test_a_frame_of_chained_digits_has_the_probabilities_of_the_model(guidance):
+    cfg = replace(FACTORS, chain=True)
+    params = tree.init(dynamics.spec(cfg), random.key(0))
+    down = random.normal(random.key(4), params["chain"]["down"].shape)
+    params["chain"] = params["chain"] | {"down": down}
+    ids = tokens(cfg, frames=2)
+    action = actions(cfg, count=1)[:, 0]
+    memory = maskgit.remember(
+        params,
+        ids,
+        dynamics.entering(actions(cfg, count=1), cfg),
+        dynamics.empty_memory(cfg, B),
+        cfg,
+    )
+    sample = SampleConfig(steps=1, guidance=guidance)
+    new = maskgit.next_frame(params, action, memory, random.key(3), cfg, sample)
+    hidden = torch.full_like(new.ids[:, None], cfg.codes)
+    prediction = dynamics.guided_prediction(params, hidden, action[:, None], memory, cfg, guidance)
+    low, high = prediction.logits_BTNV[:, 0].split(cfg.sizes, -1)
+    digits = dynamics.digits(new.ids, cfg.sizes)
+    high = high + prediction.chained([digits[0][:, None]])[:, 0]
+    expected = [
+        x.softmax(-1).gather(-1, digit[..., None])[..., 0]
+        for x, digit in zip((low, high), digits, strict=True)
+    ]
+    torch.testing.assert_close(new.probability, expected[0] * expected[1])
+
+
 def test_factors_generate_ids_of_the_whole_vocabulary():
     cfg, params = FACTORS, tree.init(dynamics.spec(FACTORS), random.key(0))
     sample = SampleConfig(steps=3)

@@ -32,6 +32,7 @@ FORMER = {
     "code_init": False,
     "model.neighbourhood": 0,
     "model.pointer": False,
+    "model.chain": False,
     "model.quantizer.use_rate": 0.02,
     "model.quantizer.from_inputs": False,
 }

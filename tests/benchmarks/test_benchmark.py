@@ -71,14 +71,14 @@ def test_generate_refuses_ways_that_disagree(monkeypatch, name):
 
 def test_the_uncached_way_uses_no_cache(monkeypatch):
     seen = []
-    true = dynamics.logits_next
+    true = dynamics.predict_next
 
     def spy(params, ids_BTN, actions_BT, cache, cfg, **options):
         seen.append((ids_BTN.shape[1], cache is None))
         return true(params, ids_BTN, actions_BT, cache, cfg, **options)
 
     for module in (dynamics, maskgit):
-        monkeypatch.setattr(module, "logits_next", spy)
+        monkeypatch.setattr(module, "predict_next", spy)
     suites.generate_suite(TINY, CPU)
     assert set(seen) == {
         (3, False),

@@ -23,10 +23,13 @@ ABOUT = {"card": {"run": "runs/tiny"}, "keys": {"LEFT": 2}}
 
 @pytest.fixture(scope="module")
 def model():
-    """A small world whose ids have two factors and whose dynamics points at the frame before."""
+    """A small world whose ids have two factors, one predicted after the other, and whose dynamics points
+    at the frame before."""
     plain = tiny_world()
-    cfg = replace(plain.dynamics.cfg, factors=2, pointer=True)
+    cfg = replace(plain.dynamics.cfg, factors=2, pointer=True, chain=True)
     params = tree.init(dynamics.spec(cfg), random.key(5))
+    down = random.normal(random.key(6), params["chain"]["down"].shape)
+    params["chain"] = params["chain"] | {"down": down}
     return plain._replace(dynamics=world.Stage(cfg, params))
 
 

@@ -173,6 +173,13 @@ OTHERS = {
         "neighbourhood": 3,
         "pointer": True,
     },
+    "three factors, pointer, chain": {
+        "codes": 64,
+        "factors": 3,
+        "neighbourhood": 3,
+        "pointer": True,
+        "chain": True,
+    },
     "prepended actions": {"action_mode": "prepend", "occurring": (0, 2)},
 }
 
@@ -181,6 +188,7 @@ OTHERS = {
     "name, sample",
     [
         ("two factors, pointer", SampleConfig(order="random")),
+        ("three factors, pointer, chain", SampleConfig(guidance=2.0)),
         ("prepended actions", SampleConfig(guidance=2.0)),
     ],
 )
@@ -189,6 +197,9 @@ def test_graphs_of_other_models_predict_as_torch_does(tmp_path, name, sample):
     stack = STConfig(2, 32, 2, window=3)
     cfg = DynamicsConfig(tokens=6, actions=3, columns=3, stack=stack, **OTHERS[name])
     params = tree.init(dynamics.spec(cfg), random.key(3))
+    if cfg.is_chained:  # a chain that has learnt something
+        down = random.normal(random.key(4), params["chain"]["down"].shape)
+        params["chain"] = params["chain"] | {"down": down}
     model = world.World(None, world.Stage(cfg, params), None)
     state = world.State(dynamics.empty_memory(cfg, 1), None)
     made = {
