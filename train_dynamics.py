@@ -141,7 +141,7 @@ def _config(preset: str, **options) -> Config:
 
 
 def demo() -> Config:
-    """2.4M parameters on 64 tokens per frame: minutes on two CPU cores, uncompiled."""
+    """2.1M parameters on 64 tokens per frame: minutes on two CPU cores, uncompiled."""
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )

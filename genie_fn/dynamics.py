@@ -132,16 +132,10 @@ class DynamicsConfig:
 
 PRESETS = {
     "demo": DynamicsConfig(
-        stack=STConfig(layers=4, dim=128, heads=4, window=8),
-        neighbourhood=3,
-        pointer=True,
-        chain=True,
+        stack=STConfig(layers=4, dim=128, heads=4, window=8), neighbourhood=3, pointer=True
     ),
     "small": DynamicsConfig(
-        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"),
-        neighbourhood=3,
-        pointer=True,
-        chain=True,
+        stack=STConfig(layers=8, dim=384, heads=6, dtype="bfloat16"), neighbourhood=3, pointer=True
     ),
     "coinrun": DynamicsConfig(stack=STConfig(layers=12, dim=512, heads=8, dtype="bfloat16")),
 }
