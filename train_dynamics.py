@@ -32,7 +32,19 @@ import torch
 from torch import Tensor
 from tyro.conf import Suppress
 
-from genie_fn import bundle, data, dynamics, lam, metrics, quantize, random, tokenizer, tree, world
+from genie_fn import (
+    bundle,
+    data,
+    dynamics,
+    guidance,
+    lam,
+    metrics,
+    quantize,
+    random,
+    tokenizer,
+    tree,
+    world,
+)
 from genie_fn.bundle import EarlierStage
 from genie_fn.data import augment, token_cache, vectors
 from genie_fn.dynamics import DynamicsConfig
@@ -228,7 +240,7 @@ def distillation_objective(cfg: Config, teacher: Tree) -> Objective:
 
     def loss(params, batch: TokenBatch, key, step, microbatch):
         mask, shown = hide(batch.ids, key, cfg.model, microbatch)
-        value, (scores, aux) = dynamics.distillation_loss(
+        value, (scores, aux) = guidance.distillation_loss(
             params,
             teacher,
             batch.ids,

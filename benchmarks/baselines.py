@@ -5,7 +5,7 @@ cache. Tests check that they give the same results, so a ratio of times compares
 of one computation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -177,14 +177,10 @@ def uncached_unmask(  # noqa: PLR0913 the arguments of maskgit.unmask
     prediction, _ = dynamics.predict_next(
         params, ids_BTN, torch.cat((past[1], action_B[:, None]), 1), None, cfg, backend=backend
     )
-    chain = prediction.chained
-
-    def chained(known: Sequence[Tensor]) -> Tensor:
-        assert chain is not None, "the model has a chain"
-        return chain([digit[:, None].expand_as(ids_BTN) for digit in known])[:, -1]
-
-    logits_BNV = prediction.logits_BTNV[:, -1]
-    return maskgit.reveal(logits_BNV, ids_BN, step, noise, sample, cfg.sizes, chain and chained)
+    logits_BNV, chained = prediction.rearranged(
+        lambda logits: logits[:, -1], lambda digit: digit[:, None].expand_as(ids_BTN)
+    )
+    return maskgit.reveal(logits_BNV, ids_BN, step, noise, sample, cfg.sizes, chained)
 
 
 def materialised_entropies(z_MK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -324,16 +324,16 @@ def action_numbers(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
 def _embed_actions(params: Tree, actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
     """Actions (B, T), or vectors (B, T, A), → (B, T, D)."""
     if not actions_BT.is_floating_point():
-        return F.embedding(actions_BT, _action_table(params, cfg))
+        return F.embedding(actions_BT, action_table(params, cfg))
     table = params["action"]
     none_BT1 = actions_BT.isnan().any(-1, keepdim=True)
     embedded_BTD = actions_BT.nan_to_num() @ table[:-2] + table[-2]
     return torch.where(none_BT1, table[-1], embedded_BTD)
 
 
-def _action_table(params: Tree, cfg: DynamicsConfig) -> Tensor:
+def action_table(params: Tree, cfg: DynamicsConfig) -> Tensor:
     """The embeddings of the numbers of actions, (actions + 1, D) or more."""
-    if "action_table" in params:  # of `_with_mean_action`
+    if "action_table" in params:  # of `guidance`
         return params["action_table"]
     table = params["action"]
     if not cfg.prototypes:
@@ -353,6 +353,20 @@ class Prediction(NamedTuple):
     """Of all factors, concatenated; with `chain`, without what the digits before them add."""
     chained: Chained | None
     """With `chain`, for digits (B, T, N) and logits (B, T, N, V_i)."""
+
+    def rearranged(
+        self, logits: Callable[[Tensor], Tensor], digit: Callable[[Tensor], Tensor]
+    ) -> "Prediction":
+        """The prediction with its logits changed by one function, for digits that another one turns
+        into those that the chain takes."""
+        chained = self.chained
+        if chained is None:
+            return Prediction(logits(self.logits_BTNV), None)
+
+        def changed(known: Sequence[Tensor]) -> Tensor:
+            return logits(chained([digit(x) for x in known]))
+
+        return Prediction(logits(self.logits_BTNV), changed)
 
 
 def logits_next(  # noqa: PLR0913 (those of `predict_next`, and the ids that digits are given)
@@ -385,10 +399,10 @@ def logits_next(  # noqa: PLR0913 (those of `predict_next`, and the ids that dig
         backend=backend,
     )
     known_BTN = ids_BTN if unmasked_BTN is None else unmasked_BTN
-    return _given(prediction, known_BTN if given_BTN is None else given_BTN, cfg), extended
+    return given_digits(prediction, known_BTN if given_BTN is None else given_BTN, cfg), extended
 
 
-def _given(prediction: Prediction, ids_BTN: Tensor, cfg: DynamicsConfig) -> Tensor:
+def given_digits(prediction: Prediction, ids_BTN: Tensor, cfg: DynamicsConfig) -> Tensor:
     """The logits of each factor, given the digits of `ids_BTN` before it, concatenated."""
     if prediction.chained is None:
         return prediction.logits_BTNV
@@ -438,11 +452,12 @@ def predict_next(  # noqa: PLR0913 (what the model sees, the memory of the past,
     )
     y_BTND = y[:, :, -cfg.tokens :]
     logits = layers.linear(params["head"], y_BTND, backend.products).float()
+    around = _digits_around(before_BTN, cfg) if cfg.pointer else []
     if cfg.pointer:
-        logits = _point(params["pointer"], y_BTND, logits, before_BTN, cfg)
+        logits = _point(params["pointer"], y_BTND, logits, around, cfg)
 
     def chained(known: Sequence[Tensor]) -> Tensor:
-        return _chain(params, y_BTND, before_BTN, known, cfg, backend)
+        return _chain(params, y_BTND, around, known, cfg, backend)
 
     prediction = Prediction(logits, chained if cfg.is_chained else None)
     return prediction, None if cache is None else Memory(cache, known_BTN[:, -1])
@@ -451,14 +466,15 @@ def predict_next(  # noqa: PLR0913 (what the model sees, the memory of the past,
 def _chain(
     params: Tree,
     y_BTND: Tensor,
-    before_BTN: Tensor,
+    around: Sequence[Tensor],
     known: Sequence[Tensor],
     cfg: DynamicsConfig,
     backend: Backend,
 ) -> Tensor:
     """What the digits (B, T, N) of the first factors add to the logits (B, T, N, V_i) of the next one.
 
-    With `pointer`, ids of the frame before that begin with these digits are raised further.
+    With `pointer`, ids of the frame before that begin with these digits are raised further; `around`
+    are those of `_digits_around`.
     """
     own = params["chain"]
     factor = len(known)
@@ -472,7 +488,6 @@ def _chain(
     if not cfg.pointer:
         return logits
     weight_BTNS = layers.linear(own["pointer"], y_BTND).float()
-    around = _digits_around(before_BTN, cfg)
     for digit_BTNS, digit in zip(around, known, strict=False):
         weight_BTNS = weight_BTNS * (digit_BTNS == digit[..., None])
     return _raise(logits, weight_BTNS, around[factor])
@@ -512,16 +527,21 @@ def _neighbours(x_BTNE: Tensor, cfg: DynamicsConfig, outside: float = 0.0) -> li
 
 
 def _point(
-    params: Tree, y_BTND: Tensor, logits_BTNV: Tensor, before_BTN: Tensor, cfg: DynamicsConfig
+    params: Tree,
+    y_BTND: Tensor,
+    logits_BTNV: Tensor,
+    around: Sequence[Tensor],
+    cfg: DynamicsConfig,
 ) -> Tensor:
-    """Logits raised at the ids of the square of each token in the frame before.
+    """Logits raised at the ids of the square of each token in the frame before, whose digits are
+    `around`.
 
     After pointer networks (Vinyals et al. 2015, arXiv 1506.03134) and pointer-sentinel mixtures (Merity
     et al. 2016, arXiv 1609.07843); a sum of logits instead of a mixture of distributions.
     """
     weight_BTNS = layers.linear(params, y_BTND).float()
     factors = parts(logits_BTNV, cfg.sizes, -1)
-    pairs = zip(factors, _digits_around(before_BTN, cfg), strict=True)
+    pairs = zip(factors, around, strict=True)
     pointed = [_raise(factor, weight_BTNS, digit) for factor, digit in pairs]
     return torch.cat(pointed, -1) if len(pointed) > 1 else pointed[0]
 
@@ -573,123 +593,6 @@ def total(tensors: list[Tensor]) -> Tensor:
     for x in tensors[1:]:
         total = total + x
     return total
-
-
-def guided_prediction(
-    params: Tree,
-    ids_BTN: Tensor,
-    actions_BT: Tensor,
-    memory: Memory,
-    cfg: DynamicsConfig,
-    guidance: float | None,
-    *,
-    backend: Backend = AUTO,
-) -> Prediction:
-    """What `predict_next` returns, with classifier-free guidance: l + guidance · (l - l').
-
-    l' are the logits under the mean of the embeddings of all actions that occur. It replaces the
-    null action of Ho & Salimans 2022 (arXiv 2207.12598, equation 6), which training would have to
-    include.
-    """
-    if not guidance:
-        prediction, _ = predict_next(
-            params,
-            ids_BTN,
-            actions_BT,
-            memory,
-            cfg,
-            extend=False,
-            backend=backend,
-        )
-        return prediction
-    mean_BT = _mean_action(actions_BT, cfg)
-    both, _ = predict_next(
-        _with_mean_action(params, cfg),
-        torch.cat((ids_BTN, ids_BTN)),
-        torch.cat((actions_BT, mean_BT)),
-        _twice(memory),
-        cfg,
-        extend=False,
-        backend=backend,
-    )
-    return _guided(both, 0, guidance)
-
-
-def guided_clip_logits(  # noqa: PLR0913 (those of `logits_next`, and the guidance)
-    params: Tree,
-    ids_BTN: Tensor,
-    actions_BT: Tensor,
-    cfg: DynamicsConfig,
-    guidance: float,
-    *,
-    unmasked_BTN: Tensor,
-    given_BTN: Tensor | None = None,
-    backend: Backend = AUTO,
-) -> Tensor:
-    """The logits of whole clips, each frame with the guidance that `guided_prediction` gives it.
-
-    In l' only the action that led into the frame itself is the mean one. So every frame is there a second
-    time, with the mean action, and this one sees the first ones of the frames before it. The logits of
-    the first frame, which follows none, mean nothing.
-    """
-    frames = ids_BTN.shape[1]
-    device = ids_BTN.device
-    time_T1 = torch.arange(frames, device=device)[:, None]
-    visible_TT = layers.visible_frames(frames, cfg.stack.window, None, device)
-    itself_TT = torch.eye(frames, dtype=torch.bool, device=device)
-    first = torch.cat((visible_TT, torch.zeros_like(visible_TT)), 1)
-    second = torch.cat((visible_TT & ~itself_TT, itself_TT), 1)
-    visibility = Visibility(torch.cat((time_T1, time_T1)), torch.cat((first, second)))
-    mean_BT = _mean_action(actions_BT, cfg)
-    both, _ = predict_next(
-        _with_mean_action(params, cfg),
-        torch.cat((ids_BTN, ids_BTN), 1),
-        torch.cat((actions_BT, mean_BT), 1),
-        None,
-        cfg,
-        unmasked_BTN=torch.cat((unmasked_BTN, unmasked_BTN), 1),
-        visibility=visibility,
-        backend=backend,
-    )
-    prediction = _guided(both, 1, guidance)
-    return _given(prediction, unmasked_BTN if given_BTN is None else given_BTN, cfg)
-
-
-def _guided(both: Prediction, axis: int, guidance: float) -> Prediction:
-    """l + guidance · (l - l'), where l and l' are the halves of `both` along an axis."""
-
-    def guided(logits: Tensor) -> Tensor:
-        own, without_action = logits.chunk(2, axis)
-        return own + guidance * (own - without_action)
-
-    def chained(known: Sequence[Tensor]) -> Tensor:
-        assert both.chained is not None, "the model has a chain"
-        return guided(both.chained([torch.cat((digit, digit), axis) for digit in known]))
-
-    return Prediction(guided(both.logits_BTNV), both.chained and chained)
-
-
-def _with_mean_action(params: Tree, cfg: DynamicsConfig) -> Tree:
-    """Parameters with a table of one action more, the mean of those that occur."""
-    table = _action_table(params, cfg)
-    trained_AD = table[: cfg.actions]
-    if cfg.occurring:  # without an index tensor, which would be a constant of a compiled program
-        trained_AD = torch.stack([table[action] for action in cfg.occurring])
-    return params | {"action_table": torch.cat((table, trained_AD.mean(0, keepdim=True)))}
-
-
-def _mean_action(actions_BT: Tensor, cfg: DynamicsConfig) -> Tensor:
-    """The mean action, as often as there are actions. The mean of vectors is 0."""
-    if actions_BT.is_floating_point():
-        return torch.zeros_like(actions_BT)
-    return torch.full_like(actions_BT, cfg.actions + 1)
-
-
-def _twice(memory: Memory) -> Memory:
-    """The memory of twice as many sessions, each of which is there twice."""
-    k, v, seen = memory.cache
-    cache = Cache(torch.cat((k, k), 1), torch.cat((v, v), 1), seen)
-    return Memory(cache, torch.cat((memory.newest_BN, memory.newest_BN)))
 
 
 # Training
@@ -765,7 +668,7 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
         given_BTN=ids_BTN,
         backend=backend,
     )
-    weight = _share(mask_BTN, microbatch)
+    weight = hidden_weight(mask_BTN, microbatch)
     nats: list[Tensor] = []
     right = torch.ones_like(mask_BTN)
     factors = parts(logits, cfg.sizes, -1)
@@ -778,62 +681,7 @@ def loss(  # noqa: PLR0913 (the paper's arguments)
     return cross_entropy, ({"cross_entropy": cross_entropy, "accuracy": accuracy}, ())
 
 
-def _share(mask_BTN: Tensor, microbatch: Microbatch) -> Tensor:
+def hidden_weight(mask_BTN: Tensor, microbatch: Microbatch) -> Tensor:
     """The weight of each hidden token in an average over those of the whole batch."""
     hidden_tokens = microbatch.mean("hidden_tokens", statistics(mask_BTN)["hidden_tokens"])
     return mask_BTN.float() / hidden_tokens.clamp(min=1 / microbatch.count)
-
-
-def distillation_loss(  # noqa: PLR0913 (those of `loss`, and the teacher's)
-    params: Tree,
-    teacher: Tree,
-    ids_BTN: Tensor,
-    actions_BT: Tensor,
-    mask_BTN: Tensor,
-    cfg: DynamicsConfig,
-    microbatch: Microbatch = WHOLE_BATCH,
-    shown_BTN: Tensor | None = None,
-    *,
-    backend: Backend = AUTO,
-) -> tuple[Tensor, tuple[dict[str, Tensor], tuple[()]]]:
-    """Kullback-Leibler divergence, in nats per hidden token, of the model without guidance from its
-    teacher with guidance of scale `cfg.distilled` (Meng et al. 2022, arXiv 2210.03142, section 3.1, for
-    diffusion models).
-
-    `teacher` are the parameters of a model of the same configuration; the other arguments, and what is
-    returned, are as for `loss`.
-    """
-    visible = ids_BTN if shown_BTN is None else shown_BTN
-    masked = torch.where(mask_BTN, cfg.codes, visible)
-    entering_BT = entering(actions_BT, cfg)
-    with torch.no_grad():
-        target = guided_clip_logits(
-            teacher,
-            masked,
-            entering_BT,
-            cfg,
-            cfg.distilled,
-            unmasked_BTN=visible,
-            given_BTN=ids_BTN,
-            backend=backend,
-        )
-    logits, _ = logits_next(
-        params,
-        masked,
-        entering_BT,
-        None,
-        cfg,
-        unmasked_BTN=visible,
-        given_BTN=ids_BTN,
-        backend=backend,
-    )
-    nats: list[Tensor] = []
-    agree = torch.ones_like(mask_BTN)
-    pairs = zip(parts(logits, cfg.sizes, -1), parts(target, cfg.sizes, -1), strict=True)
-    for own, wanted in pairs:
-        log_p = wanted.log_softmax(-1)
-        nats.append((log_p.exp() * (log_p - own.log_softmax(-1))).sum(-1))
-        agree = agree & (own.argmax(-1) == wanted.argmax(-1))
-    weight = _share(mask_BTN, microbatch)
-    divergence = (total(nats) * weight).sum()
-    return divergence, ({"divergence": divergence, "agreement": (agree * weight).sum()}, ())

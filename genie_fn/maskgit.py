@@ -5,7 +5,7 @@ hidden ones and keeps the most confident, more with every step, until none is hi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -22,12 +22,12 @@ from genie_fn.dynamics import (
     digits,
     empty_memory,
     entering,
-    guided_prediction,
     parts,
     predict_next,
     total,
 )
 from genie_fn.errors import UserError
+from genie_fn.guidance import guided_prediction
 from genie_fn.runtime.backend import AUTO, Backend
 from genie_fn.tree import Tree
 
@@ -199,13 +199,9 @@ def unmask(  # noqa: PLR0913 (a program that a caller may compile)
 
 def _of_one_frame(prediction: Prediction, frames: int) -> tuple[Tensor, Chained | None]:
     """A prediction of several frames as that of one large frame of all their tokens."""
-    chain = prediction.chained
-
-    def chained(known: Sequence[Tensor]) -> Tensor:
-        assert chain is not None, "the model has a chain"
-        return chain([digit.reshape(len(digit), frames, -1) for digit in known]).flatten(1, 2)
-
-    return prediction.logits_BTNV.flatten(1, 2), chain and chained
+    return prediction.rearranged(
+        lambda logits: logits.flatten(1, 2), lambda digit: digit.reshape(len(digit), frames, -1)
+    )
 
 
 def remember(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genie_fn import dynamics, maskgit, random, tree
+from genie_fn.guidance import guided_prediction
 from genie_fn.maskgit import SampleConfig, Step
 from tests.test_dynamics import FACTORS, B, actions, tokens
 
@@ -283,7 +284,7 @@ def test_a_frame_of_chained_digits_has_the_probabilities_of_the_model(guidance):
     sample = SampleConfig(steps=1, guidance=guidance)
     new = maskgit.next_frame(params, action, memory, random.key(3), cfg, sample)
     hidden = torch.full_like(new.ids[:, None], cfg.codes)
-    prediction = dynamics.guided_prediction(params, hidden, action[:, None], memory, cfg, guidance)
+    prediction = guided_prediction(params, hidden, action[:, None], memory, cfg, guidance)
     low, high = prediction.logits_BTNV[:, 0].split(cfg.sizes, -1)
     digits = dynamics.digits(new.ids, cfg.sizes)
     high = high + prediction.chained([digits[0][:, None]])[:, 0]

@@ -215,8 +215,9 @@ def add(
     back = np.argsort(order)
     reserved = segment.offset + padded_length(segment.length)
     end = segment.offset + segment.length
+    contents = encode(ordered, cache.num_frames, encoder, batch)
     with files.writing(f"the token cache {cache.root} (--cfg.tokens)"):
-        for name, values in encode(ordered, cache.num_frames, encoder, batch).items():
+        for name, values in contents.items():
             array = cache.arrays[name]
             if array.shape[0] < reserved:
                 shape = [reserved, *array.shape[1:]]

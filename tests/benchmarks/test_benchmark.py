@@ -10,7 +10,7 @@ import torch
 
 import benchmark
 from benchmarks import baselines, counts, report, suites, timing
-from genie_fn import dynamics, maskgit, random, tokenizer, tree
+from genie_fn import dynamics, guidance, maskgit, random, tokenizer, tree
 from genie_fn.dynamics import DynamicsConfig
 from genie_fn.errors import UserError
 from genie_fn.kernels import lfq
@@ -77,7 +77,7 @@ def test_the_uncached_way_uses_no_cache(monkeypatch):
         seen.append((ids_BTN.shape[1], cache is None))
         return true(params, ids_BTN, actions_BT, cache, cfg, **options)
 
-    for module in (dynamics, maskgit):
+    for module in (dynamics, guidance, maskgit):
         monkeypatch.setattr(module, "predict_next", spy)
     suites.generate_suite(TINY, CPU)
     assert set(seen) == {
