@@ -3,8 +3,8 @@
 Rollouts start at held-out frames. Their actions are the clip's own as long as a recorded clip
 lasts, and then those of further clips, so that they occur in natural order and frequency. At a few
 frames t the generated frames are compared with the recorded ones of the same time, where there are
-any, and with recorded frames in general: by their edges, and by how many different codes a frame
-has. From there every action is held for some frames, as in held_codes.py.
+any, and with recorded frames in general: by their edges, by how many different codes a frame
+has, and by whether its ids belong together. From there every action is held for some frames, as in held_codes.py.
 """
 
 import math
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genie_fn import data, metrics, random
+from genie_fn import data, dynamics, metrics, random, tokenizer
 from genie_fn import world as worlds
 from genie_fn.data import Store
 from genie_fn.errors import UserError
-from genie_fn.evaluation import held_codes
+from genie_fn.evaluation import held_codes, reconstruction
 from genie_fn.evaluation.clips import Clips, encode
 from genie_fn.evaluation.record import LongRollouts
 from genie_fn.maskgit import SampleConfig
@@ -132,6 +132,21 @@ def perplexity(ids_BN: Tensor) -> float:
     return sum(values) / len(values)
 
 
+def kept(world: World, ids_BN: Tensor, frames_BHWC: Tensor) -> float:
+    """The share of the digits of ids that encoding the frames decoded from them, by themselves, gives
+    again."""
+    model = world.tokenizer
+    again = [
+        tokenizer.tokenize(model.params, chunk[:, None], model.cfg, backend=model.backend)[1][:, 0]
+        for (chunk,) in worlds.chunks(frames_BHWC)
+    ]
+    sizes = world.dynamics.cfg.sizes
+    pairs = zip(
+        dynamics.digits(ids_BN, sizes), dynamics.digits(torch.cat(again), sizes), strict=True
+    )
+    return torch.stack([a == b for a, b in pairs]).float().mean().item()
+
+
 def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames are sampled)
     world: World,
     start: Start,
@@ -154,6 +169,7 @@ def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames ar
 
     length = clips.frames.shape[1]
     different = perplexity(clips.ids.flatten(0, 1))
+    decoded = reconstruction.decode(world, clips.ids)
     edges = [metrics.edge_ratio(rollout.frames[t], clips.frames) for t in stops]
     perplexities = [perplexity(rollout.ids[t]) for t in stops]
     tested = held_codes.tested(codes, world.dynamics.cfg.actions)
@@ -182,6 +198,8 @@ def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames ar
         edges=[round(value, 4) for value in edges],
         perplexity=[round(value, 4) for value in perplexities],
         recorded_perplexity=round(different, 4),
+        kept=[round(kept(world, rollout.ids[t], rollout.frames[t]), 4) for t in stops],
+        recorded_kept=round(kept(world, clips.ids.flatten(0, 1), decoded.flatten(0, 1)), 4),
         followed=followed,
         dissolved=min(dissolved, default=None),
     )

@@ -220,6 +220,11 @@ class LongRollouts:
     """exp of the entropy of the codes of a frame, mean over the frames."""
     recorded_perplexity: float
     """The same of recorded frames."""
+    kept: list[float] | None
+    """The share of the digits of ids that are the same after the frame was decoded and encoded again by
+    itself: digits that do not belong together are not. None in records before schema 4."""
+    recorded_kept: float | None
+    """The same of recorded frames."""
     followed: list[float | None]
     """Share of actions that are followed if they are held from there; None if none is tested."""
     dissolved: int | None

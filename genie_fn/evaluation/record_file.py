@@ -14,7 +14,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation.record import Evaluation
 from genie_fn.runtime import files, versions
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = "metrics.json"
 
 METHODS = {
@@ -91,6 +91,8 @@ def migrate(stored: dict[str, Any], schema: int) -> dict[str, Any]:
         stored = _from_schema_1(stored)
     if schema < 3:
         stored = _without_edges(stored)
+    if schema < 4:
+        stored = _without_kept_ids(stored)
     return stored | {"of_schema": schema}
 
 
@@ -102,6 +104,15 @@ def _without_edges(old: dict[str, Any]) -> dict[str, Any]:
     }
     reconstruction = old["reconstruction"] | {"edges": None}
     return old | {"rollouts": rollouts, "reconstruction": reconstruction}
+
+
+def _without_kept_ids(old: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 3 with the fields that it lacks."""
+    actions = old["actions"]
+    rollouts = actions.get("long_rollouts")
+    if rollouts is not None:
+        rollouts = rollouts | {"kept": None, "recorded_kept": None}
+    return old | {"actions": actions | {"long_rollouts": rollouts}}
 
 
 def _from_schema_1(old: dict[str, Any]) -> dict[str, Any]:

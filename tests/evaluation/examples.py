@@ -97,6 +97,8 @@ def evaluation() -> Evaluation:
             edges=[0.83, 0.42],
             perplexity=[30.5, 22.1],
             recorded_perplexity=35.2,
+            kept=[0.57, 0.44],
+            recorded_kept=0.64,
             followed=[0.75, None],
             dissolved=50,
         ),

@@ -49,7 +49,20 @@ def world(monkeypatch, fades_at=10**6, still_at=10**6):
     monkeypatch.setattr(long_rollouts.worlds, "step", step)
     monkeypatch.setattr(long_rollouts.worlds, "start", lambda *arguments: (start, None))
     monkeypatch.setattr(long_rollouts, "encode", encode)
-    return SimpleNamespace(lam=None, dynamics=SimpleNamespace(cfg=SimpleNamespace(actions=2)))
+
+    def encoded(params, video, cfg, backend):
+        return None, torch.arange(16).repeat(len(video), 1, 1)
+
+    monkeypatch.setattr(
+        long_rollouts.reconstruction, "decode", lambda world, ids: ids[..., None, None]
+    )
+    monkeypatch.setattr(long_rollouts.tokenizer, "tokenize", encoded)
+    cfg = SimpleNamespace(actions=2, sizes=(4, 4))
+    return SimpleNamespace(
+        lam=None,
+        dynamics=SimpleNamespace(cfg=cfg),
+        tokenizer=SimpleNamespace(params=None, cfg=None, backend=None),
+    )
 
 
 def evaluated(model, frames=60, length=21):
@@ -68,12 +81,14 @@ def test_a_world_that_goes_on(monkeypatch):
     assert found.psnr == [100, None, None]  # the clips are over
     assert found.edges == pytest.approx([1, 1, 1], abs=1e-3)
     assert found.perplexity == [16, 16, 16] and found.recorded_perplexity == 16
+    assert found.kept == [1, 1, 1] and found.recorded_kept == 1
     assert found.followed == [1, 1, 1] and found.dissolved is None
 
 
 def test_a_world_that_becomes_uniform_has_dissolved(monkeypatch):
     found = evaluated(world(monkeypatch, fades_at=30))
     assert found.dissolved == 50 and found.edges[1:] == [0, 0] and found.perplexity == [16, 1, 1]
+    assert found.kept == [1, 0.25, 0.25]  # a quarter of the first digits, and of the second, are 0
 
 
 def test_a_world_that_stops_following(monkeypatch):

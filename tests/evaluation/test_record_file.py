@@ -27,8 +27,33 @@ def test_a_record_is_read_as_it_was_written(evaluation, tmp_path):
     assert stored["of_schema"] == record_file.SCHEMA and stored == asdict(evaluation)
 
 
+def without_kept_ids(evaluation, schema):
+    """What is read from a record of an earlier schema, in which ids that are kept were not counted."""
+    rollouts = replace(evaluation.actions.long_rollouts, kept=None, recorded_kept=None)
+    actions = replace(evaluation.actions, long_rollouts=rollouts)
+    return replace(evaluation, actions=actions, of_schema=schema)
+
+
+def schema_3(evaluation) -> dict:
+    """The same record in schema 3."""
+    record = asdict(evaluation)
+    del record["of_schema"]
+    for name in ("kept", "recorded_kept"):
+        del record["actions"]["long_rollouts"][name]
+    return record | {"schema": 3}
+
+
+def test_a_record_of_schema_3_is_read_and_written_as_one(evaluation, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(schema_3(evaluation)))
+    found = record_file.read(tmp_path)
+    assert found == without_kept_ids(evaluation, 3)
+    record_file.write(found, tmp_path)
+    assert record_file.read(tmp_path) == found
+
+
 def without_edges(evaluation, schema):
-    """What is read from a record of an earlier schema, in which edges were not measured."""
+    """What is read from a record of an earlier schema, in which edges were not measured either."""
+    evaluation = without_kept_ids(evaluation, schema)
     rollouts = {
         prompt: Protocol(*(replace(scores, edges={}) for scores in (protocol.all, protocol.moving)))
         for prompt, protocol in evaluation.rollouts.items()
@@ -39,8 +64,8 @@ def without_edges(evaluation, schema):
 
 def schema_2(evaluation) -> dict:
     """The same record in schema 2."""
-    record = asdict(evaluation)
-    del record["of_schema"], record["reconstruction"]["edges"]
+    record = schema_3(evaluation)
+    del record["reconstruction"]["edges"]
     for protocol in record["rollouts"].values():
         for scores in protocol.values():
             del scores["edges"]

@@ -150,7 +150,13 @@ def transfer(found: Transfer) -> Rows:
 def long_rollouts(found: LongRollouts) -> Rows:
     """By frame, how pictures and the effect of actions change in long rollouts."""
     columns = zip(
-        found.times, found.psnr, found.edges, found.perplexity, found.followed, strict=True
+        found.times,
+        found.psnr,
+        found.edges,
+        found.perplexity,
+        found.kept or [None] * len(found.times),
+        found.followed,
+        strict=True,
     )
     return [
         [
@@ -158,9 +164,10 @@ def long_rollouts(found: LongRollouts) -> Rows:
             "–" if psnr is None else f"{psnr:.2f} dB",
             f"{edges:.2f}",
             f"{perplexity:.1f}",
+            "–" if kept is None else f"{kept:.0%}",
             "–" if followed is None else f"{followed:.0%}",
         ]
-        for t, psnr, edges, perplexity, followed in columns
+        for t, psnr, edges, perplexity, kept, followed in columns
     ]
 
 
