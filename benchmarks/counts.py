@@ -19,12 +19,8 @@ def stack(cfg: STConfig, frames: int, places: int) -> float:
     """
     projections = 2 * 2 * 4 * cfg.dim**2
     scores = 2 * 2 * cfg.dim * (places + (frames + 1) / 2)
-    return cfg.layers * (projections + scores) + mlps(cfg)
-
-
-def mlps(cfg: STConfig) -> float:
-    """FLOPs of the MLPs of a stack per token."""
-    return cfg.layers * 2 * 2 * cfg.mlp * cfg.dim**2
+    mlp = 2 * 2 * cfg.mlp * cfg.dim**2
+    return cfg.layers * (projections + scores + mlp)
 
 
 def tokenizer_step(cfg: TokenizerConfig, batch: int, frames: int) -> float:
@@ -35,8 +31,7 @@ def tokenizer_step(cfg: TokenizerConfig, batch: int, frames: int) -> float:
     codebook = (
         2 * 2 * cfg.quantizer.book_codes * cfg.quantizer.dim if cfg.quantizer.kind == "vq" else 0
     )
-    encoder = mlps(cfg.encoder) if cfg.patchwise else stack(cfg.encoder, frames, cfg.tokens)
-    inside = encoder + stack(cfg.decoder, frames, cfg.tokens)
+    inside = sum(stack(side, frames, cfg.tokens) for side in (cfg.encoder, cfg.decoder))
     return TRAINING * batch * frames * cfg.tokens * (inside + ends + codebook)
 
 

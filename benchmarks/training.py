@@ -48,9 +48,7 @@ def _tokenizer_step(
     cfg, preset: str, shape: tuple[int, int], mode: CompileMode, device: torch.device
 ) -> list[dict]:
     clips, frames = shape
-    model = replace(
-        tokenizer.PRESETS[preset], quantizer=QuantizerConfig(codes=1024), patchwise=False
-    )
+    model = replace(tokenizer.PRESETS[preset], quantizer=QuantizerConfig(codes=1024))
     spec = tokenizer.spec(model)
     params = tree.init(spec, random.key(0, device))
     pixels = (clips, frames, model.height, model.width, 3)

@@ -297,32 +297,6 @@ def grid_transformer(
     return linear(params["head"], x).float(), cache
 
 
-def patch_mlp_spec(cfg: STConfig, inputs: int, outputs: int, *, scale: float = 1.0) -> Tree:
-    """A stack of `layers` feed-forward layers between projections; `scale` is that of the output."""
-    block = {
-        "mlp_norm": norm_spec(cfg.dim),
-        "mlp": mlp_spec(cfg.dim, cfg.mlp * cfg.dim, scale=cfg.layers**-0.5),
-    }
-    return {
-        "embed": linear_spec(inputs, cfg.dim, bias=True),
-        "blocks": tree.stack(block, cfg.layers),
-        "norm": norm_spec(cfg.dim),
-        "head": linear_spec(cfg.dim, outputs, bias=True, scale=scale),
-    }
-
-
-def patch_mlp(params: Tree, x_BTNI: Tensor, cfg: STConfig, *, backend: Backend = AUTO) -> Tensor:
-    """(B, T, N, inputs) → (B, T, N, outputs), float32, every token by itself.
-
-    It is `grid_transformer` without attention and without places, so that equal patches have equal
-    outputs.
-    """
-    x = linear(params["embed"], x_BTNI).to(DTYPES[cfg.dtype])
-    for block in tree.unstack(params["blocks"]):
-        x = x + mlp(block["mlp"], rms_norm(block["mlp_norm"], x), backend.products)
-    return linear(params["head"], rms_norm(params["norm"], x)).float()
-
-
 # Pixels
 
 

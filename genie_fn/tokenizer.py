@@ -48,9 +48,6 @@ class TokenizerConfig:
     arch: Suppress[Literal["st_vivit", "magvit2"]] = "st_vivit"
     """`st_vivit` consists of `patch`, `encoder` and `decoder`; `magvit2` of `blueprints`."""
     blueprints: Suppress[Blueprints] = field(default_factory=Blueprints)
-    patchwise: bool = False
-    """Whether the encoder sees every patch by itself, without attention and without its place: equal
-    patches have equal ids, and the ids of a moving picture are easier to predict (`st_vivit`)."""
 
     def __post_init__(self):
         layers.check_patch(self.patch)
@@ -112,7 +109,7 @@ class TokenizerConfig:
     @property
     def framewise(self) -> bool:
         """Whether the ids of a frame depend on that frame alone."""
-        return self.arch == "st_vivit" and (self.patchwise or self.encoder.window == 1)
+        return self.arch == "st_vivit" and self.encoder.window == 1
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -189,10 +186,7 @@ def spec(cfg: TokenizerConfig) -> Tree:
     else:
         pixels = 3 * cfg.patch**2
         latent = cfg.quantizer.width
-        if cfg.patchwise:
-            encoder = layers.patch_mlp_spec(cfg.encoder, pixels, latent)
-        else:
-            encoder = layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens)
+        encoder = layers.grid_spec(cfg.encoder, pixels, latent, cfg.tokens)
         decoder = layers.grid_spec(cfg.decoder, latent, pixels, cfg.tokens)
     return {"encoder": encoder, "quantizer": quantize.spec(cfg.quantizer), "decoder": decoder}
 
@@ -226,8 +220,6 @@ def encode(
         )
         return latents_BTHWK.float().flatten(2, 3)
     patches_BTNP = layers.patchify(video_BTHWC, cfg.patch)
-    if cfg.patchwise:
-        return layers.patch_mlp(params["encoder"], patches_BTNP, cfg.encoder, backend=backend)
     latents_BTNK, _ = layers.grid_transformer(
         params["encoder"], patches_BTNP, cfg.encoder, backend=backend
     )
