@@ -169,7 +169,8 @@ def evaluate(  # noqa: PLR0913 (a world, recorded transitions, and how frames ar
 
     length = clips.frames.shape[1]
     different = perplexity(clips.ids.flatten(0, 1))
-    decoded = reconstruction.decode(world, clips.ids)
+    one_by_one = [reconstruction.decode(world, ids) for ids in clips.ids.split(1)]
+    decoded = torch.cat(one_by_one)  # as in `_encode`
     edges = [metrics.edge_ratio(rollout.frames[t], clips.frames) for t in stops]
     perplexities = [perplexity(rollout.ids[t]) for t in stops]
     tested = held_codes.tested(codes, world.dynamics.cfg.actions)
