@@ -243,10 +243,10 @@ CHOICES: dict[ChoiceName, Choice] = {
 
 COLUMNS = (
     Row("tokenizer, dB", headlines.TOKENIZER_PSNR.read),
-    Row("t = 1, moving, dB", headlines.psnr("own_actions", 1)),
-    Row("t = 4, moving, dB", headlines.psnr("own_actions", 4)),
-    Row("mean of the frames, all, dB", headlines.psnr("own_actions", "average", "all")),
-    Row("Δ₄ shuffled, moving, dB", headlines.delta("shuffled", 4)),
+    Row("t = 1, moving, dB", headlines.score("psnr", "own_actions", 1)),
+    Row("t = 4, moving, dB", headlines.score("psnr", "own_actions", 4)),
+    Row("mean of the frames, all, dB", headlines.score("psnr", "own_actions", "average", "all")),
+    Row("Δ₄ shuffled, moving, dB", headlines.score("delta", "shuffled", 4)),
     Row("actions' NMI", headlines.NMI.read, 3),
     Row("map from 200 labels, accuracy", headlines.few_labels(200), 3),
 )

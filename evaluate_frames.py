@@ -11,7 +11,6 @@ saves them as `own_actions.npy`; under the other actions, if it is to be scored 
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,7 @@ from rich.table import Table
 from genie_fn import data, metrics, random
 from genie_fn.errors import UserError
 from genie_fn.evaluation import benchmark_clips, rollouts
-from genie_fn.evaluation.record import Curve, Scores, Values
+from genie_fn.evaluation.record import Method
 from genie_fn.evaluation.report import headlines
 from genie_fn.runtime import files
 from genie_fn.runtime.cli import run
@@ -36,50 +35,21 @@ SCORES = "frames.json"
 SCHEMA = 1
 OF_THE_CLIPS = ("data", "split", "stride", "clips", "prompt", "frames")
 """Options that `--cfg.clips-to` reads alone."""
-Read = Callable[[Scores], Values | None]
-
-
-def _at(curves: Callable[[Scores], dict[str, Curve]], method: str, t: int | None = None) -> Read:
-    """Reads a method's curve at frame t, or its average over the frames."""
-
-    def read(scores: Scores) -> Values | None:
-        curve = curves(scores).get(method)
-        if curve is None:
-            return None
-        return curve.average if t is None else curve.at(t)
-
-    return read
-
-
-def _psnr(scores: Scores) -> dict[str, Curve]:
-    return dict(scores.psnr)
-
-
-def _delta(scores: Scores) -> dict[str, Curve]:
-    return dict(scores.delta)
-
-
-def _edges(scores: Scores) -> dict[str, Curve]:
-    return dict(scores.edges)
-
-
-def _ssim(scores: Scores) -> dict[str, Curve]:
-    return dict(scores.ssim)
-
-
-ROWS: dict[str, Read] = {
-    "PSNR at t = 1, dB": _at(_psnr, "own_actions", 1),
-    "PSNR at t = 4, dB": _at(_psnr, "own_actions", 4),
-    "PSNR, mean of the frames, dB": _at(_psnr, "own_actions"),
-    "the same, copy-last": _at(_psnr, "copy_last"),
-    "the same, displaced copy": _at(_psnr, "copy_displaced"),
-    "SSIM, mean of the frames": _at(_ssim, "own_actions"),
-    "edges relative to recorded ones": _at(_edges, "own_actions"),
-    "Δ₄ PSNR, random actions, dB": _at(_delta, "random", 4),
-    "Δ₄ PSNR, shuffled actions, dB": _at(_delta, "shuffled", 4),
-    "gain over copy-last at t = 4, pooled PSNR, dB": _at(_delta, "copy_last", 4),
+ROWS: dict[str, tuple[headlines.Kind, Method, headlines.Frame]] = {
+    "PSNR at t = 1, dB": ("psnr", "own_actions", 1),
+    "PSNR at t = 4, dB": ("psnr", "own_actions", 4),
+    "PSNR, mean of the frames, dB": ("psnr", "own_actions", "average"),
+    "the same, copy-last": ("psnr", "copy_last", "average"),
+    "the same, displaced copy": ("psnr", "copy_displaced", "average"),
+    "SSIM, mean of the frames": ("ssim", "own_actions", "average"),
+    "edges relative to recorded ones": ("edges", "own_actions", "average"),
+    "PSNR where aligned, mean of the frames, dB": ("aligned", "own_actions", "average"),
+    "position error, mean of the frames, pixels": ("position_error", "own_actions", "average"),
+    "Δ₄ PSNR, random actions, dB": ("delta", "random", 4),
+    "Δ₄ PSNR, shuffled actions, dB": ("delta", "shuffled", 4),
+    "gain over copy-last at t = 4, pooled PSNR, dB": ("delta", "copy_last", 4),
 }
-"""The numbers that are printed."""
+"""The numbers that are printed: a score, of which method, at which frame."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +134,8 @@ def score(cfg: Config) -> None:
         psnr = metrics.frame_psnr(torch.from_numpy(task.frames), decoded).mean().item()
         record["reconstruction_psnr"] = round(psnr, 4)
         table.add_row("reconstruction, PSNR", "", f"{psnr:.2f} dB")
-    for label, read in ROWS.items():
-        values = [read(scores) for scores in (protocol.moving, protocol.all)]
+    for label, score_of in ROWS.items():
+        values = [headlines.at(scores, *score_of) for scores in (protocol.moving, protocol.all)]
         if any(value is not None for value in values):
             table.add_row(label, *(headlines.show(value) for value in values))
     files.write_text(folder / SCORES, json.dumps(record, indent=1) + "\n")

@@ -97,7 +97,7 @@ def displacement(before: Tensor, after: Tensor) -> Tensor:
     y = after.float().mean(-1) / 255 - 0.5
     height, width = x.shape[-2:]
     middle = torch.zeros((height, width), device=x.device)
-    middle[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
+    middle[_middle(height), _middle(width)] = 1
 
     # Σ middle (y - x shifted)², without Σ middle y², which is the same for all shifts.
     error = _correlate(middle, x * x) - 2 * _correlate(middle * y, x)
@@ -110,6 +110,27 @@ def displacement(before: Tensor, after: Tensor) -> Tensor:
     good = error[..., nearest_first] <= error.amin(-1, keepdim=True) + 1e-3
     best = nearest_first[good.int().argmax(-1)]
     return torch.stack((dx[best % len(dx)], dy[best // len(dx)]), -1)
+
+
+def aligned_error(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """How much frames `a` differ from `b` where they may show it at another place, and how far off that
+    is: (..., H, W, 3) uint8 both → (...), (...).
+
+    The frames of `a` are moved by their `displacement` to those of `b`. The first result is their mean
+    squared difference in the middle of the frames, in squared levels of 255. An eighth of the sides, the largest
+    displacement, is left out all around, so that nothing is compared with pixels from outside of `a`. The second is
+    the length of the displacement in pixels.
+    """
+    shift = displacement(a, b)
+    height, width = a.shape[-3:-1]
+    moved = displaced(a, shift)[..., _middle(height), _middle(width), :]
+    error = frame_error(moved, b[..., _middle(height), _middle(width), :])
+    return error, shift.float().norm(dim=-1)
+
+
+def _middle(side: int) -> slice:
+    """The pixels along a side of a frame that are at least an eighth of it from its ends."""
+    return slice(side // 8, side - side // 8)
 
 
 def _correlate(a: Tensor, b: Tensor) -> Tensor:

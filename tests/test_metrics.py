@@ -114,6 +114,17 @@ def test_displacement_is_exact_on_shifted_pictures():
     assert metrics.displacement(flat, flat).tolist() == [[0, 0]]
 
 
+def test_aligned_error_is_that_of_the_middle_after_the_displacement():
+    a = random.randint(random.key(3), (2, 64, 48, 3), 0, 256).to(torch.uint8)
+    b = metrics.displaced(a, torch.tensor([[-6, 8], [0, 0]]))
+    b[:, :8] = 0  # outside of the middle
+    error, pixels = metrics.aligned_error(a, b)
+    assert error.tolist() == [0, 0] and pixels.tolist() == [10, 0]
+    b[1, 8:56, 6:42] = (b[1, 8:56, 6:42].int() - 20).clamp(min=0).to(torch.uint8)
+    error, pixels = metrics.aligned_error(a, b)
+    assert pixels.tolist() == [10, 0] and 300 < error[1] < 400
+
+
 def test_frechet_distance_is_that_of_the_matrix_square_root():
     a = random.normal(random.key(4), (200, 4)) @ random.normal(random.key(5), (4, 4))
     b = random.normal(random.key(6), (300, 4)) @ random.normal(random.key(7), (4, 4)) + 1

@@ -77,6 +77,11 @@ class Scores:
     edges: dict[str, Curve]
     """Differences of neighbouring pixels, divided by those of the recorded frames: below 1 where
     frames are blurred. Empty in records of earlier versions."""
+    aligned: dict[str, Curve]
+    """PSNR in dB of the middle of the frames, moved by the displacement at which they fit the recorded
+    ones best. Empty in records of earlier versions."""
+    position_error: dict[str, Curve]
+    """The length of that displacement in pixels. Empty in records of earlier versions."""
 
 
 @dataclass(frozen=True)

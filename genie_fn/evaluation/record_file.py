@@ -14,7 +14,7 @@ from genie_fn.errors import UserError
 from genie_fn.evaluation.record import Evaluation
 from genie_fn.runtime import files, versions
 
-SCHEMA = 4
+SCHEMA = 5
 FILE = "metrics.json"
 
 METHODS = {
@@ -93,17 +93,25 @@ def migrate(stored: dict[str, Any], schema: int) -> dict[str, Any]:
         stored = _without_edges(stored)
     if schema < 4:
         stored = _without_kept_ids(stored)
+    if schema < 5:
+        stored = _without_scores(stored, "aligned", "position_error")
     return stored | {"of_schema": schema}
 
 
 def _without_edges(old: dict[str, Any]) -> dict[str, Any]:
     """A record of schema 2 with the fields that it lacks."""
+    reconstruction = old["reconstruction"] | {"edges": None}
+    return _without_scores(old, "edges") | {"reconstruction": reconstruction}
+
+
+def _without_scores(old: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A record of an earlier schema, in which rollouts lack the scores of these names."""
+    missing = {name: {} for name in names}
     rollouts = {
-        prompt: {subset: scores | {"edges": {}} for subset, scores in protocol.items()}
+        prompt: {subset: scores | missing for subset, scores in protocol.items()}
         for prompt, protocol in old["rollouts"].items()
     }
-    reconstruction = old["reconstruction"] | {"edges": None}
-    return old | {"rollouts": rollouts, "reconstruction": reconstruction}
+    return old | {"rollouts": rollouts}
 
 
 def _without_kept_ids(old: dict[str, Any]) -> dict[str, Any]:

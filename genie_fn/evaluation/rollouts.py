@@ -182,6 +182,7 @@ def score(future: Tensor, videos: Videos, level_B: Tensor, key: Tensor) -> Proto
     psnr = {method: _psnr(values) for method, values in error.items()}
     edges = {method: metrics.edges(video) for method, video in videos.items()}
     recorded_edges = metrics.edges(future)
+    aligned = {method: metrics.aligned_error(video, future) for method, video in videos.items()}
     moving = moving_half(torch.cat((videos["copy_last"][:, :1], future), 1))
 
     def scores(chosen: Tensor) -> Scores:
@@ -204,6 +205,8 @@ def score(future: Tensor, videos: Videos, level_B: Tensor, key: Tensor) -> Proto
                 method: curves(torch.stack((values, recorded_edges), -1), _ratio)
                 for method, values in edges.items()
             },
+            aligned={method: curves(_psnr(values)) for method, (values, _) in aligned.items()},
+            position_error={method: curves(pixels) for method, (_, pixels) in aligned.items()},
         )
 
     return Protocol(all=scores(torch.ones_like(moving)), moving=scores(moving))

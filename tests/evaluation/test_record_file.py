@@ -27,17 +27,51 @@ def test_a_record_is_read_as_it_was_written(evaluation, tmp_path):
     assert stored["of_schema"] == record_file.SCHEMA and stored == asdict(evaluation)
 
 
+def without_scores(evaluation, *names):
+    """The record without these scores of rollouts."""
+    missing = {name: {} for name in names}
+    rollouts = {
+        prompt: Protocol(replace(protocol.all, **missing), replace(protocol.moving, **missing))
+        for prompt, protocol in evaluation.rollouts.items()
+    }
+    return replace(evaluation, rollouts=rollouts)
+
+
+def unaligned(evaluation, schema):
+    """What is read from a record of an earlier schema, in which frames were not aligned."""
+    evaluation = without_scores(evaluation, "aligned", "position_error")
+    return replace(evaluation, of_schema=schema)
+
+
+def schema_4(evaluation) -> dict:
+    """The same record in schema 4."""
+    record = asdict(evaluation)
+    del record["of_schema"]
+    for protocol in record["rollouts"].values():
+        for scores in protocol.values():
+            del scores["aligned"], scores["position_error"]
+    return record | {"schema": 4}
+
+
+def test_a_record_of_schema_4_is_read_and_written_as_one(evaluation, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(schema_4(evaluation)))
+    found = record_file.read(tmp_path)
+    assert found == unaligned(evaluation, 4)
+    record_file.write(found, tmp_path)
+    assert record_file.read(tmp_path) == found
+
+
 def without_kept_ids(evaluation, schema):
     """What is read from a record of an earlier schema, in which ids that are kept were not counted."""
+    evaluation = unaligned(evaluation, schema)
     rollouts = replace(evaluation.actions.long_rollouts, kept=None, recorded_kept=None)
     actions = replace(evaluation.actions, long_rollouts=rollouts)
-    return replace(evaluation, actions=actions, of_schema=schema)
+    return replace(evaluation, actions=actions)
 
 
 def schema_3(evaluation) -> dict:
     """The same record in schema 3."""
-    record = asdict(evaluation)
-    del record["of_schema"]
+    record = schema_4(evaluation)
     for name in ("kept", "recorded_kept"):
         del record["actions"]["long_rollouts"][name]
     return record | {"schema": 3}
@@ -53,13 +87,8 @@ def test_a_record_of_schema_3_is_read_and_written_as_one(evaluation, tmp_path):
 
 def without_edges(evaluation, schema):
     """What is read from a record of an earlier schema, in which edges were not measured either."""
-    evaluation = without_kept_ids(evaluation, schema)
-    rollouts = {
-        prompt: Protocol(*(replace(scores, edges={}) for scores in (protocol.all, protocol.moving)))
-        for prompt, protocol in evaluation.rollouts.items()
-    }
-    reconstruction = replace(evaluation.reconstruction, edges=None)
-    return replace(evaluation, rollouts=rollouts, reconstruction=reconstruction, of_schema=schema)
+    evaluation = without_scores(without_kept_ids(evaluation, schema), "edges")
+    return replace(evaluation, reconstruction=replace(evaluation.reconstruction, edges=None))
 
 
 def schema_2(evaluation) -> dict:

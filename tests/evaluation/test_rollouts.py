@@ -176,6 +176,22 @@ def test_edges_are_relative_to_those_of_the_recorded_frames():
     assert edges["own_actions"].average[0] == pytest.approx(0.5, abs=0.01)
 
 
+def test_displaced_frames_are_right_where_aligned():
+    """Crops of large pictures: a generated camera that stands 3 pixels further right and one higher up."""
+    large = random.randint(random.key(0), (4, 5, 80, 80, 3), 0, 256).to(torch.uint8)
+    real = large[..., 8:72, 8:72, :]
+    videos = dict.fromkeys(("own_actions", "random", "shuffled", "copy_last"), real)
+    videos["own_actions"] = large[..., 7:71, 11:75, :]
+    videos["random"] = real.flip(0)
+    scores = rollouts.score(real, videos, torch.arange(4), random.key(2)).all
+    assert scores.psnr["own_actions"].average[0] < 9
+    assert scores.aligned["own_actions"].average == [100, 100, 100]
+    assert scores.position_error["own_actions"].average[0] == pytest.approx(10**0.5, abs=1e-3)
+    assert scores.aligned["shuffled"].average[0] == 100
+    assert scores.position_error["shuffled"].average[0] == 0
+    assert scores.aligned["random"].average[0] < 9
+
+
 def test_scores_are_means_with_intervals_by_frame_and_over_them():
     real = random.randint(random.key(0), (6, 4, 32, 32, 3), 0, 256).to(torch.uint8)
     noisy = (

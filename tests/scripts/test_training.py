@@ -173,7 +173,7 @@ def test_evaluate_writes_numbers_pictures_and_a_page(trained, capsys):
     evaluate.main(evaluation(trained, "dynamics", long_frames=12))
     out = trained / "dynamics" / "evaluation"
     result = json.loads((out / "metrics.json").read_text())
-    assert result["schema"] == 4 and result["reconstruction"]["codes_used"] <= 64
+    assert result["schema"] == 5 and result["reconstruction"]["codes_used"] <= 64
     assert result["rollouts"].keys() == {"1", "4"}
     for scores in (half for protocol in result["rollouts"].values() for half in protocol.values()):
         methods = {"own_actions", "shuffled", "random", "copy_last", "joint"}

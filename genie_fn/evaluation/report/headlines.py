@@ -15,6 +15,7 @@ from genie_fn.evaluation.record import (
     Guesses,
     HeldCodes,
     Method,
+    Scores,
     Subset,
     Values,
 )
@@ -33,6 +34,8 @@ class WithActions(Protocol):
 ReadActions = Callable[[WithActions], Values | None]
 """The same of statistics of actions."""
 Frame = int | Literal["average"]
+Kind = Literal["psnr", "ssim", "pooled", "delta", "edges", "aligned", "position_error"]
+"""A field of `Scores`."""
 
 
 class Row(NamedTuple):
@@ -51,38 +54,24 @@ def value(evaluation: Evaluation, row: Row) -> Values | None:
     return row.read(evaluation)
 
 
-def _at(curve: Curve | None, frame: Frame) -> Values | None:
+def at(scores: Scores, kind: Kind, method: str, frame: Frame) -> Values | None:
+    """A score of a method's frames; None if it was not measured. `delta` is the gain of the clip's own
+    actions over the method."""
+    curves: dict[str, Curve] = getattr(scores, kind)
+    curve = curves.get(method)
     if curve is None:
         return None
     return curve.average if frame == "average" else curve.at(frame)
 
 
-def psnr(method: Method, frame: Frame, subset: Subset = "moving", prompt: int = 1) -> Read:
-    """Reads a method's PSNR."""
+def score(
+    kind: Kind, method: Method, frame: Frame, subset: Subset = "moving", prompt: int = 1
+) -> Read:
+    """Reads a score of a method's frames in the rollouts from `prompt` frames."""
 
     def read(evaluation: Evaluation) -> Values | None:
         scores = evaluation.scores(prompt, subset)
-        return None if scores is None else _at(scores.psnr.get(method), frame)
-
-    return read
-
-
-def ssim(method: Method, frame: Frame, subset: Subset, prompt: int = 1) -> Read:
-    """Reads a method's SSIM."""
-
-    def read(evaluation: Evaluation) -> Values | None:
-        scores = evaluation.scores(prompt, subset)
-        return None if scores is None else _at(scores.ssim.get(method), frame)
-
-    return read
-
-
-def edges(method: Method, frame: Frame, subset: Subset, prompt: int = 1) -> Read:
-    """Reads the edges of a method's frames relative to those of the recorded ones."""
-
-    def read(evaluation: Evaluation) -> Values | None:
-        scores = evaluation.scores(prompt, subset)
-        return None if scores is None else _at(scores.edges.get(method), frame)
+        return None if scores is None else at(scores, kind, method, frame)
 
     return read
 
@@ -91,16 +80,6 @@ def reconstructed_edges(evaluation: Evaluation) -> Values | None:
     """The edges of the tokenizer's reconstructions relative to those of the recorded frames."""
     ratio = evaluation.reconstruction.edges
     return None if ratio is None else [ratio]
-
-
-def delta(method: Method, frame: Frame, subset: Subset = "moving", prompt: int = 1) -> Read:
-    """Reads the gain of the clip's own actions over a method."""
-
-    def read(evaluation: Evaluation) -> Values | None:
-        scores = evaluation.scores(prompt, subset)
-        return None if scores is None else _at(scores.delta.get(method), frame)
-
-    return read
 
 
 def agreement(kind: Literal["all", "sides"], read: Callable[[Agreement], float]) -> ReadActions:
@@ -169,14 +148,20 @@ def few_labels(number: int, kind: Literal["all", "sides"] = "all") -> ReadAction
 
 
 TOKENIZER_PSNR = Row("tokenizer, PSNR", lambda e: [e.reconstruction.psnr], 2, " dB")
-DELTA_RANDOM = Row("Δ₄ PSNR, random actions, moving clips", delta("random", 4), 2, " dB")
-DELTA_SHUFFLED = Row("Δ₄ PSNR, shuffled actions, moving clips", delta("shuffled", 4), 2, " dB")
-PSNR_MOVING = Row("PSNR, 1 → 10 frames, moving clips", psnr("own_actions", "average"), 2, " dB")
-PSNR_COPY = Row("PSNR, 1 → 10 frames, copy-last", psnr("copy_last", "average"), 2, " dB")
-PSNR_DISPLACED = Row(
-    "PSNR, 1 → 10 frames, displaced copy", psnr("copy_displaced", "average"), 2, " dB"
+DELTA_RANDOM = Row("Δ₄ PSNR, random actions, moving clips", score("delta", "random", 4), 2, " dB")
+DELTA_SHUFFLED = Row(
+    "Δ₄ PSNR, shuffled actions, moving clips", score("delta", "shuffled", 4), 2, " dB"
 )
-PSNR_ALL = Row("PSNR, 1 → 10 frames, all clips", psnr("own_actions", "average", "all"), 2, " dB")
+PSNR_MOVING = Row(
+    "PSNR, 1 → 10 frames, moving clips", score("psnr", "own_actions", "average"), 2, " dB"
+)
+PSNR_COPY = Row("PSNR, 1 → 10 frames, copy-last", score("psnr", "copy_last", "average"), 2, " dB")
+PSNR_DISPLACED = Row(
+    "PSNR, 1 → 10 frames, displaced copy", score("psnr", "copy_displaced", "average"), 2, " dB"
+)
+PSNR_ALL = Row(
+    "PSNR, 1 → 10 frames, all clips", score("psnr", "own_actions", "average", "all"), 2, " dB"
+)
 NMI = Row("NMI with recorded actions", agreement("all", lambda a: a.nmi), 3)
 
 
@@ -184,8 +169,10 @@ def _first_frames() -> list[Row]:
     """PSNR at the first frames, beside that of copying the last prompt frame."""
     rows = []
     for t in (1, 2, 3, 4):
-        rows.append(Row(f"PSNR at t = {t}, moving clips", psnr("own_actions", t), 2, " dB"))
-        rows.append(Row(f"PSNR at t = {t}, copy-last", psnr("copy_last", t), 2, " dB"))
+        rows.append(
+            Row(f"PSNR at t = {t}, moving clips", score("psnr", "own_actions", t), 2, " dB")
+        )
+        rows.append(Row(f"PSNR at t = {t}, copy-last", score("psnr", "copy_last", t), 2, " dB"))
     return rows
 
 
@@ -199,18 +186,40 @@ ROWS = (
     Row("unigram entropy of the codes", lambda e: [e.reconstruction.unigram_entropy], 2, " nats"),
     DELTA_RANDOM,
     DELTA_SHUFFLED,
-    Row("Δ₄ PSNR, random actions, all clips", delta("random", 4, "all"), 2, " dB"),
+    Row("Δ₄ PSNR, random actions, all clips", score("delta", "random", 4, "all"), 2, " dB"),
     *_first_frames(),
     PSNR_MOVING,
-    Row("PSNR, 1 → 10 frames, shuffled actions", psnr("shuffled", "average"), 2, " dB"),
+    Row("PSNR, 1 → 10 frames, shuffled actions", score("psnr", "shuffled", "average"), 2, " dB"),
     PSNR_COPY,
     PSNR_DISPLACED,
-    Row("gain over copy-last at t = 4, moving clips, pooled PSNR", delta("copy_last", 4), 2, " dB"),
+    Row(
+        "gain over copy-last at t = 4, moving clips, pooled PSNR",
+        score("delta", "copy_last", 4),
+        2,
+        " dB",
+    ),
     PSNR_ALL,
-    Row("PSNR, 4 → 10 frames, all clips", psnr("own_actions", "average", "all", 4), 2, " dB"),
+    Row(
+        "PSNR, 4 → 10 frames, all clips",
+        score("psnr", "own_actions", "average", "all", 4),
+        2,
+        " dB",
+    ),
     Row(
         "edges of rollouts relative to recorded ones, moving clips",
-        edges("own_actions", "average", "moving"),
+        score("edges", "own_actions", "average"),
+    ),
+    Row(
+        "PSNR where aligned, 1 → 10 frames, moving clips",
+        score("aligned", "own_actions", "average"),
+        2,
+        " dB",
+    ),
+    Row(
+        "position error, 1 → 10 frames, moving clips",
+        score("position_error", "own_actions", "average"),
+        2,
+        " px",
     ),
     Row("actions used", lambda e: [e.actions.used], 0),
     Row("actions, perplexity", lambda e: [e.actions.perplexity], 2),

@@ -22,10 +22,10 @@ class Reference(NamedTuple):
 
 
 TOKENIZER_PSNR = headlines.TOKENIZER_PSNR.read
-PSNR_1 = headlines.psnr("own_actions", "average", "all")
-PSNR_4 = headlines.psnr("own_actions", "average", "all", 4)
-SSIM_1 = headlines.ssim("own_actions", "average", "all")
-DELTA = headlines.delta("random", 4, "all")
+PSNR_1 = headlines.score("psnr", "own_actions", "average", "all")
+PSNR_4 = headlines.score("psnr", "own_actions", "average", "all", 4)
+SSIM_1 = headlines.score("ssim", "own_actions", "average", "all")
+DELTA = headlines.score("delta", "random", 4, "all")
 
 REFERENCES = (
     Reference("tokenizer, PSNR; random agent", "38.25 dB", f"{REDUX}, table 1", TOKENIZER_PSNR),

@@ -1,5 +1,7 @@
 """Tables of the report, as rows of texts."""
 
+from typing import NamedTuple
+
 from genie_fn.evaluation.clone_record import CloneRecord
 from genie_fn.evaluation.record import (
     Actions,
@@ -22,6 +24,25 @@ from genie_fn.evaluation.report.methods import METHODS
 from genie_fn.evaluation.report.references import REFERENCES
 
 Rows = list[list[str]]
+
+
+class Column(NamedTuple):
+    """A score in the table of averages: its label, where it is, and how it is printed."""
+
+    label: str
+    kind: headlines.Kind
+    digits: int = 2
+    interval: bool = True
+
+
+AVERAGES = (
+    Column("PSNR", "psnr"),
+    Column("pooled PSNR", "pooled", interval=False),
+    Column("SSIM", "ssim", 3, interval=False),
+    Column("edges", "edges"),
+    Column("PSNR where aligned", "aligned"),
+    Column("position error, px", "position_error"),
+)
 
 
 def tiles(evaluation: Evaluation) -> Rows:
@@ -61,23 +82,25 @@ def averages(protocol: Protocol) -> tuple[list[str], Rows]:
     """Head and rows of the means over the frames."""
     subsets = {"moving": protocol.moving, "all": protocol.all}
     head = ["mean over the frames"]
-    for kind in ("PSNR", "pooled PSNR", "SSIM", "edges"):
-        head += [f"{kind}, {subset}" for subset in subsets]
+    for column in AVERAGES:
+        head += [f"{column.label}, {subset}" for subset in subsets]
     rows = []
     for method, style in METHODS.items():
-        if method not in protocol.all.psnr:
-            continue
-        cells = [headlines.show(x.psnr[method].average) for x in subsets.values()]
-        cells += [headlines.show(x.pooled[method].average[:1]) for x in subsets.values()]
-        cells += [headlines.show(x.ssim[method].average[:1], 3) for x in subsets.values()]
-        cells += [headlines.show(_edges(x, method)) for x in subsets.values()]
-        rows.append([style.name, *cells])
+        if method in protocol.all.psnr:
+            cells = [
+                _average(scores, column, method)
+                for column in AVERAGES
+                for scores in subsets.values()
+            ]
+            rows.append([style.name, *cells])
     return head, rows
 
 
-def _edges(scores: Scores, method: str) -> Values | None:
-    curve = scores.edges.get(method)
-    return None if curve is None else curve.average
+def _average(scores: Scores, column: Column, method: str) -> str:
+    values = headlines.at(scores, column.kind, method, "average")
+    if values is not None and not column.interval:
+        values = values[:1]
+    return headlines.show(values, column.digits)
 
 
 def by_frame(protocol: Protocol) -> tuple[list[str], Rows]:

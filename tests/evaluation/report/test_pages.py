@@ -128,11 +128,11 @@ def test_the_page_of_a_world_of_recorded_actions_and_of_unlabelled_video(evaluat
 def test_headlines_are_read_from_the_record(evaluation):
     curve = evaluation.rollouts["1"].moving.delta["random"]
     fourth = [curve.mean[3], curve.low[3], curve.high[3]]
-    assert headlines.delta("random", 4)(evaluation) == fourth
-    assert headlines.delta("random", "average")(evaluation) == curve.average
-    assert headlines.delta("random", 7)(evaluation) is None  # there are 6 frames
+    assert headlines.score("delta", "random", 4)(evaluation) == fourth
+    assert headlines.score("delta", "random", "average")(evaluation) == curve.average
+    assert headlines.score("delta", "random", 7)(evaluation) is None  # there are 6 frames
     assert headlines.value(evaluation, headlines.TOKENIZER_PSNR) == [23.456]
-    assert headlines.psnr("own_actions", 1, prompt=9)(evaluation) is None
+    assert headlines.score("psnr", "own_actions", 1, prompt=9)(evaluation) is None
     assert headlines.show([12.468, 11.9, 13.02], 2, " dB") == "12.47 dB [11.90, 13.02]"
     assert headlines.show(None) == "–"
 
