@@ -58,9 +58,9 @@ class Config:
     whose share of the time then goes to the dynamics model."""
     tokenizer: float = 0.33
     """The tokenizer's share of the time."""
-    lam: float = 0.11
+    lam: float = 0.04
     """The latent action model's share of the time."""
-    dynamics: float = 0.45
+    dynamics: float = 0.52
     """The dynamics model's share of the time. What the three leave is for collecting data and for
     the evaluation, which together take about two minutes on two CPU cores."""
     clips: int = 64

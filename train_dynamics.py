@@ -157,7 +157,7 @@ def demo() -> Config:
     optim = OptimConfig(
         lr=8e-3, muon=True, schedule="wsd", warmup=30, decay=0.4, final=0.02, ema=0.98
     )
-    sizes = {"steps": 600, "batch_size": 16, "num_frames": 8}
+    sizes = {"steps": 900, "batch_size": 16, "num_frames": 8}
     return _config("demo", **sizes, flip=True, compile="off", optim=optim)
 
 
