@@ -97,14 +97,15 @@ class Config:
     long_frames: int = 200
     """Frames of rollouts that show whether the world dissolves; 0: none."""
     held: int = 20
-    """Frames from which LEFT and RIGHT are held, for data of a game with such keys; 0: none."""
+    """Frames from which one action is held: every frequent action, and LEFT and RIGHT for data of a game
+    with such keys; 0: neither."""
     probe_steps: int = 400
     """Training steps of the supervised inverse dynamics model, for latent actions; 0: none."""
     extra_methods: bool = True
     """Also evaluate joint decoding and teacher forcing, which are not in the headlines."""
     brief: bool = False
     """Leave out what takes long and is not in the headlines: joint decoding, teacher forcing, long
-    rollouts, held keys and the inverse dynamics model, whatever --cfg.extra-methods,
+    rollouts, held keys and actions, and the inverse dynamics model, whatever --cfg.extra-methods,
     --cfg.long-frames, --cfg.held and --cfg.probe-steps say."""
     out: str = ""
     """The folder of the results; by default `evaluation` in the run's folder, or in a folder named

@@ -6,7 +6,7 @@
 
 Each stage trains for its share of the time (--cfg.minutes of the training scripts), and its
 learning-rate schedule ends with it. The evaluation is the brief one of evaluate.py; run evaluate.py
-itself for the probe, held keys and all kinds of rollouts. The results are one row in
+itself for the inverse dynamics model, held keys and all kinds of rollouts. The results are one row in
 benchmarks/records/, beside a folder with every stage's metrics. A speedrun that is interrupted is
 not a record: start it again in a new folder.
 """

@@ -54,7 +54,7 @@ def _config(preset: str, **options) -> Config:
 
 
 def _motion(preset: str, **options) -> Config:
-    """Two pairs of actions that are mirror images, and two others."""
+    """Three pairs of actions that are mirror images, and four others."""
     sizes = {"num_frames": 5, "stride": 2}
     return _config(preset, **sizes, flip=True, optim=LAM_PRESETS[preset], **options)
 

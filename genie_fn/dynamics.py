@@ -4,11 +4,11 @@ Genie (arXiv 2402.15391), section 2.1, after MaskGIT (Chang et al. 2022, arXiv 2
 hides tokens and predicts them from the others and the actions; `maskgit` samples frames. Since
 temporal attention is causal, the keys and values of past frames are computed once and cached.
 
-There are three departures from the paper. In training, as in sampling, the frame before is known, but
-a hidden token learns of it only through attention to masked frames. With `neighbourhood`, a linear
-map of the unmasked tokens around its place in that frame is added to every token; with `pointer`,
-the logits of the ids that stand there are raised. An id of several codebooks has a digit for each;
-with `chain` they are predicted one after another.
+Three options extend the paper. In training the previous frame is masked as well, while in sampling it
+is complete. With `neighbourhood`, a linear map of the unmasked tokens around its position in that
+frame is added to every token; with `pointer`, the logits of the ids that stand there are raised. An
+id of several codebooks consists of several factors; with `chain` their values, the digits of the id,
+are predicted one after another.
 """
 
 import math
@@ -53,13 +53,13 @@ class DynamicsConfig:
     token of its own."""
     stack: STConfig = field(default_factory=STConfig)
     mask_low: float = 0.5
-    """In training, the share of hidden tokens is uniform on [mask_low, 1] for each clip."""
+    """In training, the share of masked tokens is uniform on [mask_low, 1] for each clip."""
     corrupt: float = 0.0
     """In training, a share of the visible tokens, uniform on [0, corrupt] for each clip, becomes
     random, because generated frames contain errors that recorded ones do not."""
     neighbourhood: int = 0
     """Side of a square of tokens, an odd number. Every token sees, unmasked, those of the frame before
-    in the square around its own place. 0: only attention sees the frame before, and in training
+    in the square around its own position. 0: only attention sees the frame before, and in training
     masked."""
     neighbour_dim: int = 48
     """The width of these tokens' embeddings."""
@@ -67,12 +67,13 @@ class DynamicsConfig:
     """Whether every token's logits are raised, by a number for each token of that square, at the ids
     that stand there, so that what stays or moves by whole tokens is copied."""
     chain: bool = False
-    """Whether the digits of an id of several factors are predicted one after another, each given those
-    before it, as by Lee et al. 2022 (RQ-Transformer, arXiv 2203.01941, section 3.2). Otherwise they are
-    sampled independently of each other, and may not belong together."""
+    """Whether the factors of an id are predicted autoregressively, each given the values of those before
+    it, as by Lee et al. 2022 (RQ-Transformer, arXiv 2203.01941, section 3.2). Otherwise their values
+    are sampled independently of each other, and may not belong together."""
     factors: int = 0
-    """The number of parts into which the bits of an id are divided, each with its own embedding and
-    softmax. 0: two from 2^14 codes on, otherwise one."""
+    """The number of factors into which the bits of an id are divided, each with its own embedding and
+    softmax. 0: one for each codebook of a VQ tokenizer with several, otherwise two from 2^14 codes
+    on, and one below."""
     distilled: Suppress[float] = 0.0
     """The scale of the guidance that distillation has put into the weights; 0: none."""
 

@@ -32,8 +32,11 @@ class STConfig:
     """A stack of space-time blocks."""
 
     layers: int = 4
+    """Blocks."""
     dim: int = 128
+    """Channels of every token."""
     heads: int = 4
+    """Attention heads."""
     mlp: int = 4
     """Width of the feed-forward layer, in multiples of `dim`."""
     window: int = 16

@@ -37,7 +37,9 @@ class SampleConfig:
     """How a frame is sampled."""
 
     steps: int = 8
+    """MaskGIT steps per frame."""
     temperature: float = 1.0
+    """Softmax temperature of the ids; 0: the most probable ones."""
     order: Literal["confidence", "random"] = "confidence"
     """Which tokens a step reveals: those of the highest confidence, or random ones."""
     noise: float = 1.0

@@ -28,7 +28,9 @@ class QuantizerConfig:
     """A codebook of `codes` entries: `lfq` (one bit per channel) or `vq` (learned vectors)."""
 
     kind: KindName = "lfq"
+    """`lfq`: one bit per channel; `vq`: learned vectors."""
     codes: int = 1024
+    """The number of ids. With several codebooks it is the product of their sizes."""
     latent_dim: int = 32
     """Width of the codes of VQ. LFQ's is log2(codes)."""
     books: int = 1
