@@ -26,7 +26,7 @@ from genie_fn.evaluation.report.references import REFERENCES
 Rows = list[list[str]]
 
 
-class Column(NamedTuple):
+class Average(NamedTuple):
     """A score in the table of averages: its label, where it is, and how it is printed."""
 
     label: str
@@ -36,12 +36,12 @@ class Column(NamedTuple):
 
 
 AVERAGES = (
-    Column("PSNR", "psnr"),
-    Column("pooled PSNR", "pooled", interval=False),
-    Column("SSIM", "ssim", 3, interval=False),
-    Column("edges", "edges"),
-    Column("PSNR where aligned", "aligned"),
-    Column("position error, px", "position_error"),
+    Average("PSNR", "psnr"),
+    Average("pooled PSNR", "pooled", interval=False),
+    Average("SSIM", "ssim", 3, interval=False),
+    Average("edges", "edges"),
+    Average("PSNR where aligned", "aligned"),
+    Average("position error, px", "position_error"),
 )
 
 
@@ -79,28 +79,22 @@ def published(evaluation: Evaluation) -> Rows:
 
 
 def averages(protocol: Protocol) -> tuple[list[str], Rows]:
-    """Head and rows of the means over the frames."""
+    """Head and rows of the means over the frames: a column for every method."""
     subsets = {"moving": protocol.moving, "all": protocol.all}
-    head = ["mean over the frames"]
-    for column in AVERAGES:
-        head += [f"{column.label}, {subset}" for subset in subsets]
-    rows = []
-    for method, style in METHODS.items():
-        if method in protocol.all.psnr:
-            cells = [
-                _average(scores, column, method)
-                for column in AVERAGES
-                for scores in subsets.values()
-            ]
-            rows.append([style.name, *cells])
-    return head, rows
+    methods = [method for method in METHODS if method in protocol.all.psnr]
+    rows = [
+        [f"{average.label}, {subset}", *(_average(scores, average, method) for method in methods)]
+        for average in AVERAGES
+        for subset, scores in subsets.items()
+    ]
+    return ["mean over the frames", *(METHODS[method].name for method in methods)], rows
 
 
-def _average(scores: Scores, column: Column, method: str) -> str:
-    values = headlines.at(scores, column.kind, method, "average")
-    if values is not None and not column.interval:
+def _average(scores: Scores, average: Average, method: str) -> str:
+    values = headlines.at(scores, average.kind, method, "average")
+    if values is not None and not average.interval:
         values = values[:1]
-    return headlines.show(values, column.digits)
+    return headlines.show(values, average.digits)
 
 
 def by_frame(protocol: Protocol) -> tuple[list[str], Rows]:
