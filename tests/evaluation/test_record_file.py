@@ -53,14 +53,6 @@ def schema_4(evaluation) -> dict:
     return record | {"schema": 4}
 
 
-def test_a_record_of_schema_4_is_read_and_written_as_one(evaluation, tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps(schema_4(evaluation)))
-    found = record_file.read(tmp_path)
-    assert found == unaligned(evaluation, 4)
-    record_file.write(found, tmp_path)
-    assert record_file.read(tmp_path) == found
-
-
 def without_kept_ids(evaluation, schema):
     """What is read from a record of an earlier schema, in which ids that are kept were not counted."""
     evaluation = unaligned(evaluation, schema)
@@ -75,14 +67,6 @@ def schema_3(evaluation) -> dict:
     for name in ("kept", "recorded_kept"):
         del record["actions"]["long_rollouts"][name]
     return record | {"schema": 3}
-
-
-def test_a_record_of_schema_3_is_read_and_written_as_one(evaluation, tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps(schema_3(evaluation)))
-    found = record_file.read(tmp_path)
-    assert found == without_kept_ids(evaluation, 3)
-    record_file.write(found, tmp_path)
-    assert record_file.read(tmp_path) == found
 
 
 def without_edges(evaluation, schema):
@@ -101,10 +85,16 @@ def schema_2(evaluation) -> dict:
     return record | {"schema": 2}
 
 
-def test_a_record_of_schema_2_is_read_and_written_as_one(evaluation, tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps(schema_2(evaluation)))
+@pytest.mark.parametrize(
+    ("schema", "stored", "expected"),
+    [(4, schema_4, unaligned), (3, schema_3, without_kept_ids), (2, schema_2, without_edges)],
+)
+def test_an_earlier_record_is_read_and_written_as_one(
+    evaluation, tmp_path, schema, stored, expected
+):
+    (tmp_path / "metrics.json").write_text(json.dumps(stored(evaluation)))
     found = record_file.read(tmp_path)
-    assert found == without_edges(evaluation, 2)
+    assert found == expected(evaluation, schema)
     record_file.write(found, tmp_path)
     assert record_file.read(tmp_path) == found
 

@@ -81,13 +81,13 @@ def published(evaluation: Evaluation) -> Rows:
 def averages(protocol: Protocol) -> tuple[list[str], Rows]:
     """Head and rows of the means over the frames: a column for every method."""
     subsets = {"moving": protocol.moving, "all": protocol.all}
-    methods = [method for method in METHODS if method in protocol.all.psnr]
+    methods = {name: style for name, style in METHODS.items() if name in protocol.all.psnr}
     rows = [
         [f"{average.label}, {subset}", *(_average(scores, average, method) for method in methods)]
         for average in AVERAGES
         for subset, scores in subsets.items()
     ]
-    return ["mean over the frames", *(METHODS[method].name for method in methods)], rows
+    return ["mean over the frames", *(style.name for style in methods.values())], rows
 
 
 def _average(scores: Scores, average: Average, method: str) -> str:
