@@ -80,14 +80,17 @@ def published(evaluation: Evaluation) -> Rows:
 
 def averages(protocol: Protocol) -> tuple[list[str], Rows]:
     """Head and rows of the means over the frames: a column for every method."""
-    subsets = {"moving": protocol.moving, "all": protocol.all}
     methods = {name: style for name, style in METHODS.items() if name in protocol.all.psnr}
     rows = [
         [f"{average.label}, {subset}", *(_average(scores, average, method) for method in methods)]
         for average in AVERAGES
-        for subset, scores in subsets.items()
+        for subset, scores in _subsets(protocol).items()
     ]
     return ["mean over the frames", *(style.name for style in methods.values())], rows
+
+
+def _subsets(protocol: Protocol) -> dict[str, Scores]:
+    return {"moving": protocol.moving, "all": protocol.all}
 
 
 def _average(scores: Scores, average: Average, method: str) -> str:
@@ -101,12 +104,12 @@ def by_frame(protocol: Protocol) -> tuple[list[str], Rows]:
     """Head and rows of PSNR and its gains at every frame."""
     rows = [
         row
-        for subset, scores in (("moving", protocol.moving), ("all", protocol.all))
+        for subset, scores in _subsets(protocol).items()
         for row in _psnr_by_frame(subset, scores)
     ]
     rows += [
         row
-        for subset, scores in (("moving", protocol.moving), ("all", protocol.all))
+        for subset, scores in _subsets(protocol).items()
         for row in _gains_by_frame(subset, scores)
     ]
     return ["", *(f"t = {t}" for t in range(1, len(rows[0])))], rows
